@@ -34,13 +34,23 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml $(NATIVE_SOURCES)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . || { echo $(HELP); exit 1; }
 	@touch $@
 
+# The packages of an extra, as the installed edgemoe lists them: to install edgemoe with it would compile all once more.
+define INSTALL_EXTRA
+@$(BIN)/python -c 'import importlib.metadata as m, sys; print(*(r.split(";")[0] for r in m.requires("edgemoe") \
+	if r.endswith("\"%s\"" % sys.argv[1])), sep="\n")' $(1) | \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+@touch $@
+endef
+
 $(VENV)/.installed-test: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@touch $@
+	$(call INSTALL_EXTRA,test)
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
-	@touch $@
+	$(call INSTALL_EXTRA,lint)
+
+# With torch and transformers, for live parity.
+$(VENV)/.installed-oracle: $(VENV)/.installed-test
+	$(call INSTALL_EXTRA,oracle)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -14,7 +14,7 @@ sys.dont_write_bytecode = False
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from tests.support.examples import examples  # noqa: E402
+from tests.support.examples import ALL, examples  # noqa: E402
 
 os.environ["EDGEMOE_CACHE_DIR"] = ""  # nobody notes hot experts in the user's cache
 if hasattr(signal, "SIGHUP"):
@@ -32,7 +32,8 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-if "CI" not in os.environ:
-    # no deadline, as in CI: how long an example takes is for a busy machine to say
-    hypothesis.settings.register_profile("quick", max_examples=examples(100), deadline=None)
+if not ALL:
+    # on top of Hypothesis's own profile for where CI is set, or else without a deadline as that is: how long an example
+    # takes is for a busy machine to say
+    hypothesis.settings.register_profile("quick", hypothesis.settings(), max_examples=examples(100), deadline=None)
     hypothesis.settings.load_profile("quick")

@@ -7,6 +7,7 @@ import platformdirs
 import pytest
 
 from edgemoe import paths
+from tests.support.every_case import every_case
 from tests.support.homes import without_home
 
 XDG = {"cache_folder": "XDG_CACHE_HOME", "state_folder": "XDG_STATE_HOME"}
@@ -57,7 +58,7 @@ def test_whatever_the_version_of_platformdirs_says_of_an_unknown_home(
     assert ask() is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("chosen", "found"),
     [("/x", "/x"), ("x/y", "x/y"), ("~/x", "{home}/x"), ("", None), ("~no-such-user/x", None)],
 )

@@ -11,6 +11,7 @@ from edgemoe import process
 from edgemoe.errors import MachineError
 from edgemoe.process import ControlGroup
 from tests.support.control_groups import mounted, write_groups, write_proc
+from tests.support.every_case import every_case
 from tests.support.few_threads import few_threads
 
 
@@ -79,7 +80,7 @@ def test_control_groups_of_this_process_come_before_those_above(tmp_path: Path) 
     assert process.control_groups("memory", tmp_path / "none") == []
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("own", "first", "inner"),
     [
         ("/docker/1", "/docker/1", ["."]),  # a container that sees its own group only, under its full name
@@ -109,7 +110,7 @@ def in_groups(folder: Path, interface: Interface, files: dict[str, str]) -> Path
     return write_proc(folder, own, [mounted(root, kind, controllers)])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("interface", "files", "quota"),
     [
         (VERSION_2, {"cpu.max": "150000 100000"}, 1.5),
@@ -202,7 +203,7 @@ def test_without_proc_and_without_psutil_one_error_names_it(monkeypatch: pytest.
     assert process.physical_cores(Path("/missing")) is None
 
 
-@pytest.mark.parametrize("left", [0, 1, 2, 3])
+@every_case("left", [0, 1, 2, 3])
 def test_as_many_threads_are_started_as_the_system_allows(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     few_threads(monkeypatch, left)
     threads = process.start_threads(2, lambda: None)

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from edgemoe.cli.parameters import with_flags
+from tests.support.every_case import every_case
 
 ROOT = Path(__file__).parents[1] / "edgemoe"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
@@ -64,7 +63,7 @@ def test_docstrings_begin_with_their_subject_or_verb() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "told"),
     [
         ("Give a smaller `ram`.", "Give a smaller --ram."),

@@ -12,12 +12,14 @@ from typing import Any
 
 from edgemoe.architectures import (
     afmoe,
+    axk1,
     bailing_moe,
     cohere2_moe,
     dbrx,
     deepseek,
     deepseek_v2,
     deepseek_v3,
+    deepseek_v32,
     dots1,
     ernie4_5_moe,
     exaone_moe,
@@ -25,6 +27,7 @@ from edgemoe.architectures import (
     flint,
     gemma4,
     glm4_moe,
+    glm4_moe_lite,
     gpt_oss,
     granitemoe,
     granitemoe_swa,
@@ -49,7 +52,7 @@ from edgemoe.architectures import (
     switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import AUDIO, FURTHER_TOKENS, VISION, Change, SourceSlice, resolve_tensors
+from edgemoe.architectures.table import AUDIO, FURTHER_TOKENS, INDEXER, VISION, Change, SourceSlice, resolve_tensors
 from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import embedding_copies as _embedding_copies
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
@@ -61,6 +64,7 @@ __all__ = [
     "AUDIO",
     "FAMILIES",
     "FURTHER_TOKENS",
+    "INDEXER",
     "VISION",
     "Change",
     "SourceSlice",
@@ -74,6 +78,7 @@ __all__ = [
 
 FAMILIES: dict[str, ModuleType] = {
     "afmoe": afmoe,
+    "axk1": axk1,
     "bailing_moe": bailing_moe,
     "bailing_moe_v2": bailing_moe,
     "cohere2_moe": cohere2_moe,
@@ -81,6 +86,7 @@ FAMILIES: dict[str, ModuleType] = {
     "deepseek": deepseek,
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
+    "deepseek_v32": deepseek_v32,
     "dots1": dots1,
     "ernie4_5_moe": ernie4_5_moe,
     "exaone_moe": exaone_moe,
@@ -89,6 +95,8 @@ FAMILIES: dict[str, ModuleType] = {
     "gemma4": gemma4,
     "gemma4_text": gemma4,
     "glm4_moe": glm4_moe,
+    "glm4_moe_lite": glm4_moe_lite,
+    "glm_moe_dsa": deepseek_v32,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoe_swa": granitemoe_swa,
@@ -96,6 +104,7 @@ FAMILIES: dict[str, ModuleType] = {
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "hy_v3": hy_v3,
     "kimi_k2": deepseek_v3,
+    "kimi_k25": deepseek_v3,
     "kolibri1": kolibri1,
     "laguna": laguna,
     "lfm2_moe": lfm2_moe,
@@ -113,6 +122,7 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3_5_moe_text": qwen3_5_moe,
     "qwen3_moe": qwen3_moe,
     "qwen3_next": qwen3_next,
+    "sarvam_mla": deepseek_v3,
     "sarvam_moe": bailing_moe,
     "solar_open": glm4_moe,
     "switch_transformers": switch_transformers,

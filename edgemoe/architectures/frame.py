@@ -34,7 +34,7 @@ def read_frame(
     has; any other code is refused.
     """
     if own_code:
-        _check_own_code(reader, own_code)
+        check_own_code(reader, own_code)
     reader.require("hidden_act", "silu", "swish", default="silu")
     max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
     for kind in reader.sequence("layer_types"):
@@ -53,7 +53,8 @@ def read_frame(
     )
 
 
-def _check_own_code(reader: ConfigReader, name: str) -> None:
+def check_own_code(reader: ConfigReader, name: str) -> None:
+    """Refuse a checkpoint that brings code of its own, unless it is that of the class `name`. Raises SourceError."""
     code = reader.value("auto_map")
     model = code.get("AutoModelForCausalLM", code) if isinstance(code, Mapping) else code
     if model and not (isinstance(model, str) and model.rpartition(".")[2] == name):
@@ -206,10 +207,12 @@ def read_experts(
     )
 
 
-def read_sigmoid_router(reader: ConfigReader, *, normalise: bool = True, scale: float = 1.0) -> RouterSpec:
+def read_sigmoid_router(
+    reader: ConfigReader, *, normalise: bool = True, scale: float = 1.0, other_methods: Collection[str] = ()
+) -> RouterSpec:
     """A router by sigmoid with a bias for the choice alone, groups and a scale (DeepSeek-V3). Raises SourceError.
 
-    `normalise` and `scale` hold unless the config says otherwise.
+    `normalise` and `scale` hold unless the config says otherwise. With one of the `other_methods` it has no such bias.
     """
     normalise = reader.flag("norm_topk_prob", normalise)
     groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
@@ -218,11 +221,11 @@ def read_sigmoid_router(reader: ConfigReader, *, normalise: bool = True, scale: 
         groups = kept_groups = 1
     for name in ("scoring_func", "score_function"):
         reader.require(name, "sigmoid", "noaux_tc", default="sigmoid")
-    reader.require("topk_method", "noaux_tc", default="noaux_tc")
+    reader.require("topk_method", "noaux_tc", *other_methods, default="noaux_tc")
     return RouterSpec(
         normalise=normalise,
         score="sigmoid",
-        choice_bias=True,
+        choice_bias=reader.value("topk_method") in (None, "noaux_tc"),
         groups=groups,
         kept_groups=kept_groups,
         epsilon=1e-20 if normalise else 0.0,

@@ -1,12 +1,21 @@
-"""Latent attention in checkpoints: its keys in configs, and where its tensors lie."""
+"""Latent attention in checkpoints, and what families like DeepSeek-V3 share: keys of configs, places of tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader, checked_number
+from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader, checked_number
+from edgemoe.architectures.frame import (
+    leading_dense_layers,
+    read_experts,
+    read_ffn_types,
+    read_frame,
+    read_layers,
+    read_shared_width,
+    read_sigmoid_router,
+)
 from edgemoe.architectures.positions import read_rope
 from edgemoe.architectures.table import (
     DENSE_FFN,
@@ -18,7 +27,7 @@ from edgemoe.architectures.table import (
     shared_rows,
 )
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import LatentAttention
+from edgemoe.model.blocks import GatedFfn, LatentAttention, RouterSpec
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import ModelSpec
 
@@ -63,12 +72,56 @@ DEEPSEEK: tuple[Row, ...] = (
 """The rows of DeepSeek's models since V2."""
 
 
+def read_deepseek(
+    reader: ConfigReader,
+    family: str,
+    *,
+    own_code: str,
+    default_dense: int | None = None,
+    router: RouterSpec | None = None,
+    scale: float = 2.5,
+    layer_types: Collection[str] = ("full_attention",),
+    interleaved: bool | None = None,
+    wide_heads: bool = False,
+) -> ModelSpec:
+    """A model with latent attention, ungated shared experts and dense layers. Raises SourceError.
+
+    Dense are those that `mlp_layer_types` says, else as many as another key says from the first on, or `default_dense`.
+    Without a `router` it is DeepSeek-V3's, which scales weights by `scale` unless the config says otherwise.
+    `layer_types`: see `read_frame`; `interleaved` and `wide_heads`: `read_latent_attention`.
+    """
+    frame = read_frame(reader, family, own_code=own_code, layer_types=layer_types)
+    attention = read_latent_attention(reader, frame, interleaved=interleaved, wide_heads=wide_heads)
+    renamed = reader.value("num_experts") is not None
+    moe = read_experts(
+        reader,
+        width_key="moe_intermediate_size",
+        count_key="num_experts" if renamed else "n_routed_experts",
+        router=router or read_sigmoid_router(reader, scale=scale),
+        shared_width=read_shared_width(reader, "num_shared_experts" if renamed else "n_shared_experts"),
+    )
+    dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
+    reader.require("moe_layer_freq", 1, default=1)
+    reader.skip("ep_size")  # over how many machines another program spreads the experts
+    # The layers that predict further tokens are left out (see `table.unused_tensors`), however many there are.
+    reader.integer("num_nextn_predict_layers", "num_mtp_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
+
+    def dense_layers(reader: ConfigReader, count: int) -> Collection[int]:
+        if reader.sequence("mlp_layer_types"):
+            reader.skip("first_k_dense_replace")
+            return read_ffn_types(reader, count)
+        return leading_dense_layers(reader, count, default=default_dense)
+
+    return replace(frame, layers=read_layers(reader, attention, moe, dense, dense_layers))
+
+
 def read_latent_attention(
-    reader: ConfigReader, frame: ModelSpec, *, interleaved: bool | None = None
+    reader: ConfigReader, frame: ModelSpec, *, interleaved: bool | None = None, wide_heads: bool = False
 ) -> LatentAttention:
     """Widths, positions and scale. Raises SourceError.
 
-    `interleaved` says whether neighbouring channels are rotated together, where a family has no key for it.
+    `interleaved` says whether neighbouring channels are rotated together, where a family has no key for it. With
+    `wide_heads` a config may have the width of a latent row for that of a head.
     """
     heads = reader.integer("num_attention_heads", maximum=LARGEST_WIDTH)
     reader.require("num_key_value_heads", heads, default=heads)
@@ -77,8 +130,9 @@ def read_latent_attention(
     nope_dim = reader.integer("qk_nope_head_dim", maximum=LARGEST_WIDTH)
     rotary_dim = reader.integer("qk_rope_head_dim", maximum=LARGEST_WIDTH)
     value_dim = reader.integer("v_head_dim", maximum=LARGEST_WIDTH)
-    for name, allowed in (("head_dim", rotary_dim), ("qk_head_dim", nope_dim + rotary_dim)):
-        reader.require(name, allowed, default=allowed)
+    for name in ("qk_head_dim", "q_head_dim"):
+        reader.require(name, nope_dim + rotary_dim, default=nope_dim + rotary_dim)
+    reader.require("head_dim", rotary_dim, *([latent_dim + rotary_dim] * wide_heads), default=rotary_dim)
     reader.require("attention_bias", False)
     if rotary_dim % 2:
         raise SourceError(
@@ -90,7 +144,9 @@ def read_latent_attention(
         raise SourceError(
             f"config.json: {heads} heads make {widest} values; expected {LARGEST_WIDTH} values at most.", DAMAGED
         )
-    neighbours = reader.flag("rope_interleave", True) if interleaved is None else interleaved
+    if interleaved is not None:
+        reader.require("rope_interleave", interleaved, default=interleaved)
+    neighbours = reader.flag("rope_interleave", True)
     rope = read_rope(reader, rotary_dim, 10_000.0, frame.max_positions)
     if neighbours:
         rope = replace(rope, pairing="neighbours")

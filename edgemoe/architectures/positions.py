@@ -195,6 +195,8 @@ def _rule(parameters: dict[Any, Any]) -> str:
     rule = old if new is None else new
     if rule is None:
         rule = "default"
+    if rule == "deepseek_yarn":  # another program's name of it
+        rule = "yarn"
     if old is not None and new is not None and old != new:
         raise SourceError(f"config.json: rope_type is {show(new)}, but type is {show(old)}; expected one.", DAMAGED)
     if not isinstance(rule, str) or rule not in _NUMBERS:

@@ -226,9 +226,16 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 """The tensors of such layers where they have names of their own."""
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
-_VISION = re.compile(r"(model\.)?(visual|vision_model|vision_tower|embed_vision|multi_modal_projector)\..+")
+_VISION = re.compile(
+    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector)\..+"
+)
 AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
+
+INDEXER = "an indexer of attention, which chooses among more tokens than edgemoe runs of this model"
+_INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
+UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
+_NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 _STACKS_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -310,6 +317,8 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     reasons, names = {}, list(names)
     found = filter(None, map(_FURTHER_TOKENS.fullmatch, names))
     further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
+    normed = {number for number, layer in enumerate(spec.layers) if layer.blocks[-1].post_norm}
+    unnormed = set(range(len(spec.layers))) - normed if normed else set()
     for name in names:
         if (further and name.startswith(further)) or _NAMED_FURTHER_TOKENS.fullmatch(name):
             reasons[name] = FURTHER_TOKENS
@@ -317,6 +326,11 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
             reasons[name] = VISION
         if _AUDIO.fullmatch(name):
             reasons[name] = AUDIO
+        if spec.positions_limit == "indexer" and _INDEXER.fullmatch(name):
+            reasons[name] = INDEXER
+        norm = _NORM_OF_FFN.fullmatch(name)
+        if norm and int(norm[1]) in unnormed:
+            reasons[name] = UNUSED_NORM
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         if name in _STACKS_EMBEDDINGS and spec.encoder:
@@ -419,7 +433,9 @@ def _slices(
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
             where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.as_vector, height=height)
-        slices[name.format(layer=layer, expert=expert)] = replace(where, change=row.change)
+        slices[name.format(layer=layer, expert=expert)] = (
+            where if row.change == "none" else replace(where, change=row.change)
+        )
         start += count
     return slices
 

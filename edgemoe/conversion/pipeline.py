@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgemoe.architectures import AUDIO, FURTHER_TOKENS, VISION, unused_tensors
+from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, unused_tensors
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
@@ -129,7 +129,7 @@ def convert_source(
 def _left_out(opened: Source) -> Iterator[str]:
     """Say once for each part of the checkpoint that is left out which it is."""
     unused = unused_tensors(opened.config, opened.tensors())
-    for part in (FURTHER_TOKENS, VISION, AUDIO):
+    for part in (FURTHER_TOKENS, VISION, AUDIO, INDEXER):
         names = [name for name, reason in unused.items() if reason == part]
         if names:
             yield f"{len(names)} tensors, such as {names[0]}, are left out: they belong to {part}."

@@ -176,6 +176,37 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "use_qk_norm": False,
             "vocab_size": 151552,
         },
+        "glm-4.7-flash": {
+            "model_type": "glm4_moe_lite",
+            "attention_bias": False,
+            "first_k_dense_replace": 1,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "intermediate_size": 10240,
+            "kv_lora_rank": 512,
+            "max_position_embeddings": 202752,
+            "moe_intermediate_size": 1536,
+            "n_group": 1,
+            "n_routed_experts": 64,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_attention_heads": 20,
+            "num_experts_per_tok": 4,
+            "num_hidden_layers": 47,
+            "num_key_value_heads": 20,
+            "q_lora_rank": 768,
+            "qk_nope_head_dim": 192,
+            "qk_rope_head_dim": 64,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": None,
+            "rope_theta": 1000000.0,
+            "routed_scaling_factor": 1.8,
+            "tie_word_embeddings": False,
+            "topk_group": 1,
+            "topk_method": "noaux_tc",
+            "v_head_dim": 256,
+            "vocab_size": 154880,
+        },
         "lfm2-8b-a1b": {
             "model_type": "lfm2_moe",
             "conv_L_cache": 3,
@@ -317,6 +348,6 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
-Qwen/Qwen3.6-35B-A3B, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air, LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b,
-google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1, ibm-granite/granite-3.0-3b-a800m-instruct and
-google/switch-base-8."""
+Qwen/Qwen3.6-35B-A3B, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash, LiquidAI/LFM2-8B-A1B,
+openai/gpt-oss-20b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1,
+ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8."""

@@ -254,9 +254,11 @@ class _Needs:
 
 def _check_context(graph: Graph, context_length: int | None) -> None:
     """Raise UsageError for a context that the model does not have."""
-    if context_length is not None and not 1 <= context_length <= graph.spec.max_positions:
+    spec = graph.spec
+    if context_length is not None and not 1 <= context_length <= spec.max_positions:
+        reason = ", as edgemoe does not run the indexer of its attention" * (spec.positions_limit == "indexer")
         raise UsageError(
-            f"A context of {context_length} tokens was asked for; this model has 1 to {graph.spec.max_positions}.",
+            f"A context of {context_length} tokens was asked for; this model has 1 to {spec.max_positions}{reason}.",
             "Choose a context length within that range.",
         )
 

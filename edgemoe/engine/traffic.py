@@ -75,6 +75,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
 
 
 def _page_bytes(attention: op.Attention, kv_format: KvFormat) -> Iterator[int]:
-    """Bytes of a page of keys and of one of values."""
+    """Bytes of a page of keys and of one of values, where these are not a part of the keys."""
     for cache in (attention.key_cache, attention.value_cache):
-        yield bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)
+        if cache is not None:
+            yield bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)

@@ -526,7 +526,7 @@ SILU = Activation()
 GELU_TANH = Activation("gelu_tanh")
 RELU = Activation("relu", gated=False)
 RELU2 = Activation("relu2", gated=False)
-"""Those of FFNs without a gate: Vaswani et al. 2017 and Primer."""
+"""Activations of FFNs without a gate: Vaswani et al. 2017 and Primer."""
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 

@@ -192,6 +192,8 @@ class ModelSpec:
     """Whether these norms have biases, as only LayerNorm may (Phi-3.5-MoE)."""
     head_bias: bool = False
     """Whether the head adds a bias to the logits."""
+    positions_limit: Literal["none", "indexer"] = "none"
+    """What bounds `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
     encoder: EncoderSpec | None = None
     """The encoder; None in a model that has a decoder alone."""
 

@@ -30,22 +30,27 @@ from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tab
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    AXK1,
     DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
+    DEEPSEEK_V32,
     DOTS_LLM1,
     ERNIE_45_21B_A3B,
     FLEX_OLMO_7X7B,
     GEMMA4_26B_A4B,
+    GLM_5,
     GLM_45_AIR,
+    GLM_47_FLASH,
     GPT_OSS_20B,
     GRANITE_1B_A400M,
     GRANITE_SHARED,
     HUNYUAN_A13B,
     HY3_PREVIEW,
     KIMI_K2,
+    KIMI_K25,
     LFM2_8B_A1B,
     LING_MINI_2,
     LLAMA4_MAVERICK,
@@ -62,8 +67,11 @@ from tests.architectures.published import (
     QWEN15_MOE_A27B,
     QWEN36_35B_A3B,
     SARVAM_30B,
+    SARVAM_105B,
     SOLAR_OPEN_100B,
 )
+from tests.golden.covering import golden_configs
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 
 
@@ -81,17 +89,10 @@ def without(config: dict[str, Any], *names: str) -> dict[str, Any]:
 # What published configs mean
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@every_case("name", PUBLISHED)
 def test_published_models_have_their_number_of_parameters(name):
     config, parameters = PUBLISHED[name]
     assert sum(math.prod(shape) for shape in checkpoint_shapes(config).values()) == parameters
-
-
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
-def test_a_spec_survives_json(config):
-    spec = model_spec(config)
-    assert ModelSpec.from_json(spec.to_json()) == spec
-    assert spec.family == config["model_type"].removesuffix("_text")
 
 
 def attention(layer: LayerSpec) -> Attention:
@@ -467,6 +468,14 @@ def test_deepseek_v3():
         (DEEPSEEK_V3, {"scoring_func": "softmax"}, 'scoring_func is "softmax"'),
         (DEEPSEEK_V3, {"rope_interleave": "yes"}, 'rope_interleave is "yes"'),
         (DEEPSEEK_V3, {"rope_scaling": {"type": "yarn", "factor": 40, "mscale_all_dim": -1}}, "mscale_all_dim is -1"),
+        (KIMI_K25, {"tie_word_embeddings": True}, "tie_word_embeddings is true, but false in text_config"),
+        (KIMI_K25, {"text_config": {}}, "max_position_embeddings is missing"),
+        (KIMI_K25, {"auto_map": {"AutoModelForCausalLM": "modeling.KimiK3"}}, 'auto_map is "modeling.KimiK3"'),
+        (AXK1, {"topk_method": "sometimes"}, 'topk_method is "sometimes"'),
+        (GLM_47_FLASH, {"mlp_layer_types": ["dense"]}, "mlp_layer_types lists 1 layers; expected 47"),
+        (SARVAM_105B, {"head_dim": 192}, "head_dim is 192; edgemoe implements 64 or 576 only"),
+        (GLM_5, {"index_topk": 0}, "index_topk is 0"),
+        (GLM_5, {"layer_types": ["full_attention"] * 78}, 'layer_types is "full_attention"'),
         (KIMI_K2, {"auto_map": {"AutoModelForCausalLM": "modeling_kimi.KimiK3"}}, 'auto_map is "modeling_kimi.KimiK3"'),
     ],
 )
@@ -474,11 +483,49 @@ def test_latent_attention_that_cannot_be_run_is_refused_by_name(config, changes,
     assert words in refusal(config | changes)
 
 
+def test_families_like_deepseek_v3():
+    flash = model_spec(GLM_47_FLASH)
+    own = latent(flash)
+    assert (own.heads, own.query_rank, own.nope_dim, own.value_dim) == (20, 768, 192, 256)
+    assert (flash.norm_epsilon, own.latent_epsilon) == (1e-5, 1e-6)
+    assert [layer.routed is None for layer in flash.layers] == [True] + [False] * 46
+    listed = without(GLM_47_FLASH, "first_k_dense_replace") | {"mlp_layer_types": ["dense"] + ["sparse"] * 46}
+    assert model_spec(listed) == flash == model_spec(without(GLM_47_FLASH, "first_k_dense_replace"))
+    kimi = model_spec(KIMI_K25)
+    assert replace(kimi, family="kimi_k2", max_positions=131072) == model_spec(KIMI_K2)
+    sarvam = latent(model_spec(SARVAM_105B))
+    assert (sarvam.rope.scaling, sarvam.query_rank) == ("yarn", 0)
+    newer = without(SARVAM_105B, "num_experts", "num_shared_experts", "head_dim", "rope_scaling", "rope_theta") | {
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "rope_parameters": SARVAM_105B["rope_scaling"] | {"type": "yarn", "rope_theta": 10000.0},
+    }
+    assert model_spec(newer) == model_spec(SARVAM_105B)
+
+
+def test_axk1_has_a_norm_after_the_sum_of_experts():
+    spec = model_spec(AXK1)
+    assert [layer.blocks[1].post_norm for layer in spec.layers] == [False] + [True] * 60
+    assert not ffn(spec.layers[1]).router.choice_bias
+    assert ffn(model_spec(AXK1 | {"topk_method": "noaux_tc"}).layers[1]).router.choice_bias
+    assert ffn(model_spec(AXK1 | {"topk_method": None}).layers[1]).router.choice_bias
+
+
+@pytest.mark.parametrize("config", [DEEPSEEK_V32, GLM_5], ids=["deepseek_v32", "glm_moe_dsa"])
+def test_models_with_an_indexer_have_as_many_positions_as_it_chooses(config):
+    spec = model_spec(config)
+    assert (spec.max_positions, spec.positions_limit) == (2048, "indexer")
+    assert model_spec(config | {"index_topk": 1 << 20}).max_positions == config["max_position_embeddings"]
+    if config is DEEPSEEK_V32:
+        plain = replace(spec, family="deepseek_v3", max_positions=163840, positions_limit="none")
+        assert plain == model_spec(DEEPSEEK_V3)  # whose positions follow from the config's own number
+
+
 def test_olmoe_may_limit_query_key_and_value():
     assert attention(model_spec(OLMOE_1B_7B | {"clip_qkv": 8.0}).layers[0]).clip == 8.0
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "changes", "words"),
     [
         (MINIMAX_M2, {"rotary_dim": 32, "partial_rotary_factor": 0.5}, "rotary_dim is 32, but 64 channels of a head"),
@@ -544,7 +591,7 @@ def test_gpt_oss():
     assert attention(model_spec(GPT_OSS_20B | {"attention_bias": False}).layers[0]).output_bias is False
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"head_dim": None}, "head_dim is missing"),
@@ -566,7 +613,7 @@ def test_gpt_oss_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(GPT_OSS_20B | changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"n_group": 5}, "router: groups: expected equal runs of at least 2 of 128 experts, found 5"),
@@ -642,7 +689,7 @@ def test_gemma4_says_the_heads_of_its_layers_in_two_ways():
     assert attention(model_spec(text | {"attention_k_eq_v": False}).layers[5]).kv_heads == 8
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"attn_output_gate": False}, "attn_output_gate is false; edgemoe implements true only"),
@@ -667,7 +714,7 @@ def test_a_text_config_that_is_no_object_is_refused():
     assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"enable_moe_block": False}, "enable_moe_block is false; edgemoe implements true only"),
@@ -718,7 +765,7 @@ def test_lfm2_moe():
     assert not other.tied_embeddings
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"layer_types": None}, "layer_types is missing; expected the kinds of 24 layers"),
@@ -735,7 +782,7 @@ def test_lfm2_moe_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(LFM2_8B_A1B | changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "dense"),
     [
         ({"num_hidden_layers": 6}, []),
@@ -744,7 +791,7 @@ def test_lfm2_moe_that_cannot_be_run_is_refused(changes, words):
         ({"num_hidden_layers": 6, "decoder_sparse_step": 3, "mlp_only_layers": [2]}, [0, 1, 2, 3, 4]),
     ],
 )
-@pytest.mark.parametrize("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
+@every_case("config", [QWEN15_MOE_A27B, QWEN3_30B_A3B], ids=["qwen2_moe", "qwen3_moe"])
 def test_dense_layers_among_sparse_ones(config, changes, dense):
     layers = model_spec(config | changes).layers
     assert [n for n, layer in enumerate(layers) if layer.routed is None] == dense
@@ -757,7 +804,7 @@ def test_the_newer_name_of_a_key_means_the_same():
     assert "num_local_experts is 64" in refusal(QWEN3_30B_A3B | {"num_local_experts": 64})
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_null_means_absent(config):
     optional = ["attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act"]
     width = config.get("hidden_size")
@@ -826,7 +873,7 @@ YARN_4 = {"factor": 4.0, "original_max_position_embeddings": 32768}
 LINEAR_2 = {"rope_type": "linear", "factor": 2.0}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("keys", "frequencies", "gain"),
     [
         (
@@ -902,7 +949,7 @@ def test_yarn_fills_in_what_is_left_out():
     assert rope(rope_scaling={"rope_type": "yarn", "factor": 0.5}).parameters["attention_factor"] == 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("keys", "words"),
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope_type is "dynamic"'),
@@ -951,7 +998,7 @@ def test_positions_that_are_refused(keys, words):
 # What is refused
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("model_type", "nearest"),
     [("Mixtral", "mixtral"), ("qwen3_5", "qwen3_5_moe"), ("gemma4_vision", "gemma4"), (7, None), (["mixtral"], None)],
 )
@@ -985,14 +1032,14 @@ OTHERWISE = [
 ]
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_values_that_mean_something_else_are_refused_by_name(config):
     for key, value in OTHERWISE:
         if config.get(key) != value:  # one family has an encoder
             assert key in refusal(config | {key: value})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "changes", "word"),
     [
         (MIXTRAL_8X7B, {"attention_bias": True}, "attention_bias"),
@@ -1026,7 +1073,7 @@ def test_a_window_that_hides_nothing_is_accepted():
     assert model_spec(switched_on | {"sliding_window": 8192}) == model_spec(QWEN15_MOE_A27B)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "key",
     ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "num_experts", "num_experts_per_tok"],
 )
@@ -1037,7 +1084,7 @@ def test_absurd_sizes_are_errors(key):
         assert len(message) < 300
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9; expected at most the number of experts, 8"),
@@ -1103,7 +1150,7 @@ def spec_or_error(config: dict[str, Any]) -> ModelSpec | SourceError:
 
 @settings(max_examples=examples(400), deadline=None)
 @given(
-    config=st.sampled_from(list(ALL_FAMILIES.values())),
+    config=st.sampled_from(list(golden_configs().values())),  # of all families, and small
     changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), VALUES, max_size=4),
     removed=st.sets(st.sampled_from(KEYS), max_size=2),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import relative_error
 from tests.golden.cases import CASES, PROMPT_TOKENS
+from tests.golden.covering import GOLDEN, covering_models
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
 
 
@@ -32,53 +33,46 @@ class Resident:
     @functools.cached_property
     def whole(self) -> np.ndarray:
         """Logits after each token, all of which one call was given."""
-        return run(self.engine, [self.ids])
+        return run(self.engine, self.ids)
 
 
-@pytest.fixture(scope="module", params=CASES)
-def resident(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
-    """One for each family, which all tests of it share: to open an engine costs more than to run it."""
-    opened = Resident(request.param, tmp_path_factory.mktemp("stores"))
-    with opened.engine:
-        yield opened
-
-
-def run(engine: Engine, pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Logits after each token of the pieces, each given in one call, from an empty context."""
+def run(engine: Engine, ids: np.ndarray, ends: Sequence[int] = ()) -> np.ndarray:
+    """Logits after each token, in calls that end at `ends`, from an empty context."""
     engine.rewind(0)
-    return np.concatenate([engine.forward(piece, all_logits=True) for piece in pieces])
+    return np.concatenate([engine.forward(piece, all_logits=True) for piece in np.split(ids, ends)])
 
 
 def assert_golden(logits: np.ndarray, golden: np.lib.npyio.NpzFile) -> None:
     assert relative_error(logits[golden["positions"]], golden["logits"]) < TOLERANCE
 
 
-def test_the_engine_agrees_with_the_golden_logits(resident: Resident) -> None:
-    assert resident.engine.backend.name == "native"
-    assert_golden(resident.whole, resident.golden)
-
-
-def test_so_it_does_on_kernels_in_numba(resident: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEMOE_KERNELS", "jit")
-    with open_engine(resident.store, EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
-        assert engine.backend.name == "jit"
-        assert_golden(run(engine, [resident.ids]), resident.golden)
-
-
-def test_how_ids_are_grouped_in_calls_never_changes_a_bit(resident: Resident) -> None:
-    ids, engine = resident.ids, resident.engine
-    np.testing.assert_array_equal(run(engine, np.split(ids, [1, 2, 9, 10, 130, 137, 259])), resident.whole)
-    for tokens in (1, 17, 128, 299):
+@pytest.mark.parametrize("name", CASES)
+def test_the_engine_agrees_with_the_golden_logits_however_ids_are_grouped_in_calls(name: str, tmp_path: Path) -> None:
+    resident = Resident(name, tmp_path)
+    with resident.engine as engine:
+        assert engine.backend.name == "native"
+        assert engine.memory.all_resident
+        assert_golden(resident.whole, resident.golden)
+        np.testing.assert_array_equal(run(engine, resident.ids, [1, 2, 9, 10, 130, 137, 259]), resident.whole)
         engine.rewind(0)
-        np.testing.assert_array_equal(engine.forward(ids[:tokens]), resident.whole[tokens - 1])
-        np.testing.assert_array_equal(engine.forward(ids[tokens : tokens + 1]), resident.whole[tokens])
+        for piece in np.split(resident.ids, [1, 17, 18, 128, 129, 299]):
+            last = engine.forward(piece)
+            np.testing.assert_array_equal(last, resident.whole[engine.position - 1])
 
 
-def test_paging_and_threads_never_change_a_bit(resident: Resident) -> None:
-    pieces = [resident.ids[:50], *np.split(resident.ids[50:60], 10)]
-    assert resident.engine.memory.all_resident
-    with open_engine(resident.store, EngineOptions("floor", threads=3, context_length=PROMPT_TOKENS)) as engine:
+@pytest.mark.parametrize("name", covering_models())
+def test_kernels_in_numba_agree_and_neither_paging_nor_threads_change_a_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = Resident(name, tmp_path)
+    options = EngineOptions(threads=1, context_length=PROMPT_TOKENS)
+    with open_engine(resident.store, dataclasses.replace(options, ram="floor", threads=3)) as engine:
         fits = engine.spec.total_experts <= engine.memory.slots
         assert engine.memory.all_resident == fits
-        np.testing.assert_array_equal(run(engine, pieces), run(resident.engine, pieces))
+        np.testing.assert_array_equal(run(engine, resident.ids[:60], [*range(50, 60)]), resident.whole[:60])
         assert (engine.statistics.disk_bytes > 0) == (not fits)
+    resident.engine.close()
+    monkeypatch.setenv("EDGEMOE_KERNELS", "jit")
+    with open_engine(resident.store, options) as engine:
+        assert engine.backend.name == "jit"
+        assert_golden(run(engine, resident.ids), resident.golden)

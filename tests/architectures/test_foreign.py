@@ -11,6 +11,7 @@ from edgemoe.architectures.table import checkpoint_shapes as table_shapes
 from edgemoe.architectures.table import layer_rows, resolve_tensors
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL
+from tests.support.every_case import every_case
 
 SHAPES = checkpoint_shapes(SMALL_MIXTRAL)
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -23,7 +24,7 @@ def refusal(shapes: dict[str, tuple[int, ...]], unlisted: dict[str, str] | None 
     return caught.value
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("prefix", "words"),
     [
         ("module.", "DataParallel"),
@@ -68,7 +69,7 @@ def test_a_tensor_that_the_index_leaves_out_is_named_with_its_shard() -> None:
     assert "weight_map" in problem.hint
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("method", "names"),
     [
         ("GPTQ", ["qweight", "qzeros", "scales", "g_idx"]),
@@ -89,7 +90,7 @@ def test_quantised_leftovers_are_called_quantised(method: str, names: list[str])
     assert "unquantised version" in problem.hint
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("key", "value", "words"),
     [
         ("quantization_config", {"quant_method": "gptq", "bits": 4}, "(gptq, 4 bits)"),

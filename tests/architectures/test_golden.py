@@ -1,18 +1,18 @@
-"""Every family against the logits that transformers gave for small random checkpoints (tests/golden)."""
+"""The reference kernels against the logits that transformers gave for small random checkpoints (tests/golden)."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgemoe.architectures import FAMILIES
+from edgemoe.architectures import FAMILIES, model_spec
+from edgemoe.model.build import build_graph
 from edgemoe.model.rope import rope_tables
 from tests.architectures.harness import Reference, load_checkpoint, load_reference, relative_error
 from tests.golden.cases import CASES, ENCODER_CASES, ROPE_CASES, ROPE_POSITIONS, YARN
+from tests.golden.covering import GOLDEN, covering_models, covering_names, forms
+from tests.support.every_case import every_case
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
 
 
@@ -22,20 +22,26 @@ def test_the_golden_data_covers_every_family_and_more_experts_than_a_machine_wor
     assert max(spec.most_experts for spec in specs) > 64
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_the_models_that_all_is_tried_on_have_every_form_of_every_operation():
+    graphs = {name: build_graph(model_spec(load_checkpoint(GOLDEN / name)[0])) for name in CASES}
+    every = set().union(*map(forms, graphs.values()))
+    assert every == set().union(*(forms(graphs[name]) for name in covering_names()))
+    attention = {form[1:] for form in every if form[0] == "Attention"}
+    assert attention == {(("window", whole), ("sinks", sinks)) for whole in (True, False) for sinks in (True, False)}
+
+
+@pytest.mark.parametrize("name", covering_models())
 def test_logits_agree_with_the_golden_ones(name):
     golden = np.load(GOLDEN / name / "golden.npz")
     model = load_reference(GOLDEN / name)
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", covering_models())
 def test_how_a_prompt_is_cut_never_changes_a_bit(name):
     ids = np.load(GOLDEN / name / "golden.npz")["ids"][:40]
     model = load_reference(GOLDEN / name)
-    whole = model.logits(ids)
-    for chunk_tokens in (1, 7):
-        np.testing.assert_array_equal(model.logits(ids, chunk_tokens=chunk_tokens), whole)
+    np.testing.assert_array_equal(model.logits(ids, chunk_tokens=13), model.logits(ids))  # the last is alone
 
 
 def test_a_wrong_weight_shows():
@@ -134,9 +140,8 @@ def test_each_part_of_the_seeds_families_shows(name, change):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ROPE_CASES)
+@every_case("name", ROPE_CASES)
 def test_rotary_tables_agree_with_the_golden_ones(name):
-    from edgemoe.architectures import model_spec
     from tests.architectures.published import LLAMA_31_8B
 
     head_dim, parameters = ROPE_CASES[name]

@@ -17,7 +17,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
-from tests.golden.cases import CASES, LINEAR, LLAMA3, LONGROPE, YARN, YARN_WITH_ALL, Case
+from tests.golden.cases import CASES, KIMI, LINEAR, LLAMA3, LONGROPE, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
 
@@ -44,7 +44,8 @@ NEWER = (
 """Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
 """The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""
-LATENT = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+INDEXED = ("deepseek_v32", "glm_moe_dsa")
+LATENT = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "kimi_k25", "sarvam_mla", *INDEXED)
 """Families with latent attention."""
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
@@ -142,7 +143,15 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         del config["head_dim"]
         config["hidden_size"] += -config["hidden_size"] % heads  # the reference of V2 insists on it
         config |= draw(grouped_experts()) | draw(latent_attention(model_type, heads))
-        config["first_k_dense_replace"] = number(0, config["num_hidden_layers"])
+        if model_type in ("axk1", "glm4_moe_lite", *INDEXED):
+            config |= draw(dense_layers(config))
+        else:
+            config["first_k_dense_replace"] = number(0, config["num_hidden_layers"])
+        if model_type == "kimi_k25":
+            tied = config["tie_word_embeddings"]
+            config["model_type"] = "deepseek_v3"
+            config = KIMI | {"text_config": config, "tie_word_embeddings": tied}
+            return Case(model_type, number(0, 1 << 30), config, draw(st.sampled_from(["files", "fused"])))
     elif model_type in PUBLISHED_CODE:
         for key in ("rope_parameters", "tie_word_embeddings"):
             del config[key]
@@ -535,6 +544,11 @@ def latent_attention(draw: st.DrawFn, model_type: str, heads: int) -> dict[str, 
     }
     if model_type == "deepseek_v2":
         return keys | {"topk_method": draw(st.sampled_from(["greedy", "group_limited_greedy"]))}
+    if model_type in ("axk1", "kimi_k25", *INDEXED):  # of kimi_k25 the reference's saving breaks another query
+        keys["q_lora_rank"] = draw(st.integers(1, 40))
+    if model_type in INDEXED:
+        widths = {"index_head_dim": rotated + draw(st.integers(0, 8)), "index_n_heads": draw(st.integers(1, 3))}
+        return keys | widths | {"index_topk": 512}
     return keys | {"rope_interleave": draw(st.booleans())}
 
 

@@ -24,6 +24,7 @@ from tests.architectures.published import (
     TRINITY_MINI,
 )
 from tests.architectures.test_config import attention, ffn, refusal, without
+from tests.support.every_case import every_case
 
 
 def layers_at(config: dict[str, Any], *numbers: int) -> list[LayerSpec]:
@@ -133,7 +134,7 @@ def test_mimo_has_narrow_values_and_more_key_heads_within_windows():
     assert model_spec(without(newer, "layer_types", "mlp_layer_types", "sliding_window")) == model_spec(MIMO_V2_FLASH)
 
 
-@pytest.mark.parametrize("config", ["TRINITY_MINI", "MELLUM2_12B_A25B", "FLINT", "KOLIBRI_1", "LAGUNA_XS2"])
+@every_case("config", ["TRINITY_MINI", "MELLUM2_12B_A25B", "FLINT", "KOLIBRI_1", "LAGUNA_XS2"])
 def test_heads_have_the_width_of_the_family_unless_a_config_says_otherwise(config):
     whole = getattr(published, config)
     assert model_spec(without(whole, "head_dim")) == model_spec(whole)
@@ -174,7 +175,7 @@ def test_laguna_has_heads_and_positions_by_layer():
     assert attention(plain.layers[1]) == attention(second)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "changes", "words"),
     [
         ("TRINITY_MINI", {"score_func": "softmax"}, "score_func"),

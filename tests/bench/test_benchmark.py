@@ -41,6 +41,7 @@ def check_sums(report: Report) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp: Path) -> None:
     with open_peer(store, gguf, 2, SETTINGS.context_tokens, mmap=False) as peer:
         report = Benchmark(store, SETTINGS, describe_backend(2), EngineOptions(), peer).run()
@@ -84,6 +85,7 @@ def test_a_report_beside_another_engine(store: Path, gguf: Path, fake_llama_cpp:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_model_without_text_is_measured_at_the_floor(store_without_text: Path) -> None:
     report = Benchmark(store_without_text, SETTINGS, describe_backend(1), EngineOptions("floor")).run()
     assert report.edgemoe.startup_s is None
@@ -92,6 +94,7 @@ def test_a_model_without_text_is_measured_at_the_floor(store_without_text: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_model_that_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemoe.bench.benchmark.has_tokenizer", lambda folder: False)  # no start-up, to be quick
     report = Benchmark(
@@ -138,6 +141,7 @@ def test_kernels_that_cannot_read_plainly_have_no_roofline_and_a_model_without_t
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_engines_run_in_groups_of_their_own(
     store: Path, gguf: Path, fake_llama_cpp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +206,7 @@ def test_a_budget_above_the_limit_is_refused(store: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_options_of_the_engine_reach_it(store_without_text: Path) -> None:
     settings = Settings(2, 2, 2, 1)
     options = EngineOptions("floor", prefetch="off", policy="lfu", direct_reads=False)

@@ -17,11 +17,12 @@ from edgemoe.cli.company import contention_table
 from edgemoe.cli.main import run_command
 from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.select import describe_backend
+from tests.support.every_case import every_case
 
 SETTINGS = Settings(prompt_tokens=4, decode_tokens=4, prefill_tokens=4, repeats=2)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("threads", "busy", "processors", "share"),
     [(2, 0, 2, 2.0), (2, 2, 2, 1.0), (2, 1, 2, 4 / 3), (2, 4, 2, 2 / 3), (1, 1, 2, 1.0), (2, 2, 8, 2.0)],
 )

@@ -17,6 +17,7 @@ from edgemoe.bench.rates import DiskRate
 from edgemoe.bench.report import engine_report, ratio_report, roofline_report
 from edgemoe.bench.roofline import ReadRate
 from edgemoe.errors import UsageError
+from tests.support.every_case import every_case
 
 pytestmark = pytest.mark.usefixtures("no_rest")
 SETTINGS = Settings(prompt_tokens=4, decode_tokens=6, prefill_tokens=9, repeats=3)
@@ -198,7 +199,7 @@ def test_the_disk_is_measured_in_every_round() -> None:
     assert [taken.disk_rate.bytes_per_s for taken in measured.rounds if taken.disk_rate] == [2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("wrong", "option"),
     [
         ({"prompt_tokens": 0}, "`prompt_tokens`"),

@@ -77,6 +77,7 @@ def test_ids_are_read_as_generated_tokens_and_a_prompt_as_one(store: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_text_has_losses_and_a_budget_has_misses() -> None:
     model = find_model(None)
     lossy = LossySettings(cache_aware_routing=0.5, drop_cold=0.5)

@@ -128,10 +128,18 @@ def test_nothing_is_drawn_while_engines_run(monkeypatch: pytest.MonkeyPatch) -> 
         assert threading.active_count() == before  # no thread that would draw
 
 
-def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path) -> None:
+def test_a_picture_is_drawn(measured: list[Benchmark], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    drawn: list[Report] = []
+
+    def draw(report: Report, path: Path) -> None:  # tests/bench draws one
+        drawn.append(report)
+        path.write_bytes(b"picture")
+
+    monkeypatch.setattr("edgemoe.bench.plot.draw_report", draw)
     assert run_command(["bench", "--plot", str(tmp_path / "speed.png")]) == 0
-    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "speed.png").read_bytes() == b"picture"
+    assert len(drawn) == len(measured) == 1
 
 
 @pytest.mark.parametrize(

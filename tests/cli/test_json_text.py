@@ -8,6 +8,7 @@ import pytest
 
 from edgemoe.cli.json_text import json_text
 from tests.cli.conftest import FAKE_PROGRAM, Fakes
+from tests.support.every_case import every_case
 
 SAID = "größe ឃឃឃ 😀"
 
@@ -21,7 +22,7 @@ def test_an_answer_has_its_letters_whatever_stdout_is(folder: Path, fakes: Fakes
     assert done.output.isascii()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "expected"),
     [
         (SAID, SAID),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemoe.bench.replay_report import ReplayReport
 from edgemoe.cli.main import run_command
 from edgemoe.cli.terminal.replay_tables import replay_tables
 from tests.bench.test_replay_report import small_report
@@ -69,10 +70,18 @@ def test_both_formats_and_settings(trace_file: Path, tmp_path: Path) -> None:
     assert [(row["policy"], row["slots"]) for row in results] == [("lfu:4", 16), ("lruf:8:2.5", 16)]
 
 
-def test_a_picture_is_drawn(trace_file: Path, tmp_path: Path) -> None:
+def test_a_picture_is_drawn(trace_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    replayed(trace_file, tmp_path, "--plot", tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    drawn: list[ReplayReport] = []
+
+    def draw(report: ReplayReport, path: Path) -> None:  # tests/bench draws one
+        drawn.append(report)
+        path.write_bytes(b"picture")
+
+    monkeypatch.setattr("edgemoe.bench.replay_plot.draw_replay", draw)
+    results = replayed(trace_file, tmp_path, "--plot", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes() == b"picture"
+    assert [len(report.rows) for report in drawn] == [len(results)]
 
 
 def test_tables_without_speeds_or_without_a_choice() -> None:

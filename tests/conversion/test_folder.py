@@ -20,6 +20,7 @@ from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 
 INDEX = "model.safetensors.index.json"
@@ -301,7 +302,7 @@ def test_dtypes_that_we_do_not_read_are_named(tmp_path: Path) -> None:
         FolderSource(tmp_path).read_rows("a", None, 0, 4)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "message"),
     [
         ("./absent", "no such folder or file, and not a hub id"),

@@ -22,6 +22,7 @@ from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.every_case import every_case
 from tests.support.hub_server import Repository, hub_server
 from tests.support.mxfp4_checkpoints import write_packed_checkpoint
 from tests.support.pairs import default_pairs
@@ -38,26 +39,26 @@ def of_config(folder: Path, destination: Path) -> str:
     return str(destination)
 
 
-def same(forecast: Store, made: Store) -> None:
+def same(made: Store, *forecasts: Store) -> None:
     """All that a memory plan and a forecast take from a store."""
     spec = store_spec(made)
-    assert store_spec(forecast) == spec
-    assert model_sizes(forecast, spec) == model_sizes(made, spec)
-    assert model_sizes(forecast, spec, "q8") == model_sizes(made, spec, "q8")
-    assert forecast.layouts_of_layers == made.layouts_of_layers
-    weights = [(file.name, file.bytes) for file in made.manifest.files if file.name.endswith(".safetensors")]
-    assert [(file.name, file.bytes) for file in forecast.manifest.files] == weights
     graph = build_graph(spec)
-    assert token_traffic(graph, forecast.manifest, "f16") == token_traffic(graph, made.manifest, "f16")
+
+    def figures(store: Store) -> list[Any]:
+        weights = [(file.name, file.bytes) for file in store.manifest.files if file.name.endswith(".safetensors")]
+        sizes = [model_sizes(store, spec, kv) for kv in (None, "q8")]
+        return [weights, sizes, store.layouts_of_layers, token_traffic(graph, store.manifest, "f16")]
+
+    expected = figures(made)
+    for forecast in forecasts:
+        assert store_spec(forecast) == spec
+        assert figures(forecast) == expected
+        assert all(file.name.endswith(".safetensors") for file in forecast.manifest.files)
 
 
-@pytest.mark.parametrize(
-    ("family", "formats"),
-    default_pairs(FAMILIES, FORMATS),
-    ids=str,
-)
-def test_sizes_are_those_of_the_store_that_conversion_makes(
-    tmp_path: Path, family: str, formats: tuple[str | None, str | None]
+@pytest.mark.parametrize(("family", "formats"), default_pairs(FAMILIES, FORMATS), ids=str)
+def test_sizes_are_those_of_the_store_that_conversion_makes_and_bytes_of_a_token_those_of_what_runs(
+    tmp_path: Path, family: str, formats: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = GOLDEN / family
     made = Store.open(convert_checkpoint(str(folder), tmp_path / "store", experts=formats[0], dense=formats[1]))
@@ -65,17 +66,16 @@ def test_sizes_are_those_of_the_store_that_conversion_makes(
         forecast_store(source, *formats)
         for source in (str(folder), of_config(folder, tmp_path / "bare"), str(folder / CONFIG_NAME))
     )
-    for forecast in (from_weights, from_config, from_file):
-        same(forecast.store, made)
+    same(made, from_weights.store, from_config.store, from_file.store)
     assert "headers" in from_weights.known_from
     assert from_config.known_from == from_file.known_from == "config.json alone"
+    kv = "q8" if formats[0] == "q8" else None
+    bytes_of_a_token_are_those_of_the_operations_that_run(made, kv, monkeypatch)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_bytes_of_a_token_are_those_of_the_operations_that_run(
-    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+def bytes_of_a_token_are_those_of_the_operations_that_run(
+    made: Store, kv: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Store.open(convert_checkpoint(str(GOLDEN / family), tmp_path / "store", experts="q4", dense="q8"))
     decoders: list[Decoder] = []
 
     class KeptDecoder(Decoder):
@@ -84,17 +84,16 @@ def test_bytes_of_a_token_are_those_of_the_operations_that_run(
             decoders.append(self)
 
     monkeypatch.setattr(loaded_module, "Decoder", KeptDecoder)
-    for kv in (None, "q8"):
-        with engine_with_slots(made.path, store_spec(made).total_experts, kv=kv) as engine:
-            traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
-        # A convolution reads one input less than it has taps from its sequence's state.
-        state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, op.ShortConv))
-        state += sum(o.states[0].nbytes for o in operations if isinstance(o, op.DeltaRule))
-        assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
-        caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
-        assert traffic.kv_bytes_per_position == sum(
-            cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches
-        )
+    with engine_with_slots(made.path, store_spec(made).total_experts, kv=kv) as engine:
+        traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
+    # A convolution reads one input less than it has taps from its sequence's state.
+    state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, op.ShortConv))
+    state += sum(o.states[0].nbytes for o in operations if isinstance(o, op.DeltaRule))
+    assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
+    caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
+    assert traffic.kv_bytes_per_position == sum(
+        cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
+    )
 
 
 def weight_bytes(operation: op.Operation) -> int:
@@ -108,6 +107,8 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, op.Linear):
         return sum(part.matrix.data.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in operation.parts)
+    if isinstance(operation, op.HeadLinear):
+        return operation.matrix.data.nbytes
     if isinstance(operation, ex.Route):
         vectors = (operation.choice_bias, operation.expert_scales)
         return sum(vector.nbytes for vector in vectors if vector is not None)
@@ -136,7 +137,7 @@ def test_an_index_without_its_shards_is_enough(tmp_path: Path) -> None:
         (folder / "model-00002-of-00003.safetensors").unlink()
         forecast = forecast_store(str(folder))
         assert forecast.known_from == "config.json and the index of its shards"
-        same(forecast.store, made)
+        same(made, forecast.store)
 
 
 @pytest.mark.parametrize(("removed", "known_from"), [("model-2", "the index of its shards"), ("model", "alone")])
@@ -148,7 +149,7 @@ def test_mxfp4_is_known_without_the_weights(tmp_path: Path, removed: str, known_
         path.unlink()
     forecast = forecast_store(str(tmp_path / "model"))
     assert forecast.known_from.endswith(known_from)
-    same(forecast.store, made)
+    same(made, forecast.store)
 
 
 def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
         forecast_store(str(folder))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "says"),
     [
         ({"model_type": "mamba"}, "mamba"),
@@ -185,7 +186,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path, change: dict
         forecast_store(str(tmp_path))
 
 
-@pytest.mark.parametrize("source", ["nowhere", "{tmp}/none", "{tmp}/model.gguf", "{tmp}"])
+@every_case("source", ["nowhere", "{tmp}/none", "{tmp}/model.gguf", "{tmp}"])
 def test_what_is_no_source_is_told(tmp_path: Path, source: str) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(EdgemoeError):
@@ -221,6 +222,6 @@ def test_of_a_hub_s_checkpoint_no_weights_are_fetched(tmp_path: Path, monkeypatc
         monkeypatch.setattr(HubSource, "_small_file", small_file)
         monkeypatch.setattr(HubSource, "_fetch_shard", None)
         forecast = forecast_store("maker/tiny")
-    same(forecast.store, made)
+    same(made, forecast.store)
     assert fetched == ["config.json", "model.safetensors.index.json"]
     assert forecast.source.startswith("maker/tiny@")

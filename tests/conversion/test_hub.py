@@ -25,6 +25,7 @@ from edgemoe.store.reader import Store
 from tests.architectures.harness import load_checkpoint
 from tests.conversion.test_gpt_oss import CONFIG as GPT_OSS
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -634,7 +635,7 @@ def test_a_folder_wins_over_a_hub_id(checkpoint: Path, tmp_path: Path, monkeypat
     assert "model.norm.weight" in open_source(MODEL).tensors()
 
 
-@pytest.mark.parametrize("text", ["nowhere", "a/b/c", "./maker/tiny", "maker/tiny@", "maker/model.gguf"])
+@every_case("text", ["nowhere", "a/b/c", "./maker/tiny", "maker/tiny@", "maker/model.gguf"])
 def test_what_is_neither_is_refused_without_asking_the_hub(text: str) -> None:
     with pytest.raises(SourceError, match="no such folder or file"):
         open_source(text)

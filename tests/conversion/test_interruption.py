@@ -186,6 +186,7 @@ print(peak_rss_bytes())
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(7200)
 def test_a_layer_of_mixtral_stays_within_memory_and_survives_ten_kills(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", MIXTRAL_LAYER, shards=4)

@@ -9,6 +9,7 @@ import pytest
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.errors import UsageError
 from edgemoe.store.manifest import Checksums
+from tests.support.every_case import every_case
 
 
 def _write(folder: Path) -> None:
@@ -44,9 +45,7 @@ def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_can_go_on(tmp_path:
             assert (9 in journal.errors) == bool(whole)
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"\0\0\0\0", b"\0\n", b"{}\n", b'{"piece": 1}\n', b'{"piece": "x", "sums": [1, 2]}\n']
-)
+@every_case("garbage", [b"\0\0\0\0", b"\0\n", b"{}\n", b'{"piece": 1}\n', b'{"piece": "x", "sums": [1, 2]}\n'])
 def test_garbage_behind_the_last_good_line_is_forgotten(tmp_path: Path, garbage: bytes) -> None:
     _write(tmp_path / "p")
     with (tmp_path / "p" / JOURNAL_NAME).open("ab") as file:

@@ -22,6 +22,7 @@ from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise, pack
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.hub_server import Repository, hub_server
 from tests.support.mxfp4_checkpoints import mxfp4_weights, random_mxfp4, write_packed_checkpoint
 from tests.support.stores import store_weights
@@ -113,7 +114,7 @@ def info(*shape: int, dtype: str = "U8", shard: str = "a") -> TensorInfo:
     return TensorInfo(shape, dtype, shard)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("codes", "scales"),
     [
         ((2, 4, 3, 16), (2, 4, 2)),
@@ -134,7 +135,7 @@ def test_a_matrix_in_two_forms_is_refused() -> None:
         join_pairs(tensors, ["a"])
 
 
-@pytest.mark.parametrize(
+@every_case(
     "tensors",
     [
         {"x.weight_packed": info(4, 16, dtype="I32"), "x.weight_scale": info(4, 1, dtype="BF16")},

@@ -88,6 +88,7 @@ print(peak_rss_bytes(), engine.memory.budget_bytes, engine.memory.windows[0].who
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_text_much_longer_than_the_windows_stays_within_the_floor(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", WINDOWS_ALONE)
     store = convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store")

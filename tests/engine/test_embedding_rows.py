@@ -19,23 +19,20 @@ from edgemoe.errors import ReadError, StoreError
 from edgemoe.experts import embedding_rows
 from edgemoe.experts.embedding_rows import BATCH_TOKENS, saved_bytes
 from edgemoe.io import reads
+from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.model.description import store_spec
 from edgemoe.store.panels import Panels
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.pairs import default_pairs
 from tests.support.small_engine import CONFIG, EXPERTS, SLOTS
 from tests.support.stores import flip_bit
 
 VOCABULARY = 6_003
 IDS = np.concatenate([np.random.default_rng(3).integers(0, VOCABULARY, 70), [0, VOCABULARY - 1, 5, 5, 6]])
 NAMED = r"^The embedding of tokens \d+ to \d+: "
-
-
-@pytest.fixture(scope="module", params=["f32", "f16", "q8", "q4", "q4m", "m4"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert(tmp_path_factory.mktemp("rows"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +58,9 @@ def logits(engine: Engine) -> np.ndarray:
     return np.concatenate([prompt, [engine.forward([token]) for token in IDS[-3:]]])
 
 
-@pytest.mark.parametrize("slots", [SLOTS, EXPERTS])
-def test_rows_from_disk_are_those_in_memory(made: Path, slots: int) -> None:
+@pytest.mark.parametrize(("slots", "dense"), default_pairs([SLOTS, EXPERTS], [*FORMATS]))
+def test_rows_from_disk_are_those_in_memory(slots: int, dense: str, tmp_path: Path) -> None:
+    made = convert(tmp_path, dense)
     with engine_with_slots(made, slots) as engine:
         expected = logits(engine)
     with engine_with_slots(made, slots, embedding_resident=False, threads=2) as engine:
@@ -82,7 +80,8 @@ def test_rows_from_disk_on_the_portable_kernels(store: Path, kernels: str, monke
     found = []
     for embedding_resident in (True, False):
         with engine_with_slots(store, EXPERTS, embedding_resident=embedding_resident, direct_reads=False) as engine:
-            found.append(logits(engine))
+            engine.rewind(0)
+            found.append(engine.forward(IDS[-20:], all_logits=True))
     np.testing.assert_array_equal(*found)
 
 

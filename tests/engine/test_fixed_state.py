@@ -152,7 +152,7 @@ def test_random_work_with_failures_keeps_the_state_right(undo: int, recurrent: b
     random = np.random.default_rng(undo)
     toy = Toy(4, 8, undo, snapshots=3, recurrent=recurrent)
     opened = [toy.sequences.open()]
-    for _ in range(examples(250)):
+    for _ in range(examples(150)):
         one = opened[random.integers(len(opened))]
         action = random.integers(8)
         if action == 0 and len(opened) < 4:

@@ -298,7 +298,9 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
     return compared
 
 
-@pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 3), (6, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("alone", "slots", "threads"), [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)], indirect=["alone"]
+)
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int
 ) -> None:
@@ -311,7 +313,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eleven models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Twelve models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

@@ -20,6 +20,7 @@ from tests.engine.test_engine import CONFIG, EXPERTS, PROMPT, greedy
 from tests.engine.test_memory import BACKEND, GRAPH, MODELS, SIZES
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.every_case import every_case
 
 HEAD_WIDTH = 16
 
@@ -40,8 +41,8 @@ def expected(store: Path) -> tuple[list[int], np.ndarray]:
         return greedy(engine, PROMPT, 20)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kv_format", ["f32", "f16", "q8"])
+@every_case("name", MODELS)
+@every_case("kv_format", ["f32", "f16", "q8"])
 def test_it_takes_what_is_planned(name: str, kv_format: KvFormat) -> None:
     graph = build_graph(MODELS[name])
     workspace = Workspace(graph, 8, 600, kv_format)

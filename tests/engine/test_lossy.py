@@ -24,6 +24,7 @@ from edgemoe.kernels.backend import Backend
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import make_routers_decided, write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.every_case import every_case
 from tests.support.pairs import default_pairs
 
 LAYERS, EXPERTS, USED = 4, 10, 3
@@ -216,14 +217,14 @@ def test_what_can_be_dropped() -> None:
     assert droppable(experts, weights, [2, 3], 1.0) == [3]
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True])
-@pytest.mark.parametrize("name", ["cache_aware_routing", "drop_cold"])
+@every_case("value", [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True])
+@every_case("name", ["cache_aware_routing", "drop_cold"])
 def test_shares_out_of_range_are_refused(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=r"expected a number from 0 \(off\) to 1, found"):
         LossySettings(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, True, "2"])
+@every_case("value", [0, -1, 1.0, True, "2"])
 def test_numbers_of_experts_that_are_none_are_refused(value: object) -> None:
     with pytest.raises(UsageError, match="`experts_per_token`: expected a whole number of 1 or more"):
         LossySettings(experts_per_token=value)  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ from edgemoe.sizes import format_size, parse_size
 from edgemoe.store.layouts import packed_layout
 from tests.kernels.conftest import make_backend
 from tests.support.engines import with_windows
+from tests.support.every_case import every_case
 
 MIB = 1 << 20
 ATTENTION = Attention(heads=8, kv_heads=2, head_dim=64, scale=0.125, rope=RopeSpec(10_000.0, 64))
@@ -124,7 +125,7 @@ class StubBackend:
 BACKEND = StubBackend()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "size_bytes"),
     [
         ("512MiB", 512 * MIB),
@@ -139,15 +140,13 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "lots", "-5GiB", "5 GiBs", "1e9", "0x10", "٣GiB", "9" * 40, "1.GiB"])
+@every_case("text", ["", "lots", "-5GiB", "5 GiBs", "1e9", "0x10", "٣GiB", "9" * 40, "1.GiB"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)
 
 
-@pytest.mark.parametrize(
-    ("size", "text"), [(12, "12 bytes"), (5 << 20, "5.0 MiB"), (6 << 30, "6.00 GiB"), (2048, "2 KiB")]
-)
+@every_case(("size", "text"), [(12, "12 bytes"), (5 << 20, "5.0 MiB"), (6 << 30, "6.00 GiB"), (2048, "2 KiB")])
 def test_sizes_for_people(size: int, text: str) -> None:
     assert format_size(size) == text
 
@@ -207,7 +206,7 @@ def test_below_the_floor_is_refused_with_the_floor() -> None:
     assert floor.slots == 4
 
 
-@pytest.mark.parametrize("ram", ["0", 0, -5, "0GiB"])
+@every_case("ram", ["0", 0, -5, "0GiB"])
 def test_a_budget_of_nothing(ram: str | int) -> None:
     with pytest.raises(UsageError, match="cannot be met"):
         plan_memory(GRAPH, SIZES, BACKEND, ram)
@@ -249,7 +248,7 @@ def test_an_asked_for_context_is_kept_or_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("extra", [0, MIB, 3 * MIB, 20 * MIB])
+@every_case("extra", [0, MIB, 3 * MIB, 20 * MIB])
 def test_a_long_context_at_the_floor_leaves_the_experts_their_slots(extra: int) -> None:
     floor = plan_memory(GRAPH, SIZES, BACKEND, "floor", context_length=20_000).floor_bytes
     plan = plan_memory(GRAPH, SIZES, BACKEND, floor + extra + MIB, context_length=20_000)
@@ -424,3 +423,23 @@ def test_larger_chunks_do_not_crowd_the_budget_through_the_pages_of_windows() ->
         plan = plan_memory(graph, sizes, BACKEND, floor + more, 1 << 15, interpreter=0)
         assert plan.planned_bytes <= plan.budget_bytes
     assert plan.chunk_tokens > 8
+
+
+def test_no_budget_decides_between_the_factors_of_longrope() -> None:
+    """A context that nobody asked for has the positions of short ones, however much memory there is."""
+    factors = (1.0,) * 32
+    rope = RopeSpec(
+        10_000.0,
+        64,
+        "longrope",
+        {"original_max_position_embeddings": 1024.0, "short_gain": 1.0, "long_gain": 1.0},
+        short_factors=factors,
+        long_factors=factors,
+    )
+    layers = tuple(
+        LayerSpec.of(dataclasses.replace(ATTENTION, rope=rope), layer.blocks[1].body) for layer in SPEC.layers
+    )
+    graph = build_graph(dataclasses.replace(SPEC, layers=layers))
+    assert plan_memory(graph, SIZES, BACKEND, "4GiB").context_length == 1024
+    assert plan_memory(graph, SIZES, BACKEND, "4GiB", 2048).context_length == 2048
+    assert plan_memory(GRAPH, SIZES, BACKEND, "4GiB").context_length == 4096

@@ -52,7 +52,11 @@ with open_engine(model, options) as engine:
     }))
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is where")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is where"),
+]
 
 
 def run(model: Path, ram: str, prefetch: str = "auto", program: str = RUN) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG
 from tests.support.checkpoints import write_checkpoint
+from tests.support.every_case import every_case
 
 IDS = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], 400)
 
@@ -140,7 +141,7 @@ def test_the_plan_has_room_for_the_objects_of_every_position() -> None:
     assert 0 < taken <= tokens.size * POSITION_OBJECT_BYTES
 
 
-@pytest.mark.parametrize("ids", [[1.5, 2.0], [[1, 2]], [-1], [CONFIG["vocab_size"]], []])
+@every_case("ids", [[1.5, 2.0], [[1, 2]], [-1], [CONFIG["vocab_size"]], []])
 def test_ids_that_cannot_begin_a_sequence_are_refused_and_take_no_place(ids: list[object]) -> None:
     sequences, _ = of_pages(1, 4)
     with pytest.raises(UsageError):
@@ -182,7 +183,7 @@ def test_what_is_refused_changes_no_sequence(store: Path) -> None:
                 call()
 
 
-@pytest.mark.parametrize("sequences", [0, 257, 1.0, True])
+@every_case("sequences", [0, 257, 1.0, True])
 def test_numbers_of_sequences_out_of_range_are_refused(sequences: object) -> None:
     with pytest.raises(UsageError, match="`sequences`: expected 1 to 256"):
         EngineOptions(sequences=sequences)  # type: ignore[arg-type]

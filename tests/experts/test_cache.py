@@ -306,8 +306,9 @@ def test_a_stalled_read_keeps_its_slot_until_it_has_ended() -> None:
     assert cache.statistics.demand_bytes == EXPERTS * RECORD_BYTES  # it was not read again
 
 
+@pytest.mark.parametrize("steps", [50, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("policy", ["lru", "lfu", "lfu:0.25", "lruf", "lruf:1:20"])
-def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str) -> None:
+def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str, steps: int) -> None:
     """Long random ways with skewed uses: the same slots, reads and counts after each step, so the same victims."""
     layers, experts, used, slots = 4, 24, 4, 30
     random = np.random.default_rng(len(policy))
@@ -319,7 +320,7 @@ def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str)
         return random.choice(experts, count, replace=False, p=skew / skew.sum()).tolist()
 
     both.warm([(layer, expert) for layer in range(layers) for expert in some(6)])
-    for step in range(150):
+    for step in range(steps):
         for layer in range(layers):
             scan = step % 17 == 0
             if step % 3 == 0 and layer + 1 < layers:
@@ -328,7 +329,6 @@ def test_the_pager_in_c_takes_every_decision_of_the_cache_in_python(policy: str)
                 both.finish_some()
                 both.await_wave(wave)
     statistics = both.native.statistics
-    assert statistics.hits > 500
-    assert statistics.misses > 500
-    assert statistics.late_prefetches > 10
+    assert min(statistics.hits, statistics.misses) > 3 * steps
+    assert statistics.late_prefetches > steps / 15
     assert statistics.useful_prefetches > statistics.late_prefetches

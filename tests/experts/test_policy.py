@@ -23,6 +23,7 @@ from edgemoe.experts.policy import (
     parse_policy,
 )
 from edgemoe.lab.replay import next_uses, simulate
+from tests.support.every_case import every_case
 
 KEYS = 12
 NAMES = ("lru", "lfu", "lfu:0.25", "lfu:50", "lruf", "lruf:1:20", "lruf:4:0.5", BELADY)
@@ -170,7 +171,7 @@ def test_what_is_known_of_an_expert_outlives_its_stay() -> None:
     assert policy.victim(everything) == 0  # 0 counts for six uses, 2 for one
 
 
-@pytest.mark.parametrize("name", ["lfu", "lfu:0.000001", "lfu:1e9", "lruf", "lruf:0.000001:1e9"])
+@every_case("name", ["lfu", "lfu:0.000001", "lfu:1e9", "lruf", "lruf:0.000001:1e9"])
 def test_scores_stay_finite_and_in_order_after_years(name: str) -> None:
     kind, values = parse_policy(name)
     state = make_state(kind, values, 3, 3)
@@ -181,7 +182,7 @@ def test_scores_stay_finite_and_in_order_after_years(name: str) -> None:
     assert ScorePolicy(name, kind.use, state).victim(np.ones(3, np.bool_)) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != BELADY])
+@every_case("name", [name for name in NAMES if name != BELADY])
 def test_what_passes_through_takes_few_slots(name: str) -> None:
     """Six layers of four experts, all used in every round, through a cache of half of them."""
     keys = np.tile(np.arange(24), 5)
@@ -208,7 +209,7 @@ def test_nothing_leaves_where_nothing_may() -> None:
         assert policy.victim(np.array([False, False, True])) == 2
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "message"),
     [
         ("mru", "expected one of lru, lfu, lruf, belady, found 'mru'"),

@@ -8,6 +8,7 @@ import pytest
 
 from edgemoe.errors import UsageError
 from edgemoe.experts.prefetch import BLOCK_TOKENS, HOLD_TOKENS, TRIAL_BLOCKS, WARM_UP_TOKENS, PrefetchTrial
+from tests.support.every_case import every_case
 
 TRIAL_TOKENS = BLOCK_TOKENS * TRIAL_BLOCKS
 
@@ -21,7 +22,7 @@ def opened(switch: PrefetchTrial, tokens: int, with_ns: int, without_ns: int) ->
     return found
 
 
-@pytest.mark.parametrize(("with_ns", "pays"), [(90, True), (98, True), (100, False), (130, False)])
+@every_case(("with_ns", "pays"), [(90, True), (98, True), (100, False), (130, False)])
 def test_what_is_faster_is_kept(with_ns: int, pays: bool) -> None:
     switch = PrefetchTrial()
     assert not any(opened(switch, WARM_UP_TOKENS, with_ns, 100))

@@ -73,6 +73,29 @@ LATENT = _common(
 )
 """Models with latent attention."""
 
+_LATENT_V3 = LATENT | {
+    "q_lora_rank": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 1.8,
+}
+_INDEXER = {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 512}
+KIMI = {
+    "text_config": LATENT
+    | {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1, "q_lora_rank": 24, "rms_norm_eps": 1e-5},
+    "tie_word_embeddings": False,
+    "projection_hidden_size": 8,
+    "vision_config": {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "pos_emb_height": 4,
+        "pos_emb_width": 4,
+    },
+}
+
 GEMMA4 = _common(
     40,
     4,
@@ -695,6 +718,44 @@ CASES: dict[str, Case] = {
         },
         legacy=True,
     ),
+    # Dense layers anywhere, an epsilon of latents of its own.
+    "glm4_moe_lite": Case(
+        "glm4_moe_lite",
+        67,
+        _LATENT_V3 | {"mlp_layer_types": ["sparse", "dense", "sparse"], "v_head_dim": 20},
+    ),
+    "glm4_moe_lite_fused": Case(
+        "glm4_moe_lite",
+        68,
+        _LATENT_V3 | {"rms_norm_eps": 1e-5, "rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 0.5}},
+        layout="fused",
+    ),
+    # A norm after the sum of experts.
+    "axk1": Case("axk1", 69, _LATENT_V3 | {"n_group": 4, "topk_group": 2}),
+    "axk1_fused": Case("axk1", 70, _LATENT_V3 | {"rope_interleave": False}, layout="fused", legacy=True),
+    "sarvam_mla": Case(
+        "sarvam_mla",
+        71,
+        LATENT
+        | {
+            "n_group": 1,
+            "topk_group": 1,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    # The text part of a model for images too.
+    "kimi_k25": Case("kimi_k25", 76, KIMI),
+    "kimi_k25_fused": Case("kimi_k25", 73, KIMI, layout="fused"),
+    # Indexers that choose all tokens, since there are no more than they choose.
+    "deepseek_v32": Case(
+        "deepseek_v32",
+        74,
+        _LATENT_V3
+        | _INDEXER
+        | {"n_group": 4, "topk_group": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "glm_moe_dsa": Case("glm_moe_dsa", 75, _LATENT_V3 | _INDEXER | {"indexer_types": ["full", "shared", "full"]}),
     # Convolutions around two layers with attention, a dense layer, biases for the choice and on the convolutions.
     "lfm2_moe": Case(
         "lfm2_moe",

@@ -23,6 +23,7 @@ from tests.golden.cases import PROMPT_TOKENS, Case
 
 _CLASSES = {
     "afmoe": "Afmoe",
+    "axk1": "AXK1",
     "cohere2_moe": "Cohere2Moe",
     "exaone_moe": "ExaoneMoe",
     "flint": "Flint",
@@ -34,18 +35,22 @@ _CLASSES = {
     "dbrx": "Dbrx",
     "deepseek_v2": "DeepseekV2",
     "deepseek_v3": "DeepseekV3",
+    "deepseek_v32": "DeepseekV32",
     "dots1": "Dots1",
     "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
     "gemma4": "Gemma4",
     "gemma4_text": "Gemma4",
     "glm4_moe": "Glm4Moe",
+    "glm4_moe_lite": "Glm4MoeLite",
+    "glm_moe_dsa": "GlmMoeDsa",
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
     "hunyuan_v1_moe": "HunYuanMoEV1",
     "hy_v3": "HYV3",
     "kimi_k2": "DeepseekV3",
+    "kimi_k25": "Kimi_K25",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
     "llama4": "Llama4",
@@ -59,6 +64,7 @@ _CLASSES = {
     "qwen3_5_moe_text": "Qwen3_5Moe",
     "qwen3_moe": "Qwen3Moe",
     "qwen3_next": "Qwen3Next",
+    "sarvam_mla": "SarvamMLA",
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
     "switch_transformers": "SwitchTransformers",
@@ -71,8 +77,10 @@ _CONFIG_CLASSES = {
 """Where it is not `Config` behind the name above."""
 _MODELS = {
     "gemma4": "Gemma4ForConditionalGeneration",
+    "kimi_k25": "Kimi_K25ForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }
@@ -276,6 +284,10 @@ def save(model: Any, case: Case, folder: Path) -> None:
         from safetensors.torch import load_file
 
         state = load_file(folder / "model.safetensors")
+        # A rule for its vision tower renames the layers of the text part too, which published files call so.
+        state = {
+            name.replace("language_model.model.blocks.", "language_model.model.layers."): state[name] for name in state
+        }
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")

@@ -11,6 +11,7 @@ from edgemoe.io import reads
 from edgemoe.io.checksum import crc32c
 from edgemoe.io.reads import ExpertFiles, ThreadedReader, open_reader
 from edgemoe.process import Limit
+from tests.support.every_case import every_case
 from tests.support.few_threads import few_threads
 from tests.support.submit_one import submit_one
 
@@ -64,7 +65,7 @@ def test_fewer_threads_read_as_well_and_none_is_told(
     files.close()
 
 
-@pytest.mark.parametrize(("left", "threads"), [(None, 8), (100, 8), (9, 4), (1, 1), (0, 1)])
+@every_case(("left", "threads"), [(None, 8), (100, 8), (9, 4), (1, 1), (0, 1)])
 def test_readers_leave_threads_for_others(left: int | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(reads, "thread_limit", lambda: None if left is None else Limit(left, None))

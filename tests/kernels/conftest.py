@@ -1,4 +1,4 @@
-"""The backends that the kernel tests run over."""
+"""The backends that the kernel tests run over: those of one name are held to the same bits, as one backend."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.native.library import available_isas
+from tests.support.agreeing import AgreeingBackends
 
 _ISAS = available_isas()
 BACKENDS = ("jit", "jit 3 threads", *(f"native {isa}" for isa in _ISAS), f"native {_ISAS[0]} 3 threads")
@@ -38,17 +39,31 @@ def _threads_share_small_work() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+def _agreeing(name: str) -> AgreeingBackends:
+    """All backends of that name, whatever their instruction set and threads."""
+    names = [each for each in ("reference", *BACKENDS) if each.split()[0] == name]
+    return AgreeingBackends({each: make_backend(each) for each in names})
+
+
+@pytest.fixture(scope="session", params=("jit", "native"))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend that is held to the reference."""
-    made = make_backend(request.param)
+    made = _agreeing(request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session", params=("reference", "jit", "native"))
+def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend, the reference too."""
+    made = _agreeing(request.param)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="session", params=("reference", *BACKENDS))
-def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Each backend, the reference too."""
+def lone_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend with each instruction set and number of threads, by itself: for what is not the same in all."""
     made = make_backend(request.param)
     yield made
     made.close()

@@ -32,6 +32,7 @@ from tests.kernels.test_runs import (
     WIDTH,
     TinyLayer,
 )
+from tests.support.every_case import every_case
 
 TOKENS = 3
 
@@ -40,7 +41,7 @@ def floats(*shape: int) -> op.Floats:
     return aligned(shape, np.float32)
 
 
-@pytest.mark.parametrize("text", ["", "H*", "2H", "H/W", "up16(2)", "2*up16(F*D)", "up16(F)*2", "-1", "H + W"])
+@every_case("text", ["", "H*", "2H", "H/W", "up16(2)", "2*up16(F*D)", "up16(F)*2", "-1", "H + W"])
 def test_what_is_not_an_extent_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not an extent|invalid literal"):
         Extent.parse(text)

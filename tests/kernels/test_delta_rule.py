@@ -17,6 +17,7 @@ from edgemoe.kernels.native.library import available_isas
 from tests.kernels import tolerance
 from tests.kernels.builders import aligned, aligned_copy, few_examples, numbers, places, seeds
 from tests.kernels.conftest import make_backend
+from tests.support.every_case import every_case
 
 KINDS = st.sampled_from(["normal", "zeros", "equal", "spike", "halves"])
 
@@ -173,7 +174,7 @@ def test_cuts_and_company_change_no_bit(any_backend: Backend) -> None:
     assert one.states[1].tobytes() == alone.states[1].tobytes()
 
 
-@pytest.mark.parametrize(("shift", "decays_to"), [(-200.0, 1.0), (200.0, 0.0)])
+@every_case(("shift", "decays_to"), [(-200.0, 1.0), (200.0, 0.0)])
 def test_extreme_decays(any_backend: Backend, shift: float, decays_to: float) -> None:
     """A softplus of nearly 0 keeps the state as it is, a very large one forgets it; neither is NaN."""
     random = np.random.default_rng(3)
@@ -185,7 +186,7 @@ def test_extreme_decays(any_backend: Backend, shift: float, decays_to: float) ->
     np.testing.assert_allclose(matrices(operation)[1], decays_to * before, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "message"),
     [
         ({"key_heads": 3}, "key_heads: expected a divisor of 4 heads, found 3"),

@@ -28,6 +28,7 @@ from tests.kernels.builders import (
     row_counts,
     seeds,
 )
+from tests.support.every_case import every_case
 
 BITS = {"f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25}
 
@@ -151,7 +152,7 @@ def test_m4_means_every_code_and_every_scale_exactly() -> None:
                 assert weights[e, code] == math.copysign(math.inf, exact)
 
 
-@pytest.mark.parametrize("format_name", FORMAT_NAMES)
+@every_case("format_name", FORMAT_NAMES)
 def test_bits_per_weight(format_name: str) -> None:
     fmt = FORMATS[format_name]
     assert fmt.bits_per_weight == BITS[format_name]

@@ -72,6 +72,7 @@ def test_no_folder_is_made_for_a_user_without_a_home(tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["module.py"]
 
 
+@pytest.mark.slow  # within one process `test_kept_code_that_is_damaged_or_cannot_be_kept_is_compiled_again` shows it
 def test_compiling_is_told_once_but_not_code_that_was_kept(tmp_path: Path) -> None:
     module = tmp_path / "kernels.py"
     module.write_text(

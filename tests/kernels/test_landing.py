@@ -33,6 +33,7 @@ from edgemoe.kernels.landing import (
 )
 from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.kernels.reads import RecordRead
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.submit_one import submit_one
 
@@ -234,8 +235,8 @@ def test_times_before_1970_and_beyond_64_bits_are_compared(
     reader.close()
 
 
-@pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize(("row_type", "number"), [("Q4_0", "half"), ("MXFP4", "e8m0"), ("BF16", "bf16")])
+@every_case("name", READERS)
+@every_case(("row_type", "number"), [("Q4_0", "half"), ("MXFP4", "e8m0"), ("BF16", "bf16")])
 def test_numbers_that_are_not_finite(name: str, row_type: str, number: str, tmp_path: Path) -> None:
     data = rows_of(row_type, 20, 64, np.random.default_rng(2))
     data[17, :2] = {"half": [0, 0x7C], "e8m0": [255, 0], "bf16": [0x80, 0xFF]}[number]

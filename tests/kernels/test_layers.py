@@ -36,6 +36,7 @@ from tests.kernels.builders import (
     token_counts,
 )
 from tests.kernels.conftest import BACKENDS, make_backend
+from tests.support.every_case import every_case
 
 
 def mixed_places(random: np.random.Generator, tokens: int, position: int) -> Places:
@@ -151,8 +152,8 @@ def test_store_kv(
             assert array.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 9e6])
-@pytest.mark.parametrize("width", [16, 96])
+@every_case("bad", [np.nan, np.inf, -np.inf, 9e6])
+@every_case("width", [16, 96])
 def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: float, width: int) -> None:
     keys = numbers("normal", (2, width), np.random.default_rng(9))
     values = keys.copy()
@@ -363,7 +364,7 @@ def clear_choices(
     bonus: float | None,
 ) -> npt.NDArray[np.bool_]:
     """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
-    scores = choice_scores(logits, score, choice_bias, choose_by=choose_by)
+    scores = choice_scores(logits, score, choice_bias, groups, groups, choose_by)
     best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
     clear = _apart(scores) & _apart(best[:, :, :group_best].sum(axis=2))
     if bonus:
@@ -404,7 +405,7 @@ def test_routes_are_the_same_bits_on_every_instruction_set(
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("bonus", [None, 1.0])
+@every_case("bonus", [None, 1.0])
 def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: float | None) -> None:
     """Groups of two; scores 1/2 and 3/4 are exact on every backend."""
     logits = aligned_copy(np.array([[0, np.log(3), 0, np.log(3), 0, np.log(3), 40, 50]], np.float32))
@@ -423,7 +424,7 @@ def test_a_choice_bias_chooses_and_does_not_weigh(any_backend: Backend, bonus: f
         np.testing.assert_allclose(weights, [[4 / 9, 6 / 9, 6 / 9]], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("least_sum", "total"), [(0.0, 1.0), (1e-12, 1.0), (0.25, 1.0), (0.5, 0.8)])
+@every_case(("least_sum", "total"), [(0.0, 1.0), (1e-12, 1.0), (0.25, 1.0), (0.5, 0.8)])
 def test_weights_are_divided_by_no_less_than_the_least_sum(
     any_backend: Backend, least_sum: float, total: float
 ) -> None:
@@ -438,7 +439,7 @@ def test_weights_are_divided_by_no_less_than_the_least_sum(
     assert weights[0] == pytest.approx([0.75 * total, 0.25 * total], rel=1e-5)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 1e-20])
+@every_case("epsilon", [0.0, 1e-20])
 def test_sigmoids_at_the_edges(any_backend: Backend, epsilon: float) -> None:
     logits = aligned_copy(np.array([[-200, 30, 88, 3e38, -3e38], [-200, -210, -3e38, -190, -200]], np.float32))
     chosen, weights = aligned((2, 3), np.int32), aligned((2, 3), np.float32)
@@ -488,7 +489,7 @@ def test_sparsemixer_counts_an_expert_that_a_bonus_chose_as_near(any_backend: Ba
     np.testing.assert_allclose(weights, [[1.0, share]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("logits", [[5.0, 5.0, 5.0, 5.0], [-1e30, 1e30, -1e30, 1e30], [1e-42, 0.0, -1e-42, 2e-42]])
+@every_case("logits", [[5.0, 5.0, 5.0, 5.0], [-1e30, 1e30, -1e30, 1e30], [1e-42, 0.0, -1e-42, 2e-42]])
 def test_route_at_the_edges(backend: Backend, logits: list[float]) -> None:
     rows = aligned_copy(np.array([logits], np.float32))
     chosen, weights = aligned((1, 3), np.int32), aligned((1, 3), np.float32)
@@ -581,7 +582,7 @@ def test_gate(
     tolerance.assert_within(found, expected, 2 * tolerance.EXPONENTIAL * np.abs(expected.astype(np.float64)))
 
 
-@pytest.mark.parametrize("gating", ["sigmoid", "softplus"])
+@every_case("gating", ["sigmoid", "softplus"])
 def test_gates_of_extreme_numbers(backend: Backend, gating: op.GateFunction) -> None:
     """Factors end at their limits, and a number that is none leaves none."""
     gate = np.array([[-np.inf, -200, -1e-30, 0, 200, np.inf, np.nan]], np.float32)

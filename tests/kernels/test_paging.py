@@ -28,6 +28,7 @@ from edgemoe.kernels.reference.backend import ReferenceBackend
 from tests.kernels.builders import aligned, aligned_copy, numbers, random_ffn
 from tests.kernels.test_products import pack_experts
 from tests.support.paired_caches import FakeFiles, FakeTable, SteppedSource
+from tests.support.pairs import default_pairs
 from tests.support.slow_reader import SteppedReader
 
 WIDTH, FFN_WIDTH, LAYERS, EXPERTS, USED, TOKENS = 40, 24, 2, 8, 3, 5
@@ -133,12 +134,12 @@ def draw(random: np.random.Generator, tokens: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, LAYERS * EXPERTS])
-def test_records_may_land_while_experts_run(any_backend: Backend, setting: Setting, slots: int) -> None:
+def test_records_may_land_while_experts_run(lone_backend: Backend, setting: Setting, slots: int) -> None:
     arena = aligned((slots, setting.disk.shape[1]), np.uint8)
-    native = isinstance(any_backend, NativeBackend)
+    native = isinstance(lone_backend, NativeBackend)
     reader = NativeReader(2, 64, 4096) if native else ThreadedReader(arena, 2)
     cache = (native_cache if native else python_cache)(setting, arena, reader)
-    whole = paged(setting, any_backend, cache, arena)
+    whole = paged(setting, lone_backend, cache, arena)
     whole.program.time_runs(True)
     random = np.random.default_rng(slots)
     for tokens, phase in ((TOKENS, PROMPT), (1, DECODE), (1, DECODE), (2, DECODE), (TOKENS, PROMPT)):
@@ -148,7 +149,7 @@ def test_records_may_land_while_experts_run(any_backend: Backend, setting: Setti
         whole.guess[:tokens] = whole.experts[1][:tokens]
         whole.program.run(tokens)
         for layer in range(LAYERS):
-            expected = setting.resident(any_backend, layer, aligned_copy(whole.experts[layer][:tokens]))
+            expected = setting.resident(lone_backend, layer, aligned_copy(whole.experts[layer][:tokens]))
             np.testing.assert_array_equal(whole.outputs[layer][:tokens], expected[:tokens])
     times = whole.program.times()
     assert (times.disk_ns <= times.operations_ns).all()
@@ -157,8 +158,7 @@ def test_records_may_land_while_experts_run(any_backend: Backend, setting: Setti
     reader.close()
 
 
-@pytest.mark.parametrize("slots", [1, 3, 4, 7, 12])
-@pytest.mark.parametrize("drop_cold", [0.0, 0.3])
+@pytest.mark.parametrize(("drop_cold", "slots"), default_pairs([0.0, 0.3], [1, 3, 4, 7, 12]))
 def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
     setting: Setting, slots: int, drop_cold: float
 ) -> None:
@@ -174,7 +174,7 @@ def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
     for cache in caches:
         cache.notes_residency = True
         cache.warm([(1, 3), (0, 2), (1, 5)])
-    for step in range(60):
+    for step in range(30):
         tokens, phase = (TOKENS, PROMPT) if step % 9 == 0 else (1 + step % 2, DECODE)
         chosen = [draw(random, tokens) for _ in range(LAYERS)]
         weights = [random.random((tokens, USED)).astype(np.float32) for _ in range(LAYERS)]
@@ -202,12 +202,12 @@ def test_kernels_in_c_and_in_python_leave_the_same_experts_in_the_same_slots(
         backend.close()
 
 
-def test_a_failed_read_names_layer_and_expert_and_the_next_run_is_right(any_backend: Backend, setting: Setting) -> None:
+def test_a_failed_read_names_layer_and_expert_and_the_next_is_right(lone_backend: Backend, setting: Setting) -> None:
     arena = aligned((4, setting.disk.shape[1]), np.uint8)
-    native = isinstance(any_backend, NativeBackend)
+    native = isinstance(lone_backend, NativeBackend)
     reader = NativeReader(2, 64, 4096) if native else ThreadedReader(arena, 2)
     cache = (native_cache if native else python_cache)(setting, arena, reader)
-    whole = paged(setting, any_backend, cache, arena)
+    whole = paged(setting, lone_backend, cache, arena)
     for layer in range(LAYERS):
         whole.experts[layer][0] = [5, 2, 6]
     whole.guess[0] = [5, 2, 6]
@@ -218,15 +218,15 @@ def test_a_failed_read_names_layer_and_expert_and_the_next_run_is_right(any_back
     assert cache.residency[0, 6] < 0
     os.pwrite(os.open(f"/proc/self/fd/{good}", os.O_WRONLY), setting.disk.tobytes(), 0)
     whole.program.run(1)
-    expected = setting.resident(any_backend, 1, aligned_copy(whole.experts[1][:1]))
+    expected = setting.resident(lone_backend, 1, aligned_copy(whole.experts[1][:1]))
     np.testing.assert_array_equal(whole.outputs[1][0], expected[0])
     reader.close()
     os.close(good)
 
 
-def test_experts_that_were_not_fetched_are_refused(any_backend: Backend, setting: Setting) -> None:
+def test_experts_that_were_not_fetched_are_refused(lone_backend: Backend, setting: Setting) -> None:
     arena = aligned((4, setting.disk.shape[1]), np.uint8)
-    native = isinstance(any_backend, NativeBackend)
+    native = isinstance(lone_backend, NativeBackend)
     reader = NativeReader(1, 64, 4096) if native else ThreadedReader(arena, 1)
     cache = (native_cache if native else python_cache)(setting, arena, reader)
     output, chosen = aligned((TOKENS, USED, WIDTH), np.float32), aligned((TOKENS, USED), np.int32)
@@ -234,7 +234,7 @@ def test_experts_that_were_not_fetched_are_refused(any_backend: Backend, setting
     layer = ex.Paged(cache, 1)
     experts = ex.Experts(setting.values, chosen, cache.residency[1], arena, *setting.layouts_of(1), output, layer)
     with pytest.raises(KernelError):
-        any_backend.program([experts]).run(1)
+        lone_backend.program([experts]).run(1)
     reader.close()
 
 

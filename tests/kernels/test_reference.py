@@ -25,6 +25,7 @@ from tests.kernels.builders import (
     random_matrix,
     seeds,
 )
+from tests.support.every_case import every_case
 
 
 @few_examples
@@ -48,7 +49,7 @@ def test_int8_rounds_half_to_even() -> None:
     assert integers[0, 0, :5].tolist() == [127, 0, 2, 2, 0]
 
 
-@pytest.mark.parametrize("format_name", FORMAT_NAMES)
+@every_case("format_name", FORMAT_NAMES)
 def test_matmul_sums_weights_times_inputs(format_name: str) -> None:
     random = np.random.default_rng(1)
     matrix = random_matrix(format_name, 19, 45, random)
@@ -169,7 +170,7 @@ def test_route_takes_the_largest_and_the_lower_number_on_a_tie(logits: list[int]
     assert REFERENCE.route(rows, count, False)[1][0] == pytest.approx([v / everything for v in chosen], rel=1e-6)
 
 
-@pytest.mark.parametrize("intermediate_size", [1, 16, 21, 40])
+@every_case("intermediate_size", [1, 16, 21, 40])
 def test_gated_ffn_finds_gate_and_up_in_their_panels(intermediate_size: int) -> None:
     random = np.random.default_rng(6)
     gate_up, down = random_ffn("f32", 10, intermediate_size, random)

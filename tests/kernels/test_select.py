@@ -13,6 +13,7 @@ from edgemoe.errors import KernelError, UsageError
 from edgemoe.kernels import select
 from edgemoe.kernels.native import library
 from edgemoe.process import Limit, control_groups
+from tests.support.every_case import every_case
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +87,7 @@ def test_impossible_thread_counts_are_usage_errors(threads: int) -> None:
         select.select_backend(threads)
 
 
-@pytest.mark.parametrize(("quota", "threads"), [(1.5, 2), (0.5, 1), (1.0, 1), (4.0, 4), (1000.0, 8), (None, 8)])
+@every_case(("quota", "threads"), [(1.5, 2), (0.5, 1), (1.0, 1), (4.0, 4), (1000.0, 8), (None, 8)])
 def test_a_quota_of_processor_time_bounds_the_default(
     quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from edgemoe.kernels.native.library import available_isas
 from tests.kernels import tolerance
 from tests.kernels.builders import aligned, aligned_copy, few_examples, numbers, places, seeds
 from tests.kernels.conftest import make_backend
+from tests.support.every_case import every_case
 
 FINITE_KINDS = st.sampled_from(["normal", "zeros", "equal", "spike", "halves"])
 
@@ -90,9 +91,9 @@ def test_short_conv(
     assert operation.inputs.tobytes() == ring.tobytes()
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("threads", ["", " 3 threads"])
-@pytest.mark.parametrize("isa", available_isas())
+@every_case("parts", [1, 3])
+@every_case("threads", ["", " 3 threads"])
+@every_case("isa", available_isas())
 def test_the_bits_are_the_same_on_every_instruction_set(isa: str, threads: str, parts: int) -> None:
     found = []
     for name in ("native generic", f"native {isa}{threads}"):
@@ -122,7 +123,7 @@ def test_rows_may_change_between_sequences_and_come_back(any_backend: Backend) -
     assert mixed.inputs[0].tobytes() == mixed.inputs[1].tobytes() == alone.inputs[1].tobytes()
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@every_case("parts", [2, 4])
 def test_other_numbers_of_parts_are_refused(any_backend: Backend, parts: int) -> None:
     operation = convolution(1, 4, 4, 0, "normal", np.random.default_rng(0), parts=parts)
     with pytest.raises(KernelError, match=f"parts: expected 1 or 3, found {parts}"):

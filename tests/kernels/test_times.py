@@ -11,9 +11,9 @@ from tests.kernels.test_runs import TinyLayer
 TOKENS = 5
 
 
-def test_every_operation_is_timed(any_backend: Backend) -> None:
+def test_every_operation_is_timed(lone_backend: Backend) -> None:
     layer = TinyLayer("q4", TOKENS, 0)
-    program = any_backend.program(layer.operations)
+    program = lone_backend.program(layer.operations)
     program.run(TOKENS)
     untimed = program.times()
     assert untimed.elapsed_ns == untimed.operations_ns.sum() == untimed.waited_ns.sum() == 0

@@ -17,6 +17,7 @@ from edgemoe.lab.trace import Trace, read_trace
 from edgemoe.lab.trace_figures import read_routing
 from tests.experts.test_policy import InterpretedCache
 from tests.lab.traces import make_shape, make_trace, random_trace
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.shared_data import shared_file
 
@@ -103,7 +104,7 @@ def test_figures_are_those_of_a_plain_simulation(
     assert result.resident.sum() == min(slots, len(np.unique(trace.keys)))
 
 
-@pytest.mark.parametrize("policy", KINDS)
+@every_case("policy", KINDS)
 def test_with_room_for_all_each_expert_is_read_once(policy: str) -> None:
     trace = random_trace(make_shape(3, 6, 2), 5, 20)
     result = Replay(trace).run(policy, 100)
@@ -127,7 +128,7 @@ def test_layers_without_experts_do_not_count() -> None:
     assert (replay.total_experts, replay.cycle_experts, replay.slots(50)) == (8, 2, 4)
 
 
-@pytest.mark.parametrize("percent", [0, -1, 100.001, float("nan"), float("inf")])
+@every_case("percent", [0, -1, 100.001, float("nan"), float("inf")])
 def test_a_capacity_that_is_no_share_is_refused(percent: float) -> None:
     replay = Replay(random_trace(make_shape(2, 4, 1), 1, 1))
     with pytest.raises(UsageError, match="expected more than 0 % and at most 100 %"):

@@ -18,6 +18,7 @@ from edgemoe.lab import trace as trace_module
 from edgemoe.lab import trace_blocks, trace_csv
 from edgemoe.lab.trace import Trace, TraceShape, TraceWriter, check_trace_name, read_trace, write_trace
 from edgemoe.lab.trace_rows import COLUMNS, bounds
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.shared_data import shared_file
 from tests.support.traces import SHAPE, made_up_trace, same_rows, write_csv
@@ -122,7 +123,7 @@ def test_the_binary_form_of_the_first_version_is_named(tmp_path: Path) -> None:
     assert "CSV" in told.value.hint
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("before", "after", "says"),
     [
         (b"# route_trace v1", b"# route_trace v2", "line 1: expected '# route_trace v1'"),
@@ -276,7 +277,7 @@ def test_blocks_that_are_missing_repeated_or_moved_are_told(tmp_path: Path) -> N
             read_trace(path)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arrays", "says"),
     [
         ({"first_row": np.zeros(1)}, r"first_row: expected 0, the number of rows before it, found \[0\.\]"),
@@ -305,7 +306,7 @@ def test_arrays_that_are_no_rows_are_told_though_their_checksum_holds(
         read_trace(path)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arrays", "says"),
     [
         ({"counts": np.array([3, 0, 2])}, "expected experts from 1"),
@@ -346,7 +347,7 @@ def test_what_is_no_trace_is_one_error(tmp_path_factory: pytest.TempPathFactory,
     assert str(path) in told.value.message
 
 
-@pytest.mark.parametrize("room", [0, 1, 30, 10_000])
+@every_case("room", [0, 1, 30, 10_000])
 def test_a_full_disk_costs_only_what_is_written_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -416,7 +417,7 @@ def test_a_place_that_cannot_be_written_or_read_is_told(tmp_path: Path) -> None:
             read_trace(place)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "numbers",
     [
         {"layers": 0}, {"experts": 0}, {"experts_used": 9}, {"experts_used": True}, {"expert_bytes": (1, 2)},

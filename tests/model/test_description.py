@@ -8,6 +8,7 @@ import pytest
 from edgemoe.errors import StoreError
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
+from tests.support.every_case import every_case
 from tests.support.stores import edit_manifest, small_store
 
 MODEL, LAYER = ("model",), ("model", "layers", 0)
@@ -36,8 +37,8 @@ def test_what_was_written_is_understood(store: Store) -> None:
     assert store_spec(store).to_json() == store.model
 
 
-@pytest.mark.parametrize("value", [None, "x", True, -1, 0, 1.5, 2**40, [], {}])
-@pytest.mark.parametrize(
+@every_case("value", [None, "x", True, -1, 0, 1.5, 2**40, [], {}])
+@every_case(
     "place",
     [
         (*MODEL, "vocab_size"),
@@ -51,7 +52,7 @@ def test_counts_must_be_counts(store: Store, tmp_path: Path, place: tuple[str | 
         store_spec(altered(store, tmp_path, place, value))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("place", "value", "message"),
     [
         ((*MODEL, "norm_epsilon"), {}, r"model\.norm_epsilon is"),
@@ -74,7 +75,7 @@ def test_values_that_cannot_be_run_are_named(
         store_spec(altered(store, tmp_path, place, value))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("place", "value", "message"),
     [
         ((*MODEL, "vocab_size"), 100, r"embedding: expected \(100, 64\), found \(101, 64\)"),

@@ -18,6 +18,7 @@ from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 from tests.architectures.published import GEMMA4_26B_A4B, MIXTRAL_8X7B
 from tests.model.test_attention_block import D, G, H, V, W, formula, rms, run
+from tests.support.every_case import every_case
 
 BODY = Attention(H, G, W, 0.3, RopeSpec(1e4, W), window=7)
 Weights = dict[str, np.ndarray]
@@ -133,7 +134,7 @@ def test_experts_that_read_the_stream_itself_are_summed_with_the_dense_ffn_besid
     assert [type(step.operation) for step in graph.head.steps] == [op.RmsNorm, op.Linear, op.SoftCap]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("blocks", "message"),
     [
         ((Block(BODY, parallel=True),), "the first block is parallel to none"),

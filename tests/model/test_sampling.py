@@ -6,9 +6,10 @@ import pytest
 
 from edgemoe.errors import UsageError
 from edgemoe.model.sampling import GenerationDefaults, SamplingOptions, end_ids, read_generation_config
+from tests.support.every_case import every_case
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "value"),
     [
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "x"),
@@ -47,7 +48,7 @@ def test_a_published_config_says_how_to_sample() -> None:
     assert set(end_ids(config)) == {151645, 151643}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "top_k"),
     [
         # transformers 4 and 5: a missing top_k means GenerationConfig's 50
@@ -114,7 +115,7 @@ def test_a_max_length_is_named_where_it_would_end_before_the_context() -> None:
     assert read_generation_config({"max_length": 20, "max_new_tokens": 5}, 4096).not_honoured == {}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "named"),
     [
         ('{"top_p": 7}', "top_p"), ('{"temperature": "0.7", "do_sample": true}', "temperature"),

@@ -25,6 +25,7 @@ from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
 from tests.architectures.published import ALL_FAMILIES
+from tests.support.every_case import every_case
 
 ATTENTION = Attention(4, 2, 16, 0.25, RopeSpec(1e4, 16, "linear", {"factor": 2.0}), qkv_bias=True, qk_norm="head")
 MOE = Moe(8, 2, 48, RouterSpec(True), SharedExpert(32, gate=True))
@@ -72,9 +73,10 @@ FIRST_FORM = {
 """`SPEC` as edgemoe 0.1 wrote it."""
 
 
-@pytest.mark.parametrize("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES)
+@every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES)
 def test_plain_json_and_back(config: dict[str, Any]) -> None:
     spec = model_spec(config)
+    assert spec.family == config["model_type"].removesuffix("_text")
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -87,7 +89,7 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
     return LayerSpec.of(Moe(8, top_k, 48, RouterSpec(normalise, **options)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("layer", "message"),
     [
         (LayerSpec(()), "no blocks"),

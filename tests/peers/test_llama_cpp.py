@@ -184,7 +184,9 @@ def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
     apart = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(ours, axis=1)
     print(f"{name}: relative error {apart.max():.2g}, mean KL {agreement(ours, theirs)[1]:.2g}")
     # llama.cpp brings keys of recurrent layers to unit length without an epsilon, which tells with narrow heads.
-    assert apart.max() < (1e-3 if name.startswith(("qwen3_next", "qwen3_5_moe")) else 1e-5)
+    # It finds DeepSeek's factor of the scores by logarithms in float32, and takes it off the rotation again.
+    bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3, "deepseek_v3": 3e-5}
+    assert apart.max() < next((bound for start, bound in bounds.items() if name.startswith(start)), 1e-5)
 
 
 @pytest.mark.parametrize("rule", sorted(WORD_RULES))

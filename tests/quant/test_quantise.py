@@ -14,6 +14,7 @@ from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.formats import FORMATS, Blocks, dequantise, group_count, pack, unpack
 from edgemoe.quant import quantise as module
 from edgemoe.quant.quantise import quantise
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.matrices import quantisation_error
 
@@ -270,8 +271,8 @@ def test_minimums_pay_where_weights_lie_to_one_side() -> None:
     assert quantisation_error(values, quantise(values, Q4M)) < 0.1 * quantisation_error(values, quantise(values, Q4))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@every_case("name", FORMATS)
+@every_case("bad", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_refused_by_place(name: str, bad: float) -> None:
     values = weights("normal", (5, 40), 3)
     values[3, 37] = bad
@@ -279,11 +280,11 @@ def test_weights_that_are_not_finite_are_refused_by_place(name: str, bad: float)
         quantise(values, FORMATS[name])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "largest", "smallest_refused"),
     [("f16", 65504, 65536), ("q8", 8.3e6, 8.4e6), ("q4", 5.2e5, 5.4e5), ("q4m", 6.5e4, 6.6e4)],
 )
-@pytest.mark.parametrize("count", [32, 45])
+@every_case("count", [32, 45])
 def test_weights_beyond_a_format_are_refused_with_the_way_out(
     name: str, largest: float, smallest_refused: float, count: int
 ) -> None:

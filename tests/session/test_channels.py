@@ -19,6 +19,7 @@ from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.special_tokens import ChannelMarkers
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, stop_ids
+from tests.support.every_case import every_case
 from tests.support.fake_engine import FakeEngine
 from tests.support.small_tokenizer import small_tokenizer
 
@@ -64,7 +65,7 @@ def read(text: str, prompt: str = PROMPT) -> tuple[str, str | None]:
     return shown, None if texts.final_start is None else shown[texts.final_start :]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "shown", "final"),
     [
         (

@@ -7,6 +7,7 @@ import pytest
 from edgemoe.errors import EdgemoeError, UsageError
 from edgemoe.session.chat import Answer, ChatSession
 from edgemoe.session.model import Model
+from tests.support.every_case import every_case
 from tests.support.fake_engine import FakeEngine
 
 MakeModel = Callable[..., Model]
@@ -150,7 +151,7 @@ def test_a_conversation_is_saved_and_taken_up_again(make_model: MakeModel, tmp_p
             chat.load(unreadable)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "data",
     [
         {},

@@ -18,6 +18,7 @@ from edgemoe.errors import EdgemoeError
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model import load
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.fake_engine import FakeEngine
 from tests.support.letters_tokenizer import write_letters_tokenizer
 
@@ -35,9 +36,9 @@ class BrokenEngine(FakeEngine):
         return logits
 
 
-@pytest.mark.parametrize("all_logits", [False, True])
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kv_format", ["f16", "q8", "f32"])
+@every_case("all_logits", [False, True])
+@every_case("wrong", [math.nan, math.inf, -math.inf])
+@every_case("kv_format", ["f16", "q8", "f32"])
 def test_such_tokens_are_not_held(wrong: float, kv_format: str, all_logits: bool) -> None:
     engine = BrokenEngine(20)
     engine.memory.kv_format = kv_format

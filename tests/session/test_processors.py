@@ -17,6 +17,7 @@ from edgemoe.model.sampling import SamplingOptions, read_generation_config
 from edgemoe.session import processors as processors_module
 from edgemoe.session.processors import processors
 from edgemoe.session.sampler import Sampler, candidates
+from tests.support.every_case import every_case
 
 LOGITS = [1.5, -0.25, 3.0, 0.5, -2.0, 2.25, 0.0, 2.75, -1.0, 1.0, 0.75, -0.5]
 PROMPT = [2, 5, 7, 2, 5, 9]
@@ -99,7 +100,7 @@ def processed(options: SamplingOptions, answer: list[int], logits: list[float] =
     return found
 
 
-@pytest.mark.parametrize(("config", "answer", "changed"), CASES)
+@every_case(("config", "answer", "changed"), CASES)
 def test_logits_are_those_of_transformers_to_the_bit(
     config: Config, answer: list[int], changed: dict[int, float | None]
 ) -> None:
@@ -109,7 +110,7 @@ def test_logits_are_those_of_transformers_to_the_bit(
     assert processed(read_generation_config(config).sampling, answer).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("config", "answer", "expected"), DRAWN)
+@every_case(("config", "answer", "expected"), DRAWN)
 def test_filters_follow_the_processors_as_in_transformers(
     config: Config, answer: list[int], expected: dict[int, float]
 ) -> None:

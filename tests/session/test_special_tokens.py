@@ -17,6 +17,7 @@ from edgemoe.errors import StoreError
 from edgemoe.session.special_tokens import read_special_tokens
 from edgemoe.session.tokenizer import Tokenizer, load_library_tokenizer
 from edgemoe.store.tokenizer_file import library_tokenizer
+from tests.support.every_case import every_case
 
 MARKERS = ["<s>", "</s>", "<|end|>", "<image>", "<x>"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz</>| ÇĠ"
@@ -94,7 +95,7 @@ CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, s
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@every_case("case", CASES)
 def test_tokens_that_other_files_name_are_special(tmp_path: Path, case: str) -> None:
     config, special_map, names, special = CASES[case]
     folder = write_folder(tmp_path / "model", config, special_map)
@@ -104,7 +105,7 @@ def test_tokens_that_other_files_name_are_special(tmp_path: Path, case: str) -> 
     assert tokenizer.stop_ids == ({1} if "eos_token" in names else set())
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "special"),
     [
         ({"eos_token": "<|end|>"}, True),
@@ -160,7 +161,7 @@ def test_added_tokens_behind_a_hole_have_the_ids_that_the_file_gives() -> None:
     assert library_tokenizer(holed(("<s>", 3), ("</s>", 4))).encode("<s>a</s>b").ids == [3, 0, 4, 1]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("added", "vocabulary"),
     [
         ([("<s>", 1)], None),  # the id of another token

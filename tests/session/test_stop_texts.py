@@ -1,8 +1,8 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.session.stop_texts import StopTexts
+from tests.support.every_case import every_case
 
 
 def passed_on(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:
@@ -26,7 +26,7 @@ def test_without_stop_texts_every_piece_passes() -> None:
     assert passed_on([], ["a", "", "b"]) == (["a", "", "b", ""], False)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("stops", "text", "expected"),
     [
         (["bc", "abcd"], "xabcde", "xa"),  # complete first

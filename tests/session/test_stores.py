@@ -9,9 +9,10 @@ import pytest
 
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.session.stores import find_runnable, open_store
+from tests.support.every_case import every_case
 
 
-@pytest.mark.parametrize("content", [b"", b"GG", b"PK and more", b"version https://git-lfs.github.com/spec/v1"])
+@every_case("content", [b"", b"GG", b"PK and more", b"version https://git-lfs.github.com/spec/v1"])
 def test_a_file_that_is_only_called_gguf_is_told_what_is_wrong_with_it(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.GGUF"
     path.write_bytes(content)

@@ -174,6 +174,7 @@ def test_the_time_in_which_the_program_was_stopped_does_not_count(monkeypatch: p
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_program_that_is_stopped_and_continued_renders() -> None:
     code = (
         "from edgemoe.session import template_process as t; from edgemoe.session.template import ChatTemplate\n"

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.session import tokenizer as tokenizer_module
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, load_library_tokenizer
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.small_tokenizer import END, small_tokenizer, write_model_folder
 
@@ -180,7 +181,7 @@ def test_limits_of_the_training_do_not_cut_prompts(tmp_path: Path) -> None:
     assert Tokenizer.load(folder, 400).decode(Tokenizer.load(folder, 400).encode(text)) == text
 
 
-@pytest.mark.parametrize(
+@every_case(
     "content",
     ["", "{", "[]", '{"model": {"type": "BPE"}}', '{"version": "1.0"}', "[" * 100_000],
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.headers import build_header, parse_json, read_header
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 
 
@@ -46,7 +47,7 @@ def _entry(start: int, stop: int, shape: list[int] | None = None) -> dict[str, o
     return {"dtype": "U8", "shape": [stop - start] if shape is None else shape, "data_offsets": [start, stop]}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("header", "data", "message"),
     [
         ({"a": _entry(0, 4)}, b"abc", "expected .* bytes by its header, found"),

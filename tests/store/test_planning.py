@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from edgemoe.store.manifest import Checksums, Manifest
 from edgemoe.store.manifest_parser import parse_manifest
 from edgemoe.store.planning import SMALL_FILE_BYTES, plan_store
 from edgemoe.store.writer import with_checksums
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 
 Q4, Q8, F32 = FORMATS["q4"], FORMATS["q8"], FORMATS["f32"]
@@ -100,7 +100,7 @@ def _records_in(manifest: Manifest, file: int) -> int:
     return int(np.sum(manifest.records.file == file))
 
 
-@pytest.mark.parametrize("width", [1, 15, 16, 17, 33])
+@every_case("width", [1, 15, 16, 17, 33])
 def test_a_record_holds_its_matrices_and_less_than_a_page_more(width: int) -> None:
     layout = packed_layout(70, width, Q4, Q8)
     used = layout.matrices.down_offset + Q8.matrix_bytes(70, width)

@@ -430,12 +430,14 @@ def _seconds_to_open(folder: Path) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_store_of_48_layers_of_512_experts_opens_within_half_a_second(tmp_path: Path) -> None:
     """Measured: 0.02 s."""
     assert _seconds_to_open(_large_store(tmp_path / "store", 48, 512)) < 0.5
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_store_of_a_million_records_opens_within_a_second(tmp_path: Path) -> None:
     """Measured: 0.3 s."""
     assert _seconds_to_open(_large_store(tmp_path / "store", 1000, 1000)) < 1

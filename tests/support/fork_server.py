@@ -8,6 +8,7 @@ itself imports little, so that a program can begin where hardly any module is lo
 
 from __future__ import annotations
 
+import gc
 import marshal
 import os
 import select
@@ -88,8 +89,11 @@ def _take_streams(descriptors: list[int], numbers: list[int], terminal: bool) ->
 
 
 if __name__ == "__main__":
+    gc.disable()
     for module in sys.argv[2:]:
         __import__(module)
+    gc.freeze()  # no child then looks for garbage in what all share: that copies the memory, for a quarter of a second
+    gc.enable()
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     if request is not None:
         os.environ.clear()

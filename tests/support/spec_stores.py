@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgemoe.conversion.encoding import encode
-from edgemoe.conversion.formats import choose_formats
+from edgemoe.conversion.formats import FormatChoice, choose_formats
 from edgemoe.conversion.places import tensor_places
 from edgemoe.conversion.plan import plan_manifest
 from edgemoe.model.spec import ModelSpec
@@ -34,7 +34,7 @@ def random_weights(spec: ModelSpec, seed: int = 0) -> Weights:
 def store_of_spec(folder: Path, spec: ModelSpec, weights: Weights, experts: str, dense: str) -> Store:
     """Write a store with these weights, each of its matrices in a format of these."""
     shapes = spec.tensors()
-    formats = choose_formats(shapes, dict.fromkeys(shapes, "F32"), experts, dense)
+    formats = choose_formats(shapes, dict.fromkeys(shapes, "F32"), FormatChoice(experts, dense))
     plan = plan_manifest(spec, shapes, formats, {})
     with StoreWriter(folder, plan) as writer:
         for name, place in tensor_places(plan, shapes).items():

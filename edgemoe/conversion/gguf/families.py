@@ -417,8 +417,11 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "bailing_moe": "bailingmoe2",
     "deepseek_v2": "deepseek2",
     "granitemoeshared": "granitemoe",
+    "glm4_moe_lite": "deepseek2",
     "kimi_k2": "deepseek2",
+    "kimi_k25": "deepseek2",
     "llama4_text": "llama4",
+    "sarvam_mla": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
 }

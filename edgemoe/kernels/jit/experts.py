@@ -57,7 +57,8 @@ def choice_scores(
     for t in range(tokens):
         row, own = logits[t], scores[t]
         largest, total = np.float64(row.max()), 0.0
-        if not sigmoid and not by_logit and choice_bias is not None:
+        shares = not sigmoid and not by_logit and (choice_bias is not None or groups > 1)
+        if shares:
             for expert in range(count):
                 total += math.exp(np.float64(row[expert]) - largest)
         for expert in range(count):
@@ -66,7 +67,7 @@ def choice_scores(
                 pass
             elif sigmoid:
                 own[expert] = 1.0 / (1.0 + math.exp(-np.float64(row[expert])))
-            elif choice_bias is not None:
+            elif shares:
                 own[expert] = math.exp(np.float64(row[expert]) - largest) / total
             if choice_bias is not None:
                 own[expert] += choice_bias[expert]

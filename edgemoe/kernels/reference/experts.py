@@ -96,7 +96,7 @@ def choice_scores(
 ) -> Floats:
     """The scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
     choices = logits
-    if choose_by == "score" and (score == "sigmoid" or choice_bias is not None):
+    if choose_by == "score" and (score == "sigmoid" or choice_bias is not None or groups > 1):
         exact = logits.astype(np.float64)
         choices = single(sigmoid(exact) if score == "sigmoid" else softmax(exact))
     if choice_bias is not None:

@@ -83,7 +83,7 @@ static void score_choices(const em_route *r, const em_kernels *kernels, const fl
         /* as they stand */
     } else if (r->score == EM_SCORE_SIGMOID) {
         sigmoids(kernels, scores, count);
-    } else if (r->choice_bias) {
+    } else if (r->choice_bias || r->groups > 1) {
         const float largest = logits[next_best(logits, count, -1)];
         const float sum = sum_of_exponentials(kernels, logits, count, largest);
         kernels->exponentials(scores, count, largest);

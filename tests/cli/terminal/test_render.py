@@ -1,7 +1,6 @@
 import io
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.style import Style
 
 from edgemoe.cli.terminal.heatmap import fold
 from edgemoe.cli.terminal.render import MarkdownStream, Terminal, draw_heat_map, finished_length
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 
 DOCUMENT = """# Title
@@ -65,7 +65,7 @@ def test_streamed_markdown_shows_what_the_whole_shows(cuts: list[int]) -> None:
     assert shown([DOCUMENT]).split() == whole.file.getvalue().split()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "finished"),
     [
         ("a", ""),

@@ -31,6 +31,7 @@ from edgemoe.kernels.formats import Blocks, dequantise
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.gguf_files import tokenizer_metadata, write_gguf
 from tests.support.pairs import default_pairs
@@ -809,7 +810,7 @@ def _floats(name: bytes, count: int, offset: int) -> bytes:
     return _key(name, 1) + struct.pack("<QIQ", count, 0, offset)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("content", "message"),
     [
         (b"", "the file ends at 0"),

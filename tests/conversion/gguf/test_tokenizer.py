@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from edgemoe.conversion.gguf.tokenizer import side_files
 from edgemoe.errors import SourceError
+from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.gguf_files import tokenizer_metadata
 from tests.support.small_tokenizer import TEMPLATE, small_tokenizer
@@ -87,7 +88,7 @@ def from_metadata(rule: str) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(bytes(files["tokenizer.json"]).decode())
 
 
-@pytest.mark.parametrize("rule", REFERENCES)
+@every_case("rule", REFERENCES)
 def test_same_tokens_as_the_original(rule: str) -> None:
     for text in (*TEXTS, "<|start|>user\nhi<|end|>", "a<tool>b", "x    y      z"):
         expected = reference(rule).encode(text)
@@ -196,8 +197,8 @@ def test_markers_are_one_token_whatever_their_type(types: int | None) -> None:
     assert found.decode(found.encode(prompt).ids) == original.decode(original.encode(prompt).ids)
 
 
-@pytest.mark.parametrize("types", [NORMAL, None, 5], ids=["typed as text", "without types", "typed as unused"])
-@pytest.mark.parametrize("kind", ["bos", "eos", "eot", "eom", "fim_pre", "suffix", "fim_sep"])
+@every_case("types", [NORMAL, None, 5], ids=["typed as text", "without types", "typed as unused"])
+@every_case("kind", ["bos", "eos", "eot", "eom", "fim_pre", "suffix", "fim_sep"])
 def test_what_an_id_names_is_special(kind: str, types: int | None) -> None:
     """Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and gguf-py's constants, Keys.Tokenizer."""
     original = tokenizer_metadata(small_tokenizer(), "gpt-2")
@@ -228,7 +229,7 @@ def test_text_that_merges_make_stays_text() -> None:
     assert len(found.encode("[PAD99]").ids) > 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("tokens", "keys", "ends"),
     [
         # The three ends in the generation_config.json of Llama 3.1 (128001, 128008, 128009).
@@ -266,7 +267,7 @@ def test_sentence_piece_markers_without_types() -> None:
         assert found.decode(found.encode(text).ids) == typed.decode(typed.encode(text).ids)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("key", "value", "expected"),
     [
         ("top_p", 7.0, "above 0, up to 1"), ("temp", float("nan"), "0 \\(greedy\\) to 100"), ("top_k", "many", "0"),
@@ -279,7 +280,7 @@ def test_an_unusable_sampling_key_is_named(key: str, value: Any, expected: str) 
         side_files(PATH, metadata)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("rule", "keys", "expected"),
     [
         ("gpt-2", {}, "{}"),
@@ -323,7 +324,7 @@ def sentence_piece(**changes: Any) -> dict[str, Any]:
     return metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "tokens"),
     [
         # The best-scored pair is merged first, whatever stands left of it: "he" before "th".
@@ -360,7 +361,7 @@ def pieces_with_merges(**changes: Any) -> dict[str, Any]:
     return metadata | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "tokens"),
     [
         # Merges in the order of the list, with no space before the text; and BOS, whatever the file says.
@@ -381,7 +382,7 @@ def test_pieces_with_merges(text: str, tokens: list[str]) -> None:
     assert {names[number] for number in ends} == {"<turn|>", "<|tool_response>"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("metadata", "message"),
     [
         ({}, "found 'no tokenizer'"),

@@ -17,6 +17,7 @@ from edgemoe.conversion.gguf.vocabulary import write_vocabulary
 from edgemoe.errors import StoreError
 from edgemoe.session.tokenizer import load_library_tokenizer
 from tests.conversion.gguf.test_tokenizer import O200K
+from tests.support.every_case import every_case
 from tests.support.small_tokenizer import END, START, TEMPLATE, small_tokenizer
 
 BUNDLED = Path(__file__).parents[3] / "models" / "smollm2-135m-moe" / "store"
@@ -135,7 +136,7 @@ def _changed(key: str, value: Any) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("tokenizer", "what"),
     [
         (tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a")), "expected byte-level BPE, found WordLevel"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -18,24 +22,34 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.windowed_models import SMALL_MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 IDS = np.random.default_rng(7).integers(0, 128, 60)
 
 
-def exported(folder: Path, config: dict[str, Any]) -> tuple[Path, Path]:
-    """A store of random weights, and the GGUF of it."""
-    write_checkpoint(folder / "source", config)
-    store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
-    return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
+Exported = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Gives the store of random weights of a family, and the GGUF of it, both made once."""
+
+    @functools.cache
+    def made(family: str) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("exported")
+        write_checkpoint(folder / "source", SMALL_MODELS[family])
+        store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
+        return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
+
+    return made
 
 
 @pytest.mark.parametrize("family", SMALL_MODELS)
-def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
-    config = SMALL_MODELS[family]
-    store, path = exported(tmp_path, config)
-    assert model_spec(GgufSource(path).config) == model_spec(config)
+def test_a_file_is_the_same_model(family: str, exported: Exported, tmp_path: Path) -> None:
+    store, path = exported(family)
+    assert model_spec(GgufSource(path).config) == model_spec(SMALL_MODELS[family])
     back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
     logits = []
     for one in (store, back):
@@ -44,7 +58,7 @@ def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(*logits)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("family", "changes"),
     [
         ("afmoe", {"mup_enabled": False}),
@@ -73,18 +87,21 @@ def test_a_file_is_the_same_model(family: str, tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Before any weight is read: the store is planned only."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_MODELS[family] | changes))
+    store = forecast_store(str(tmp_path)).store
     with pytest.raises(StoreError, match="this model cannot be a GGUF"):
-        exported(tmp_path, SMALL_MODELS[family] | changes)
+        export_gguf(store, tmp_path / "model.gguf", name="test", tokenizer=False)
     assert not list(tmp_path.glob("model.gguf*"))
 
 
 def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path) -> None:
-    store = convert_checkpoint(str(GOLDEN / "phimoe"), tmp_path / "store", experts="q8", dense="q8")
+    store = forecast_store(str(GOLDEN / "phimoe")).store
     with pytest.raises(StoreError, match=r"llama\.cpp's phimoe computes root-mean-square norms"):
-        export_gguf(Store.open(store), tmp_path / "model.gguf", name="test", tokenizer=False)
+        export_gguf(store, tmp_path / "model.gguf", name="test", tokenizer=False)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("family", "changes", "words"),
     [
         ("afmoe", {"afmoe.expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
@@ -113,9 +130,9 @@ def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path
     ids=str,
 )
 def test_keys_that_contradict_the_architecture_are_refused_by_name(
-    family: str, changes: dict[str, Any], words: str, tmp_path: Path
+    family: str, changes: dict[str, Any], words: str, exported: Exported, tmp_path: Path
 ) -> None:
-    _, path = exported(tmp_path, SMALL_MODELS[family])
+    _, path = exported(family)
     changed = rewritten(path, tmp_path / "changed.gguf", changes)
     with pytest.raises(SourceError, match=words):
         GgufSource(changed)

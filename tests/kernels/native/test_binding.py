@@ -17,6 +17,7 @@ from edgemoe.kernels.native import library, structures
 from edgemoe.kernels.native.backend import NativeBackend
 from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.test_products import pack_experts
+from tests.support.every_case import every_case
 
 TOKENS, WIDTH = 3, 40
 
@@ -81,7 +82,7 @@ LINEAR_FAULTS: dict[str, tuple[Callable[[op.Linear], op.Linear], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", LINEAR_FAULTS)
+@every_case("fault", LINEAR_FAULTS)
 def test_a_faulty_linear_is_named(backend: NativeBackend, fault: str) -> None:
     change, buffer = LINEAR_FAULTS[fault]
     good = good_linear()

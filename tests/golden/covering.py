@@ -1,0 +1,76 @@
+"""A few golden models that between them have every form of every operation.
+
+The default tests run each golden model once, on the engine's own kernels; what follows from operations alone they try
+on these few, and the slow tests on all.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemoe.architectures import model_spec
+from edgemoe.kernels.definition import definition_of
+from edgemoe.model.build import Graph, build_graph
+from edgemoe.model.graph import ExpertRecords
+from tests.golden.cases import CASES
+
+GOLDEN = Path(__file__).parent
+
+
+def forms(graph: Graph) -> set[Hashable]:
+    """The forms in which operations occur: each kind with its flags and choices, and the parts that it may be without.
+
+    Between two operations of one form only sizes and numbers differ, which the tests of kernels draw at random.
+    """
+    return {tuple(_form(step.operation)) for section in graph.sections() for step in section.steps}
+
+
+def _form(value: object) -> Iterator[Hashable]:
+    yield type(value).__name__
+    for field in definition_of(type(value)).fields:
+        part = getattr(value, field.name)
+        if field.mark.kind in ("flag", "choice"):
+            yield field.name, part
+        elif field.mark.kind == "struct" and part is not None:
+            yield field.name, tuple(_form(part))
+        elif field.mark.kind == "structs" and not isinstance(part, ExpertRecords):
+            yield field.name, frozenset(tuple(_form(member)) for member in part)
+        elif field.optional:
+            yield field.name, part is not None
+        elif field.mark.kind in ("float", "integer") and field.default is not MISSING:
+            yield field.name, part == field.default
+
+
+def covering(graphs: Mapping[str, Graph]) -> Sequence[str]:
+    """Names of few graphs that have all forms which any of them has: each time the one with the most new ones."""
+    left = {name: forms(graph) for name, graph in graphs.items()}
+    missing = set().union(*left.values())
+    chosen: list[str] = []
+    while missing:
+        chosen.append(max(left, key=lambda name: len(left[name] & missing)))
+        missing -= left[chosen[-1]]
+    return chosen
+
+
+@functools.cache
+def golden_configs() -> Mapping[str, Mapping[str, Any]]:
+    """The config of each golden model."""
+    return {name: json.loads((GOLDEN / name / "config.json").read_text()) for name in CASES}
+
+
+@functools.cache
+def covering_names() -> Sequence[str]:
+    """Names of the golden models that the default tests try everything on."""
+    return covering({name: build_graph(model_spec(config)) for name, config in golden_configs().items()})
+
+
+def covering_models() -> list[Any]:
+    """All golden models as parameters; the tests of those that have no form of their own are slow ones."""
+    return [pytest.param(name, marks=[] if name in covering_names() else pytest.mark.slow) for name in CASES]
