@@ -12,6 +12,7 @@ from typing import Any
 
 from edgemoe.architectures import (
     afmoe,
+    arctic,
     axk1,
     bailing_moe,
     cohere2_moe,
@@ -31,6 +32,7 @@ from edgemoe.architectures import (
     gpt_oss,
     granitemoe,
     granitemoe_swa,
+    granitemoehybrid,
     granitemoeshared,
     hunyuan_v1_moe,
     hy_v3,
@@ -42,7 +44,9 @@ from edgemoe.architectures import (
     mellum,
     mimo_v2_flash,
     minimax_m2,
+    mistral4,
     mixtral,
+    nemotron_h,
     olmoe,
     phimoe,
     qwen2_moe,
@@ -78,6 +82,7 @@ __all__ = [
 
 FAMILIES: dict[str, ModuleType] = {
     "afmoe": afmoe,
+    "arctic": arctic,
     "axk1": axk1,
     "bailing_moe": bailing_moe,
     "bailing_moe_v2": bailing_moe,
@@ -100,6 +105,7 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "granitemoe_swa": granitemoe_swa,
+    "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granitemoeshared,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "hy_v3": hy_v3,
@@ -114,7 +120,10 @@ FAMILIES: dict[str, ModuleType] = {
     "mellum": mellum,
     "mimo_v2_flash": mimo_v2_flash,
     "minimax_m2": minimax_m2,
+    "mistral3": mistral4,
+    "mistral4": mistral4,
     "mixtral": mixtral,
+    "nemotron_h": nemotron_h,
     "olmoe": olmoe,
     "phimoe": phimoe,
     "qwen2_moe": qwen2_moe,

@@ -68,7 +68,7 @@ TENSORS = (
 )
 
 NORM_EPSILON = 1e-5
-"""That of PyTorch's LayerNorm, which the model's code leaves as it is."""
+"""The default of PyTorch's LayerNorm, which the model's code leaves as it is."""
 
 
 def read(reader: ConfigReader) -> ModelSpec:

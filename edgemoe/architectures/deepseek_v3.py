@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgemoe.architectures.config import DAMAGED, ConfigReader, show
+from edgemoe.architectures.config import ConfigReader
 from edgemoe.architectures.frame import check_own_code
-from edgemoe.architectures.latent import DEEPSEEK, read_deepseek
-from edgemoe.errors import SourceError
+from edgemoe.architectures.latent import DEEPSEEK, read_deepseek, read_left_out
 from edgemoe.model.spec import ModelSpec
 
 TENSORS = (
@@ -35,19 +34,8 @@ def read(reader: ConfigReader) -> ModelSpec:
         text or reader, family, own_code=own_code, wide_heads=sarvam, default_dense=1 if sarvam else None
     )
     if text is not None:
-        _read_left_out(reader, spec)
+        check_own_code(reader, "KimiK25ForConditionalGeneration")
+        reader.skip("projection_hidden_size", "projection_layer_norm_eps", "ignore_index", "use_unified_vision_chunk")
+        reader.skip("video_placeholder", "media_placeholder_token_id")
+        read_left_out(reader, spec)
     return spec
-
-
-def _read_left_out(reader: ConfigReader, spec: ModelSpec) -> None:
-    """Read what the config says of the part for images, and of the head, which both of its objects speak of."""
-    check_own_code(reader, "KimiK25ForConditionalGeneration")
-    reader.skip("vision_config", "projection_hidden_size", "projection_layer_norm_eps", "ignore_index")
-    reader.skip("use_unified_vision_chunk", "video_placeholder", "media_placeholder_token_id")
-    reader.skip("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    if reader.flag("tie_word_embeddings", spec.tied_embeddings) != spec.tied_embeddings:
-        raise SourceError(
-            f"config.json: tie_word_embeddings is {show(not spec.tied_embeddings)}, but"
-            f" {show(spec.tied_embeddings)} in text_config; expected one value.",
-            DAMAGED,
-        )

@@ -215,10 +215,7 @@ def read_sigmoid_router(
     `normalise` and `scale` hold unless the config says otherwise. With one of the `other_methods` it has no such bias.
     """
     normalise = reader.flag("norm_topk_prob", normalise)
-    groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
-    kept_groups = reader.integer("topk_group", maximum=limits.LARGEST_EXPERTS, default=1)
-    if kept_groups == groups:  # all are kept, as without groups
-        groups = kept_groups = 1
+    groups, kept_groups = read_groups(reader)
     for name in ("scoring_func", "score_function"):
         reader.require(name, "sigmoid", "noaux_tc", default="sigmoid")
     reader.require("topk_method", "noaux_tc", *other_methods, default="noaux_tc")
@@ -233,13 +230,20 @@ def read_sigmoid_router(
     )
 
 
+def read_groups(reader: ConfigReader) -> tuple[int, int]:
+    """How many groups the experts are in, and how many of them a router keeps. Raises SourceError."""
+    groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    kept_groups = reader.integer("topk_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    return (1, 1) if kept_groups == groups else (groups, kept_groups)  # all are kept, as without groups
+
+
 def read_shared_width(reader: ConfigReader, count_key: str, default: int = 1) -> int:
     """The width of the FFN that shared experts are together: their number is `count_key`."""
     count = reader.integer(count_key, minimum=0, maximum=limits.LARGEST_EXPERTS, default=default)
     return min(count * reader.integer("moe_intermediate_size", maximum=limits.LARGEST_WIDTH), limits.LARGEST_WIDTH)
 
 
-def read_layer_count(reader: ConfigReader, ffn: Moe | GatedFfn) -> int:
+def read_layer_count(reader: ConfigReader, ffn: Body) -> int:
     """The number of layers; refused where they have too many experts in all. Raises SourceError."""
     count = reader.integer("num_hidden_layers", maximum=limits.LARGEST_LAYERS)
     if ffn.routed is not None and count * ffn.routed.num_experts > limits.LARGEST_TOTAL_EXPERTS:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import FRAME, layer_rows
-from edgemoe.model.blocks import RouterSpec
+from edgemoe.model.blocks import Attention, RouterSpec
 from edgemoe.model.spec import ModelSpec
 
 _GATE_AND_UP = "experts.{expert}.gate experts.{expert}.up"
@@ -40,6 +40,17 @@ def read_granite(
 
     The last two are those of `read_frame`.
     """
+    frame, attention = read_granite_frame(reader, family, layer_types, windows)
+    moe = read_experts(
+        reader, width_key="intermediate_size", router=RouterSpec(normalise=True), shared_width=shared_width
+    )
+    return replace(frame, layers=read_layers(reader, attention, moe))
+
+
+def read_granite_frame(
+    reader: ConfigReader, family: str, layer_types: Collection[str], windows: bool = False
+) -> tuple[ModelSpec, Attention]:
+    """A Granite model without its layers, and the attention of these. Raises SourceError."""
     frame = read_frame(reader, family, layer_types=layer_types, windows=windows)
     attention = read_attention(
         reader,
@@ -47,13 +58,10 @@ def read_granite(
         bias_key="attention_bias",
         scale=reader.number("attention_multiplier", 1.0, maximum=LARGEST_WIDTH),
     )
-    moe = read_experts(
-        reader, width_key="intermediate_size", router=RouterSpec(normalise=True), shared_width=shared_width
-    )
-    return replace(
+    frame = replace(
         frame,
-        layers=read_layers(reader, attention, moe),
         embedding_scale=reader.number("embedding_multiplier", 1.0, maximum=LARGEST_WIDTH),
         residual_scale=reader.number("residual_multiplier", 1.0, maximum=LARGEST_WIDTH),
         logit_scale=1 / reader.number("logits_scaling", 1.0, above=1e-6, maximum=LARGEST_WIDTH),
     )
+    return frame, attention

@@ -6,7 +6,15 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader, checked_number
+from edgemoe.architectures.config import (
+    DAMAGED,
+    LARGEST_LAYERS,
+    LARGEST_WIDTH,
+    ConfigReader,
+    checked_number,
+    show,
+    unsupported,
+)
 from edgemoe.architectures.frame import (
     leading_dense_layers,
     read_experts,
@@ -28,13 +36,17 @@ from edgemoe.architectures.table import (
 )
 from edgemoe.errors import SourceError
 from edgemoe.model.blocks import GatedFfn, LatentAttention, RouterSpec
-from edgemoe.model.rope import RopeSpec
+from edgemoe.model.rope import RopeSpec, Temperature
 from edgemoe.model.spec import ModelSpec
 
 _LAYER, _SOURCE = "layers.{layer}.", "model.layers.{layer}.self_attn."
 _IN_FRAME = ("embedding", "final_norm", "head", "attention_norm", "output", "ffn_norm")
 _QUERIES = ((_LAYER + "query", "nope_dim"), (_LAYER + "query_rotary", "rotary_dim"))
 _EXPANSION = ((_LAYER + "key_up", "nope_dim"), (_LAYER + "value_up", "head_values"))
+
+
+_OF_QUERIES = frozenset({"llama_4_scaling_beta", "max_position_embeddings"})
+"""Keys of Mistral's objects of positions, of which the second repeats the config's own."""
 
 
 def _in_blocks(source: str, shape: tuple[str, ...], blocks: tuple[tuple[str, str], ...], turned: str = "") -> Row:
@@ -83,15 +95,16 @@ def read_deepseek(
     layer_types: Collection[str] = ("full_attention",),
     interleaved: bool | None = None,
     wide_heads: bool = False,
+    growing: bool = False,
 ) -> ModelSpec:
     """A model with latent attention, ungated shared experts and dense layers. Raises SourceError.
 
     Dense are those that `mlp_layer_types` says, else as many as another key says from the first on, or `default_dense`.
     Without a `router` it is DeepSeek-V3's, which scales weights by `scale` unless the config says otherwise.
-    `layer_types`: see `read_frame`; `interleaved` and `wide_heads`: `read_latent_attention`.
+    `layer_types`: see `read_frame`; `interleaved`, `wide_heads` and `growing`: `read_latent_attention`.
     """
     frame = read_frame(reader, family, own_code=own_code, layer_types=layer_types)
-    attention = read_latent_attention(reader, frame, interleaved=interleaved, wide_heads=wide_heads)
+    attention = read_latent_attention(reader, frame, interleaved=interleaved, wide_heads=wide_heads, growing=growing)
     renamed = reader.value("num_experts") is not None
     moe = read_experts(
         reader,
@@ -116,12 +129,18 @@ def read_deepseek(
 
 
 def read_latent_attention(
-    reader: ConfigReader, frame: ModelSpec, *, interleaved: bool | None = None, wide_heads: bool = False
+    reader: ConfigReader,
+    frame: ModelSpec,
+    *,
+    interleaved: bool | None = None,
+    wide_heads: bool = False,
+    growing: bool = False,
 ) -> LatentAttention:
     """Widths, positions and scale. Raises SourceError.
 
     `interleaved` says whether neighbouring channels are rotated together, where a family has no key for it. With
-    `wide_heads` a config may have the width of a latent row for that of a head.
+    `wide_heads` a config may have the width of a latent row for that of a head. With `growing` the object of positions
+    says how queries grow with them, and which part of a head of all channels is rotated (Mistral Small 4).
     """
     heads = reader.integer("num_attention_heads", maximum=LARGEST_WIDTH)
     reader.require("num_key_value_heads", heads, default=heads)
@@ -132,7 +151,8 @@ def read_latent_attention(
     value_dim = reader.integer("v_head_dim", maximum=LARGEST_WIDTH)
     for name in ("qk_head_dim", "q_head_dim"):
         reader.require(name, nope_dim + rotary_dim, default=nope_dim + rotary_dim)
-    reader.require("head_dim", rotary_dim, *([latent_dim + rotary_dim] * wide_heads), default=rotary_dim)
+    head_dim = nope_dim + rotary_dim if growing else rotary_dim
+    reader.require("head_dim", head_dim, *([latent_dim + rotary_dim] * wide_heads), default=head_dim)
     reader.require("attention_bias", False)
     if rotary_dim % 2:
         raise SourceError(
@@ -147,7 +167,13 @@ def read_latent_attention(
     if interleaved is not None:
         reader.require("rope_interleave", interleaved, default=interleaved)
     neighbours = reader.flag("rope_interleave", True)
-    rope = read_rope(reader, rotary_dim, 10_000.0, frame.max_positions)
+    if growing:
+        part = rotary_dim / head_dim
+        rope = read_rope(reader, head_dim, 10_000.0, frame.max_positions, default_partial=part, others=_OF_QUERIES)
+        if rope.rotated != rotary_dim:
+            raise unsupported("partial_rotary_factor", rope.rotated / head_dim, f"{part:g}")
+    else:
+        rope = read_rope(reader, rotary_dim, 10_000.0, frame.max_positions)
     if neighbours:
         rope = replace(rope, pairing="neighbours")
     return LatentAttention(
@@ -159,7 +185,22 @@ def read_latent_attention(
         scale=(nope_dim + rotary_dim) ** -0.5 * _yarn_gain(reader, rope) ** 2,
         rope=rope,
         query_rank=query_rank,
+        temperature=_temperature(reader, rope) if growing else None,
     )
+
+
+def _temperature(reader: ConfigReader, rope: RopeSpec) -> Temperature | None:
+    """How queries grow, by the object of positions, which the reference insists on. Raises SourceError."""
+    parameters = reader.value("rope_parameters") or reader.value("rope_scaling")
+    if not isinstance(parameters, Mapping) or rope.scaling != "yarn":
+        raise unsupported("rope_parameters", parameters, 'an object with rope_type "yarn"')
+    scale = parameters.get("llama_4_scaling_beta")
+    original = rope.parameters["original_max_position_embeddings"]
+    if not original.is_integer():
+        raise unsupported("original_max_position_embeddings", original, "a whole number")
+    if not scale:
+        return None
+    return Temperature(checked_number("llama_4_scaling_beta", scale), int(original), first=0)
 
 
 def _yarn_gain(reader: ConfigReader, rope: RopeSpec) -> float:
@@ -170,3 +211,14 @@ def _yarn_gain(reader: ConfigReader, rope: RopeSpec) -> float:
     weight = checked_number("mscale_all_dim", parameters["mscale_all_dim"])
     factor = rope.parameters["factor"]
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def read_left_out(reader: ConfigReader, spec: ModelSpec) -> None:
+    """Read what a config with a `text_config` says of images, and of the head, which both of its objects speak of."""
+    reader.skip("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    if reader.flag("tie_word_embeddings", spec.tied_embeddings) != spec.tied_embeddings:
+        raise SourceError(
+            f"config.json: tie_word_embeddings is {show(not spec.tied_embeddings)}, but"
+            f" {show(spec.tied_embeddings)} in text_config; expected one value.",
+            DAMAGED,
+        )

@@ -56,6 +56,7 @@ def read_rope(
     fixed_alpha: bool = False,
     layer_type: str = "",
     theta_key: str = "rope_theta",
+    others: frozenset[str] = frozenset(),
 ) -> RopeSpec:
     """The rotary positions of heads of width `head_dim`, every parameter filled in. Raises SourceError.
 
@@ -63,6 +64,7 @@ def read_rope(
     `fixed_alpha` the rule that is called dynamic stretches all periods by `alpha`, however long a text is.
     With a `layer_type` the file may have an object for each type of layer, of which this type's is read; without such
     objects all types have the same positions, but for a theta under a `theta_key` of the type.
+    The objects may have the keys of `others` too, which the caller reads.
     A file may contain both forms, and the two often differ in which parameters they leave to the defaults. Each form is
     read separately, with the keys beside it; both must give the same positions.
     """
@@ -73,7 +75,9 @@ def read_rope(
         if value is not None and not isinstance(value, Mapping):
             raise SourceError(f"config.json: {name} is {show(value)}; expected an object or null.", DAMAGED)
         if value:
-            found[name] = dict(_of_layer_type(name, value, layer_type))
+            found[name] = {
+                key: inner for key, inner in _of_layer_type(name, value, layer_type).items() if key not in others
+            }
     specs = {
         name: _read_form(
             name,

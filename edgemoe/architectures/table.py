@@ -273,9 +273,12 @@ def resolve_tensors(
             for source, slices, _ in _expand(row, spec)
             if missing[0] in slices and slices.keys() <= wanted.keys()
         ]
-        first = next((source for row, source in places if row in layout), places[0][1])
+        roots = {name.partition(".")[0] for name in used}
+        alike = [source for row, source in places if row in layout]
+        alike += [source for _, source in places if source.partition(".")[0] in roots]
+        first = next(iter(alike), places[0][1])
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        instead = instead_of(first, shapes.keys() - used, unlisted)
+        instead = instead_of(first, shapes.keys() - used - unused_tensors(spec, shapes).keys(), unlisted)
         if instead is not None:
             raise SourceError(f"{first}: missing{more}; {instead[0]}.", instead[1])
         raise SourceError(
@@ -458,7 +461,7 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
 
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
     """The values of the symbols used in shapes, for the whole model or for a layer."""
-    sizes = {"one": 1, "model": spec.hidden_size, "vocabulary": spec.vocab_size}
+    sizes = {"one": 1, "model": spec.hidden_size, "expert_model": spec.hidden_size, "vocabulary": spec.vocab_size}
     if layer is None:
         return sizes
     return sizes | layer.sizes()

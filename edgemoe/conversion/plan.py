@@ -128,12 +128,11 @@ def plan_manifest(
         routed = layer.routed
         for expert in range(routed.num_experts if routed else 0):
             assert routed is not None
+            width = routed.width(spec.hidden_size)
             up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
             assert up is not None
             assert down is not None
-            experts[number].append(
-                packed_layout(spec.hidden_size, routed.intermediate_size, up, down, routed.bias, routed.gated)
-            )
+            experts[number].append(packed_layout(width, routed.intermediate_size, up, down, routed.bias, routed.gated))
     return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
 
 

@@ -230,6 +230,37 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "use_expert_bias": True,
             "vocab_size": 65536,
         },
+        "nemotron-3-nano": {
+            "model_type": "nemotron_h",
+            "conv_kernel": 4,
+            "head_dim": 128,
+            "hidden_size": 2688,
+            "layer_norm_epsilon": 1e-05,
+            "layers_block_type": [
+                {"M": "linear_attention", "E": "moe", "*": "full_attention"}[letter]
+                for letter in "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"
+            ],
+            "mamba_head_dim": 64,
+            "mamba_num_heads": 64,
+            "max_position_embeddings": 262144,
+            "moe_intermediate_size": 1856,
+            "moe_shared_expert_intermediate_size": 3712,
+            "n_group": 1,
+            "n_groups": 8,
+            "n_routed_experts": 128,
+            "n_shared_experts": 1,
+            "norm_topk_prob": True,
+            "num_attention_heads": 32,
+            "num_experts_per_tok": 6,
+            "num_hidden_layers": 52,
+            "num_key_value_heads": 2,
+            "routed_scaling_factor": 2.5,
+            "ssm_state_size": 128,
+            "tie_word_embeddings": False,
+            "topk_group": 1,
+            "use_conv_bias": True,
+            "vocab_size": 131072,
+        },
         "gpt-oss-20b": {
             "model_type": "gpt_oss",
             "attention_bias": True,
@@ -349,5 +380,5 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
 Qwen/Qwen3.6-35B-A3B, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash, LiquidAI/LFM2-8B-A1B,
-openai/gpt-oss-20b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1,
-ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8."""
+openai/gpt-oss-20b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1, ibm-granite/granite-3.0-3b-a800m-instruct
+and google/switch-base-8."""

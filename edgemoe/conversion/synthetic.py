@@ -154,9 +154,14 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     if not 1 <= layers <= total:
         raise UsageError(f"`layers={layers}`: expected 1 to {total}, the layers of {shape}.")
     for key, value in config.items():
-        if isinstance(value, (list, tuple)) and len(value) == total:
+        listed = isinstance(value, (list, tuple)) or key.endswith("pattern")  # a letter for each layer
+        if listed and len(value) == total:
             config[key] = value[:layers]
     return config | {"num_hidden_layers": layers}
+
+
+_INTO_THE_STREAM = (".output", ".cross_output", ".conv_out", ".delta_out", ".mamba_out", ".latent_out", ".down")
+"""Ends of the names of the matrices whose rows are added to the residual stream."""
 
 
 def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
@@ -166,7 +171,7 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     if spec.encoder and name.endswith("query"):  # its scores have no scale of their own (T5)
         head_dim = spec.layers[int(name.split(".")[1])].sizes()["head_dim"]
         return 1 / math.sqrt(columns * head_dim)
-    if name.endswith((".output", ".cross_output", ".conv_out", ".delta_out", ".down")):
+    if name.endswith(_INTO_THE_STREAM):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
     return 1 / math.sqrt(columns)
 

@@ -17,9 +17,9 @@ Invariants:
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
 - Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
-  the KV cache, and its row of what `ShortConv` and `DeltaRule` keep, which is updated in the order of positions), so
-  neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of threads changes a
-  single bit of an answer.
+  the KV cache, and its row of what `ShortConv`, `DeltaRule` and `SelectiveScan` keep, which is updated in the order
+  of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of
+  threads changes a single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -174,15 +174,20 @@ class Embed(Operation, code=0):
 class RmsNorm(Operation, code=1):
     """`output = input / rms(input) * weight * silu(gate)`, over each of `heads` runs of the row; may be in place.
 
-    Without a weight its factor is 1, and so it is without a gate.
+    Without a weight its factor is 1, and so it is without a gate. All runs share a weight of `W` numbers, or, with as
+    many `own_weights` as `heads`, each has numbers of its own.
     """
 
     input: Annotated[Floats, rows("heads*W")]
-    weight: Annotated[Floats | None, weight("W")]
+    weight: Annotated[Floats | None, weight("own_weights*W")]
     epsilon: float
     output: Annotated[Floats, rows("heads*W"), output(apart_from="input", may_replace=True)]
     heads: int = 1
     gate: Annotated[Floats | None, rows("heads*W")] = None
+    own_weights: int = 1
+
+    def check(self, sizes: Sizes) -> None:
+        require(self.own_weights in (1, self.heads), "own_weights", f"1 or {self.heads}", self.own_weights)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -384,8 +389,9 @@ class Attention(Operation, code=5):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
-GateFunction = Literal["sigmoid", "softplus", "identity"]
-"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))`, `log(1 + exp(g))` or `g` itself."""
+GateFunction = Literal["sigmoid", "softplus", "identity", "silu"]
+"""The function that makes a factor of a gate's number `g`: `1 / (1 + exp(-g))`, `log(1 + exp(g))`, `g` itself, or
+`g / (1 + exp(-g))`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -484,6 +490,37 @@ class DeltaRule(Operation, code=18):
         require(H % G == 0, "key_heads", f"a divisor of {H} heads", G)
         require(W <= WIDEST_KEYS, "states", f"keys of at most {WIDEST_KEYS} channels", W)
         require(sizes.letters["M"] == 2 * G * W + H * Wv, "mixed", f"{2 * G * W + H * Wv} columns", sizes.letters["M"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SelectiveScan(Operation, code=24):
+    """The selective state space of Mamba-2: each head keeps a matrix `S (W, Wv)` that a token decays and adds to.
+
+    A row of `mixed` holds the inputs `x` of `H` heads of width `Wv`, and then `B` and `C` of `G` groups of width `W`;
+    head `h` has those of group `h // (H / G)`. With `dt = softplus(step + step_bias)` and `decay = exp(rate * dt)`,
+    of a rate below 0:
+
+        S = decay * S + B (dt * x)^T;  output = S^T C + skip * x
+
+    `states` holds `S` of each sequence as that of `DeltaRule` does, and the rows of a run come as they do there.
+    Source: Dao and Gu 2024 (arXiv 2405.21060), the recurrent form, as Nemotron-H and Granite 4 have it.
+    """
+
+    mixed: Annotated[Floats, rows("M")]
+    step: Annotated[Floats, rows("H")]
+    step_bias: Annotated[Floats, weight("H")]
+    rate: Annotated[Floats, weight("H")]
+    skip: Annotated[Floats, weight("H")]
+    groups: Annotated[int, size("G")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `states`
+    states: Annotated[Floats, buffer("S", "H", "up16(Wv)", "W"), IN_PLACE]
+    output: Annotated[Floats, rows("H*Wv"), output(apart_from="mixed")]
+
+    def check(self, sizes: Sizes) -> None:
+        G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))
+        require(H % G == 0, "groups", f"a divisor of {H} heads", G)
+        require(sizes.letters["M"] == H * Wv + 2 * G * W, "mixed", f"{H * Wv + 2 * G * W} columns", sizes.letters["M"])
 
 
 ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2"]

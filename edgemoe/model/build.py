@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -203,26 +203,50 @@ _OF_ROWS = ("ids", "positions", "sequences")
 def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> Section:
     """Add the blocks of a layer; returns the section."""
     *before, last = layer.groups()
+    early = _early_sources(build, number, layer)
     for group in (*before, last):
         build.staged = group is last
-        _add_group(build, number, group, scale)
+        start: Stage = "attend"
+        if group is last and layer.routed is None and build.guess_next is not None:
+            # Nothing else of such a layer is staged: what it reads ahead for the next one arrives meanwhile.
+            build.guess_next_routing()
+            start = "beside"
+        _add_group(build, number, group, scale, early, start)
     return build.section()
 
 
-def _add_group(build: Builder, layer: int, blocks: Sequence[Block], scale: float) -> None:
-    """Add a block and those that are parallel to it: all read the stream before any result joins it."""
+def _early_sources(build: Builder, number: int, layer: LayerSpec) -> dict[str, op.Floats]:
+    """What blocks read of the stream as the layer begins, by the names of their norms."""
+    sources = {}
+    for block in layer.blocks:
+        if block.early:
+            with build.at(number, block.prefix), build.doing(block.body.norm_part, "attend"):
+                rows = build.rows("early", build.hidden_size)
+                sources[block.prefix + block.name("input_norm")] = _normed(build, block, build.residual, rows)
+    return sources
+
+
+def _add_group(
+    build: Builder, layer: int, blocks: Sequence[Block], scale: float, early: Mapping[str, op.Floats], start: Stage
+) -> None:
+    """Add a block and those that are parallel to it: all read the stream before any result joins it.
+
+    `start` is the stage of what bodies do not put into a stage themselves.
+    """
     sources: list[op.Floats] = []
     for block in blocks:
-        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
-            if block.input_norm:
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
+            if block.early:
+                sources.append(early[block.prefix + block.name("input_norm")])
+            elif block.input_norm:
                 sources.append(_normed(build, block, build.residual, build.rows("normed", build.hidden_size)))
             else:
                 sources.append(sources[-1] if block.parallel else build.residual)
     summed = blocks[-1].sum_norm
     waiting: list[op.Floats] = []
-    latest: Stage = "attend"
+    latest = start
     for block, source in zip(blocks, sources, strict=True):
-        with build.at(layer, block.prefix), build.doing(block.body.norm_part, "attend"):
+        with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             # A body adds its result to the stream itself, unless something happens to the result before: then the body
             # writes it to rows of its own, and `_join` brings it into the stream.
             joins = block.post_norm or block.residual is not None or summed

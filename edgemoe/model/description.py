@@ -37,12 +37,12 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
     """Differences between store and spec. Experts are compared by layouts and counts, not one by one."""
     for number, (layer, layouts) in enumerate(zip(spec.layers, store.layouts_of_layers, strict=True)):
         routed = layer.routed
-        expected = {(routed.num_experts, spec.hidden_size, routed.intermediate_size)} if routed else set()
+        expected = {(routed.num_experts, routed.width(spec.hidden_size), routed.intermediate_size)} if routed else set()
         count = store.manifest.records.count(number)
         found = {(count, layout.hidden_size, layout.intermediate_size) for layout in layouts}
         if expected != found:
             yield (
-                f"layer {number}: expected experts of (count, model width, width) {_listed(expected)},"
+                f"layer {number}: expected experts of (count, width of rows, width) {_listed(expected)},"
                 f" found {_listed(found)}"
             )
         if routed and any(layout.matrices.gated != routed.gated for layout in layouts):

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.model.plain import ZERO_ALLOWED
+
 Floats = npt.NDArray[np.float32]
 
 _CHUNK_POSITIONS = 4096  # limits the size of double precision temporaries
@@ -76,18 +78,20 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class Temperature:
-    """A factor of queries that grows with their position: `1 + scale * ln(1 + floor((position + 1) / period))`.
+    """A factor of queries that grows with their position: `1 + scale * ln(1 + floor((position + first) / period))`.
 
     So softmax stays as sharp over many keys (Llama 4; Nakanishi 2025, arXiv 2501.19399).
     """
 
     scale: float
     period: int
+    first: int = field(default=1, metadata=ZERO_ALLOWED)
+    """What a family counts the first position as: 1, or 0 (Mistral Small 4)."""
 
 
 def temperature_factors(temperature: Temperature, positions: int) -> Floats:
     """The factor of every position, `(positions,)`, float32."""
-    periods = np.arange(1, positions + 1) // temperature.period
+    periods = (np.arange(positions) + temperature.first) // temperature.period
     return (1 + temperature.scale * np.log1p(periods.astype(np.float64))).astype(np.float32)
 
 

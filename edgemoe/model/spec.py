@@ -53,6 +53,8 @@ class Block:
     """Whether the result is normalised before it joins the stream: with an input norm a sandwich (Ding et al. 2021)."""
     parallel: bool = False
     """Whether it reads the stream as the block before it does; without an input norm of its own, that block's rows."""
+    early: bool = False
+    """Whether it reads the stream as the layer begins, before any other block of the layer has changed it (Arctic)."""
     residual: Residual | None = None
     """How the result joins the stream; None: it is added, times the model's `residual_scale`."""
     sum_norm: bool = False
@@ -137,6 +139,8 @@ class LayerSpec:
         if any(block.body.routed for group in before for block in group):
             raise ValueError("a block after the one with routed experts that is not parallel to it")
         for block in self.blocks:
+            if block.early and not block.input_norm:
+                raise ValueError("a block that reads the stream early without an input norm")
             if block.residual and block.residual.base == "normed" and not (block.input_norm or block.parallel):
                 raise ValueError("a residual of normalised rows without an input norm")
 
@@ -193,7 +197,7 @@ class ModelSpec:
     head_bias: bool = False
     """Whether the head adds a bias to the logits."""
     positions_limit: Literal["none", "indexer"] = "none"
-    """What bounds `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
+    """The bound of `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
     encoder: EncoderSpec | None = None
     """The encoder; None in a model that has a decoder alone."""
 

@@ -26,7 +26,7 @@ enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
 
 /* em_gate.gating */
-enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_COUNT = 3 };
+enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
 
 /* output[t] = scale * matrix[ids[t]]. */
 typedef struct em_embed {
@@ -41,11 +41,12 @@ typedef struct em_embed {
 /* output = input / rms(input) * weight * silu(gate), over each of heads runs of the row; may be in place. */
 typedef struct em_rms_norm {
     const float *input;  /* (T, heads*W) */
-    const float *weight; /* (W,), or NULL */
+    const float *weight; /* (own_weights*W,), or NULL */
     float epsilon;
     float *output;       /* (T, heads*W) */
     int32_t heads;
     const float *gate;   /* (T, heads*W), or NULL */
+    int32_t own_weights;
     int32_t head_dim;    /* W */
 } em_rms_norm;
 
@@ -369,6 +370,25 @@ typedef struct em_plain_ffn {
     int32_t intermediate_size; /* F */
 } em_plain_ffn;
 
+/* The selective state space of Mamba-2: each head keeps a matrix S (W, Wv) that a token decays and adds to. */
+typedef struct em_selective_scan {
+    const float *mixed;       /* (T, M) */
+    const float *step;        /* (T, H) */
+    const float *step_bias;   /* (H,) */
+    const float *rate;        /* (H,) */
+    const float *skip;        /* (H,) */
+    int32_t groups;           /* G */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    float *states;            /* (S, H, up16(Wv), W) */
+    float *output;            /* (T, H*Wv) */
+    int32_t columns;          /* M */
+    int32_t heads;            /* H */
+    int32_t value_dim;        /* Wv */
+    int32_t sequence_count;   /* S */
+    int32_t head_dim;         /* W */
+} em_selective_scan;
+
 /* Multiplies each row in place by the factor of its token's position. */
 typedef struct em_scale_by_position {
     float *values;            /* (T, M) */
@@ -411,6 +431,7 @@ typedef struct em_capacity {
     X(HEAD_LINEAR, head_linear) \
     X(STORE_LATENT, store_latent) \
     X(PLAIN_FFN, plain_ffn) \
+    X(SELECTIVE_SCAN, selective_scan) \
     X(SCALE_BY_POSITION, scale_by_position) \
     X(CAPACITY, capacity)
 
@@ -423,7 +444,7 @@ typedef struct em_capacity {
         FIELD(em_embed, output) FIELD(em_embed, vocab_size) FIELD(em_embed, hidden_size) \
     STRUCT(em_rms_norm) FIELD(em_rms_norm, input) FIELD(em_rms_norm, weight) FIELD(em_rms_norm, epsilon) \
         FIELD(em_rms_norm, output) FIELD(em_rms_norm, heads) FIELD(em_rms_norm, gate) \
-        FIELD(em_rms_norm, head_dim) \
+        FIELD(em_rms_norm, own_weights) FIELD(em_rms_norm, head_dim) \
     STRUCT(em_linear_part) FIELD(em_linear_part, matrix) FIELD(em_linear_part, bias) \
         FIELD(em_linear_part, output) FIELD(em_linear_part, rows) \
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
@@ -506,6 +527,12 @@ typedef struct em_capacity {
     STRUCT(em_plain_ffn) FIELD(em_plain_ffn, input) FIELD(em_plain_ffn, up) FIELD(em_plain_ffn, down) \
         FIELD(em_plain_ffn, output) FIELD(em_plain_ffn, activation) FIELD(em_plain_ffn, biases) \
         FIELD(em_plain_ffn, hidden_size) FIELD(em_plain_ffn, intermediate_size) \
+    STRUCT(em_selective_scan) FIELD(em_selective_scan, mixed) FIELD(em_selective_scan, step) \
+        FIELD(em_selective_scan, step_bias) FIELD(em_selective_scan, rate) FIELD(em_selective_scan, skip) \
+        FIELD(em_selective_scan, groups) FIELD(em_selective_scan, positions) \
+        FIELD(em_selective_scan, sequences) FIELD(em_selective_scan, states) FIELD(em_selective_scan, output) \
+        FIELD(em_selective_scan, columns) FIELD(em_selective_scan, heads) FIELD(em_selective_scan, value_dim) \
+        FIELD(em_selective_scan, sequence_count) FIELD(em_selective_scan, head_dim) \
     STRUCT(em_scale_by_position) FIELD(em_scale_by_position, values) FIELD(em_scale_by_position, positions) \
         FIELD(em_scale_by_position, factors) FIELD(em_scale_by_position, columns) \
         FIELD(em_scale_by_position, context) \

@@ -63,4 +63,7 @@ static inline float em_log_of_one_plus(float y) {
     return 2.0f * s * sum;
 }
 
+/* log(1 + exp(x)); a NaN stays one. */
+static inline float em_softplus(float x) { return (x > 0.0f ? x : 0.0f) + em_log_of_one_plus(em_exp(-fabsf(x))); }
+
 #endif

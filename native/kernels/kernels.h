@@ -95,6 +95,19 @@ typedef struct em_delta_row {
  *   output[c] = chain sum of query[i] * state[i][c] */
 typedef void em_delta_kernel(float *state, const em_delta_row *rows, int32_t row_count, int32_t width);
 
+/* One row of the selective scan, for one panel of a head's state. */
+typedef struct em_scan_row {
+    const float *query, *key; /* (width) */
+    const float *values;      /* (EM_PANEL_ROWS) */
+    float *output;            /* (EM_PANEL_ROWS) */
+    float decay, step, skip;
+} em_scan_row;
+
+/* As the delta rule's, without a correction. For each row, of each column c:
+ *   state[i][c] = fma(key[i], step * values[c], decay * state[i][c])
+ *   output[c] = fma(skip, values[c], chain sum of query[i] * state[i][c]) */
+typedef void em_scan_kernel(float *state, const em_scan_row *rows, int32_t row_count, int32_t width);
+
 /* output = what activation makes of gate and up. Each function is the same in every instruction set, step by step:
  *   silu:          gate / (1 + exp(-gate)) * up
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
@@ -131,6 +144,7 @@ struct em_kernels {
     em_mix_kernel *mix[EM_CACHE_FORMATS];
 
     em_delta_kernel *delta;
+    em_scan_kernel *scan;
 
     /* CRC-32C as the header says: goes on from that of the bytes before, 0 at the beginning. `data` lies anywhere. */
     uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, uint64_t bytes);
@@ -152,6 +166,7 @@ struct em_kernels {
     uint32_t em_crc32c_##isa(uint32_t crc, const uint8_t *data, uint64_t bytes)
 
 em_delta_kernel em_delta_generic, em_delta_avx2, em_delta_avx512, em_delta_neon;
+em_scan_kernel em_scan_generic, em_scan_avx2, em_scan_avx512, em_scan_neon;
 EM_DECLARE_MATMUL(generic);
 EM_DECLARE_MATMUL(avx2);
 EM_DECLARE_MATMUL(avxvnni);

@@ -4,7 +4,7 @@
 #include "../kernels/kernels.h"
 #include "cpu.h"
 
-/* Products use one instruction set, the delta rule another, all else a third: short and rare operations gain nothing from
+/* Products use one instruction set, recurrent states another, all else a third: short and rare operations gain nothing from
  * wider vectors. */
 #define KERNELS_OF(name, matmul, states, vectors)                                                              \
     {                                                                                                          \
@@ -32,6 +32,7 @@
                 [EM_F16] = em_mix_f16_##vectors,                                                               \
                 [EM_Q8] = em_mix_q8_##vectors},                                                                \
         .delta = em_delta_##states,                                                                            \
+        .scan = em_scan_##states,                                                                              \
         .crc32c = em_crc32c_##vectors,                                                                         \
     }
 

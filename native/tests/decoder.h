@@ -33,7 +33,7 @@ enum {
     LATENT_ROTARY = 8,
     LATENT_WIDTH = LATENT + LATENT_ROTARY,
     NOPE = 12,
-    OPERATIONS = 37, /* of which one begins to read experts */
+    OPERATIONS = 41, /* of which one begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -65,6 +65,7 @@ typedef struct model {
     float delta_decay[TOKENS][DELTA_HEADS], delta_taps[DELTA_CHANNELS][TAPS], delta_rate[DELTA_HEADS];
     float delta_ring[1][TAPS - 1][DELTA_CHANNELS], mixed[TOKENS][DELTA_CHANNELS], delta_out[TOKENS][DELTA_OUTPUTS];
     float states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
+    float scan_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS], own_norm[DELTA_OUTPUTS];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -107,7 +108,7 @@ static inline em_rope rope_of(model *m, float *values, int32_t heads) {
 
 static inline void add_attention(model *m, int32_t cache_format) {
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
-        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .heads = 1, .head_dim = WIDTH};
+        .input = *m->hidden, .weight = m->norm, .output = *m->normed, .epsilon = 1e-5f, .heads = 1, .own_weights = 1, .head_dim = WIDTH};
     em_linear *qkv = &add(m, EM_LINEAR)->as.linear;
     *qkv = (em_linear){.input = *m->normed, .parts_count = 3, .scale = 1};
     qkv->parts[0] = part_of(owned_matrix(m, EM_Q4M, WIDTH, WIDTH), m->bias, *m->query);
@@ -115,7 +116,7 @@ static inline void add_attention(model *m, int32_t cache_format) {
     qkv->parts[2] = part_of(owned_matrix(m, EM_Q8, GROUPS * HEAD_WIDTH, WIDTH), NULL, *m->value);
     add(m, EM_CLIP)->as.clip = (em_clip){.values = *m->query, .limit = 1, .columns = WIDTH};
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
-        .input = *m->key, .output = *m->value, .epsilon = 1e-5f, .heads = GROUPS, .head_dim = HEAD_WIDTH};
+        .input = *m->key, .output = *m->value, .epsilon = 1e-5f, .heads = GROUPS, .own_weights = 1, .head_dim = HEAD_WIDTH};
     add(m, EM_ROPE)->as.rope = rope_of(m, *m->query, HEADS);
     em_rope *keys_rope = &add(m, EM_ROPE)->as.rope;
     *keys_rope = rope_of(m, *m->key, GROUPS);
@@ -202,10 +203,26 @@ static inline void add_delta(model *m) {
         .heads = DELTA_HEADS, .sequence_count = 1, .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
         .input = *m->delta_out, .weight = m->norm, .output = *m->delta_out, .gate = *m->delta_gate, .epsilon = 1e-5f,
-        .heads = DELTA_HEADS, .head_dim = DELTA_VALUES};
+        .heads = DELTA_HEADS, .own_weights = 1, .head_dim = DELTA_VALUES};
     em_linear *out = &add(m, EM_LINEAR)->as.linear;
     *out = (em_linear){.input = *m->delta_out, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     out->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, DELTA_OUTPUTS), NULL, *m->hidden);
+}
+
+static inline void add_scan(model *m) {
+    add(m, EM_SELECTIVE_SCAN)->as.selective_scan = (em_selective_scan){
+        .mixed = *m->mixed, .step = *m->delta_decay, .step_bias = m->bias, .rate = m->delta_rate, .skip = m->bias + 1,
+        .groups = DELTA_KEY_HEADS, .positions = m->positions, .sequences = m->sequences, .states = ***m->scan_states,
+        .output = *m->delta_out, .columns = DELTA_CHANNELS, .heads = DELTA_HEADS, .sequence_count = 1,
+        .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
+    add(m, EM_GATE)->as.gate = (em_gate){
+        .gate = *m->delta_gate, .values = *m->delta_out, .gating = EM_GATING_SILU, .runs = DELTA_OUTPUTS, .width = 1};
+    add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
+        .input = *m->delta_out, .weight = m->own_norm, .output = *m->delta_out, .epsilon = 1e-5f, .heads = DELTA_HEADS,
+        .own_weights = DELTA_HEADS, .head_dim = DELTA_VALUES};
+    em_linear *out = &add(m, EM_LINEAR)->as.linear;
+    *out = (em_linear){.input = *m->delta_out, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    out->parts[0] = part_of(owned_matrix(m, EM_Q8, WIDTH, DELTA_OUTPUTS), NULL, *m->hidden);
 }
 
 static inline void add_moe(model *m) {
@@ -286,9 +303,11 @@ static inline model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < WIDTH; i++) m->norm[i] = m->bias[i] = random_float();
     for (int i = 0; i < WIDTH * TAPS; i++) m->taps[i / TAPS][i % TAPS] = random_float();
     for (int i = 0; i < DELTA_CHANNELS * TAPS; i++) m->delta_taps[i / TAPS][i % TAPS] = random_float();
+    for (int i = 0; i < DELTA_OUTPUTS; i++) m->own_norm[i] = random_float();
     for (int i = 0; i < DELTA_HEADS; i++) m->delta_rate[i] = -1.5f - random_float();
     /* What lies in states and rings before the first position is never read. */
     memset(m->states, 0xff, sizeof m->states);
+    memset(m->scan_states, 0xff, sizeof m->scan_states);
     memset(m->delta_ring, 0xff, sizeof m->delta_ring);
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */
@@ -301,6 +320,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add_latent_attention(m, cache_format);
     add_convolution(m);
     add_delta(m);
+    add_scan(m);
     add_moe(m);
     return m;
 }

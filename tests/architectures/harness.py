@@ -119,7 +119,7 @@ class Reference:
     def _layouts(self, routed: RoutedExperts | None) -> ex.RecordLayouts | None:
         if routed is None:
             return None
-        width, hidden_size = routed.intermediate_size, self.spec.hidden_size
+        width, hidden_size = routed.intermediate_size, routed.width(self.spec.hidden_size)
         layout = packed_layout(hidden_size, width, F32, F32, routed.bias, routed.gated).matrices
         return ex.RecordLayouts((layout,), np.zeros(routed.num_experts, np.uint8))
 

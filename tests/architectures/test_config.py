@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, checkpoint_shapes, model_spec
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
-from edgemoe.kernels.operations import Activation
+from edgemoe.kernels.operations import RELU2, Activation
 from edgemoe.model.blocks import (
     Attention,
     GatedDelta,
     GatedFfn,
     LatentAttention,
+    Mamba2,
     Moe,
     OutputGate,
+    PlainFfn,
     RouterSpec,
     SharedExpert,
     ShortConv,
@@ -30,6 +32,7 @@ from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tab
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import (
     ALL_FAMILIES,
+    ARCTIC_INSTRUCT,
     AXK1,
     DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
@@ -46,6 +49,7 @@ from tests.architectures.published import (
     GLM_47_FLASH,
     GPT_OSS_20B,
     GRANITE_1B_A400M,
+    GRANITE_4_H_TINY,
     GRANITE_SHARED,
     HUNYUAN_A13B,
     HY3_PREVIEW,
@@ -57,8 +61,11 @@ from tests.architectures.published import (
     LLAMA4_SCOUT,
     LLAMA_31_8B,
     MINIMAX_M2,
+    MISTRAL_SMALL_4,
     MIXTRAL_8X7B,
     MOONLIGHT_16B_A3B,
+    NEMOTRON_3_NANO,
+    NEMOTRON_3_SUPER,
     OLMOE_1B_7B,
     PHI35_MOE,
     PUBLISHED,
@@ -191,6 +198,21 @@ def test_llama4_has_chunks_with_positions_and_whole_layers_without():
 )
 def test_llama4_refuses_what_it_has_not(keys, words):
     assert words in refusal(LLAMA4_SCOUT | {"text_config": LLAMA4_SCOUT["text_config"] | keys})
+
+
+def test_arctic_has_a_dense_ffn_beside_experts_that_read_before_attention():
+    attending, dense, experts = model_spec(ARCTIC_INSTRUCT).layers[0].blocks
+    assert (dense.prefix, dense.body, dense.early) == ("dense.", GatedFfn(7168), False)
+    assert (experts.body, experts.early, experts.parallel) == (
+        Moe(128, 2, 4864, RouterSpec(normalise=True)),
+        True,
+        True,
+    )
+    assert attending.body.rope == RopeSpec(10_000.0, 128)
+    plain = model_spec(ARCTIC_INSTRUCT | {"parallel_attn_mlp_res": False, "moe_layer_frequency": 2})
+    assert [layer.routed is not None for layer in plain.layers[:4]] == [False, True] * 2
+    assert [len(layer.blocks) for layer in plain.layers[:4]] == [2] * 4
+    assert "own.Arctic2" in refusal(ARCTIC_INSTRUCT | {"auto_map": {"AutoModelForCausalLM": "own.Arctic2"}})
 
 
 def test_dbrx_reads_its_two_objects():
@@ -503,6 +525,36 @@ def test_families_like_deepseek_v3():
     assert model_spec(newer) == model_spec(SARVAM_105B)
 
 
+def test_mistral_small_4():
+    spec = model_spec(MISTRAL_SMALL_4)
+    own = latent(spec)
+    assert (own.query_rank, own.latent_dim, own.rope.rotated) == (1024, 256, 64)
+    assert own.temperature == Temperature(0.1, 8192, first=0)
+    assert own.scale == 128**-0.5 * (0.1 * math.log(128) + 1) ** 2
+    text = MISTRAL_SMALL_4["text_config"]
+    assert replace(model_spec(text), family="mistral3") == spec
+    still = text["rope_parameters"] | {"llama_4_scaling_beta": None}
+    assert latent(model_spec(text | {"rope_parameters": still})).temperature is None
+    grouped = ffn(model_spec(text | {"n_group": 8, "topk_group": 4}).layers[0]).router
+    assert (grouped.groups, grouped.kept_groups, grouped.group_best, grouped.score) == (8, 4, 2, "softmax")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rope_parameters": None}, "rope_parameters is null"),
+        ({"rope_parameters": {"rope_type": "default"}}, 'edgemoe implements an object with rope_type "yarn" only'),
+        ({"partial_rotary_factor": 0.25}, "but 0.5 in rope_parameters"),
+        ({"head_dim": 64}, "head_dim is 64; edgemoe implements 128 only"),
+        ({"model_type": "mistral"}, 'text_config.model_type is "mistral"'),
+        ({"n_group": 3, "topk_group": 2}, "groups: expected equal runs of at least 2 of 128 experts, found 3"),
+    ],
+)
+def test_mistral_models_that_cannot_be_run_are_refused_by_name(changes, words):
+    text = MISTRAL_SMALL_4["text_config"] | changes
+    assert words in refusal(MISTRAL_SMALL_4 | {"text_config": text})
+
+
 def test_axk1_has_a_norm_after_the_sum_of_experts():
     spec = model_spec(AXK1)
     assert [layer.blocks[1].post_norm for layer in spec.layers] == [False] + [True] * 60
@@ -780,6 +832,89 @@ def test_lfm2_moe():
 )
 def test_lfm2_moe_that_cannot_be_run_is_refused(changes, words):
     assert words in refusal(LFM2_8B_A1B | changes)
+
+
+def test_nemotron_h():
+    spec = model_spec(NEMOTRON_3_NANO)
+    assert all(len(layer.blocks) == 1 for layer in spec.layers)
+    bodies = [layer.blocks[0].body for layer in spec.layers]
+    pattern = NEMOTRON_3_NANO["hybrid_override_pattern"]
+    assert [{Mamba2: "M", Moe: "E", Attention: "*"}[type(body)] for body in bodies] == list(pattern)
+    assert bodies[0] == Mamba2(64, 64, 8, 128, 4)
+    router = RouterSpec(True, score="sigmoid", choice_bias=True, epsilon=1e-20, scale=2.5)
+    assert bodies[1] == Moe(128, 6, 1856, router, SharedExpert(3712, activation=RELU2), RELU2)
+    assert (bodies[5].rope, bodies[5].heads, bodies[5].kv_heads, bodies[5].scale) == (None, 32, 2, 128**-0.5)
+    assert ffn_of_one(model_spec(NEMOTRON_3_SUPER).layers[1]).latent == 1024
+    newer = {"M": "linear_attention", "E": "moe", "*": "full_attention"}
+    older = {"M": "mamba", "E": "moe", "*": "attention"}
+    for words in (newer, older):
+        listed = without(NEMOTRON_3_NANO, "hybrid_override_pattern", "num_hidden_layers")
+        assert model_spec(listed | {"layers_block_type": [words[letter] for letter in pattern]}) == spec
+    dense = model_spec(NEMOTRON_3_NANO | {"hybrid_override_pattern": "M-*-", "num_hidden_layers": 4})
+    assert dense.layers[1] == LayerSpec.of(PlainFfn(1856, RELU2))
+    assert not dense.routed
+
+
+def ffn_of_one(layer: LayerSpec) -> Moe:
+    return layer.blocks[0].body
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"hybrid_override_pattern": None}, "hybrid_override_pattern is missing; expected the kinds of layers"),
+        ({"hybrid_override_pattern": "ME"}, "hybrid_override_pattern lists 2 layers; expected 52"),
+        ({"hybrid_override_pattern": "X" * 52}, "hybrid_override_pattern has 1 kinds of layers that edgemoe does not"),
+        ({"layers_block_type": ["moe"] * 52}, "layers_block_type and hybrid_override_pattern list other layers"),
+        ({"layers_block_type": [7] * 52}, "layers_block_type has 1 kinds of layers"),
+        ({"time_step_limit": [0.001, float("inf")]}, "time_step_limit is a list of 2; edgemoe implements steps from 0"),
+        ({"time_step_limit": [0.0, 0.1]}, "time_step_limit is a list of 2"),
+        ({"mlp_hidden_act": "silu"}, 'mlp_hidden_act is "silu"; edgemoe implements "relu2" only'),
+        ({"mamba_hidden_act": "gelu"}, 'mamba_hidden_act is "gelu"'),
+        ({"mamba_proj_bias": True}, "mamba_proj_bias is true; edgemoe implements false only"),
+        ({"use_bias": True}, "use_bias is true"),
+        ({"n_groups": 7}, "mamba_num_heads is 64; expected a multiple of n_groups, which is 7"),
+        ({"mamba_head_dim": 1 << 18}, "channels of a Mamba layer; expected at most"),
+        ({"n_shared_experts": 2}, "n_shared_experts is 2; edgemoe implements 1 only"),
+        ({"auto_map": {"AutoModelForCausalLM": "other.Other"}}, "edgemoe implements code of NemotronHForCausalLM only"),
+    ],
+)
+def test_nemotron_h_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(NEMOTRON_3_NANO | changes)
+
+
+def test_steps_without_limits_are_spelled_in_three_ways():
+    for infinity in (float("inf"), None, {"__float__": "Infinity"}):
+        assert model_spec(NEMOTRON_3_NANO | {"time_step_limit": [0.0, infinity]}) == model_spec(NEMOTRON_3_NANO)
+
+
+def test_granite_4():
+    spec = model_spec(GRANITE_4_H_TINY)
+    mixers = [layer.blocks[0].body for layer in spec.layers]
+    assert {n for n, mixer in enumerate(mixers) if isinstance(mixer, Attention)} == {5, 15, 25, 35}
+    assert {mixer for mixer in mixers if not isinstance(mixer, Attention)} == {Mamba2(48, 64, 1, 128, 4)}
+    assert (mixers[5].rope, mixers[5].scale) == (None, 0.0078125)
+    assert {ffn(layer) for layer in spec.layers} == {Moe(64, 6, 512, RouterSpec(True), SharedExpert(1024))}
+    assert (spec.embedding_scale, spec.residual_scale, spec.logit_scale) == (12, 0.22, 1 / 6)
+    other = model_spec(
+        without(GRANITE_4_H_TINY, "mamba_d_head")
+        | {"position_embedding_type": "rope", "num_local_experts": 0, "num_experts_per_tok": 0}
+    )
+    assert other.layers[5].blocks[0].body.rope == RopeSpec(1e4, 128)
+    assert other.layers[0] == LayerSpec.of(Mamba2(48, 64, 1, 128, 4), GatedFfn(1024))
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"mamba_d_head": 32}, "48 heads of width 32 in a Mamba layer; expected 3072 channels"),
+        ({"position_embedding_type": "alibi"}, 'position_embedding_type is "alibi"; edgemoe implements'),
+        ({"normalization_function": "layernorm"}, 'normalization_function is "layernorm"'),
+        ({"layer_types": ["conv"] * 40}, 'layer_types is "conv"; edgemoe implements'),
+    ],
+)
+def test_granite_4_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(GRANITE_4_H_TINY | changes)
 
 
 @every_case(

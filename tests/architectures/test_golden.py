@@ -26,8 +26,8 @@ def test_the_models_that_all_is_tried_on_have_every_form_of_every_operation():
     graphs = {name: build_graph(model_spec(load_checkpoint(GOLDEN / name)[0])) for name in CASES}
     every = set().union(*map(forms, graphs.values()))
     assert every == set().union(*(forms(graphs[name]) for name in covering_names()))
-    attention = {form[1:] for form in every if form[0] == "Attention"}
-    assert attention == {(("window", whole), ("sinks", sinks)) for whole in (True, False) for sinks in (True, False)}
+    attention = [dict(form[1:]) for form in every if form[0] == "Attention"]
+    assert len({(form["window"], form["sinks"]) for form in attention}) == 4  # without or with each of them
 
 
 @pytest.mark.parametrize("name", covering_models())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
-from tests.golden.cases import CASES, KIMI, LINEAR, LLAMA3, LONGROPE, YARN, YARN_WITH_ALL, Case
+from tests.golden.cases import CASES, KIMI, LINEAR, LLAMA3, LONGROPE, MISTRAL3, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
 
@@ -30,6 +31,7 @@ LLAMA4 = ("llama4", "llama4_text")
 VISION = CASES["gemma4"].config["vision_config"]
 """Families whose head width is always the model's width over the number of heads."""
 DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+MAMBA = ("granitemoehybrid", "nemotron_h")
 NEWER = (
     "dbrx",
     "llama4",
@@ -38,6 +40,7 @@ NEWER = (
     "laguna",
     "mellum",
     "mimo_v2_flash",
+    "nemotron_h",
     "qwen3_5_moe",
     "qwen3_5_moe_text",
 )
@@ -45,7 +48,12 @@ NEWER = (
 CHUNKED_TOLERANCE = 1e-3
 """The tolerance where the reference computes recurrent layers in chunks, whose sums have another order."""
 INDEXED = ("deepseek_v32", "glm_moe_dsa")
-LATENT = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "kimi_k25", "sarvam_mla", *INDEXED)
+MISTRAL = ("mistral3", "mistral4")
+LATENT = (
+    *("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "kimi_k25", "sarvam_mla"),
+    *INDEXED,
+    *MISTRAL,
+)
 """Families with latent attention."""
 PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
@@ -57,6 +65,7 @@ NO_ATTENTION_BIAS = (
     "lfm2_moe",
     "minimax_m2",
     "mixtral",
+    "nemotron_h",
     *LATENT,
     *PUBLISHED_CODE,
     *DELTA,
@@ -147,10 +156,14 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             config |= draw(dense_layers(config))
         else:
             config["first_k_dense_replace"] = number(0, config["num_hidden_layers"])
-        if model_type == "kimi_k25":
+        if model_type in MISTRAL:
+            grown = {"llama_4_scaling_beta": draw(st.sampled_from([0.0, 0.3])), "mscale_all_dim": 0.8, "mscale": 1.0}
+            config["rope_parameters"] = YARN | grown | {"original_max_position_embeddings": number(2, 9)}
+        if model_type in ("kimi_k25", "mistral3"):
             tied = config["tie_word_embeddings"]
-            config["model_type"] = "deepseek_v3"
-            config = KIMI | {"text_config": config, "tie_word_embeddings": tied}
+            config["model_type"] = "deepseek_v3" if model_type == "kimi_k25" else "mistral4"
+            whole = KIMI if model_type == "kimi_k25" else MISTRAL3
+            config = whole | {"text_config": config, "tie_word_embeddings": tied}
             return Case(model_type, number(0, 1 << 30), config, draw(st.sampled_from(["files", "fused"])))
     elif model_type in PUBLISHED_CODE:
         for key in ("rope_parameters", "tie_word_embeddings"):
@@ -177,6 +190,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         if model_type == "qwen3_next":
             config |= {"intermediate_size": number(1, 70), "norm_topk_prob": draw(st.booleans())}
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))
+    elif model_type == "arctic":
+        return Case(model_type, number(0, 1 << 30), draw(arctic(config)), "files")
     elif model_type == "dbrx":
         return Case(model_type, number(0, 1 << 30), draw(dbrx(heads, kv_heads, head_width)), "files")
     elif model_type in LLAMA4:
@@ -190,6 +205,13 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         if model_type == "gemma4":
             tied = config["tie_word_embeddings"]
             config = {"text_config": config, "vision_config": VISION, "tie_word_embeddings": tied}
+    elif model_type == "granitemoehybrid":
+        del config["head_dim"]  # the reference's attention has no such key
+        config |= draw(granitemoehybrid(config, heads * head_width))
+    elif model_type == "nemotron_h":
+        for key in ("num_hidden_layers", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"):
+            del config[key]  # the reference ties no head
+        config |= draw(nemotron_h())
     elif model_type in WINDOWED:
         config |= draw(WINDOWED[model_type](config))
     elif not llama:
@@ -205,7 +227,7 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             "swiglu_limit": draw(st.sampled_from([0.3, 1.0, 7.0])),
             "swiglu_alpha": draw(st.sampled_from([1.0, 1.702])),
         }
-    if model_type in (*GRANITE, "granitemoe_swa"):
+    if model_type in (*GRANITE, "granitemoe_swa", "granitemoehybrid"):
         config |= {
             "embedding_multiplier": draw(st.sampled_from([1.0, 12.0])),
             "attention_multiplier": draw(st.sampled_from([0.015625, 0.3, 1.0])),
@@ -237,6 +259,19 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         config = {"text_config": config, "vision_config": vision, "tie_word_embeddings": False}
     legacy = draw(st.booleans()) and model_type not in NEWER
     return Case(model_type, number(0, 1 << 30), config, layout, legacy=legacy)
+
+
+@st.composite
+def arctic(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    count = draw(st.integers(2, 12) | st.integers(65, 80))
+    kept = {key: value for key, value in config.items() if key not in ("rope_parameters", "tie_word_embeddings")}
+    return kept | {
+        "moe_layer_frequency": draw(st.integers(1, 2)),
+        "num_experts_per_tok": draw(st.integers(1, min(count, 8))),
+        "num_local_experts": count,
+        "parallel_attn_mlp_res": draw(st.booleans()),
+        "rope_theta": draw(st.sampled_from([1e4, 1e6])),
+    }
 
 
 @st.composite
@@ -325,6 +360,55 @@ def linear_layers(draw: st.DrawFn, layers: int, head_width: int) -> dict[str, An
         "linear_value_head_dim": draw(st.integers(1, 40)),
         "linear_conv_kernel_dim": draw(st.integers(2, 6)),
     }
+
+
+@st.composite
+def granitemoehybrid(draw: st.DrawFn, config: dict[str, Any], hidden_size: int) -> dict[str, Any]:
+    groups, kinds = draw(st.integers(1, 3)), st.sampled_from(["linear_attention", "full_attention"])
+    heads = groups * draw(st.integers(1, 3))
+    layers, count = config["num_hidden_layers"], draw(st.integers(0, 12))
+    # The channels of a Mamba layer are a multiple of the model's.
+    hidden_size *= heads // math.gcd(heads, hidden_size)
+    return {
+        "hidden_size": hidden_size,
+        # The reference cannot run a model without any attention.
+        "layer_types": draw(st.lists(kinds, min_size=layers, max_size=layers).filter(lambda x: "full_attention" in x)),
+        "num_local_experts": count,
+        "num_experts_per_tok": draw(st.integers(1, count)) if count else 0,
+        "shared_intermediate_size": draw(st.integers(1, 40)),
+        "mamba_n_heads": heads,
+        "mamba_expand": draw(st.integers(1, 2)),
+        "mamba_n_groups": groups,
+        "mamba_d_state": draw(st.integers(1, 40)),
+        "mamba_d_conv": draw(st.integers(2, 6)),
+        "mamba_conv_bias": draw(st.booleans()),
+        "mamba_chunk_size": draw(st.integers(1, 70)),
+        "position_embedding_type": draw(st.sampled_from([None, "rope"])),
+    }
+
+
+@st.composite
+def nemotron_h(draw: st.DrawFn) -> dict[str, Any]:
+    kinds = st.sampled_from(["linear_attention", "full_attention", "moe", "mlp"])
+    groups = draw(st.integers(1, 3))
+    types = st.lists(kinds, min_size=1, max_size=5).filter(lambda types: "full_attention" in types)
+    shared = {"n_shared_experts": 1, "moe_shared_expert_intermediate_size": draw(st.integers(1, 40))}
+    return (
+        draw(grouped_experts())
+        | shared
+        | {
+            "layers_block_type": draw(types),
+            "layer_norm_epsilon": draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+            "mamba_num_heads": groups * draw(st.integers(1, 3)),
+            "mamba_head_dim": draw(st.integers(1, 40)),
+            "n_groups": groups,
+            "ssm_state_size": draw(st.integers(1, 40)),
+            "conv_kernel": draw(st.integers(2, 6)),
+            "use_conv_bias": draw(st.booleans()),
+            "chunk_size": draw(st.integers(1, 70)),
+            "moe_latent_size": draw(st.none() | st.integers(1, 40)),
+        }
+    )
 
 
 @st.composite
@@ -600,7 +684,7 @@ def test_logits_agree_with_transformers(model_type, data):
         with open_engine(store, EngineOptions(threads=1, context_length=len(ids))) as engine:
             found = np.concatenate([engine.forward(part, all_logits=True) for part in np.split(ids, cuts)])
         assert relative_error(found[clear], expected[clear]) < TOLERANCE, "the engine"
-        if model_type in DELTA:
+        if model_type in (*DELTA, *MAMBA):
             chunked, clear_too = oracle.run(model, ids)
             both = clear & clear_too
             assert relative_error(found[both], chunked[both]) < CHUNKED_TOLERANCE, "in chunks"

@@ -51,6 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("glm-4.5-air", published.GLM_45_AIR),
         ("glm-4.7-flash", published.GLM_47_FLASH),
         ("lfm2-8b-a1b", published.LFM2_8B_A1B),
+        ("nemotron-3-nano", published.NEMOTRON_3_NANO),
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
         ("granite-3b-a800m", published.GRANITE_3B_A800M),
         ("switch-base-8", published.SWITCH_BASE_8),
@@ -160,6 +161,7 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
                 "glm-4.5-air",
                 "glm-4.7-flash",
                 "lfm2-8b-a1b",
+                "nemotron-3-nano",
                 "gpt-oss-20b",
                 "mixtral-8x7b",
                 "granite-3b-a800m",
@@ -173,6 +175,7 @@ def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, mo
     narrow = {"hidden_size": 128, "vocab_size": 1024, "num_attention_heads": 4, "num_experts_per_tok": 2}
     narrow |= {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
     narrow |= {"d_model": 128, "d_ff": 32, "d_kv": 32, "num_heads": 4}
+    narrow |= {"mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "moe_shared_expert_intermediate_size": 32}
     keys = SHAPES[shape].keys()
     narrow |= {key: 8 for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in keys}
     config = {**SHAPES[shape], **{key: value for key, value in narrow.items() if key in keys}}

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ _CLASSES = {
     "gpt_oss": "GptOss",
     "granitemoe": "GraniteMoe",
     "granitemoeshared": "GraniteMoeShared",
+    "granitemoehybrid": "GraniteMoeHybrid",
     "hunyuan_v1_moe": "HunYuanMoEV1",
     "hy_v3": "HYV3",
     "kimi_k2": "DeepseekV3",
@@ -56,7 +58,10 @@ _CLASSES = {
     "llama4": "Llama4",
     "llama4_text": "Llama4",
     "minimax_m2": "MiniMaxM2",
+    "mistral3": "Mistral3",
+    "mistral4": "Mistral4",
     "mixtral": "Mixtral",
+    "nemotron_h": "NemotronH",
     "olmoe": "Olmoe",
     "phimoe": "Phimoe",
     "qwen2_moe": "Qwen2Moe",
@@ -79,6 +84,7 @@ _MODELS = {
     "gemma4": "Gemma4ForConditionalGeneration",
     "kimi_k25": "Kimi_K25ForConditionalGeneration",
     "llama4": "Llama4ForConditionalGeneration",
+    "mistral3": "Mistral3ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
@@ -99,6 +105,7 @@ _LISTED = (
     "exaone_moe",
     "flint",
     "granitemoe_swa",
+    "granitemoehybrid",
     "kolibri1",
     "qwen3_next",
 )
@@ -121,6 +128,11 @@ def make_model(case: Case) -> Any:
     config._experts_implementation = "eager"
     model_class = _MODELS.get(case.model_type, f"{name}ForCausalLM")
     model = getattr(transformers, model_class)(config).float().eval()
+    for module in model.modules():
+        if case.model_type == "nemotron_h" and hasattr(module, "time_step_limit"):
+            # The class holds the steps of prompts, not those of single tokens, above a minimum that the published code
+            # of the model has for its training alone.
+            module.time_step_limit = (0.0, float("inf"))
     random = torch.Generator().manual_seed(case.seed)
     if case.model_type == "switch_transformers":
         model.set_input_embeddings(model.shared)  # one for both stacks, though the head is not tied
@@ -144,7 +156,7 @@ def make_model(case: Case) -> Any:
                 # A tied head would mostly say the last token again, and hide what the layers add.
                 values = 0.25 * values if config.tie_word_embeddings else values
             else:
-                routers = ("router", "mlp.gate.", "feed_forward.gate.")
+                routers = ("router", "mlp.gate.", "feed_forward.gate.", "mixer.gate.")
                 spread = 2.0 if any(name in parameter_name for name in routers) else 1.0
                 transposed = case.model_type in TRANSPOSED and "experts" in parameter_name
                 values = values * spread / parameter.shape[-2 if transposed else -1] ** 0.5
@@ -170,15 +182,45 @@ def prompt(case: Case, tokens: int) -> np.ndarray:
 def recurrent(model: Any) -> Iterator[None]:
     """Linear layers take one token after another, as when they generate, not chunks of 64."""
     modules = {sys.modules[type(module).__module__] for module in getattr(model, "modules", tuple)()}
-    changed = [module for module in modules if hasattr(module, "torch_chunk_gated_delta_rule")]
-    chunked = [module.torch_chunk_gated_delta_rule for module in changed]
-    for module in changed:
-        module.torch_chunk_gated_delta_rule = module.torch_recurrent_gated_delta_rule
-    try:
+    with contextlib.ExitStack() as changes:
+        for module in modules:
+            if hasattr(module, "torch_chunk_gated_delta_rule"):
+                recurrence = module.torch_recurrent_gated_delta_rule
+                changes.enter_context(mock.patch.object(module, "torch_chunk_gated_delta_rule", recurrence))
+            if hasattr(module, "mamba2_chunk_scan"):
+                scan = functools.partial(_scan_by_token, module.mamba2_selective_state_update)
+                changes.enter_context(mock.patch.object(module, "mamba2_chunk_scan", scan))
         yield
-    finally:
-        for module, function in zip(changed, chunked, strict=True):
-            module.torch_chunk_gated_delta_rule = function
+
+
+def _scan_by_token(
+    update: Any,
+    values: torch.Tensor,
+    steps: torch.Tensor,
+    rates: torch.Tensor,
+    keys: torch.Tensor,
+    queries: torch.Tensor,
+    *,
+    D: torch.Tensor,
+    dt_bias: torch.Tensor,
+    initial_states: torch.Tensor | None,
+    return_final_states: bool,
+    dt_limit: tuple[float, float],
+    **others: Any,
+) -> Any:
+    """The scan of Mamba-2 by the function that transformers has for single tokens, which knows no limits of steps."""
+    assert tuple(dt_limit) == (0, float("inf"))
+    batch, tokens, heads, width = values.shape
+    size = keys.shape[-1]
+    state = torch.zeros(batch, heads, width, size) if initial_states is None else initial_states.clone()
+    wide = rates[:, None, None].expand(-1, width, size)
+    outputs = []
+    for t in range(tokens):
+        step = steps[:, t, :, None].expand(-1, -1, width)
+        more = {"D": D[:, None].expand(-1, width), "dt_bias": dt_bias[:, None].expand(-1, width), "dt_softplus": True}
+        outputs.append(update(state, values[:, t], step, wide, keys[:, t], queries[:, t], **more))
+    stacked = torch.stack(outputs, dim=1)
+    return (stacked, state) if return_final_states else stacked
 
 
 def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -213,6 +255,8 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if name == "PhimoeTopKRouter":
             add_nearness(output[0], module.router_jitter_noise)
         scores = output[0].float()
+        if name == "Mistral4TopkRouter":
+            scores = scores.softmax(dim=-1)
         bias = getattr(module, "e_score_correction_bias", None)
         if len(inputs) > 1:
             bias = inputs[1] if getattr(module, "use_expert_bias", True) else 0

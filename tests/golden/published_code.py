@@ -1,7 +1,8 @@
 """Random models of families that transformers has no class for, computed in float64 as their published code does.
 
-Read from: `modeling_deepseek.py` of deepseek-ai/deepseek-moe-16b-base, and `modeling_bailing_moe_v2.py` of
-inclusionAI/Ling-mini-2.0. Names of tensors and keys of config.json are those of these checkpoints.
+Read from: `modeling_deepseek.py` of deepseek-ai/deepseek-moe-16b-base, `modeling_bailing_moe_v2.py` of
+inclusionAI/Ling-mini-2.0, and `modeling_arctic.py` of Snowflake/snowflake-arctic-instruct. Names of tensors and keys of config.json are those of these
+checkpoints.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from edgemoe.store.headers import build_header
 from tests.golden.cases import Case
 
 FAMILIES = {
+    "arctic": "ArcticForCausalLM",
     "bailing_moe": "BailingMoeV2ForCausalLM",
     "bailing_moe_v2": "BailingMoeV2ForCausalLM",
     "deepseek": "DeepseekForCausalLM",
@@ -40,6 +42,8 @@ class Model:
     def logits(self, ids: Array) -> Array:
         """Logits after each token, `(T, V)`."""
         self.margins.clear()
+        if self.config["model_type"] == "arctic":
+            return self._arctic_logits(ids)
         deepseek, config = self.config["model_type"] == "deepseek", self.config
         stream = self._tensor("model.embed_tokens" if deepseek else "model.word_embeddings")[ids]
         for layer in range(config["num_hidden_layers"]):
@@ -57,6 +61,34 @@ class Model:
                     outputs[token] += weight * self._ffn(row, f"{name}.mlp.experts.{expert}")
             stream = stream + outputs + self._ffn(normed, f"{name}.mlp.shared_experts")
         return self._linear(self._norm(stream, "model.norm"), "lm_head")
+
+    def _arctic_logits(self, ids: Array) -> Array:
+        stream = self._tensor("model.embed_tokens")[ids]
+        for layer in range(self.config["num_hidden_layers"]):
+            name, begin = f"model.layers.{layer}", stream
+            stream = stream + self._deepseek_attention(self._norm(stream, f"{name}.input_layernorm"), name)
+            experts, read = f"{name}.block_sparse_moe", stream
+            if f"{name}.residual_layernorm.weight" in self.tensors:
+                stream = stream + self._w123(self._norm(stream, f"{name}.residual_layernorm"), f"{name}.residual_mlp")
+                read = begin
+            normed = self._norm(read, f"{name}.post_attention_layernorm")
+            if f"{experts}.gate.weight" not in self.tensors:
+                stream = stream + self._w123(normed, f"{experts}.mlp")
+                continue
+            logits = self._linear(normed, f"{experts}.gate")
+            chosen = self._largest(logits, self.config["num_experts_per_tok"])
+            weights = np.exp(np.take_along_axis(logits, chosen, axis=1))
+            weights /= weights.sum(axis=1, keepdims=True)
+            outputs = np.zeros_like(normed)
+            for token, row in enumerate(normed):
+                for expert, weight in zip(chosen[token], weights[token], strict=True):
+                    outputs[token] += weight * self._w123(row, f"{experts}.experts.{expert}")
+            stream = stream + outputs
+        return self._linear(self._norm(stream, "model.norm"), "lm_head")
+
+    def _w123(self, rows: Array, name: str) -> Array:
+        gate = self._linear(rows, f"{name}.w1")
+        return self._linear(gate / (1 + np.exp(-gate)) * self._linear(rows, f"{name}.w3"), f"{name}.w2")
 
     def _tensor(self, name: str, kind: str = "weight") -> Array:
         return self.tensors[f"{name}.{kind}"].astype(np.float64)
@@ -154,7 +186,7 @@ def make_model(case: Case) -> Model:
         elif name.endswith("bias"):
             values *= 0.3
         elif "embed" not in name:
-            values *= (2.0 if name.endswith("mlp.gate.weight") else 1.0) / np.sqrt(shape[-1])
+            values *= (2.0 if name.endswith(("mlp.gate.weight", "moe.gate.weight")) else 1.0) / np.sqrt(shape[-1])
         tensors[name] = (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     return Model(config, tensors)
 
@@ -177,8 +209,36 @@ def save(model: Model, folder: Path) -> None:
             file.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
 
 
+def _arctic_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    D, width, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, key = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], D)}
+
+    def add_ffn(name: str, intermediate: int) -> None:
+        for part, shape in (("w1", (intermediate, D)), ("w3", (intermediate, D)), ("w2", (D, intermediate))):
+            shapes[f"{name}.{part}.weight"] = shape
+
+    for layer in range(config["num_hidden_layers"]):
+        name = f"model.layers.{layer}"
+        shapes |= {f"{name}.{norm}.weight": (D,) for norm in ("input_layernorm", "post_attention_layernorm")}
+        for part, shape in {"q": (query, D), "k": (key, D), "v": (key, D), "o": (D, query)}.items():
+            shapes[f"{name}.self_attn.{part}_proj.weight"] = shape
+        if (layer + 1) % config["moe_layer_frequency"]:
+            add_ffn(f"{name}.block_sparse_moe.mlp", width)
+            continue
+        shapes[f"{name}.block_sparse_moe.gate.weight"] = (config["num_local_experts"], D)
+        for expert in range(config["num_local_experts"]):
+            add_ffn(f"{name}.block_sparse_moe.experts.{expert}", width)
+        if config["parallel_attn_mlp_res"]:
+            shapes[f"{name}.residual_layernorm.weight"] = (D,)
+            add_ffn(f"{name}.residual_mlp", D)
+    return shapes | {"model.norm.weight": (D,), "lm_head.weight": (config["vocab_size"], D)}
+
+
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint, by the names of its published code."""
+    if config["model_type"] == "arctic":
+        return _arctic_shapes(config)
     deepseek = config["model_type"] == "deepseek"
     experts, shared = ("n_routed_experts", "n_shared_experts") if deepseek else ("num_experts", "num_shared_experts")
     D, width, heads = config["hidden_size"], config["moe_intermediate_size"], config["num_attention_heads"]

@@ -92,6 +92,35 @@ def test_gated_rms_norm(
     tolerance.assert_within(output, expected, tolerance.rms_norm(expected, width) + gating)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("own_weights", [1, 3])
+def test_rms_norm_with_a_weight_for_each_run(backend: Backend, own_weights: int, gated: bool) -> None:
+    """Each run of a row is normalised as if it stood alone with its weight."""
+    random = np.random.default_rng(own_weights)
+    values, gate = numbers("normal", (5, 3 * 300), random), numbers("normal", (5, 3 * 300), random)
+    weight, output = numbers("normal", (own_weights * 300,), random), aligned((5, 3 * 300), np.float32)
+    own = op.RmsNorm(values, weight, 1e-5, output, 3, gate if gated else None, own_weights)
+    backend.program([own]).run(5)
+    for run in range(3):
+        columns = slice(300 * run, 300 * run + 300)
+        alone, part = aligned((5, 300), np.float32), weight[300 * (run % own_weights) :][:300]
+        single = op.RmsNorm(
+            aligned_copy(values[:, columns]),
+            aligned_copy(part),
+            1e-5,
+            alone,
+            gate=aligned_copy(gate[:, columns]) if gated else None,
+        )
+        backend.program([single]).run(5)
+        np.testing.assert_array_equal(output[:, columns], alone)
+
+
+def test_weights_for_some_runs_are_refused(backend: Backend) -> None:
+    values = np.zeros((1, 12), np.float32)
+    with pytest.raises(KernelError, match="own_weights: expected 1 or 4, found 2"):
+        backend.program([op.RmsNorm(values, np.ones(6, np.float32), 1e-5, values, 4, own_weights=2)])
+
+
 @few_examples
 @given(st.integers(1, 6), head_widths, token_counts, st.booleans(), st.booleans(), kinds, seeds)
 def test_rope(
@@ -468,7 +497,7 @@ def test_route_by_sparsemixer(
 
 
 def test_sparsemixer_weighs_among_the_experts_near_the_best(any_backend: Backend) -> None:
-    """Of 4 those within 2 * 0.25 * 4 are near; of 3, the best without it, those within 1.5; NaN spoils."""
+    """Near 4 are those within 2 * 0.25 * 4; near 3, the best without it, those within 1.5; NaN spoils."""
     row = [2.0, 4.0, 3.0, 1.0, -3.0]
     logits = aligned_copy(np.array([row, [0.0] * 5, [*row[:4], np.nan]], np.float32))
     chosen, weights = aligned((3, 2), np.int32), aligned((3, 2), np.float32)
@@ -568,7 +597,7 @@ def test_mix(
     st.integers(1, 24),
     token_counts,
     moderate_kinds,
-    st.sampled_from(["sigmoid", "softplus", "identity"]),
+    st.sampled_from(["sigmoid", "softplus", "identity", "silu"]),
     seeds,
 )
 def test_gate(

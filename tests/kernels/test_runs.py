@@ -76,6 +76,7 @@ class TinyWeights:
         )
         self.delta = [(matrix(rows, WIDTH), vector(rows)) for rows in (CHANNELS, 2, 2, 2 * DELTA_VALUES)]
         self.kernel, self.decay_bias, self.rate = vector(CHANNELS * 4), vector(2), -np.abs(vector(2))
+        self.scan_skip, self.scan_norm = vector(2), vector(2 * DELTA_VALUES)
         latent_rows = LATENT, ROTARY, HEADS * HEAD_WIDTH, HEADS * ROTARY
         self.latent = [(matrix(rows, WIDTH), vector(rows)) for rows in latent_rows]
         self.key_up, self.value_up = matrix(HEADS * LATENT, HEAD_WIDTH), matrix(HEADS * HEAD_WIDTH, LATENT)
@@ -133,7 +134,8 @@ class TinyLayer:
         absorbed, gathered = buffer(HEADS * (LATENT + ROTARY)), buffer(HEADS * LATENT)
         self.latents = empty_cache(CACHE_FORMAT[format_name], (table.max() + 1, 1, PAGE_TOKENS, LATENT + ROTARY))
         self.delta_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
-        for state in (self.ring, self.spread_ring, self.delta_states):
+        self.scan_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
+        for state in (self.ring, self.spread_ring, self.delta_states, self.scan_states):
             state.fill(np.nan)  # what is there before the first tokens is never read
         projections = [
             op.LinearPart(*own.query, query), op.LinearPart(*own.keys, keys), op.LinearPart(*own.values, values),
@@ -175,6 +177,14 @@ class TinyLayer:
                 *(*self.places[:2], self.delta_states, over),
             ),
             op.RmsNorm(over, own.delta_norm, 1e-5, over, 2, self.gate),
+            op.Linear(over, (op.LinearPart(own.delta_out, None, self.residual),), 0.5, True),
+            # The same rows in another order: inputs of two heads, then what they share.
+            op.SelectiveScan(
+                *(spread, decay, own.decay_bias, own.rate, own.scan_skip, 1),
+                *(*self.places[:2], self.scan_states, over),
+            ),
+            op.Gate(self.gate, over, "silu"),
+            op.RmsNorm(over, own.scan_norm, 1e-5, over, 2, own_weights=2),
             op.Linear(over, (op.LinearPart(own.delta_out, None, self.residual),), 0.5, True),
             op.RmsNorm(self.residual, own.second_norm, 1e-5, normed),
             op.Linear(normed, (op.LinearPart(*own.router, logits),)),
@@ -255,7 +265,7 @@ PLACE_FAULTS = {
 }
 
 
-@every_case("kind", [op.StoreKv, op.Attention, op.ShortConv, op.DeltaRule])
+@every_case("kind", [op.StoreKv, op.Attention, op.ShortConv, op.DeltaRule, op.SelectiveScan])
 def test_rows_without_a_place_are_refused(any_backend: Backend, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
     for fault in PLACE_FAULTS:
@@ -268,7 +278,12 @@ def refuse_rows(any_backend: Backend, fault: str, kind: type) -> None:
     layer.places.positions[:] = np.arange(60, 68)
     operation = next(o for o in layer.operations if isinstance(o, kind))
     program = any_backend.program([operation])
-    states = {op.StoreKv: layer.caches, op.ShortConv: [layer.ring], op.DeltaRule: [layer.delta_states]}
+    states = {
+        op.StoreKv: layer.caches,
+        op.ShortConv: [layer.ring],
+        op.DeltaRule: [layer.delta_states],
+        op.SelectiveScan: [layer.scan_states],
+    }
     written = states.get(kind) or [operation.output]
     for array in written:
         array[:] = 7
@@ -345,7 +360,7 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
     program.run(PAGE_TOKENS)
-    for state in (layer.ring, layer.spread_ring, layer.delta_states):
+    for state in (layer.ring, layer.spread_ring, layer.delta_states, layer.scan_states):
         state[1] = state[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
     layer.places.positions[: len(tail)] = tail

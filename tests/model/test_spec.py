@@ -15,6 +15,7 @@ from edgemoe.model.blocks import (
     GatedDelta,
     GatedFfn,
     LatentAttention,
+    Mamba2,
     Moe,
     PlainFfn,
     RouterSpec,
@@ -123,6 +124,13 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
         (LayerSpec.of(GatedDelta(1, 1, 257, 16, 4)), "keys of 257 channels: expected at most 256"),
         (LayerSpec.of(GatedDelta(1, 1, 16, 16, 1)), "a convolution over 1 tokens: expected 2 to 64"),
+        (LayerSpec.of(Mamba2(3, 16, 2, 16, 4)), "3 heads in 2 groups"),
+        (LayerSpec.of(Mamba2(2, 16, 2, 16, 65)), "a convolution over 65 tokens: expected 2 to 64"),
+        (
+            LayerSpec.of(replace(MOE, latent=8, shared=SharedExpert(8, gate=True))),
+            "a gate of the shared expert beside experts on latent rows",
+        ),
+        (LayerSpec.of(replace(MOE, shared=None, latent=8, experts_norm=True)), "a norm before experts on latent rows"),
         (LayerSpec.of(GatedFfn(8, Activation(limit=7.0))), "activation: limit: expected no limit for silu, found 7"),
         (LayerSpec.of(replace(MOE, activation=Activation("clamped_silu"))), "activation: limit: expected a limit"),
         (

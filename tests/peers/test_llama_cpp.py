@@ -24,6 +24,7 @@ from tests.conversion.gguf.test_tokenizer import reference
 from tests.golden.cases import CASES
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.mamba_models import SMALL_MAMBA
 
 pytestmark = pytest.mark.peer
 
@@ -35,6 +36,7 @@ PLAIN = {
     | {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1}},
     # llama.cpp cuts the ends of gpt-oss's ramp of positions to whole channels, which its config says not to.
     **{name: config for name, config in EXPRESSIBLE.items() if name != "gpt_oss"},
+    **SMALL_MAMBA,
 }
 WORDS = (
     "Hello, world! What's 12345 + 67890? It's 3.14, I'LL say; don't. you'Re SHE'D",

@@ -92,6 +92,29 @@ SMALL_SWITCH: dict[str, Any] = {
 }
 """An encoder with a layer of 10 experts, which small inputs fill, and a decoder with three."""
 
+SMALL_NEMOTRON: dict[str, Any] = {
+    "model_type": "nemotron_h",
+    "hidden_size": 72,
+    "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention", "moe", "mlp"],
+    "head_dim": 16,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "n_routed_experts": 10,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "moe_latent_size": 48,
+    "moe_shared_expert_intermediate_size": 24,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 20,
+    "n_groups": 2,
+    "ssm_state_size": 12,
+    "vocab_size": 193,
+    "max_position_embeddings": 512,
+    "layer_norm_epsilon": 1e-5,
+}
+"""Layers of one block each: two of Mamba-2, two of 10 experts on latent rows, one of attention, and an FFN
+without a gate."""
 SMALL_DEEPSEEK: dict[str, Any] = {
     "model_type": "deepseek_v3",
     "hidden_size": 72,

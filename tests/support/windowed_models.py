@@ -132,4 +132,4 @@ SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
         "vocab_size": 128,
     }
 }
-"""Those, and models without windows whose configs are like no others."""
+"""All of those, and models without windows whose configs are like no others."""

@@ -21,6 +21,8 @@ from edgemoe.conversion.gguf.layers import (
     mixers,
     plain_scale,
 )
+from edgemoe.conversion.gguf.mamba import MAMBA
+from edgemoe.conversion.gguf.mamba_metadata import mamba_problems
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.errors import StoreError
 from edgemoe.kernels.operations import SILU, Activation
@@ -82,6 +84,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
             yield "another theta within windows"
         if any(own.qkv_bias or own.output_bias for own in attention_of(spec)):
             yield "biases of attention"
+        return
+    if architecture in MAMBA:
+        yield from mamba_problems(architecture, spec)
         return
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (

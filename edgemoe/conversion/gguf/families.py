@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
+from edgemoe.conversion.gguf.mamba_tensors import MAMBA_FLAT, mamba_names
 from edgemoe.model.blocks import RouterSpec
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -80,6 +81,18 @@ _LING_NAMES = {
     "attn_q_norm.weight": "attention.query_layernorm.weight",
     "attn_k_norm.weight": "attention.key_layernorm.weight",
     "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+
+_GRANITE_MAMBA_NAMES = mamba_names("mamba")
+_NEMOTRON_NAMES = mamba_names("mixer") | {
+    "token_embd.weight": "model.embeddings.weight",
+    "output_norm.weight": "model.norm_f.weight",
+    "attn_norm.weight": "norm.weight",
+    **{f"attn_{letter}.weight": f"mixer.{letter}_proj.weight" for letter in "qkv"},
+    "attn_output.weight": "mixer.o_proj.weight",
+    "exp_probs_b.bias": "mixer.gate.e_score_correction_bias",
+    "ffn_latent_down.weight": "mixer.fc1_latent_proj.weight",
+    "ffn_latent_up.weight": "mixer.fc2_latent_proj.weight",
 }
 
 FAMILIES: dict[str, Family] = {
@@ -272,6 +285,28 @@ FAMILIES: dict[str, Family] = {
         qkv_bias=True,
         output_bias=True,
         multipliers=True,
+    ),
+    "granitehybrid": Family(
+        "granitemoehybrid",
+        True,
+        "block_sparse_moe.router.layer.weight",
+        "block_sparse_moe.{matrix}.weight",
+        "shared_mlp.{matrix}.weight",
+        matrices=_FUSED,
+        own_names=_GRANITE_MAMBA_NAMES,
+        taps=("ssm_conv1d.weight", "mamba.conv1d.weight"),
+        flat=MAMBA_FLAT,
+    ),
+    "nemotron_h_moe": Family(
+        "nemotron_h",
+        False,
+        "mixer.gate.weight",
+        "mixer.experts.{expert}.{matrix}.weight",
+        "mixer.shared_experts.{matrix}.weight",
+        matrices={"up": "up_proj", "down": "down_proj"},
+        own_names=_NEMOTRON_NAMES,
+        taps=("ssm_conv1d.weight", "mixer.conv1d.weight"),
+        flat=MAMBA_FLAT,
     ),
     "lfm2moe": Family(
         "lfm2_moe",

@@ -40,6 +40,8 @@ class Family:
     taps: tuple[str, str] = ("", "")
     """The names in the file and in the checkpoint of a convolution's taps, a row for each channel; checkpoints have a
     dimension of one in the middle."""
+    flat: frozenset[str] = frozenset()
+    """Names in the file of vectors that are matrices there."""
     linear_layers: bool = False
     """Whether most layers are of Gated DeltaNet."""
     heads_in_turn: bool = False
@@ -87,4 +89,4 @@ class Family:
     clipped: bool = False
     """Whether query, key and value are within limits."""
     layers: str = "model.layers.{layer}."
-    """What precedes the names of a layer's tensors in checkpoints."""
+    """The text that precedes the names of a layer's tensors in checkpoints."""

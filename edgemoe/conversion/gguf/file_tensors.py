@@ -9,6 +9,7 @@ from edgemoe.conversion.formats import expert_of
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY, INTERLEAVED
 from edgemoe.conversion.gguf.layers import attention_and_ffn
 from edgemoe.conversion.gguf.linear import LinearOrders, Turns, linear_orders
+from edgemoe.conversion.gguf.mamba_tensors import mamba_rows
 from edgemoe.conversion.gguf.package import GGML_QUANT_SIZES, MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType
 from edgemoe.conversion.places import Place, tensor_places
 from edgemoe.errors import StoreError
@@ -52,6 +53,13 @@ NAMES = {
     "delta_taps": MODEL_TENSOR.SSM_CONV1D,
     "delta_head_norm": MODEL_TENSOR.SSM_NORM,
     "delta_out": MODEL_TENSOR.SSM_OUT,
+    "mamba_norm": MODEL_TENSOR.ATTN_NORM,
+    "mamba_gate": MODEL_TENSOR.SSM_IN,
+    "mamba_in": MODEL_TENSOR.SSM_IN,
+    "mamba_step": MODEL_TENSOR.SSM_IN,
+    "mamba_taps": MODEL_TENSOR.SSM_CONV1D,
+    "mamba_group_norm": MODEL_TENSOR.SSM_NORM,
+    "mamba_out": MODEL_TENSOR.SSM_OUT,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
     "sinks": MODEL_TENSOR.ATTN_SINKS,
     "router": MODEL_TENSOR.FFN_GATE_INP,
@@ -89,6 +97,7 @@ _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
         "router_expert_scales": MODEL_TENSOR.FFN_DOWN_EXP,
     },
     "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
+    "nemotron_h_moe": {"ffn_norm": MODEL_TENSOR.ATTN_NORM},
     "qwen35moe": _POST_NORM | _GATED_QUERY,
     "qwen3next": _POST_NORM
     | _GATED_QUERY
@@ -99,7 +108,15 @@ _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
 _RANKED_QUERY = dict.fromkeys(("query", "query_rotary"), MODEL_TENSOR.ATTN_Q_B)
 """The names of queries that are made of a latent."""
 
-_WHOLE_NAMES = {"delta_decay_bias": "blk.{bid}.ssm_dt.bias", "delta_rate": "blk.{bid}.ssm_a"}
+_WHOLE_NAMES = {
+    "delta_decay_bias": "blk.{bid}.ssm_dt.bias",
+    "delta_rate": "blk.{bid}.ssm_a",
+    "mamba_step_bias": "blk.{bid}.ssm_dt.bias",
+    "mamba_rate": "blk.{bid}.ssm_a",
+    "mamba_skip": "blk.{bid}.ssm_d",
+    "latent_in": "blk.{bid}.ffn_latent_down.weight",
+    "latent_out": "blk.{bid}.ffn_latent_up.weight",
+}
 """Names in the file that do not follow from a name above."""
 
 _WITHOUT_SUFFIX = {("hy_v3", "router_choice_bias")}
@@ -197,6 +214,7 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
         rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
+        rows = mamba_rows(spec.layers[int(layer)].blocks[0].body).get(own, rows) if layer else rows
         made = FileTensor(kind, dimensions, expert is not None, rotated, rows, turns, heads)
         tensor = tensors.setdefault(target, made)
         if tensor.type != kind:

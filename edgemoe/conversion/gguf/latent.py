@@ -22,7 +22,7 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 
 ARCHITECTURE = "deepseek2"
 _GLM_FLASH = {"block_count": (47, 48), "vocab_size": (154_880,)}
-"""What llama.cpp knows GLM-4.7-Flash by, whose first files do not say that its gating function is a sigmoid."""
+"""llama.cpp knows GLM-4.7-Flash by these, whose first files do not say that its gating function is a sigmoid."""
 _V2_EXPERTS, _V2_GROUPS, _V2_KEPT = 160, 8, 3
 """DeepSeek-V2's, whose files before 2026 do not say that it has groups; Lite has fewer experts, and none."""
 _LARGEST_DIFFERENCE = 1e-4

@@ -54,6 +54,11 @@ def attention_interval(spec: ModelSpec) -> int:
     return next(n for n, mixer in enumerate(mixers(spec), 1) if isinstance(mixer, Attention))
 
 
+def has_rope(spec: ModelSpec) -> bool:
+    """Whether any attention of the model has rotary positions."""
+    return any(own.rope is not None for own in attention_of(spec))
+
+
 def rope_of(spec: ModelSpec) -> RopeSpec:
     """The rotary positions of a model that a GGUF can hold: of all its attention, or of the layers without a window."""
     for layer in spec.layers:

@@ -15,11 +15,14 @@ from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
     dense_layers,
+    has_rope,
     leading_of,
     mixers,
     plain_scale,
     rope_of,
 )
+from edgemoe.conversion.gguf.mamba import MAMBA
+from edgemoe.conversion.gguf.mamba_metadata import write_mamba
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
 from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.gguf.windowed_metadata import write_rope, write_windowed
@@ -34,6 +37,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     """Write all keys of the model itself. The spec must have passed `check_expressible`."""
     if ARCHITECTURES[spec.family] in WINDOWED:
         write_windowed(writer, ARCHITECTURES[spec.family], spec)
+        return
+    if ARCHITECTURES[spec.family] in MAMBA:
+        write_mamba(writer, ARCHITECTURES[spec.family], spec)
         return
     if ARCHITECTURES[spec.family] == LATENT:
         write_latent(writer, spec)
@@ -146,7 +152,7 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
         )
     if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
         yield remark
-    if rope_of(spec).parameters.get("truncate") == 0:
+    if has_rope(spec) and rope_of(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
             " little there, as in every GGUF of it."
@@ -155,6 +161,8 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
 
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
     """Divisor of each pair's frequency, `(rotated // 2,)`: the form of two rules in a GGUF, llama3 and proportional."""
+    if not has_rope(spec):
+        return None
     rope = rope_of(spec)
     if rope.scaling == "proportional":
         divisors = np.full(rope.rotated // 2, 1e30, np.float32)

@@ -10,6 +10,7 @@ of `ernie4_5-moe` have the order of the file in checkpoints and in edgemoe too.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -135,13 +136,20 @@ def _views(
         return _merged_views(family, prefix, tensor)
     if own in _ROTATED_NAMES:
         rotated = head_dim if family.interleaved_rotation else None
-        return {prefix + _ROTATED_NAMES[own]: _checked_heads(TensorView((tensor,), tensor.shape, head_dim=rotated))}
+        own_name = family.own_names.get(own, _ROTATED_NAMES[own])
+        return {prefix + own_name: _checked_heads(TensorView((tensor,), tensor.shape, head_dim=rotated))}
     if own in ("ffn_gate_inp.weight", "ffn_gate_inp.bias") and family.router:
         router = family.router if own.endswith("weight") else _bias_of(family.router)
         return {prefix + router: TensorView((tensor,), tensor.shape)}
     if own == family.taps[0] and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
         return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
+    if own in family.flat:
+        return {
+            prefix + family.own_names[own]: TensorView(
+                (tensor,), (math.prod(tensor.shape),), elements=len(tensor.shape) > 1
+            )
+        }
     if own in _OF_HEADS and len(tensor.shape) == 3:
         tensor = replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
     if own == _WHOLE_EXPANSION and name.replace(own, _OF_HEADS[0]) in tensors:
@@ -173,7 +181,8 @@ def _expert_views(
     template = family.shared if kind == "_shexp" else family.expert
     fused = "gate_up" in family.matrices
     fits = len(tensor.shape) == 3 and tensor.shape[0] <= _MAX_EXPERTS if kind == "_exps" else len(tensor.shape) == 2
-    if not template or not fits or (fused and kind.startswith(".")):
+    known = fused or matrix in family.matrices
+    if not template or not fits or not known or (fused and kind.startswith(".")):
         # Keep the GGUF name, so that resolving the model's tensors reports it as left over.
         return {tensor.name: TensorView((tensor,), tensor.shape)}
     if fused and matrix != "down":

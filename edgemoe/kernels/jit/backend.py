@@ -114,7 +114,8 @@ class JitBackend(StepwiseBackend):
         output = np.empty(values.shape, np.float32)
         width = values.shape[-1]
         gates = None if gate is None else gate.reshape(-1, width)
-        layers.rms_norm(values.reshape(-1, width), weight, epsilon, gates, output.reshape(-1, width))
+        weights = None if weight is None else weight.reshape(-1, width)
+        layers.rms_norm(values.reshape(-1, width), weights, epsilon, gates, output.reshape(-1, width))
         return output
 
     def layer_norm(self, values: Floats, weight: Floats, epsilon: float, bias: Floats | None = None) -> Floats:
@@ -228,6 +229,15 @@ class JitBackend(StepwiseBackend):
         keys = (key / lengths[1]).astype(np.float32)
         output = np.empty(value.shape, np.float32)
         layers.delta_rule(queries, keys, np.ascontiguousarray(value), decay, strength, state, output)
+        return output
+
+    def selective_scan(
+        self, value: Floats, keys: Floats, queries: Floats, step: Floats, rate: Floats, skip: Floats, state: Floats
+    ) -> Floats:
+        """The rows of a segment: value `(T, H, Wv)`, keys and queries `(T, H, W)`; changes `state (H, W, Wv)`."""
+        output = np.empty(value.shape, np.float32)
+        decay = np.exp(rate * step)
+        layers.selective_scan(np.ascontiguousarray(value), keys, queries, step, decay, skip, state, output)
         return output
 
     def within_capacity(self, chosen: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:
@@ -345,7 +355,7 @@ class JitBackend(StepwiseBackend):
     def gate(self, values: Floats, numbers: Floats, gating: GateFunction) -> Floats:
         """Values `(T, runs, width)`, each run times what the gating makes of its own of the numbers `(T, runs)`."""
         output = np.empty(values.shape, np.float32)
-        layers.gate_runs(values, numbers, gating == "softplus", gating == "identity", output)
+        layers.gate_runs(values, numbers, gating == "softplus", gating == "identity", gating == "silu", output)
         return output
 
     def mix(

@@ -20,7 +20,7 @@ _GELU_LINEAR, _GELU_CUBIC = np.float32(GELU_LINEAR), np.float32(GELU_CUBIC)
 
 @jit
 def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None, output: Floats) -> None:
-    """Root-mean-square norm: values, gate and output `(runs, width)`, weight `(width,)`."""
+    """Root-mean-square norm: values, gate and output `(runs, width)`, weight `(1 or heads, width)`, used in turn."""
     runs, width = values.shape
     for run in range(runs):
         squares = 0.0
@@ -29,7 +29,7 @@ def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats
         factor = np.float32(1.0 / math.sqrt(squares / width + epsilon))
         for c in range(width):
             normed = values[run, c] * factor
-            output[run, c] = normed if weight is None else normed * weight[c]
+            output[run, c] = normed if weight is None else normed * weight[run % len(weight), c]
             if gate is not None:
                 x = gate[run, c]
                 output[run, c] *= x / (_ONE + np.float32(math.exp(-x)))
@@ -126,6 +126,32 @@ def delta_rule(
 
 
 @jit
+def selective_scan(
+    value: Floats,
+    keys: Floats,
+    queries: Floats,
+    step: Floats,
+    decay: Floats,
+    skip: Floats,
+    state: Floats,
+    output: Floats,
+) -> None:
+    """The rows of a segment, with the decay of each head; see `reference.selective_scan`."""
+    tokens, heads, width = keys.shape
+    values = value.shape[2]
+    for h in range(heads):
+        for t in range(tokens):
+            kept, added, sums = state[h], step[t, h] * value[t, h], np.zeros(values, np.float32)
+            for i in range(width):
+                k, q = keys[t, h, i], queries[t, h, i]
+                for c in range(values):
+                    kept[i, c] = decay[t, h] * kept[i, c] + k * added[c]
+                    sums[c] += q * kept[i, c]
+            for c in range(values):
+                output[t, h, c] = sums[c] + skip[h] * value[t, h, c]
+
+
+@jit
 def gate(gate_up: Floats, hidden: Floats) -> None:
     """`silu(gate) * up` from a `gate_up` product `(T, 2 * F rounded up to 16)`, panels interleaved; to `(T, F)`."""
     tokens, width = hidden.shape
@@ -193,14 +219,14 @@ def add_gate_up_biases(gate_up: Floats, gate: Floats, up: Floats) -> None:
 
 
 @jit
-def gate_runs(values: Floats, numbers: Floats, softplus: bool, identity: bool, output: Floats) -> None:
+def gate_runs(values: Floats, numbers: Floats, softplus: bool, identity: bool, silu: bool, output: Floats) -> None:
     """Values and output `(T, runs, width)`, numbers `(T, runs)`: each run times a function of its number."""
     tokens, runs, width = values.shape
     for t in range(tokens):
         for n in range(runs):
             g = numbers[t, n]
             power = np.float32(math.exp(-abs(g) if softplus else -g))
-            factor = _ONE / (_ONE + power)
+            factor = (g if silu else _ONE) / (_ONE + power)
             if softplus:
                 factor = max(g, np.float32(0)) + np.float32(math.log1p(power))
             elif identity:

@@ -16,6 +16,7 @@ from edgemoe.kernels.reference.layers import (
     rms_norm,
     rope,
     scale_by_position,
+    selective_scan,
     short_conv,
     soft_cap,
 )
@@ -41,6 +42,7 @@ class ReferenceBackend(StepwiseBackend):
     soft_cap = staticmethod(soft_cap)
     short_conv = staticmethod(short_conv)
     delta_rule = staticmethod(delta_rule)
+    selective_scan = staticmethod(selective_scan)
     route = staticmethod(route)
     within_capacity = staticmethod(within_capacity)
     gated_ffn = staticmethod(gated_ffn)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,10 @@ from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
 def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None = None) -> Floats:
-    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), times the SiLU of a gate if there is one."""
+    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), times the SiLU of a gate if there is one.
+
+    The weight is `(W,)`, or `(heads, W)` for values `(T, heads, W)` whose runs have weights of their own.
+    """
     exact = values.astype(np.float64)
     mean_square = np.mean(np.square(exact), axis=-1, keepdims=True)
     normed = exact / np.sqrt(mean_square + epsilon) * (1.0 if weight is None else weight)
@@ -28,7 +33,8 @@ def rms_norm(values: Floats, weight: Floats | None, epsilon: float, gate: Floats
 def _rms_norm(kernels: Any, o: op.RmsNorm, tokens: int) -> None:
     heads = o.input[:tokens].reshape(tokens, o.heads, -1)
     gate = None if o.gate is None else o.gate[:tokens].reshape(heads.shape)
-    o.output[:tokens] = kernels.rms_norm(heads, o.weight, o.epsilon, gate).reshape(tokens, -1)
+    weight = o.weight if o.weight is None or o.own_weights == 1 else o.weight.reshape(o.heads, -1)
+    o.output[:tokens] = kernels.rms_norm(heads, weight, o.epsilon, gate).reshape(tokens, -1)
 
 
 def layer_norm(values: Floats, weight: Floats, epsilon: float, bias: Floats | None = None) -> Floats:
@@ -132,8 +138,15 @@ def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
 def gate(values: Floats, numbers: Floats, gating: op.GateFunction) -> Floats:
     """Values `(T, runs, width)`, each run times what the gating makes of its own of the numbers `(T, runs)`."""
     exact = numbers.astype(np.float64)
-    factors = exact if gating == "identity" else sigmoid(exact) if gating == "sigmoid" else np.logaddexp(0, exact)
-    return single(values * factors[:, :, None])
+    return single(values * _factors(exact, gating)[:, :, None])
+
+
+def _factors(numbers: npt.NDArray[np.float64], gating: op.GateFunction) -> npt.NDArray[np.float64]:
+    if gating == "softplus":
+        return np.logaddexp(0, numbers)
+    if gating == "identity":
+        return numbers
+    return sigmoid(numbers) if gating == "sigmoid" else silu(numbers)
 
 
 @means(op.Gate, "gate")
@@ -182,7 +195,7 @@ def _delta_rule(kernels: Any, o: op.DeltaRule, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_each("sequence", sequences, len(o.states))
     check_each("position", positions, LARGEST_EXTENT)
-    _, H, columns, W = o.states.shape
+    _, H, _, W = o.states.shape
     G, Wv = o.key_heads, o.output.shape[1] // H
     queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
     query, key = (np.repeat(heads.reshape(tokens, G, W), H // G, axis=1) for heads in (queries, keys))
@@ -191,15 +204,62 @@ def _delta_rule(kernels: Any, o: op.DeltaRule, tokens: int) -> None:
     decay = single(np.exp(o.rate * np.logaddexp(0, inputs)))
     strength = single(sigmoid(o.strength[:tokens].astype(np.float64)))
     for rows in segments(positions, sequences):
-        panels = o.states[sequences[rows[0]]].reshape(H, columns // PANEL_ROWS, W, PANEL_ROWS)
-        if positions[rows[0]] == 0:
-            panels[...] = 0
-        state = panels.swapaxes(1, 2).reshape(H, W, columns)[:, :, :Wv].copy()
         parts = (array[rows] for array in (query, key, value, decay, strength))
-        o.output[rows] = kernels.delta_rule(*parts, o.epsilon, state).reshape(len(rows), -1)
-        padded = np.zeros((H, W, columns), np.float32)
-        padded[:, :, :Wv] = state
-        panels[...] = padded.reshape(H, W, -1, PANEL_ROWS).swapaxes(1, 2)
+        with _states(o.states[sequences[rows[0]]], Wv, fresh=positions[rows[0]] == 0) as state:
+            o.output[rows] = kernels.delta_rule(*parts, o.epsilon, state).reshape(len(rows), -1)
+
+
+@contextmanager
+def _states(kept: Floats, width: int, fresh: bool) -> Iterator[Floats]:
+    """The matrices `(H, W, Wv)` of a sequence, which are kept in panels `(H, Wv rounded up, W)`; empty if `fresh`."""
+    heads, columns, keys = kept.shape
+    panels = kept.reshape(heads, columns // PANEL_ROWS, keys, PANEL_ROWS)
+    if fresh:
+        panels[...] = 0
+    state = panels.swapaxes(1, 2).reshape(heads, keys, columns)[:, :, :width].copy()
+    yield state
+    padded = np.zeros((heads, keys, columns), np.float32)
+    padded[:, :, :width] = state
+    panels[...] = padded.reshape(heads, keys, -1, PANEL_ROWS).swapaxes(1, 2)
+
+
+def selective_scan(
+    value: Floats, keys: Floats, queries: Floats, step: Floats, rate: Floats, skip: Floats, state: Floats
+) -> Floats:
+    """The rows of a segment: value `(T, H, Wv)`, keys (`B`) and queries (`C`) `(T, H, W)`, step (`dt`) `(T, H)`.
+
+    `state (H, W, Wv)` is rounded to float32 after each row, so that cuts of a segment change no bit.
+    """
+    exact = value.astype(np.float64)
+    added = exact * step[:, :, None]
+    decay = np.exp(rate * step.astype(np.float64))
+    output = np.empty(value.shape, np.float64)
+    for t in range(len(value)):
+        state[...] = single(decay[t, :, None, None] * state + keys[t][:, :, None] * added[t][:, None, :])
+        output[t] = np.matmul(queries[t][:, None, :].astype(np.float64), state.astype(np.float64))[:, 0]
+    return single(output + skip[:, None] * exact)
+
+
+def _selective_scan_scratch(kernels: StepwiseBackend, o: op.SelectiveScan, sizes: Sizes) -> int:
+    elements = math.prod(o.states.shape[1:]) + sizes.rows * (math.prod(o.mixed.shape[1:]) + 4 * sizes.letters["H"])
+    return kernels.element_scratch_bytes * elements * -(-sizes.letters["H"] // sizes.letters["G"])
+
+
+@means(op.SelectiveScan, "selective_scan", _selective_scan_scratch)
+def _selective_scan(kernels: Any, o: op.SelectiveScan, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    check_each("sequence", sequences, len(o.states))
+    check_each("position", positions, LARGEST_EXTENT)
+    (_, H, _, W), G = o.states.shape, o.groups
+    Wv = o.output.shape[1] // H
+    values, *shared = np.split(o.mixed[:tokens], [H * Wv, H * Wv + G * W], axis=1)
+    value = values.reshape(tokens, H, Wv)
+    keys, queries = (np.repeat(part.reshape(tokens, G, W), H // G, axis=1) for part in shared)
+    step = single(np.logaddexp(0, o.step[:tokens].astype(np.float64) + o.step_bias))
+    for rows in segments(positions, sequences):
+        parts = (array[rows] for array in (value, keys, queries, step))
+        with _states(o.states[sequences[rows[0]]], Wv, fresh=positions[rows[0]] == 0) as state:
+            o.output[rows] = kernels.selective_scan(*parts, o.rate, o.skip, state).reshape(len(rows), -1)
 
 
 def mix(

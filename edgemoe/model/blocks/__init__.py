@@ -15,6 +15,7 @@ from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.latent_attention import LatentAttention
+from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.plain_ffn import PlainFfn
 from edgemoe.model.blocks.routers import RouterSpec
@@ -28,6 +29,7 @@ __all__ = [
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
+    "Mamba2",
     "Moe",
     "OutputGate",
     "PlainFfn",
@@ -40,7 +42,7 @@ __all__ = [
 BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
-        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Moe, PlainFfn, ShortConv)
+        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)
     }
 )
 """Every kind of body by the name that stores give it."""

@@ -25,18 +25,27 @@ class RoutedExperts:
     """Whether gate, up and down of each expert have biases."""
     gated: bool = True
     """Whether each expert has a gate."""
+    latent: int = 0
+    """The width of the rows that experts read and write; 0: as wide as the model."""
+
+    def width(self, hidden_size: int) -> int:
+        """The width of the rows that experts read and write."""
+        return self.latent or hidden_size
 
     def tensors(self, hidden_size: int) -> Shapes:
         """The names of all experts' tensors within a layer, with their shapes."""
         shapes: dict[str, tuple[int, ...]] = {}
         for expert in range(self.num_experts):
-            shapes |= ffn_tensors(f"experts.{expert}", self.intermediate_size, hidden_size, self.bias, self.gated)
+            shapes |= self._ffn(f"experts.{expert}", hidden_size)
         return shapes
 
     def stacked(self, hidden_size: int) -> Shapes:
         """The same tensors with all experts in one, `(num_experts, rows, columns)`, as a paper names them."""
-        shapes = ffn_tensors("experts", self.intermediate_size, hidden_size, self.bias, self.gated)
+        shapes = self._ffn("experts", hidden_size)
         return {name: (self.num_experts, *shape) for name, shape in shapes.items()}
+
+    def _ffn(self, name: str, hidden_size: int) -> Shapes:
+        return ffn_tensors(name, self.intermediate_size, self.width(hidden_size), self.bias, self.gated)
 
 
 def ffn_tensors(name: str, intermediate_size: int, hidden_size: int, bias: bool = False, gated: bool = True) -> Shapes:

@@ -11,7 +11,7 @@ from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder, row_size
 from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
-from edgemoe.model.rope import RopeSpec
+from edgemoe.model.rope import RopeSpec, Temperature
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class LatentAttention:
     """Channels of the latent that queries are made of; 0: they are made of the stream itself."""
     latent_epsilon: float = 1e-6
     """The epsilon of the norms of the latents, which most families have apart from that of the stream's norms."""
+    temperature: Temperature | None = None
+    """How queries grow with their position."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -104,6 +106,10 @@ class LatentAttention:
         neighbours = self.rope.pairing == "neighbours"
         build.add(op.Rope(query_rotary, H, places[0], cosine, sine, neighbours))
         build.add(op.Rope(key_rotary, 1, places[0], cosine, sine, neighbours))
+        if self.temperature is not None:
+            factors = build.temperatures(self.temperature)
+            build.add(op.ScaleByPosition(query, places[0], factors))
+            build.add(op.ScaleByPosition(query_rotary, places[0], factors))
         latents = build.state("latents", "N", 1, op.PAGE_TOKENS, r + R)
         build.add(op.StoreLatent(latent, key_rotary, *places, pages, latents))
         absorbed = build.rows("absorbed", H * (r + R))

@@ -53,6 +53,9 @@ class Moe:
     """Factor of the sum of routed and shared experts (Cohere halves it)."""
     capacity: int = field(default=0, metadata=ZERO_ALLOWED)
     """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
+    latent: int = field(default=0, metadata=ZERO_ALLOWED)
+    """The width of the rows that routed experts read and write, between two matrices of their own: `latent_out (sum of
+    experts (latent_in x))` (Nemotron 3). 0: they read the block's rows."""
     experts_norm: bool = False
     """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
     weigh_inputs: bool = False
@@ -60,7 +63,9 @@ class Moe:
 
     @property
     def routed(self) -> RoutedExperts | None:
-        return RoutedExperts(self.num_experts, self.top_k, self.intermediate_size, self.bias, self.activation.gated)
+        return RoutedExperts(
+            self.num_experts, self.top_k, self.intermediate_size, self.bias, self.activation.gated, self.latent
+        )
 
     def check(self) -> None:
         self.router.check(self.num_experts, self.top_k)
@@ -69,6 +74,10 @@ class Moe:
             raise ValueError(f"weights of the inputs of {self.top_k} experts for each token, not of one")
         if self.shared is not None:
             check_activation(self.shared.activation)
+            if self.latent and self.shared.gate:
+                raise ValueError("a gate of the shared expert beside experts on latent rows")
+        if self.latent and self.experts_norm:
+            raise ValueError("a norm before experts on latent rows")
 
     def tensors(self, hidden_size: int) -> Shapes:
         shapes = dict(self.router.tensors(self.num_experts, hidden_size))
@@ -77,6 +86,8 @@ class Moe:
             shapes |= ffn_tensors("shared", own.intermediate_size, hidden_size, own.bias, own.activation.gated)
             if self.shared.gate:
                 shapes["shared_gate"] = (1, hidden_size)
+        if self.latent:
+            shapes |= {"latent_in": (self.latent, hidden_size), "latent_out": (hidden_size, self.latent)}
         if self.experts_norm:
             shapes["experts_norm"] = (hidden_size,)
         return shapes
@@ -86,6 +97,7 @@ class Moe:
             "experts": self.num_experts,
             "expert_width": self.intermediate_size,
             "shared_width": self.shared.intermediate_size if self.shared else 0,
+            **({"expert_model": self.latent} if self.latent else {}),
         }
 
     def with_top_k(self, top_k: int) -> Moe:
@@ -118,8 +130,11 @@ class Moe:
                 shared = build.ffn(source, "shared", own.intermediate_size, own.activation, own.bias)
                 if own.gate:
                     gate = build.linear(source, "shared_gate", build.rows("shared_gate", 1))
+        if self.latent:
+            with build.doing("experts", "beside"):
+                source = build.linear(source, "latent_in", build.rows("latent_input", self.latent))
         with build.doing("experts", "experts"):
-            routed = build.rows("routed", K, D)
+            routed = build.rows("routed", K, self.latent or D)
             if self.weigh_inputs:
                 weighed = build.rows("weighed", D)
                 build.add(ex.Combine(weighed, 1.0, None, None, source, None, accumulate=False))  # a copy
@@ -127,7 +142,15 @@ class Moe:
                 source = weighed
             build.experts(source, routing, self.activation, routed)
         with build.doing("combine", "combine"):
-            build.deliver_sum(routed, None if self.weigh_inputs else routing.weights, shared, gate, self.scale)
+            if not self.latent:
+                build.deliver_sum(routed, None if self.weigh_inputs else routing.weights, shared, gate, self.scale)
+                return
+            summed = build.rows("latent_sum", self.latent)
+            build.add(ex.Combine(summed, 1.0, routed, routing.weights, None, None, accumulate=False))
+            output = build.rows("latent_output", D) if shared is None else shared
+            part = op.LinearPart(build.matrix("latent_out", D, self.latent), None, output)
+            build.add(op.Linear(summed, (part,), accumulate=shared is not None))
+            build.deliver_sum(None, None, output, scale=self.scale)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         guessed = self._routing(build)

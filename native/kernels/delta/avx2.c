@@ -1,4 +1,4 @@
-/* The delta rule with AVX2 and FMA; the same bits as generic.c. */
+/* The delta rule and the selective scan with AVX2 and FMA; the same bits as generic.c. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -17,4 +17,8 @@ static inline __m256 fused_minus(__m256 a, __m256 b, __m256 c) { return _mm256_f
 
 void em_delta_avx2(float *state, const em_delta_row *rows, int32_t row_count, int32_t width) {
     delta(state, rows, row_count, width);
+}
+
+void em_scan_avx2(float *state, const em_scan_row *rows, int32_t row_count, int32_t width) {
+    scan(state, rows, row_count, width);
 }

@@ -1,4 +1,4 @@
-/* The delta rule on one panel of a state, in plain C. */
+/* The delta rule and the selective scan on one panel of a state, in plain C. */
 #include <math.h>
 
 #include "../kernels.h"
@@ -7,6 +7,19 @@ enum { CHAINS = 4 };
 
 static inline float fold(float chains[CHAINS][EM_PANEL_ROWS], int32_t c) {
     return (chains[0][c] + chains[2][c]) + (chains[1][c] + chains[3][c]);
+}
+
+/* Every row of the state decays and takes its share of what is added; returns the chains of sums of query times state. */
+static inline void write_rows(float *state, const float *key, const float *query, float decay,
+                              const float added[EM_PANEL_ROWS], float chains[CHAINS][EM_PANEL_ROWS], int32_t width) {
+    for (int32_t i = 0; i < width; i++) {
+        float *chain = chains[i % CHAINS];
+        for (int32_t c = 0; c < EM_PANEL_ROWS; c++) {
+            float *element = &state[i * EM_PANEL_ROWS + c];
+            *element = fmaf(key[i], added[c], decay * *element);
+            chain[c] = fmaf(query[i], *element, chain[c]);
+        }
+    }
 }
 
 void em_delta_generic(float *state, const em_delta_row *rows, int32_t row_count, int32_t width) {
@@ -23,14 +36,17 @@ void em_delta_generic(float *state, const em_delta_row *rows, int32_t row_count,
             errors[c] = row->strength * fmaf(-row->decay, fold(chains, c), row->values[c]);
             for (int32_t chain = 0; chain < CHAINS; chain++) chains[chain][c] = 0;
         }
-        for (int32_t i = 0; i < width; i++) {
-            float *chain = chains[i % CHAINS];
-            for (int32_t c = 0; c < EM_PANEL_ROWS; c++) {
-                float *element = &state[i * EM_PANEL_ROWS + c];
-                *element = fmaf(row->key[i], errors[c], row->decay * *element);
-                chain[c] = fmaf(row->query[i], *element, chain[c]);
-            }
-        }
+        write_rows(state, row->key, row->query, row->decay, errors, chains, width);
         for (int32_t c = 0; c < EM_PANEL_ROWS; c++) row->output[c] = fold(chains, c);
+    }
+}
+
+void em_scan_generic(float *state, const em_scan_row *rows, int32_t row_count, int32_t width) {
+    for (int32_t r = 0; r < row_count; r++) {
+        const em_scan_row *row = &rows[r];
+        float chains[CHAINS][EM_PANEL_ROWS] = {{0}}, added[EM_PANEL_ROWS];
+        for (int32_t c = 0; c < EM_PANEL_ROWS; c++) added[c] = row->step * row->values[c];
+        write_rows(state, row->key, row->query, row->decay, added, chains, width);
+        for (int32_t c = 0; c < EM_PANEL_ROWS; c++) row->output[c] = fmaf(row->skip, row->values[c], fold(chains, c));
     }
 }

@@ -1,4 +1,4 @@
-/* The delta rule with NEON; the same bits as generic.c. No speed was measured on any processor. */
+/* The delta rule and the selective scan with NEON; the same bits as generic.c. No speed was measured on any processor. */
 #include <arm_neon.h>
 #include <stdint.h>
 
@@ -17,4 +17,8 @@ static inline float32x4_t fused_minus(float32x4_t a, float32x4_t b, float32x4_t 
 
 void em_delta_neon(float *state, const em_delta_row *rows, int32_t row_count, int32_t width) {
     delta(state, rows, row_count, width);
+}
+
+void em_scan_neon(float *state, const em_scan_row *rows, int32_t row_count, int32_t width) {
+    scan(state, rows, row_count, width);
 }

@@ -1,10 +1,10 @@
-/* The delta rule on one panel of a state, for any vectors; the same bits as generic.c.
+/* The delta rule and the selective scan on one panel of a state, for any vectors; the same bits as generic.c.
  *
  * An <isa>.c defines VECTOR, FLOATS (of a vector) and the functions load, store, spread (one number to all), mul, add, fused
  * (a * b + c) and fused_minus (c - a * b), and then includes this. A panel's row is EM_PANEL_ROWS / FLOATS vectors, and each
  * has four chains of sums at a time, so that the processor need not wait for one product before it begins the next.
  *
- * The first pass reads the state and the second one writes it: 8 KiB for keys of 128 channels, so that the panel stays in
+ * The first pass of the delta rule reads the state and the second one writes it: 8 KiB for keys of 128 channels, so that the panel stays in
  * the first-level cache over all rows of a call. */
 #ifndef EDGEMOE_DELTA_VECTORS_H
 #define EDGEMOE_DELTA_VECTORS_H
@@ -36,11 +36,41 @@ static inline __attribute__((always_inline)) void write_row(float *state, float 
     }
 }
 
+/* Every row of the state decays and takes its share of what is added. */
+static inline __attribute__((always_inline)) void write_rows(float *state, const float *key, const float *query, float decay,
+                                                             const VECTOR added[VECTORS], VECTOR chains[CHAINS][VECTORS],
+                                                             int32_t width) {
+    const VECTOR factor = spread(decay);
+    int32_t i = 0;
+    for (; i + CHAINS <= width; i += CHAINS) {
+        for (int32_t c = 0; c < CHAINS; c++) {
+            write_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], query[i + c], factor, added, chains[c]);
+        }
+    }
+    for (int32_t c = 0; i + c < width; c++) {
+        write_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], query[i + c], factor, added, chains[c]);
+    }
+}
+
+static inline __attribute__((always_inline)) void scan(float *state, const em_scan_row *rows, int32_t row_count,
+                                                       int32_t width) {
+    for (int32_t r = 0; r < row_count; r++) {
+        const em_scan_row *row = &rows[r];
+        VECTOR chains[CHAINS][VECTORS], added[VECTORS];
+        clear(chains);
+        EACH_VECTOR added[v] = mul(spread(row->step), load(row->values + v * FLOATS));
+        write_rows(state, row->key, row->query, row->decay, added, chains, width);
+        EACH_VECTOR {
+            store(row->output + v * FLOATS, fused(spread(row->skip), load(row->values + v * FLOATS), fold(chains, v)));
+        }
+    }
+}
+
 static inline __attribute__((always_inline)) void delta(float *state, const em_delta_row *rows, int32_t row_count,
                                                         int32_t width) {
     for (int32_t r = 0; r < row_count; r++) {
         const em_delta_row *row = &rows[r];
-        const float *key = row->key, *query = row->query;
+        const float *key = row->key;
         const VECTOR decay = spread(row->decay);
         VECTOR chains[CHAINS][VECTORS], errors[VECTORS];
         clear(chains);
@@ -53,14 +83,7 @@ static inline __attribute__((always_inline)) void delta(float *state, const em_d
             errors[v] = mul(spread(row->strength), fused_minus(decay, fold(chains, v), load(row->values + v * FLOATS)));
         }
         clear(chains);
-        for (i = 0; i + CHAINS <= width; i += CHAINS) {
-            for (int32_t c = 0; c < CHAINS; c++) {
-                write_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], query[i + c], decay, errors, chains[c]);
-            }
-        }
-        for (int32_t c = 0; i + c < width; c++) {
-            write_row(state + (i + c) * EM_PANEL_ROWS, key[i + c], query[i + c], decay, errors, chains[c]);
-        }
+        write_rows(state, key, row->query, row->decay, errors, chains, width);
         EACH_VECTOR store(row->output + v * FLOATS, fold(chains, v));
     }
 }

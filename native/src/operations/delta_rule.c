@@ -34,11 +34,6 @@ typedef struct block {
     float queries[BLOCK_ROWS][EM_WIDEST_KEYS], keys[BLOCK_ROWS][EM_WIDEST_KEYS];
 } block;
 
-/* log(1 + exp(x)); a NaN stays one. */
-static float softplus(float x) {
-    return (x > 0.0f ? x : 0.0f) + em_log_of_one_plus(em_exp(-fabsf(x)));
-}
-
 /* Rows of the block: to unit length, queries then divided by the root of their width. */
 static void normalise(const delta_task *task, int32_t key_head, block *rows) {
     const em_delta_rule *d = task->operation;
@@ -63,7 +58,7 @@ static void update_panels(const delta_task *task, const block *rows, int32_t hea
     em_delta_row of_panel[BLOCK_ROWS];
     for (int32_t r = 0; r < rows->count; r++) {
         const int64_t at = (int64_t)(rows->first + r) * d->heads + head;
-        const float step = softplus(d->decay_input[at] + d->decay_bias[head]);
+        const float step = em_softplus(d->decay_input[at] + d->decay_bias[head]);
         of_panel[r] = (em_delta_row){.query = rows->queries[r],
                                      .key = rows->keys[r],
                                      .decay = em_exp(d->rate[head] * step),

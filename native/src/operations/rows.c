@@ -90,12 +90,12 @@ enum { GATED_AT_ONCE = 256 };
 
 /* output = silu(gate) * (input * factor * weight); the output may be input or gate, in place. */
 static void gated_norm(const em_kernels *kernels, const em_rms_norm *n, const float *input, const float *gate,
-                       float factor, float *output) {
+                       const float *weight, float factor, float *output) {
     const em_activation silu = {.function = EM_FUNCTION_SILU};
     float normed[GATED_AT_ONCE];
     for (int32_t start = 0; start < n->head_dim; start += GATED_AT_ONCE) {
         const int32_t left = n->head_dim - start, count = left < GATED_AT_ONCE ? left : GATED_AT_ONCE;
-        for (int32_t i = 0; i < count; i++) normed[i] = input[start + i] * factor * n->weight[start + i];
+        for (int32_t i = 0; i < count; i++) normed[i] = input[start + i] * factor * weight[start + i];
         kernels->activate[EM_FUNCTION_SILU](&silu, gate + start, normed, output + start, count);
     }
 }
@@ -107,12 +107,13 @@ static void norm_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     for (int64_t row = begin; row < end; row++) {
         const float *input = n->input + row * n->head_dim;
         float *output = n->output + row * n->head_dim;
+        const float *weight = n->weight ? n->weight + row % n->own_weights * n->head_dim : NULL;
         const float mean = task->run->kernels->sum_squares(input, n->head_dim) / (float)n->head_dim;
         const float factor = 1.0f / sqrtf(mean + n->epsilon);
         if (n->gate) {
-            gated_norm(task->run->kernels, n, input, n->gate + row * n->head_dim, factor, output);
-        } else if (n->weight) {
-            for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * n->weight[i];
+            gated_norm(task->run->kernels, n, input, n->gate + row * n->head_dim, weight, factor, output);
+        } else if (weight) {
+            for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor * weight[i];
         } else {
             for (int32_t i = 0; i < n->head_dim; i++) output[i] = input[i] * factor;
         }
@@ -255,7 +256,8 @@ static void gate_factors(const em_kernels *kernels, int32_t gating, const float 
         }
         return;
     }
-    for (int32_t i = 0; i < count; i++) factors[i] = 1.0f / (1.0f + factors[i]);
+    const bool silu = gating == EM_GATING_SILU;
+    for (int32_t i = 0; i < count; i++) factors[i] = (silu ? gate[i] : 1.0f) / (1.0f + factors[i]);
 }
 
 static void gate_rows(void *context, int64_t begin, int64_t end, int32_t thread) {

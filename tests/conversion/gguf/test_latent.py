@@ -52,7 +52,7 @@ def whole(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def parts(config: dict[str, Any], tensors: dict[str, np.ndarray], flat: bool) -> dict[str, np.ndarray]:
-    """What two parts of the expansion a file has; `flat`: the matrices of all heads in one of two dimensions."""
+    """The two parts of the expansion that a file has; `flat`: the matrices of all heads in one of two dimensions."""
     found = {}
     for name, values in tensors.items():
         if "kv_b_proj" in name:

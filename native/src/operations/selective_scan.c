@@ -1,0 +1,100 @@
+/* SelectiveScan: the recurrent state of each head, decayed and added to by one token after another.
+ *
+ * Segments, blocks of rows and panels are those of the delta rule (delta_rule.c): a column of a state depends on its own
+ * values and on what all columns share (B, C, decay, step), so threads share out heads, and panels of heads where these are
+ * few; a panel takes all rows of a block while it stays in the first-level cache; no sum is ever split. */
+#include "../operations.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "../../kernels/exponential.h"
+
+enum {
+    BLOCK_ROWS = 32,
+    /* A chunk of fewer products than this costs more to hand out than to do. */
+    CHUNK_PRODUCTS = 8192,
+};
+
+typedef struct scan_task {
+    const em_selective_scan *operation;
+    const em_run *run;
+    int32_t parts; /* of the panels of each head */
+} scan_task;
+
+/* Panels begin .. end - 1 of a head take `count` rows from `first` on, which follow one another in a sequence. */
+static void update_panels(const scan_task *task, int32_t head, int32_t first, int32_t count, int32_t begin, int32_t end) {
+    const em_selective_scan *s = task->operation;
+    const int32_t panels = em_panel_count(s->value_dim), inputs = s->heads * s->value_dim;
+    const int32_t group = head / (s->heads / s->groups);
+    const size_t panel_floats = (size_t)s->head_dim * EM_PANEL_ROWS;
+    float *state = s->states + ((size_t)s->sequences[first] * s->heads + head) * panels * panel_floats;
+    em_scan_row rows[BLOCK_ROWS];
+    for (int32_t r = 0; r < count; r++) {
+        const float *mixed = s->mixed + (int64_t)(first + r) * s->columns;
+        const float step = em_softplus(s->step[(int64_t)(first + r) * s->heads + head] + s->step_bias[head]);
+        rows[r] = (em_scan_row){.key = mixed + inputs + group * s->head_dim,
+                                .query = mixed + inputs + (s->groups + group) * s->head_dim,
+                                .decay = em_exp(s->rate[head] * step),
+                                .step = step,
+                                .skip = s->skip[head]};
+    }
+    for (int32_t panel = begin; panel < end; panel++) {
+        const int32_t column = panel * EM_PANEL_ROWS, left = s->value_dim - column;
+        /* The last panel may have fewer columns than the kernel takes. */
+        float values[BLOCK_ROWS][EM_PANEL_ROWS], outputs[BLOCK_ROWS][EM_PANEL_ROWS];
+        for (int32_t r = 0; r < count; r++) {
+            const float *from = s->mixed + (int64_t)(first + r) * s->columns + head * s->value_dim + column;
+            rows[r].values = from;
+            rows[r].output = s->output + ((int64_t)(first + r) * s->heads + head) * s->value_dim + column;
+            if (left < EM_PANEL_ROWS) {
+                memset(values[r], 0, sizeof values[r]);
+                memcpy(values[r], from, (size_t)left * sizeof *from);
+                rows[r].values = values[r];
+                rows[r].output = outputs[r];
+            }
+        }
+        float *own = state + (size_t)panel * panel_floats;
+        /* Before its first position a sequence has no state, whatever lies there. */
+        if (s->positions[first] == 0) memset(own, 0, panel_floats * sizeof *own);
+        task->run->kernels->scan(own, rows, count, s->head_dim);
+        for (int32_t r = 0; left < EM_PANEL_ROWS && r < count; r++) {
+            float *to = s->output + ((int64_t)(first + r) * s->heads + head) * s->value_dim + column;
+            memcpy(to, outputs[r], (size_t)left * sizeof *to);
+        }
+    }
+}
+
+static void update_items(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const scan_task *task = context;
+    const em_selective_scan *s = task->operation;
+    const int32_t panels = em_panel_count(s->value_dim), tokens = task->run->tokens;
+    (void)thread;
+    for (int64_t item = begin; item < end; item++) {
+        const int32_t head = (int32_t)(item / task->parts), part = (int32_t)(item % task->parts);
+        const int32_t from = panels * part / task->parts, to = panels * (part + 1) / task->parts;
+        for (int32_t first = 0, count; first < tokens; first += count) {
+            for (count = 1; first + count < tokens && count < BLOCK_ROWS; count++) {
+                const int32_t row = first + count;
+                if (s->sequences[row] != s->sequences[first] || s->positions[row] != s->positions[row - 1] + 1) break;
+            }
+            update_panels(task, head, first, count, from, to);
+        }
+    }
+}
+
+EM_NO_SCRATCH(selective_scan)
+
+int32_t em_run_selective_scan(const em_selective_scan *scan, const em_run *run) {
+    for (int32_t t = 0; t < run->tokens; t++) {
+        if (scan->sequences[t] < 0 || scan->sequences[t] >= scan->sequence_count) return EM_BAD_POSITION;
+        if (scan->positions[t] < 0) return EM_BAD_POSITION;
+    }
+    const int32_t threads = em_pool_threads(run->pool), panels = em_panel_count(scan->value_dim);
+    scan_task task = {scan, run, 1};
+    while (task.parts < panels && (int64_t)task.parts * scan->heads < 2 * (int64_t)threads) task.parts++;
+    const int64_t items = (int64_t)scan->heads * task.parts;
+    const int64_t products = 2 * (int64_t)run->tokens * scan->heads * panels * EM_PANEL_ROWS * scan->head_dim / items;
+    em_pool_for(run->pool, items, (CHUNK_PRODUCTS + products - 1) / products, update_items, &task);
+    return EM_OK;
+}

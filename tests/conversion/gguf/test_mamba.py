@@ -1,0 +1,104 @@
+"""GGUF files of families with Mamba-2 layers: written, read back as the same model, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from edgemoe.architectures import model_spec
+from edgemoe.conversion.gguf.source import GgufSource
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
+from edgemoe.errors import SourceError, StoreError
+from tests.conversion.gguf.test_windowed import IDS, exported, rewritten
+from tests.support.mamba_models import SMALL_MAMBA
+
+
+@pytest.mark.parametrize("name", SMALL_MAMBA)
+def test_a_file_is_the_same_model(name: str, tmp_path: Path) -> None:
+    store, path = exported(tmp_path, SMALL_MAMBA[name])
+    assert model_spec(GgufSource(path).config) == model_spec(SMALL_MAMBA[name])
+    back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
+    logits = []
+    for one in (store, back):
+        with open_engine(one, EngineOptions(threads=1, context_length=len(IDS))) as engine:
+            logits.append(engine.forward(IDS, all_logits=True))
+    np.testing.assert_array_equal(*logits)
+
+
+def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
+    """Rates and skips have a row for each head, norms one for each group; the parts of a projection lie together."""
+    _, path = exported(tmp_path, SMALL_MAMBA["nemotron_h"])
+    shapes = {tensor.name: tuple(tensor.shape[::-1].tolist()) for tensor in gguf.GGUFReader(path).tensors}
+    assert shapes["blk.0.ssm_in.weight"] == (128 + 192 + 4, 64)
+    assert shapes["blk.0.ssm_conv1d.weight"] == (192, 4)
+    assert shapes["blk.0.ssm_a"] == shapes["blk.0.ssm_d"] == (4, 1)
+    assert shapes["blk.0.ssm_norm.weight"] == (2, 64)
+    assert shapes["blk.1.ffn_up_exps.weight"] == (8, 32, 96)
+    assert shapes["blk.1.ffn_latent_down.weight"] == (96, 64)
+    assert "blk.1.ffn_gate_exps.weight" not in shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("nemotron_h", {"use_conv_bias": False}, "no convolutions of Mamba-2 without a bias"),
+        ("nemotron_h", {"layers_block_type": ["moe", "full_attention"] * 2 + ["moe"]}, "no models without Mamba-2"),
+        ("nemotron_h", {"layers_block_type": ["moe", "linear_attention"] * 2 + ["moe"]}, "no models without attention"),
+        (
+            "nemotron_h",
+            {
+                "layers_block_type": ["moe", "linear_attention", "full_attention", "mlp", "moe"],
+                "intermediate_size": 32,
+            },
+            "no FFNs without experts",
+        ),
+        ("granitemoehybrid", {"mamba_expand": 1, "mamba_d_head": 16}, "no layers of Mamba-2 but of twice the model's"),
+        ("granitemoehybrid", {"layer_types": ["full_attention"] * 3}, "no models without Mamba-2"),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=words):
+        exported(tmp_path, SMALL_MAMBA[name] | changes)
+    assert not list(tmp_path.glob("model.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("nemotron_h", {"attention.head_count_kv": [0, 0, 2, 0]}, "head_count_kv: expected a whole number for each"),
+        ("nemotron_h", {"attention.head_count_kv": [0, 0, 2, 0, 4]}, "head_count_kv: expected one number, or 0"),
+        ("nemotron_h", {"ssm.inner_size": 127}, "ssm.inner_size: expected a multiple of 4, the number of heads"),
+        ("nemotron_h", {"expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
+        ("granitemoehybrid", {"ssm.inner_size": 96}, "ssm.inner_size: expected a multiple of 4 heads and of the width"),
+        ("granitemoehybrid", {"ssm.group_count": 3}, "ssm.time_step_rank is 4; expected a multiple of .*group_count"),
+    ],
+    ids=str,
+)
+def test_keys_that_contradict_the_architecture_are_refused_by_name(
+    name: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    _, path = exported(tmp_path, SMALL_MAMBA[name])
+    architecture = {"nemotron_h": "nemotron_h_moe", "granitemoehybrid": "granitehybrid"}[name]
+    renamed = {f"{architecture}.{key}": value for key, value in changes.items()}
+    changed = rewritten(path, tmp_path / "changed.gguf", renamed)
+    with pytest.raises(SourceError, match=words):
+        GgufSource(changed)
+
+
+def test_experts_with_gates_are_no_nemotron(tmp_path: Path) -> None:
+    """A tensor without a place in the family is told as left over."""
+    _, path = exported(tmp_path, SMALL_MAMBA["nemotron_h"])
+    reader = gguf.GGUFReader(path)
+    changed = rewritten(path, tmp_path / "changed.gguf", {})
+    data = changed.read_bytes()
+    assert any(tensor.name == "blk.1.ffn_up_exps.weight" for tensor in reader.tensors)
+    changed.write_bytes(data.replace(b"blk.1.ffn_down_exps.weight", b"blk.1.ffn_gate_exps.weight"))
+    with pytest.raises(SourceError, match=r"experts\.0\.down_proj\.weight: missing"):
+        convert_checkpoint(str(changed), tmp_path / "none", experts="keep", dense="keep")
