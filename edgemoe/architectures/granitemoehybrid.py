@@ -12,7 +12,7 @@ from edgemoe.architectures.frame import pair_layers, read_experts, read_layer_co
 from edgemoe.architectures.mamba import LAYER_TYPES, MAMBA_KEYS, newer_type, read_mamba2
 from edgemoe.architectures.table import DENSE_FFN, layer_rows
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import Body, GatedFfn, Mamba2, RouterSpec
+from edgemoe.model.blocks import Body, GatedFfn, Mamba2, Moe, RouterSpec
 from edgemoe.model.spec import ModelSpec
 
 _MAMBA_KEYS = ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv", "mamba_expand")
@@ -56,7 +56,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     return replace(frame, layers=pair_layers([mixers[newer_type(kind)] for kind in types], [ffn] * len(types)))
 
 
-def _read_ffn(reader: ConfigReader) -> Body:
+def _read_ffn(reader: ConfigReader) -> Moe | GatedFfn:
     """Experts with a shared FFN, or with 0 experts that FFN alone."""
     shared = reader.integer("shared_intermediate_size", maximum=LARGEST_WIDTH, default=1024)
     if reader.value("num_local_experts") in (0, None):

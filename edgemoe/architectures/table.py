@@ -273,10 +273,13 @@ def resolve_tensors(
             for source, slices, _ in _expand(row, spec)
             if missing[0] in slices and slices.keys() <= wanted.keys()
         ]
-        roots = {name.partition(".")[0] for name in used}
-        alike = [source for row, source in places if row in layout]
-        alike += [source for _, source in places if source.partition(".")[0] in roots]
-        first = next(iter(alike), places[0][1])
+        stems = {name[:end] for name in used for end in _dots(name)}
+
+        def likeness(place: tuple[Row, str]) -> tuple[bool, int]:
+            row, source = place
+            return row in layout, max((end for end in _dots(source) if source[:end] in stems), default=0)
+
+        first = max(places, key=likeness)[1]
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         instead = instead_of(first, shapes.keys() - used - unused_tensors(spec, shapes).keys(), unlisted)
         if instead is not None:
@@ -291,6 +294,10 @@ def resolve_tensors(
             f"{left[0]}: not expected{more}; {spec.family} with this config has no such tensor.", MISMATCH
         )
     return {name: found[name] for name in wanted}
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."]
 
 
 def checkpoint_shapes(spec: ModelSpec, table: tuple[Row, ...], stacked: bool) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from edgemoe.model.graph import BuildOptions, Section, Weight
 from edgemoe.model.listing import list_layer
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import GLM_45_AIR, MIXTRAL_8X7B
+from tests.support.checkpoints import SMALL_NEMOTRON
 
 SETTINGS = ("renormalise", "score", "groups", "kept_groups", "epsilon", "scale")
 
@@ -67,3 +68,18 @@ def test_activations_and_biases_are_listed() -> None:
         "experts.gate [4, 48, 64], experts.up [4, 48, 64], experts.down [4, 64, 48],"
         " experts.gate_bias [4, 48], experts.up_bias [4, 48], experts.down_bias [4, 64])"
     )
+
+
+def test_a_layer_without_experts_guesses_before_it_is_computed() -> None:
+    """Where layers have one block each, no layer before one with experts has a routing of its own."""
+    graph = build_graph(model_spec(SMALL_NEMOTRON))
+    stages = [[step.stage for step in section.steps] for section in graph.layers]
+    types = SMALL_NEMOTRON["layers_block_type"]
+    followed = [number for number in range(len(types) - 1) if types[number + 1] == "moe"]
+    assert followed == [number for number, own in enumerate(stages) if "guess" in own] == [0, 3]
+    for number in followed:
+        guess = [step for step in graph.layers[number].steps if step.stage == "guess"]
+        assert graph.layers[number].steps[: len(guess)] == tuple(guess)
+        assert isinstance(guess[-1].operation, ex.Prefetch)
+        assert set(stages[number][len(guess) :]) == {"beside"}
+        assert named(guess[0].operation.weight) == f"layers.{number + 1}.ffn_norm"

@@ -10,13 +10,23 @@ import numpy as np
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
-from tests.conversion.gguf.test_windowed import IDS, exported, rewritten
+from edgemoe.store.reader import Store
+from tests.conversion.gguf.test_windowed import IDS, rewritten
+from tests.support.checkpoints import write_checkpoint
 from tests.support.mamba_models import SMALL_MAMBA
+
+
+def exported(folder: Path, config: dict[str, Any]) -> tuple[Path, Path]:
+    """A store of random weights, and the GGUF of it."""
+    write_checkpoint(folder / "source", config)
+    store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
+    return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
 
 
 @pytest.mark.parametrize("name", SMALL_MAMBA)
