@@ -216,7 +216,7 @@ def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> S
 
 
 def _early_sources(build: Builder, number: int, layer: LayerSpec) -> dict[str, op.Floats]:
-    """What blocks read of the stream as the layer begins, by the names of their norms."""
+    """The rows that blocks read of the stream as the layer begins, by the names of their norms."""
     sources = {}
     for block in layer.blocks:
         if block.early:

@@ -86,7 +86,7 @@ class Temperature:
     scale: float
     period: int
     first: int = field(default=1, metadata=ZERO_ALLOWED)
-    """What a family counts the first position as: 1, or 0 (Mistral Small 4)."""
+    """The number of the first position, as a family counts: 1, or 0 (Mistral Small 4)."""
 
 
 def temperature_factors(temperature: Temperature, positions: int) -> Floats:

@@ -2118,6 +2118,39 @@ ARCTIC_INSTRUCT: dict[str, Any] = {
     "vocab_size": 32000,
 }
 
+GROK_1: dict[str, Any] = {
+    "architectures": ["Grok1ModelForCausalLM"],
+    "attn_output_multiplier": 0.08838834764831845,
+    "auto_map": {
+        "AutoConfig": "configuration_grok1.Grok1Config",
+        "AutoModel": "modeling_grok1.Grok1Model",
+        "AutoModelForCausalLM": "modeling_grok1.Grok1ModelForCausalLM",
+    },
+    "bos_token_id": 1,
+    "embedding_multiplier_scale": 78.38367176906169,
+    "eos_token_id": 2,
+    "hidden_size": 6144,
+    "intermediate_size": 32768,
+    "max_attn_value": 30.0,
+    "max_position_embeddings": 8192,
+    "model_type": "grok-1",
+    "num_attention_heads": 48,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 64,
+    "num_key_value_heads": 8,
+    "output_multiplier_scale": 0.5773502691896257,
+    "output_router_logits": False,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-05,
+    "router_aux_loss_coef": 0.001,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.35.0",
+    "use_cache": True,
+    "vocab_size": 131072,
+}
+
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Mixtral-8x7B-v0.1": (MIXTRAL_8X7B, 46_702_792_704),
     "Qwen1.5-MoE-A2.7B": (QWEN15_MOE_A27B, 14_315_784_192),
@@ -2171,6 +2204,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Llama-4-Scout-17B-16E": (LLAMA4_SCOUT, 107_769_861_120),
     "Llama-4-Maverick-17B-128E": (LLAMA4_MAVERICK, 400_711_848_960),
     "snowflake-arctic-instruct": (ARCTIC_INSTRUCT, 478_584_608_768),
+    "grok-1": (GROK_1, 315_684_820_992),
     "dbrx-instruct": (DBRX_INSTRUCT, 131_596_523_520),
     "Phi-3.5-MoE-instruct": (PHI35_MOE, 41_873_153_344),
     "Llama-3.1-8B": (LLAMA_31_8B, 8_030_261_248),

@@ -539,7 +539,7 @@ def test_mistral_small_4():
     assert (grouped.groups, grouped.kept_groups, grouped.group_best, grouped.score) == (8, 4, 2, "softmax")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "words"),
     [
         ({"rope_parameters": None}, "rope_parameters is null"),

@@ -192,6 +192,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))
     elif model_type == "arctic":
         return Case(model_type, number(0, 1 << 30), draw(arctic(config)), "files")
+    elif model_type == "grok-1":
+        return Case(model_type, number(0, 1 << 30), draw(grok_1(config)), "files")
     elif model_type == "dbrx":
         return Case(model_type, number(0, 1 << 30), draw(dbrx(heads, kv_heads, head_width)), "files")
     elif model_type in LLAMA4:
@@ -271,6 +273,21 @@ def arctic(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
         "num_local_experts": count,
         "parallel_attn_mlp_res": draw(st.booleans()),
         "rope_theta": draw(st.sampled_from([1e4, 1e6])),
+    }
+
+
+@st.composite
+def grok_1(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    heads, count = config["num_attention_heads"], draw(st.integers(2, 12) | st.integers(65, 80))
+    kept = {key: value for key, value in config.items() if key not in ("head_dim", "rope_parameters")}
+    return kept | {
+        "attn_output_multiplier": draw(st.sampled_from([0.1, 0.5])),
+        "embedding_multiplier_scale": draw(st.sampled_from([1.0, 9.0])),
+        "hidden_size": heads * config["head_dim"],
+        "max_attn_value": draw(st.sampled_from([0.5, 30.0])),
+        "num_experts": count,
+        "num_experts_per_tok": draw(st.integers(1, min(count, 8))),
+        "output_multiplier_scale": draw(st.sampled_from([0.6, 1.0])),
     }
 
 

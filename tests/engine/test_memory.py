@@ -66,7 +66,7 @@ GRAPHS = st.sampled_from([GRAPH, build_graph(with_windows(SPEC, (64, 0)))])
 
 
 def all_sections(graph: Graph) -> list[Section]:
-    """Those of a run of tokens, and of an encoder's."""
+    """The sections of a run of tokens, and those of an encoder."""
     return [section for section, _ in (*graph.kinds(), *graph.encoder_kinds())]
 
 

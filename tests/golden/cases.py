@@ -1651,6 +1651,28 @@ CASES: dict[str, Case] = {
             "vocab_size": 101,
         },
     ),
+    # Caps of scores that bite, multipliers, norms around, tied.
+    "grok_1": Case(
+        "grok-1",
+        90,
+        {
+            "attn_output_multiplier": 0.5,
+            "embedding_multiplier_scale": 3.0,
+            "hidden_size": 24,
+            "intermediate_size": 20,
+            "max_attn_value": 1.5,
+            "max_position_embeddings": 512,
+            "num_attention_heads": 4,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "output_multiplier_scale": 0.6,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+            "vocab_size": 96,
+        },
+    ),
     # Chunks that end within pages, a layer without positions whose queries grow, every second layer dense, no vision.
     "llama4": Case(
         "llama4",

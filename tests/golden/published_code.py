@@ -1,8 +1,8 @@
 """Random models of families that transformers has no class for, computed in float64 as their published code does.
 
 Read from: `modeling_deepseek.py` of deepseek-ai/deepseek-moe-16b-base, `modeling_bailing_moe_v2.py` of
-inclusionAI/Ling-mini-2.0, and `modeling_arctic.py` of Snowflake/snowflake-arctic-instruct. Names of tensors and keys of config.json are those of these
-checkpoints.
+inclusionAI/Ling-mini-2.0, `modeling_arctic.py` of Snowflake/snowflake-arctic-instruct, and `model.py` of xai-org/grok-1
+(its names are those of hpcai-tech/grok-1). Names of tensors and keys of config.json are those of these checkpoints.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FAMILIES = {
     "bailing_moe": "BailingMoeV2ForCausalLM",
     "bailing_moe_v2": "BailingMoeV2ForCausalLM",
     "deepseek": "DeepseekForCausalLM",
+    "grok-1": "Grok1ModelForCausalLM",
 }
 """The class of each family's published code, by `model_type`."""
 CLEAR_ROUTING = 2e-5
@@ -44,6 +45,8 @@ class Model:
         self.margins.clear()
         if self.config["model_type"] == "arctic":
             return self._arctic_logits(ids)
+        if self.config["model_type"] == "grok-1":
+            return self._grok_logits(ids)
         deepseek, config = self.config["model_type"] == "deepseek", self.config
         stream = self._tensor("model.embed_tokens" if deepseek else "model.word_embeddings")[ids]
         for layer in range(config["num_hidden_layers"]):
@@ -86,6 +89,33 @@ class Model:
             stream = stream + outputs
         return self._linear(self._norm(stream, "model.norm"), "lm_head")
 
+    def _grok_logits(self, ids: Array) -> Array:
+        config = self.config
+        stream = self._tensor("model.embed_tokens")[ids] * config["embedding_multiplier_scale"]
+        for layer in range(config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            normed = self._norm(stream, f"{name}.pre_attn_norm", "scale")
+            parts = (self._linear(normed, f"{name}.attn.{part}_proj") for part in "qkv")
+            query, key, value = (part.reshape(len(normed), -1, self._head_dim) for part in parts)
+            limits = config["attn_output_multiplier"], config["max_attn_value"]
+            attended = self._attend(self._rotate(query), self._rotate(key), value, *limits)
+            attended = self._linear(attended, f"{name}.attn.o_proj")
+            stream = stream + self._norm(attended, f"{name}.post_attn_norm", "scale")
+            normed = self._norm(stream, f"{name}.pre_moe_norm", "scale")
+            chosen, weights = self._deepseek_gate(normed, f"{name}.moe_block.gate")
+            outputs = np.zeros_like(normed)
+            for token, row in enumerate(normed):
+                for expert, weight in zip(chosen[token], weights[token], strict=True):
+                    own = f"{name}.moe_block.experts.{expert}"
+                    gate = self._linear(row, f"{own}.linear")
+                    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+                    outputs[token] += weight * self._linear(
+                        gelu * self._linear(row, f"{own}.linear_v"), f"{own}.linear_1"
+                    )
+            stream = stream + self._norm(outputs, f"{name}.post_moe_norm", "scale")
+        head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+        return self._linear(self._norm(stream, "model.norm", "scale"), head) * config["output_multiplier_scale"]
+
     def _w123(self, rows: Array, name: str) -> Array:
         gate = self._linear(rows, f"{name}.w1")
         return self._linear(gate / (1 + np.exp(-gate)) * self._linear(rows, f"{name}.w3"), f"{name}.w2")
@@ -97,9 +127,9 @@ class Model:
         product: Array = rows @ self._tensor(name).T
         return product + self._tensor(name, "bias") if f"{name}.bias" in self.tensors else product
 
-    def _norm(self, rows: Array, name: str) -> Array:
+    def _norm(self, rows: Array, name: str, kind: str = "weight") -> Array:
         square = np.square(rows).mean(axis=-1, keepdims=True) + self.config["rms_norm_eps"]
-        normed: Array = rows / np.sqrt(square) * self._tensor(name)
+        normed: Array = rows / np.sqrt(square) * self._tensor(name, kind)
         return normed
 
     def _ffn(self, rows: Array, name: str) -> Array:
@@ -125,16 +155,17 @@ class Model:
 
     def _rotate(self, heads: Array) -> Array:
         rotated = int(self._head_dim * self.config.get("partial_rotary_factor", 1.0))
-        frequencies = self.config["rope_theta"] ** -(np.arange(0, rotated, 2) / rotated)
+        frequencies = self.config.get("rope_theta", 1e4) ** -(np.arange(0, rotated, 2) / rotated)
         angles = (np.arange(len(heads))[:, None] * frequencies)[:, None]
         first, second, rest = np.split(heads, [rotated // 2, rotated], axis=2)
         cosine, sine = np.cos(angles), np.sin(angles)
         return np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=2)
 
-    def _attend(self, query: Array, key: Array, value: Array) -> Array:
+    def _attend(self, query: Array, key: Array, value: Array, scale: float | None = None, cap: float = 0.0) -> Array:
         shared = query.shape[1] // key.shape[1]
         key, value = np.repeat(key, shared, axis=1), np.repeat(value, shared, axis=1)
-        scores = np.einsum("qhw,khw->hqk", query, key) / np.sqrt(self._head_dim)
+        scores = np.einsum("qhw,khw->hqk", query, key) * (self._head_dim**-0.5 if scale is None else scale)
+        scores = cap * np.tanh(scores / cap) if cap else scores
         scores = np.where(np.tri(len(query), dtype=bool), scores, -np.inf)
         shares = np.exp(scores - scores.max(axis=2, keepdims=True))
         shares /= shares.sum(axis=2, keepdims=True)
@@ -147,7 +178,7 @@ class Model:
         top_k = self.config["num_experts_per_tok"]
         chosen = self._largest(shares, top_k)
         weights = np.take_along_axis(shares, chosen, axis=1)
-        if top_k > 1 and self.config["norm_topk_prob"]:
+        if top_k > 1 and self.config.get("norm_topk_prob"):
             weights /= weights.sum(axis=1, keepdims=True) + 1e-20
         return chosen, weights
 
@@ -186,7 +217,9 @@ def make_model(case: Case) -> Model:
         elif name.endswith("bias"):
             values *= 0.3
         elif "embed" not in name:
-            values *= (2.0 if name.endswith(("mlp.gate.weight", "moe.gate.weight")) else 1.0) / np.sqrt(shape[-1])
+            values *= (
+                2.0 if name.endswith(("mlp.gate.weight", "moe.gate.weight", "block.gate.weight")) else 1.0
+            ) / np.sqrt(shape[-1])
         tensors[name] = (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     return Model(config, tensors)
 
@@ -235,10 +268,30 @@ def _arctic_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (D,), "lm_head.weight": (config["vocab_size"], D)}
 
 
+def _grok_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    D, width = config["hidden_size"], config["intermediate_size"]
+    key = config["num_key_value_heads"] * D // config["num_attention_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], D)}
+    for layer in range(config["num_hidden_layers"]):
+        name = f"model.layers.{layer}"
+        for norm in ("pre_attn", "post_attn", "pre_moe", "post_moe"):
+            shapes[f"{name}.{norm}_norm.scale"] = (D,)
+        for part, rows in {"q": D, "k": key, "v": key, "o": D}.items():
+            shapes[f"{name}.attn.{part}_proj.weight"] = (rows, D)
+        shapes[f"{name}.moe_block.gate.weight"] = (config["num_experts"], D)
+        for expert in range(config["num_experts"]):
+            for part, shape in {"linear": (width, D), "linear_v": (width, D), "linear_1": (D, width)}.items():
+                shapes[f"{name}.moe_block.experts.{expert}.{part}.weight"] = shape
+    head = {} if config["tie_word_embeddings"] else {"lm_head.weight": (config["vocab_size"], D)}
+    return shapes | {"model.norm.scale": (D,)} | head
+
+
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint, by the names of its published code."""
     if config["model_type"] == "arctic":
         return _arctic_shapes(config)
+    if config["model_type"] == "grok-1":
+        return _grok_shapes(config)
     deepseek = config["model_type"] == "deepseek"
     experts, shared = ("n_routed_experts", "n_shared_experts") if deepseek else ("num_experts", "num_shared_experts")
     D, width, heads = config["hidden_size"], config["moe_intermediate_size"], config["num_attention_heads"]

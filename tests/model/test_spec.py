@@ -142,6 +142,26 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (routed(True, groups=2, kept_groups=3), "router: kept_groups: expected at most 2, found 3"),
         (routed(True, groups=4, top_k=3), "router: experts: expected at most 2 per token, found 3"),
         (routed(True, top_k=9), "router: experts: expected at most 8 per token, found 9"),
+        (LayerSpec((Block(MOE, input_norm=False, early=True),)), "reads the stream early without an input norm"),
+        (LayerSpec.of(replace(ATTENTION, chunked=True, window=0)), "chunks of no width"),
+        (LayerSpec.of(replace(MOE, weigh_inputs=True)), "weights of the inputs of 2 experts for each token"),
+        (
+            LayerSpec.of(
+                replace(
+                    ATTENTION,
+                    rope=RopeSpec(
+                        1e4,
+                        16,
+                        "longrope",
+                        {"original_max_position_embeddings": 9.0, "short_gain": 1.0, "long_gain": 1.0},
+                        short_factors=(1.0,) * 8,
+                    ),
+                )
+            ),
+            "8 short and 0 long factors where 8 of each are expected",
+        ),
+        (routed(True, score="sparsemixer"), "router: score: expected no renormalisation"),
+        (routed(False, jitter=0.1), "router: jitter: expected 0 but for sparsemixer"),
         (routed(True, epsilon=1e-20), "router: epsilon: expected 0 for softmax"),
         (routed(False, score="sigmoid", epsilon=1e-20), "an epsilon of 1e-20 and no sum"),
         (routed(True, score="sigmoid", least_sum=0.5), "router: least_sum: expected 0 but for softmax"),
@@ -215,3 +235,9 @@ def test_a_layer_may_have_any_blocks() -> None:
     assert "layers.0.moe.experts.7.down" in names
     assert names["layers.0.conv_taps"] == (3 * 64,)
     assert spec.routed[0].num_experts == 8
+
+
+def test_only_layer_norms_have_biases() -> None:
+    plain = ModelSpec("test", 101, 64, (LayerSpec.of(MOE),), 1e-5, 256, False, norm_bias=True).to_json()
+    with pytest.raises(ValueError, match="biases of norms that are not LayerNorm"):
+        ModelSpec.from_json(plain)

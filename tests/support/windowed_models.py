@@ -121,6 +121,22 @@ for _name, _config in SMALL_WINDOWED.items():
     _config["model_type"] = _name
 
 SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
+    "arctic": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "max_position_embeddings": 512,
+        "model_type": "arctic",
+        "moe_layer_frequency": 1,
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "parallel_attn_mlp_res": True,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "vocab_size": 128,
+    },
     "dbrx": {
         "attn_config": {"clip_qkv": 2.0, "kv_n_heads": 2, "rope_theta": 5e5},
         "d_model": 64,
@@ -130,6 +146,6 @@ SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
         "n_heads": 4,
         "n_layers": 3,
         "vocab_size": 128,
-    }
+    },
 }
 """All of those, and models without windows whose configs are like no others."""

@@ -44,6 +44,7 @@ _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 """Its activation; the numbers stand in llama.cpp, not in the file."""
 
 _COMPUTED_OTHERWISE = {
+    "grok-1": "weights of a token's experts divided by their sum",
     "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
 }
 """Families that llama.cpp has, and runs as another model."""
@@ -82,6 +83,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
             yield "attention without rotary positions"
         if architecture == _MELLUM and len({own.rope.theta for own in attention_of(spec) if own.rope}) > 1:
             yield "another theta within windows"
+        widths = {own.heads * own.head_dim for own in attention_of(spec)}
+        if FAMILY[architecture].full_width and widths != {spec.hidden_size}:
+            yield "heads that are not together as wide as the model"
         if any(own.qkv_bias or own.output_bias for own in attention_of(spec)):
             yield "biases of attention"
         return

@@ -58,6 +58,13 @@ _DBRX_NAMES = {
     "attn_output.weight": "norm_attn_norm.attn.out_proj.weight",
     "attn_qkv.weight": "norm_attn_norm.attn.Wqkv.weight",
 }
+_ARCTIC_NAMES = {
+    "ffn_norm.weight": "residual_layernorm.weight",
+    "ffn_norm_exps.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "residual_mlp.w1.weight",
+    "ffn_up.weight": "residual_mlp.w3.weight",
+    "ffn_down.weight": "residual_mlp.w2.weight",
+}
 _LLAMA4_NAMES = {f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
 _HUNYUAN_NAMES = {
     "attn_q_norm.weight": "self_attn.query_layernorm.weight",
@@ -411,6 +418,15 @@ FAMILIES: dict[str, Family] = {
         leading_dense=True,
         matrices=_SPLIT,
         own_names=_AFMOE_NAMES,
+    ),
+    "arctic": Family(
+        "arctic",
+        True,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        matrices=_W123,
+        own_names=_ARCTIC_NAMES,
+        full_width=True,
     ),
     "exaone-moe": Family(
         "exaone_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT

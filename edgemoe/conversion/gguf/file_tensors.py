@@ -82,6 +82,13 @@ _GATED_QUERY = {"output_gate": MODEL_TENSOR.ATTN_Q}
 """Query and gate of each head in turn."""
 _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
     "bailingmoe2": dict.fromkeys(("query", "key", "value"), MODEL_TENSOR.ATTN_QKV),
+    "arctic": {
+        "dense.ffn.gate": MODEL_TENSOR.FFN_GATE,
+        "dense.ffn.up": MODEL_TENSOR.FFN_UP,
+        "dense.ffn.down": MODEL_TENSOR.FFN_DOWN,
+        "dense.ffn_norm": MODEL_TENSOR.FFN_NORM,
+        "ffn_norm": MODEL_TENSOR.FFN_NORM_EXP,
+    },
     "dbrx": dict.fromkeys(("query", "key", "value"), MODEL_TENSOR.ATTN_QKV) | {"ffn_norm": MODEL_TENSOR.ATTN_OUT_NORM},
     "gemma4": {
         "dense.ffn.gate": MODEL_TENSOR.FFN_GATE,

@@ -39,7 +39,7 @@ def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:
     """The attention of the first layer that has some, and the FFN of the last layer with experts, else of the last."""
     attention = next(mixer for mixer in mixers(spec) if isinstance(mixer, Attention))
     last = next((layer for layer in reversed(spec.layers) if layer.routed), spec.layers[-1])
-    _, ffn = (block.body for block in last.blocks)
+    *_, ffn = (block.body for block in last.blocks)
     assert isinstance(ffn, (GatedFfn, Moe))
     return attention, ffn
 

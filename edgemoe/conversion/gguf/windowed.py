@@ -34,6 +34,20 @@ def _afmoe(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappin
     }
 
 
+def _arctic(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arctic: a dense FFN beside the experts of every layer, as wide as the model."""
+    _require_normalised(metadata, default=True)
+    width = config["intermediate_size"]
+    if metadata.value("expert_feed_forward_length", width) != width:
+        raise metadata.wrong("expert_feed_forward_length", f"{width}", metadata.value("expert_feed_forward_length"))
+    return {
+        "moe_layer_frequency": 1,
+        "num_experts_per_tok": metadata.count("expert_used_count"),
+        "num_local_experts": metadata.count("expert_count"),
+        "parallel_attn_mlp_res": True,
+    }
+
+
 def _exaone(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """K-EXAONE: every fourth layer sees the whole context, unless the file lists them."""
     _require_sigmoid(metadata)
@@ -214,6 +228,7 @@ def _heads_by_type(metadata: Metadata, types: Sequence[str]) -> tuple[int, int]:
 
 WINDOWED: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, Any]], dict[str, Any]]] = {
     "afmoe": _afmoe,
+    "arctic": _arctic,
     "exaone-moe": _exaone,
     "gemma4": _gemma,
     "laguna": _laguna,

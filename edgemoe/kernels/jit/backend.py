@@ -240,6 +240,12 @@ class JitBackend(StepwiseBackend):
         layers.selective_scan(np.ascontiguousarray(value), keys, queries, step, decay, skip, state, output)
         return output
 
+    def within_capacity(self, chosen: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:
+        """The weights `(T, K)` of choices, 0 beyond the capacity of their experts: see `ex.Capacity`."""
+        output = weights.copy()
+        experts.hold_to_capacity(chosen, capacity, np.zeros(num_experts, np.int32), output)
+        return output
+
     def route(
         self,
         logits: Floats,

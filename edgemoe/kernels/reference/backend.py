@@ -6,7 +6,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
-from edgemoe.kernels.reference.experts import combine, route
+from edgemoe.kernels.reference.experts import combine, route, within_capacity
 from edgemoe.kernels.reference.layers import (
     clip,
     delta_rule,
@@ -44,6 +44,7 @@ class ReferenceBackend(StepwiseBackend):
     delta_rule = staticmethod(delta_rule)
     selective_scan = staticmethod(selective_scan)
     route = staticmethod(route)
+    within_capacity = staticmethod(within_capacity)
     gated_ffn = staticmethod(gated_ffn)
     plain_ffn = staticmethod(plain_ffn)
     combine = staticmethod(combine)

@@ -131,13 +131,19 @@ def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     o.experts[:tokens], o.weights[:tokens] = chosen
 
 
-@means(ex.Capacity)
+def within_capacity(experts: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:
+    """The weights `(T, K)` of choices of experts `(T, K)`; 0 where `capacity` choices of the expert come before."""
+    chosen = experts.reshape(-1)
+    taken = np.cumsum(chosen[:, None] == np.arange(num_experts), axis=0)
+    over = taken[np.arange(len(chosen)), chosen] > capacity
+    return np.where(over.reshape(weights.shape), np.float32(0), weights)
+
+
+@means(ex.Capacity, "within_capacity")
 def _capacity(kernels: Any, o: ex.Capacity, tokens: int) -> None:
-    chosen = o.experts[:tokens].reshape(-1)
-    check_each("expert", chosen, o.num_experts)
-    taken = np.cumsum(chosen[:, None] == np.arange(o.num_experts), axis=0)
-    over = taken[np.arange(len(chosen)), chosen] > o.capacity
-    o.weights[:tokens].reshape(-1)[over] = 0
+    experts, weights = o.experts[:tokens], o.weights[:tokens]
+    check_each("expert", experts.reshape(-1), o.num_experts)
+    weights[:] = kernels.within_capacity(experts, weights, o.num_experts, o.capacity)
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: ex.Experts, sizes: Sizes) -> int:
