@@ -88,7 +88,7 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
         traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
     # A convolution reads one input less than it has taps from its sequence's state.
     state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, op.ShortConv))
-    state += sum(o.states[0].nbytes for o in operations if isinstance(o, op.DeltaRule))
+    state += sum(o.states[0].nbytes for o in operations if isinstance(o, (op.DeltaRule, op.SelectiveScan)))
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
     caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
     assert traffic.kv_bytes_per_position == sum(
@@ -101,7 +101,8 @@ def weight_bytes(operation: op.Operation) -> int:
     if isinstance(operation, op.Embed):
         return operation.matrix.data.nbytes // operation.matrix.rows
     if isinstance(operation, (op.RmsNorm, op.LayerNorm)):
-        return 0 if operation.weight is None else operation.weight.nbytes
+        vectors = (operation.weight, operation.bias if isinstance(operation, op.LayerNorm) else None)
+        return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, op.Mix):
         vectors = (operation.keep, operation.share, operation.shift, operation.factor)
         return sum(vector.nbytes for vector in vectors if vector is not None)
@@ -116,6 +117,8 @@ def weight_bytes(operation: op.Operation) -> int:
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
     if isinstance(operation, op.DeltaRule):
         return operation.decay_bias.nbytes + operation.rate.nbytes
+    if isinstance(operation, op.SelectiveScan):
+        return operation.step_bias.nbytes + operation.rate.nbytes + operation.skip.nbytes
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.PlainFfn):

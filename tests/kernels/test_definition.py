@@ -110,7 +110,8 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         name = type(operation).__name__
         seen.add(name)
         over_latents = getattr(operation, "value_cache", ()) is None
-        if name in expected and sizes.letters.get("heads") != 4 and not over_latents:
+        of_mixer = name == "Gate" and operation not in in_place
+        if name in expected and sizes.letters.get("heads") != 4 and not over_latents and not of_mixer:
             assert sizes.letters == expected[name]
     assert seen == {kind.__name__ for kind in NATIVE_OPERATIONS}
 

@@ -395,7 +395,8 @@ def clear_choices(
     """Whether a token's choice hangs on no rounding: scores, and the sums of groups, are far apart or equal."""
     scores = choice_scores(logits, score, choice_bias, groups, groups, choose_by)
     best = -np.sort(-scores.reshape(len(scores), groups, -1), axis=2)
-    clear = _apart(scores) & _apart(best[:, :, :group_best].sum(axis=2))
+    sums = best[:, :, :group_best].sum(axis=2)
+    clear = _apart(scores, choice_bias is None) & _apart(sums, choice_bias is None)
     if bonus:
         kept = choice_scores(logits, score, choice_bias, groups, kept_groups, choose_by, group_best)
         reach = kept.max(axis=1) - np.where(np.isfinite(kept), kept, np.inf).min(axis=1)
@@ -403,10 +404,15 @@ def clear_choices(
     return clear
 
 
-def _apart(values: op.Floats) -> npt.NDArray[np.bool_]:
-    """Whether the numbers of a row are equal or far apart; those of dropped groups are -infinity."""
-    gaps = np.diff(np.sort(np.where(np.isfinite(values), values, -1e6), axis=1), axis=1)
-    result: npt.NDArray[np.bool_] = ((gaps == 0) | (gaps > 4e-6)).all(axis=1)
+def _apart(values: op.Floats, relative: bool = False) -> npt.NDArray[np.bool_]:
+    """Whether the numbers of a row are equal or far apart; those of dropped groups are -infinity.
+
+    `relative` is for numbers that nothing was added to: then even small ones are exact in proportion.
+    """
+    ordered = np.sort(np.where(np.isfinite(values), values, -1e6), axis=1)
+    gaps = np.diff(ordered, axis=1)
+    least = 4e-6 * np.abs(ordered[:, 1:]) if relative else 4e-6
+    result: npt.NDArray[np.bool_] = ((gaps == 0) | (gaps > least)).all(axis=1)
     return result
 
 
