@@ -33,7 +33,7 @@ enum {
     LATENT_ROTARY = 8,
     LATENT_WIDTH = LATENT + LATENT_ROTARY,
     NOPE = 12,
-    OPERATIONS = 41, /* of which one begins to read experts */
+    OPERATIONS = 48, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {

@@ -70,6 +70,7 @@ static paged_model *make_paged(int32_t slot_count, int32_t threads, int64_t time
     CHECK_STATUS(EM_OK, em_pager_create(&setup, &p->pager));
     /* The fetch comes where the routing is known: the operations from there on move up by one. */
     model *m = p->m;
+    CHECK(m->count < OPERATIONS);
     int32_t route = 0;
     while (m->operations[route].kind != EM_ROUTE) route++;
     memmove(&m->operations[route + 2], &m->operations[route + 1],
