@@ -186,8 +186,8 @@ def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, mo
         uses = model.engine.expert_uses
     layers = ("num_hidden_layers", "num_layers", "num_decoder_layers")
     assert len(uses) == sum(SHAPES[shape].get(name, 0) for name in layers)
-    least = 0.98 if model_spec(config).most_top_k > 1 else 0.96  # 256 choices of one expert are uneven by chance
-    assert np.all(evenness(uses[list(model_spec(config).routed)]) > least)
+    # Chance makes some of 46 layers less even than most; where half of the experts have no token it is at most 2/3.
+    assert np.all(evenness(uses[list(model_spec(config).routed)]) > 0.94)
 
 
 def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
