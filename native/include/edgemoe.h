@@ -1,6 +1,6 @@
 /* edgemoe's native library: the operations of a decoder, a thread pool, and reader threads for experts.
  *
- * edgemoe/kernels/operations.py and expert_operations.py define every operation, edgemoe/kernels/reference says what it
+ * edgemoe/kernels/*operations.py define every operation, edgemoe/kernels/reference says what it
  * computes, and edgemoe/kernels/formats.py the bytes of a matrix.
  * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
