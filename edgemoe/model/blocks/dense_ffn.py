@@ -14,7 +14,7 @@ from edgemoe.model.graph import Part
 
 @dataclass(frozen=True)
 class _DenseFfn:
-    """What both kinds have in common: whether there is a gate follows from the activation."""
+    """Both kinds; whether there is a gate follows from the activation."""
 
     kind: ClassVar[str]
     norm_name: ClassVar[str] = "ffn_norm"
