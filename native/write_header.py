@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.definition import Field
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.marks import SHAPED
@@ -61,10 +62,10 @@ def _enumeration() -> list[str]:
         f"enum {{ EM_PAGE_TOKENS = {op.PAGE_TOKENS} }};",
         "",
         "/* The most tokens that a short convolution runs over. */",
-        f"enum {{ EM_MOST_TAPS = {op.MOST_TAPS} }};",
+        f"enum {{ EM_MOST_TAPS = {so.MOST_TAPS} }};",
         "",
         "/* The most channels of a head's keys in the delta rule. */",
-        f"enum {{ EM_WIDEST_KEYS = {op.WIDEST_KEYS} }};",
+        f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",
     ]
 
 

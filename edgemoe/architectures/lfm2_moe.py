@@ -10,7 +10,7 @@ from functools import partial
 from edgemoe.architectures.config import LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import leading_dense_layers, read_attention, read_experts, read_frame, read_layers
 from edgemoe.architectures.table import layer_rows, rows
-from edgemoe.kernels.operations import MOST_TAPS
+from edgemoe.kernels.state_operations import MOST_TAPS
 from edgemoe.model.blocks import GatedFfn, RouterSpec, ShortConv
 from edgemoe.model.spec import ModelSpec
 

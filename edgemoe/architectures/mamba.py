@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader, unsupported
 from edgemoe.errors import SourceError
-from edgemoe.kernels.operations import MOST_TAPS
+from edgemoe.kernels.state_operations import MOST_TAPS
 from edgemoe.model.blocks import Mamba2
 
 _TYPES = {"mamba": "linear_attention", "attention": "full_attention"}

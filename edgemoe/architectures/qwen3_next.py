@@ -23,7 +23,7 @@ from edgemoe.architectures.table import (
     shared_rows,
 )
 from edgemoe.errors import SourceError
-from edgemoe.kernels.operations import MOST_TAPS, WIDEST_KEYS
+from edgemoe.kernels.state_operations import MOST_TAPS, WIDEST_KEYS
 from edgemoe.model.blocks import GatedDelta, GatedFfn, OutputGate, RouterSpec
 from edgemoe.model.spec import LayerSpec, ModelSpec
 

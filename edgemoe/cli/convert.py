@@ -39,15 +39,7 @@ def convert(
             "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
         ),
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            metavar="FORMAT",
-            help="Format of the head, and of the embedding where both are one.",
-            show_default="as --dense",
-        ),
-    ] = None,
+    head: shared.HeadOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the Hugging Face cache.")] = False,
     force: Annotated[
         bool,

@@ -47,6 +47,15 @@ ModelArgument = Annotated[
         metavar="MODEL", help="Folder of a store, GGUF file, or name of a model. Default: the bundled model."
     ),
 ]
+HeadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        metavar="FORMAT",
+        help="Format of the head, and of the embedding where both are one.",
+        show_default="as --dense",
+    ),
+]
 RamOption = Annotated[
     str | None,
     typer.Option(

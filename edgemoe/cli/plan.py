@@ -49,12 +49,7 @@ def plan(
             "--dense", metavar="FORMAT", help="Weight format of the dense weights after conversion.", show_default="q8"
         ),
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head", metavar="FORMAT", help="Weight format of the head after conversion.", show_default="as --dense"
-        ),
-    ] = None,
+    head: shared.HeadOption = None,
     disk_rate: Annotated[
         str | None,
         typer.Option(

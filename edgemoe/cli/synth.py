@@ -38,15 +38,7 @@ def synth(
             "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
         ),
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            metavar="FORMAT",
-            help="Format of the head, and of the embedding where both are one.",
-            show_default="as --dense",
-        ),
-    ] = None,
+    head: shared.HeadOption = None,
     force: Annotated[
         bool,
         typer.Option(

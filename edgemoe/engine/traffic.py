@@ -8,6 +8,7 @@ from typing import cast
 
 from edgemoe.engine.workspace import KvFormat, bytes_needed, bytes_of
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Part, Value, values_of, weights_of
 from edgemoe.store.manifest import Manifest
@@ -65,7 +66,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             fixed = {value for value in values_of(step.operation) if value.undo is not None}
             size += sum(map(bytes_needed, fixed))
             weight_bytes[step.part] = weight_bytes.get(step.part, 0) + size
-            if isinstance(step.operation, op.Attention):
+            if isinstance(step.operation, so.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
                 kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed_of_tokens.items():
@@ -74,7 +75,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
     return TokenTraffic(weight_bytes, sorted(kv_bytes.items()))
 
 
-def _page_bytes(attention: op.Attention, kv_format: KvFormat) -> Iterator[int]:
+def _page_bytes(attention: so.Attention, kv_format: KvFormat) -> Iterator[int]:
     """Bytes of a page of keys and of one of values, where these are not a part of the keys."""
     for cache in (attention.key_cache, attention.value_cache):
         if cache is not None:

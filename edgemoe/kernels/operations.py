@@ -1,4 +1,6 @@
-"""The operations that make up a decoder, but those of its experts (`expert_operations.py`).
+"""The operations that make up a decoder; those on sequences' state and on experts have files of their own.
+
+`state_operations.py` has attention and the recurrent rules, `expert_operations.py` routing and experts.
 
 A decoder describes its work once, as a list of operations bound to their buffers, which a backend (`backend.py`) turns
 into a program. `reference` defines the result of each operation, and every other backend is tested against it.
@@ -33,7 +35,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.definition import (
-    LARGEST_EXTENT,
     Definition,
     Field,
     Misfit,
@@ -45,11 +46,9 @@ from edgemoe.kernels.definition import (
 from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.marks import (
     IN_PLACE,
-    NUMBER,
     OUTPUT,
     SHAPED,
     buffer,
-    cache,
     matrix,
     output,
     rows,
@@ -104,8 +103,6 @@ class QuantisedCache:
     def nbytes(self) -> int:
         return self.values.nbytes + self.scales.nbytes
 
-
-_PAGE = str(PAGE_TOKENS)
 
 Cache = Union[npt.NDArray[np.floating], QuantisedCache]
 """The pages of keys or values of one layer, `(N, G, 64, W)`: float16, float32, or 8 bits."""
@@ -265,50 +262,6 @@ class Clip(Operation, code=14):
         require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
-def _check_one_format(keys: Cache, values: Cache) -> None:
-    """Check that keys and values are kept in the same format."""
-    if keys.dtype != values.dtype:
-        raise Misfit("value_cache", f"the key cache's {keys.dtype.name}", values.dtype.name)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class StoreKv(Operation, code=4):
-    """Writes the keys and values of each row's token to the page of its position.
-
-    No two rows of a run may have the same page and the same place in it.
-    """
-
-    keys: Annotated[Floats, rows("G*W")]
-    values: Annotated[Floats, rows("G*Wv")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `pages`
-    pages: Annotated[Integers, buffer("S", "P")]  # the page of each 64 positions of a sequence; -1 where it has none
-    key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W"), OUTPUT]
-    value_cache: Annotated[Cache, cache("N", "G", _PAGE, "Wv"), OUTPUT]  # of the key cache's format
-
-    def check(self, sizes: Sizes) -> None:
-        _check_one_format(self.key_cache, self.value_cache)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class StoreLatent(Operation, code=20):
-    """Writes a row `[latent | rotary]` for each row's token to the page of its position, as `StoreKv` writes keys.
-
-    It is the key of all heads, and its first `Wv` elements are the value (DeepSeek-V2: arXiv 2405.04434).
-    """
-
-    latent: Annotated[Floats, rows("Wv")]
-    rotary: Annotated[Floats, rows("R")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `pages`
-    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
-    latent_cache: Annotated[Cache, cache("N", "1", _PAGE, "W"), OUTPUT]
-
-    def check(self, sizes: Sizes) -> None:
-        width, expected = sizes.letters["W"], sizes.letters["Wv"] + sizes.letters["R"]
-        require(width == expected, "latent_cache", f"rows of {expected}", width)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadLinear(Operation, code=19):
     """Multiplies each head by a matrix of its own: head `h` of `output` is `[matrix[h] input[h] | passed[h]]`.
@@ -325,68 +278,6 @@ class HeadLinear(Operation, code=19):
     def check(self, sizes: Sizes) -> None:
         width, expected = sizes.letters["W"], sizes.letters["N"] + sizes.letters.get("R", 0)
         require(width == expected, "output", f"heads of {expected} channels", width)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DistanceBias:
-    """Numbers of each head that are added to its scores, by how far a key's position lies from the query's (T5).
-
-    A key `d` positions after the query (before it: `d < 0`) has bucket `bucket_of[d + distances // 2]`, with `d` held
-    to `-(distances // 2) .. distances // 2`, and the score gets `table[bucket * H + head]`. `distances` is odd.
-    """
-
-    table: Annotated[Floats, weight("entries")]  # (buckets, H)
-    bucket_of: Annotated[Integers, buffer("distances")]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Attention(Operation, code=5):
-    """Causal attention over the cache: row `t` sees positions `0 .. positions[t]` of its sequence.
-
-    With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
-    begin at multiples of `window`, it sees its own up to its position. With `lengths` it sees the first
-    `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
-    key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
-    which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
-    its first `Wv` elements.
-    """
-
-    query: Annotated[Floats, rows("H*W")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `pages`
-    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
-    key_cache: Annotated[Cache, cache("N", "G", _PAGE, "W")]
-    value_cache: Annotated[Cache | None, cache("N", "G", _PAGE, "Wv")]
-    scale: float
-    output: Annotated[Floats, rows("H*Wv"), output(apart_from="query")]
-    window: Annotated[int, NUMBER] = 0  # 0: none
-    sinks: Annotated[Floats | None, weight("H")] = None
-    chunked: bool = False
-    cap: float = 0.0  # 0: none
-    lengths: Annotated[Integers | None, buffer("S")] = None  # the caller fills them before a run
-    bias: DistanceBias | None = None
-
-    def check(self, sizes: Sizes) -> None:
-        heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
-        if heads % kv_heads:
-            raise Misfit("query", f"heads in {kv_heads} equal groups", f"{heads} heads")
-        require(0 <= self.window <= LARGEST_EXTENT, "window", f"0 to {LARGEST_EXTENT}", self.window)
-        require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
-        require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
-        require(not self.window or self.lengths is None, "window", "0 with lengths", self.window)
-        if self.bias is not None:
-            entries = sizes.letters["entries"]
-            require(entries % heads == 0, "bias.table", f"rows of {heads} numbers", entries)
-            require(sizes.letters["distances"] % 2 == 1, "bias.bucket_of", "an odd number", sizes.letters["distances"])
-        if self.value_cache is None:
-            width, value_width = sizes.letters["W"], sizes.letters["Wv"]
-            require(value_width <= width, "output", f"values of at most {width} channels", value_width)
-        else:
-            _check_one_format(self.key_cache, self.value_cache)
-
-    def position_bytes(self) -> int:
-        caches = [self.key_cache] if self.value_cache is None else [self.key_cache, self.value_cache]
-        return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
 GateFunction = Literal["sigmoid", "softplus", "identity", "silu"]
@@ -415,112 +306,6 @@ class SoftCap(Operation, code=17):
 
     def check(self, sizes: Sizes) -> None:
         require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
-
-
-MOST_TAPS = 64
-"""The most tokens that a short convolution runs over."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ShortConv(Operation, code=6):
-    """A causal convolution over the last `length` tokens of a sequence, each channel by itself.
-
-    With 3 `parts` a row of `input` holds `B`, `C` and `x`, the thirds of a projection: `u = B * x`, and `output = C *
-    sum` (LFM2: Liquid AI 2025, arXiv 2511.23404). With 1 part a row is `u`, and `output = silu(sum)` (Mamba: Gu and Dao
-    2023). Each product and sum is rounded to float32. `sum[t] = bias + taps[:, 0] * u[t - length + 1] + ... + taps[:,
-    length - 1] * u[t]`, where `t` counts positions of the row's sequence, and `u` before position 0 is zero. The sum
-    runs in this order.
-
-    `inputs` is a ring for each sequence that holds `u` of earlier runs: that of position `p` lies at `p % ring`. The
-    operation puts `u` of all its rows there too. Rows of one sequence come in the order of their positions, and may
-    have rows of others between them.
-    """
-
-    input: Annotated[Floats, rows("parts*D")]
-    taps: Annotated[Floats, weight("D*length")]  # (D, length)
-    bias: Annotated[Floats | None, weight("D")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `inputs`
-    inputs: Annotated[Floats, buffer("S", "ring", "D"), IN_PLACE]
-    output: Annotated[Floats, rows("D"), output(apart_from="input")]
-    parts: int = 3
-
-    def check(self, sizes: Sizes) -> None:
-        least = sizes.letters["length"] - 1
-        require(self.parts in (1, 3), "parts", "1 or 3", self.parts)
-        require(least < MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", sizes.letters["length"])
-        require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
-
-
-WIDEST_KEYS = 256
-"""The most channels of a head's keys in `DeltaRule`."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DeltaRule(Operation, code=18):
-    """The gated delta rule: each head keeps a matrix `S (W, Wv)`, which a token decays and then corrects.
-
-    A row of `mixed` holds the queries and the keys of `G` heads of width `W`, and the values `v` of `H` heads of width
-    `Wv`; head `h` has query and key `h // (H / G)`. With `q = query / |query| / sqrt(W)`, `k = key / |key|` (whose
-    lengths are `sqrt(sum of squares + epsilon)`) and `decay = exp(rate * softplus(decay_input + decay_bias))`, of a
-    rate below 0:
-
-        S = decay * S;  S = S + k (sigmoid(strength) * (v - S^T k))^T;  output = S^T q
-
-    `states` holds `S` of each sequence, empty before position 0, in panels of 16 columns: element `(i, c)` of a head
-    lies at `[c // 16, i, c % 16]`. Columns after the last are zeros. Rows of one sequence come in the order of their
-    positions, and may have rows of others between them.
-    Source: Yang, Kautz and Hatamizadeh 2024 (arXiv 2412.06464), the recurrent form, as Qwen3-Next has it.
-    """
-
-    mixed: Annotated[Floats, rows("M")]
-    strength: Annotated[Floats, rows("H")]
-    decay_input: Annotated[Floats, rows("H")]
-    decay_bias: Annotated[Floats, weight("H")]
-    rate: Annotated[Floats, weight("H")]
-    epsilon: float
-    key_heads: Annotated[int, size("G")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `states`
-    states: Annotated[Floats, buffer("S", "H", "up16(Wv)", "W"), IN_PLACE]
-    output: Annotated[Floats, rows("H*Wv"), output(apart_from="mixed")]
-
-    def check(self, sizes: Sizes) -> None:
-        G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))
-        require(H % G == 0, "key_heads", f"a divisor of {H} heads", G)
-        require(W <= WIDEST_KEYS, "states", f"keys of at most {WIDEST_KEYS} channels", W)
-        require(sizes.letters["M"] == 2 * G * W + H * Wv, "mixed", f"{2 * G * W + H * Wv} columns", sizes.letters["M"])
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SelectiveScan(Operation, code=24):
-    """The selective state space of Mamba-2: each head keeps a matrix `S (W, Wv)` that a token decays and adds to.
-
-    A row of `mixed` holds the inputs `x` of `H` heads of width `Wv`, and then `B` and `C` of `G` groups of width `W`;
-    head `h` has those of group `h // (H / G)`. With `dt = softplus(step + step_bias)` and `decay = exp(rate * dt)`,
-    of a rate below 0:
-
-        S = decay * S + B (dt * x)^T;  output = S^T C + skip * x
-
-    `states` holds `S` of each sequence as that of `DeltaRule` does, and the rows of a run come as they do there.
-    Source: Dao and Gu 2024 (arXiv 2405.21060), the recurrent form, as Nemotron-H and Granite 4 have it.
-    """
-
-    mixed: Annotated[Floats, rows("M")]
-    step: Annotated[Floats, rows("H")]
-    step_bias: Annotated[Floats, weight("H")]
-    rate: Annotated[Floats, weight("H")]
-    skip: Annotated[Floats, weight("H")]
-    groups: Annotated[int, size("G")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `states`
-    states: Annotated[Floats, buffer("S", "H", "up16(Wv)", "W"), IN_PLACE]
-    output: Annotated[Floats, rows("H*Wv"), output(apart_from="mixed")]
-
-    def check(self, sizes: Sizes) -> None:
-        G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))
-        require(H % G == 0, "groups", f"a divisor of {H} heads", G)
-        require(sizes.letters["M"] == H * Wv + 2 * G * W, "mixed", f"{H * Wv + 2 * G * W} columns", sizes.letters["M"])
 
 
 ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2"]

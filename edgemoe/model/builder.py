@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
 from edgemoe.model.graph import (
     STAGES,
@@ -168,11 +169,11 @@ class Builder:
         """The pages of a layer's keys and values in an encoder, the same for every sequence `(S, P)`."""
         return cast("op.Integers", self.shared["encoder_pages"])
 
-    def distance_bias(self, name: str, relative: RelativeBias, heads: int, causal: bool) -> op.DistanceBias:
+    def distance_bias(self, name: str, relative: RelativeBias, heads: int, causal: bool) -> so.DistanceBias:
         """A bias of attention's scores by distance, with a table of the store."""
         value = Value("bucket_of", (2 * relative.max_distance + 1,), "i32", "kept", relative=(relative, causal))
         bucket_of = self.shared.setdefault(("bucket_of", relative, causal), value)
-        return op.DistanceBias(self.vector(name, relative.buckets * heads), cast("op.Integers", bucket_of))
+        return so.DistanceBias(self.vector(name, relative.buckets * heads), cast("op.Integers", bucket_of))
 
     def places(self) -> tuple[op.Integers, op.Integers]:
         """The position and the sequence of each row, `(T,)` each."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
@@ -256,7 +257,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
 
 
 _LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
-_PARTS = frozenset({op.LinearPart, op.FfnBiases, op.DistanceBias})
+_PARTS = frozenset({op.LinearPart, op.FfnBiases, so.DistanceBias})
 """The structs within operations that have leaves."""
 
 

@@ -1,7 +1,7 @@
 /* edgemoe's native library: the operations of a decoder, a thread pool, and reader threads for experts.
  *
- * edgemoe/kernels/operations.py and expert_operations.py define every operation, edgemoe/kernels/reference says what it
- * computes, and edgemoe/kernels/formats.py the bytes of a matrix.
+ * operations.py, state_operations.py and expert_operations.py in edgemoe/kernels define every operation, reference/ there
+ * says what it computes, and edgemoe/kernels/formats.py the bytes of a matrix.
  * edgemoe_operations.h has the structs of operations, written from those definitions. All arrays are C-contiguous.
  *
  * Results are the same to the bit for any number of threads, any instruction set, any way of cutting a prompt into

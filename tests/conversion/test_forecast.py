@@ -17,6 +17,7 @@ from edgemoe.engine.traffic import token_traffic
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
@@ -87,10 +88,10 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     with engine_with_slots(made.path, store_spec(made).total_experts, kv=kv) as engine:
         traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
     # A convolution reads one input less than it has taps from its sequence's state.
-    state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, op.ShortConv))
-    state += sum(o.states[0].nbytes for o in operations if isinstance(o, (op.DeltaRule, op.SelectiveScan)))
+    state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, so.ShortConv))
+    state += sum(o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan)))
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
-    caches = [c for o in operations if isinstance(o, op.Attention) for c in (o.key_cache, o.value_cache)]
+    caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
     assert traffic.kv_bytes_per_position == sum(
         cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
     )
@@ -113,17 +114,17 @@ def weight_bytes(operation: op.Operation) -> int:
     if isinstance(operation, ex.Route):
         vectors = (operation.choice_bias, operation.expert_scales)
         return sum(vector.nbytes for vector in vectors if vector is not None)
-    if isinstance(operation, op.ShortConv):
+    if isinstance(operation, so.ShortConv):
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
-    if isinstance(operation, op.DeltaRule):
+    if isinstance(operation, so.DeltaRule):
         return operation.decay_bias.nbytes + operation.rate.nbytes
-    if isinstance(operation, op.SelectiveScan):
+    if isinstance(operation, so.SelectiveScan):
         return operation.step_bias.nbytes + operation.rate.nbytes + operation.skip.nbytes
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.PlainFfn):
         return operation.up.data.nbytes + operation.down.data.nbytes
-    if isinstance(operation, op.Attention):
+    if isinstance(operation, so.Attention):
         vectors = (operation.sinks, operation.bias.table if operation.bias else None)
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, ex.Experts):

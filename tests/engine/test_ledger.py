@@ -21,6 +21,7 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
@@ -78,7 +79,7 @@ def open_clocked(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def expected_ns(tokens: int, streamed: bool) -> dict[str, int]:
     """By hand: what the operations of each part cost for so many tokens, one by one, and how many they are."""
-    attention = [NORM, LINEAR, 2 * COST_NS[op.Rope], COST_NS[op.StoreKv], COST_NS[op.Attention], LINEAR]
+    attention = [NORM, LINEAR, 2 * COST_NS[op.Rope], COST_NS[so.StoreKv], COST_NS[so.Attention], LINEAR]
     router = [NORM, LINEAR, COST_NS[ex.Route]]
     costs = {
         "embedding": (COST_NS[op.Embed], 1),

@@ -35,6 +35,7 @@ from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import cache_bytes
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.operations import Operation
@@ -108,10 +109,10 @@ class StubBackend:
         self._scratch_per_position_bytes = scratch_per_position_bytes
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
-        attentions = [operation for operation in operations if isinstance(operation, op.Attention)]
+        attentions = [operation for operation in operations if isinstance(operation, so.Attention)]
         return max((self._attention_bytes(attention) for attention in attentions), default=0)
 
-    def _attention_bytes(self, attention: op.Attention) -> int:
+    def _attention_bytes(self, attention: so.Attention) -> int:
         tokens, context_length = attention.query.shape[0], attention.key_cache.shape[0] * op.PAGE_TOKENS
         return 8192 * tokens + self._scratch_per_position_bytes * context_length
 

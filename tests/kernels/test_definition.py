@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.definition import Extent, Misfit, definition_of, measure
 from edgemoe.kernels.formats import FORMATS, Matrix
@@ -156,22 +157,22 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         ),
         (op.Rope(query, 2, where.pages, floats(9, 10), floats(9, 10)), "positions", "shape (T,), found shape (1, 1)"),
         (
-            op.StoreKv(query, floats(TOKENS, 39), *where, keys, keys.copy()),
+            so.StoreKv(query, floats(TOKENS, 39), *where, keys, keys.copy()),
             "values",
             "shape (T, 2*Wv), found shape (3, 39)",
         ),
-        (op.StoreKv(query, query, *where, keys[:, :, :60], keys), "key_cache", "shape (N, G, 64, W)"),
-        (op.StoreKv(query, query, *where[:2], where.positions, keys, keys.copy()), "pages", "shape (S, P)"),
-        (op.Attention(query, *where, keys, keys[:, :1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, Wv)"),
-        (op.Attention(query, *where, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, Wv)"),
+        (so.StoreKv(query, query, *where, keys[:, :, :60], keys), "key_cache", "shape (N, G, 64, W)"),
+        (so.StoreKv(query, query, *where[:2], where.positions, keys, keys.copy()), "pages", "shape (S, P)"),
+        (so.Attention(query, *where, keys, keys[:, :1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, Wv)"),
+        (so.Attention(query, *where, keys, keys[:1], 1.0, query.copy()), "value_cache", "shape (3, 2, 64, Wv)"),
         (
-            op.Attention(floats(TOKENS, 60), *where, keys, keys.copy(), 1.0, floats(TOKENS, 60)),
+            so.Attention(floats(TOKENS, 60), *where, keys, keys.copy(), 1.0, floats(TOKENS, 60)),
             "query",
             "found 3 heads",
         ),
-        (op.Attention(query, *where, keys, keys.astype(np.float16), 1.0, query.copy()), "value_cache", "found float16"),
+        (so.Attention(query, *where, keys, keys.astype(np.float16), 1.0, query.copy()), "value_cache", "found float16"),
         (
-            op.Attention(query, *where, keys, empty_cache("q8", (3, 2, 64, 20)), 1.0, query.copy()),
+            so.Attention(query, *where, keys, empty_cache("q8", (3, 2, 64, 20)), 1.0, query.copy()),
             "value_cache",
             "found int8",
         ),
@@ -188,25 +189,25 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (op.Clip(query, 0.0), "limit", "a number above 0"),
         (ex.Capacity(chosen, chosen.astype(np.float32), 2, 0), "capacity", "1 or more, found 0"),
         (
-            op.Attention(query, *where, keys, keys, 1.0, query.copy(), 3, lengths=np.ones(1, np.int32)),
+            so.Attention(query, *where, keys, keys, 1.0, query.copy(), 3, lengths=np.ones(1, np.int32)),
             "window",
             "0 with lengths, found 3",
         ),
         (
-            op.Attention(query, *where, keys, keys, 1.0, query.copy(), lengths=np.ones(2, np.int32)),
+            so.Attention(query, *where, keys, keys, 1.0, query.copy(), lengths=np.ones(2, np.int32)),
             "lengths",
             "shape (1,), found shape (2,)",
         ),
         (
-            op.Attention(
-                query, *where, keys, keys, 1.0, query.copy(), bias=op.DistanceBias(floats(7), np.zeros(3, np.int32))
+            so.Attention(
+                query, *where, keys, keys, 1.0, query.copy(), bias=so.DistanceBias(floats(7), np.zeros(3, np.int32))
             ),
             "bias.table",
             "rows of 2 numbers, found 7",
         ),
         (
-            op.Attention(
-                query, *where, keys, keys, 1.0, query.copy(), bias=op.DistanceBias(floats(8), np.zeros(4, np.int32))
+            so.Attention(
+                query, *where, keys, keys, 1.0, query.copy(), bias=so.DistanceBias(floats(8), np.zeros(4, np.int32))
             ),
             "bias.bucket_of",
             "an odd number, found 4",
@@ -315,7 +316,7 @@ def test_bytes_that_a_token_reads() -> None:
     for name in ("Rope", "StoreKv", "Attention", "Route", "Combine"):
         assert by_name[name].weight_bytes() == 0
     caches = [empty_cache("q8", (3, 2, 64, 40)) for _ in range(2)]
-    attention = op.Attention(floats(3, 80), *places(3), *caches, 1.0, floats(3, 80))
+    attention = so.Attention(floats(3, 80), *places(3), *caches, 1.0, floats(3, 80))
     assert attention.position_bytes() == 2 * 2 * (40 + 2 * 2)
 
 

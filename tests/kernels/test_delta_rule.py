@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.kernels.native.library import available_isas
@@ -29,7 +29,7 @@ def delta_rule(
     random: np.random.Generator,
     kind: str = "normal",
     position: int = 0,
-) -> op.DeltaRule:
+) -> so.DeltaRule:
     """The operation on rows of the second of two sequences, `(key heads, heads)` and `(W, Wv)` as given."""
     (G, H), (W, Wv) = heads, widths
     positions, sequences, _ = places(tokens, position)
@@ -37,7 +37,7 @@ def delta_rule(
     states = np.full((2, H, panel_count(Wv) * PANEL_ROWS, W), np.nan, np.float32)
     if position:
         states = panels(random.standard_normal((2, H, W, Wv)).astype(np.float32))
-    return op.DeltaRule(
+    return so.DeltaRule(
         numbers(kind, (tokens, 2 * G * W + H * Wv), random),
         numbers("normal", (tokens, H), random),
         numbers("normal", (tokens, H), random),
@@ -62,7 +62,7 @@ def panels(states: np.ndarray) -> np.ndarray:
     return kept.reshape(sequences, heads, count * PANEL_ROWS, width)
 
 
-def matrices(o: op.DeltaRule) -> np.ndarray:
+def matrices(o: so.DeltaRule) -> np.ndarray:
     """The inverse of `panels`, for the states of an operation."""
     sequences, heads, _, width = o.states.shape
     kept = o.states.reshape(sequences, heads, -1, width, PANEL_ROWS)
@@ -70,7 +70,7 @@ def matrices(o: op.DeltaRule) -> np.ndarray:
     return np.stack([kept[:, :, c // PANEL_ROWS, :, c % PANEL_ROWS] for c in range(columns)], axis=-1)
 
 
-def by_hand(o: op.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def by_hand(o: so.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The formula in float64, a head and row at a time: the output, the last state, and a bound of the output's error.
 
     Neither the decay nor the correction lengthens a column of the state, so that errors of rows add up.

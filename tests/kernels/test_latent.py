@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, Matrix, pack
 from edgemoe.kernels.native.library import available_isas
@@ -127,14 +128,14 @@ def test_heads_of_another_width_are_refused(any_backend: Backend) -> None:
         any_backend.program([wrong])
 
 
-def store(tokens: int, widths: tuple[int, int], format_name: str, seed: int, position: int = 0) -> op.StoreLatent:
+def store(tokens: int, widths: tuple[int, int], format_name: str, seed: int, position: int = 0) -> so.StoreLatent:
     random = np.random.default_rng(seed)
     latent, rotary = (numbers("normal", (tokens, width), random) for width in widths)
     where = mixed_places(random, tokens, position)
     cache = empty_cache(format_name, (where.pages.max() + 2, 1, PAGE_TOKENS, sum(widths)))
     for array in cache_arrays(cache):
         array[...] = 7
-    return op.StoreLatent(latent, rotary, *where, cache)
+    return so.StoreLatent(latent, rotary, *where, cache)
 
 
 @few_examples
@@ -200,7 +201,7 @@ def test_attention_over_keys_whose_beginning_is_the_value(
     fill_cache(keys, elements)
     scale = width**-0.5
     output = aligned((tokens, heads * value_width), np.float32)
-    backend.program([op.Attention(query, *where, keys, None, scale, output)]).run(tokens)
+    backend.program([so.Attention(query, *where, keys, None, scale, output)]).run(tokens)
     rows = query.reshape(tokens, heads, width)
     expected = REFERENCE.attention(rows, *where, keys, keys, scale)[:, :, :value_width]
     for t in range(tokens):
@@ -227,7 +228,7 @@ def test_attention_over_keys_alone_has_the_bits_of_attention_over_both(isa: str,
     outputs = [aligned((tokens, 5 * value_width), np.float32) for _ in range(2)]
     backend = make_backend(f"native {isa}")
     for cache, output in zip((values, None), outputs, strict=True):
-        backend.program([op.Attention(query, *where, keys, cache, 0.1, output)]).run(tokens)
+        backend.program([so.Attention(query, *where, keys, cache, 0.1, output)]).run(tokens)
     backend.close()
     assert outputs[0].tobytes() == outputs[1].tobytes()
 
@@ -236,4 +237,4 @@ def test_values_wider_than_keys_are_refused(any_backend: Backend) -> None:
     cache = empty_cache("f16", (1, 1, PAGE_TOKENS, 16))
     query, output = (aligned((1, 2 * width), np.float32) for width in (16, 17))
     with pytest.raises(KernelError, match="output: expected values of at most 16 channels, found 17"):
-        any_backend.program([op.Attention(query, *places(1), cache, None, 1.0, output)])
+        any_backend.program([so.Attention(query, *places(1), cache, None, 1.0, output)])

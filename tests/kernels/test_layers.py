@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import cache_elements
@@ -168,7 +169,7 @@ def test_store_kv(
     for cache in caches:
         for array in cache_arrays(cache):
             array[...] = 7
-    backend.program([op.StoreKv(keys, values, *where, *caches)]).run(tokens)
+    backend.program([so.StoreKv(keys, values, *where, *caches)]).run(tokens)
     for rows, cache in zip((keys, values), caches, strict=True):
         heads = rows.reshape(tokens, kv_heads, width)
         dtype = CACHE_FORMATS[format_name]
@@ -190,8 +191,8 @@ def test_a_group_that_8_bits_cannot_hold_is_not_a_number(backend: Backend, bad: 
     caches = [empty_cache("q8", (1, 1, PAGE_TOKENS, width)) for _ in range(2)]
     output = aligned(keys.shape, np.float32)
     where = places(2)
-    attention = op.Attention(keys, *where, *caches, 1.0, output)
-    backend.program([op.StoreKv(keys, values, *where, *caches), attention]).run(2)
+    attention = so.Attention(keys, *where, *caches, 1.0, output)
+    backend.program([so.StoreKv(keys, values, *where, *caches), attention]).run(2)
     for stored, cached in zip(REFERENCE.quantise_cache_rows(values), cache_arrays(caches[1]), strict=True):
         assert cached[0, 0, :2].tobytes() == stored.tobytes()
     lost = np.zeros((2, width), np.bool_)
@@ -256,7 +257,7 @@ def test_attention(
     scale = width**-0.5
     output = aligned((tokens, kv_heads * group * value_width), np.float32)
     sinks = numbers("normal", (kv_heads * group,), random) * np.float32(4) if has_sinks else None
-    backend.program([op.Attention(query, *where, *caches, scale, output, window, sinks, chunked, cap)]).run(tokens)
+    backend.program([so.Attention(query, *where, *caches, scale, output, window, sinks, chunked, cap)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
     expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks, chunked, cap)
     for t in range(tokens):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend, Program
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.operations import PAGE_TOKENS
@@ -151,8 +152,8 @@ class TinyLayer:
             op.Clip(query, 1.5),
             op.Rope(query, HEADS, self.places.positions, *own.tables, seed % 2 == 1),
             op.Rope(keys, KV_HEADS, self.places.positions, *own.tables, seed % 2 == 1),
-            op.StoreKv(keys, values, *self.places, *self.caches),
-            op.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], own.sinks),
+            so.StoreKv(keys, values, *self.places, *self.caches),
+            so.Attention(query, *self.places, *self.caches, 0.2, mixed, (0, 5, 40)[seed % 3], own.sinks),
             op.Linear(mixed, (op.LinearPart(own.mixed, None, self.residual),), 0.5, True),
             op.Linear(
                 normed,
@@ -162,24 +163,24 @@ class TinyLayer:
                 ),
             ),
             op.Rope(query_rotary, HEADS, self.places.positions, *own.tables),
-            op.StoreLatent(latent, rotary, *self.places, self.latents),
+            so.StoreLatent(latent, rotary, *self.places, self.latents),
             op.HeadLinear(nope, own.key_up, query_rotary, HEADS, absorbed),
-            op.Attention(absorbed, *self.places, self.latents, None, 0.2, gathered),
+            so.Attention(absorbed, *self.places, self.latents, None, 0.2, gathered),
             op.HeadLinear(gathered, own.value_up, None, HEADS, mixed),
             op.Linear(mixed, (op.LinearPart(own.mixed, None, self.residual),), 0.5, True),
             op.Linear(normed, (op.LinearPart(*own.gates, gates),)),
-            op.ShortConv(gates, own.taps, own.added, *self.places[:2], self.ring, convolved),
+            so.ShortConv(gates, own.taps, own.added, *self.places[:2], self.ring, convolved),
             op.Linear(convolved, (op.LinearPart(*own.convolved, self.residual),), 0.5, True),
             op.Linear(normed, tuple(delta)),
-            op.ShortConv(joined, own.kernel, None, *self.places[:2], self.spread_ring, spread, 1),
-            op.DeltaRule(
+            so.ShortConv(joined, own.kernel, None, *self.places[:2], self.spread_ring, spread, 1),
+            so.DeltaRule(
                 *(spread, strength, decay, own.decay_bias, own.rate, 1e-6, 1),
                 *(*self.places[:2], self.delta_states, over),
             ),
             op.RmsNorm(over, own.delta_norm, 1e-5, over, 2, self.gate),
             op.Linear(over, (op.LinearPart(own.delta_out, None, self.residual),), 0.5, True),
             # The same rows in another order: inputs of two heads, then what they share.
-            op.SelectiveScan(
+            so.SelectiveScan(
                 *(spread, decay, own.decay_bias, own.rate, own.scan_skip, 1),
                 *(*self.places[:2], self.scan_states, over),
             ),
@@ -265,11 +266,11 @@ PLACE_FAULTS = {
 }
 
 
-@every_case("kind", [op.StoreKv, op.Attention, op.ShortConv, op.DeltaRule, op.SelectiveScan])
+@every_case("kind", [so.StoreKv, so.Attention, so.ShortConv, so.DeltaRule, so.SelectiveScan])
 def test_rows_without_a_place_are_refused(any_backend: Backend, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
     for fault in PLACE_FAULTS:
-        if kind in (op.StoreKv, op.Attention) or ("page" not in fault and "position beyond" not in fault):
+        if kind in (so.StoreKv, so.Attention) or ("page" not in fault and "position beyond" not in fault):
             refuse_rows(any_backend, fault, kind)
 
 
@@ -279,10 +280,10 @@ def refuse_rows(any_backend: Backend, fault: str, kind: type) -> None:
     operation = next(o for o in layer.operations if isinstance(o, kind))
     program = any_backend.program([operation])
     states = {
-        op.StoreKv: layer.caches,
-        op.ShortConv: [layer.ring],
-        op.DeltaRule: [layer.delta_states],
-        op.SelectiveScan: [layer.scan_states],
+        so.StoreKv: layer.caches,
+        so.ShortConv: [layer.ring],
+        so.DeltaRule: [layer.delta_states],
+        so.SelectiveScan: [layer.scan_states],
     }
     written = states.get(kind) or [operation.output]
     for array in written:

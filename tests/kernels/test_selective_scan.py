@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.kernels.native.library import available_isas
@@ -27,7 +27,7 @@ def scan(
     random: np.random.Generator,
     kind: str = "normal",
     position: int = 0,
-) -> op.SelectiveScan:
+) -> so.SelectiveScan:
     """The operation on rows of the second of two sequences, `(groups, heads)` and `(W, Wv)` as given."""
     (G, H), (W, Wv) = heads, widths
     positions, sequences, _ = places(tokens, position)
@@ -35,7 +35,7 @@ def scan(
     states = np.full((2, H, panel_count(Wv) * PANEL_ROWS, W), np.nan, np.float32)
     if position:
         states = panels(random.standard_normal((2, H, W, Wv)).astype(np.float32))
-    return op.SelectiveScan(
+    return so.SelectiveScan(
         numbers(kind, (tokens, H * Wv + 2 * G * W), random),
         numbers("normal", (tokens, H), random),
         numbers("normal", (H,), random),
@@ -49,7 +49,7 @@ def scan(
     )
 
 
-def by_hand(o: op.SelectiveScan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def by_hand(o: so.SelectiveScan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The formula in float64, a head and row at a time: the output, the last state, and a bound of the output's error.
 
     Errors of a column of the state, which decays, add up over rows; the bound follows magnitudes.

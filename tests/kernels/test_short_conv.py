@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.native.library import available_isas
 from tests.kernels import tolerance
@@ -28,12 +28,12 @@ def convolution(
     random: np.random.Generator,
     bias: bool = True,
     parts: int = 3,
-) -> op.ShortConv:
+) -> so.ShortConv:
     """The operation on rows that follow some earlier ones of the same sequence, the second of two."""
     position, ring = int(random.integers(0, 40)), length - 1 + undo
     positions, sequences, _ = places(tokens, position)
     sequences.fill(1)
-    return op.ShortConv(
+    return so.ShortConv(
         numbers(kind, (tokens, parts * width), random),
         numbers("normal", (width * length,), random),
         numbers("normal", (width,), random) if bias else None,
@@ -45,7 +45,7 @@ def convolution(
     )
 
 
-def by_hand(o: op.ShortConv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def by_hand(o: so.ShortConv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The output as the definition reads, in float64; the sum of its terms' magnitudes; the ring afterwards."""
     width, ring = o.output.shape[1], o.inputs.copy()
     added = o.input if o.parts == 1 else o.input[:, :width] * o.input[:, 2 * width :]
@@ -108,7 +108,7 @@ def test_the_bits_are_the_same_on_every_instruction_set(isa: str, threads: str, 
 def test_rows_may_change_between_sequences_and_come_back(any_backend: Backend) -> None:
     random = np.random.default_rng(2)
     alone = convolution(12, 20, 3, 2, "normal", random)
-    mixed = op.ShortConv(
+    mixed = so.ShortConv(
         aligned_copy(np.repeat(alone.input, 2, axis=0)),
         alone.taps,
         alone.bias,
@@ -132,7 +132,7 @@ def test_other_numbers_of_parts_are_refused(any_backend: Backend, parts: int) ->
 
 def test_a_ring_shorter_than_the_convolution_is_refused(any_backend: Backend) -> None:
     operation = convolution(1, 4, 4, 0, "normal", np.random.default_rng(0))
-    short = op.ShortConv(
+    short = so.ShortConv(
         operation.input,
         operation.taps,
         None,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.library import available_isas
@@ -32,14 +32,14 @@ from tests.kernels.builders import (
 REACH = 9
 
 
-def bias_of(heads: int, random: np.random.Generator) -> op.DistanceBias:
+def bias_of(heads: int, random: np.random.Generator) -> so.DistanceBias:
     """A bias that is unlike for every head and bucket, of distances up to `REACH`."""
     table = (2 * random.standard_normal(5 * heads)).astype(np.float32)
-    return op.DistanceBias(table, random.integers(0, 5, 2 * REACH + 1).astype(np.int32))
+    return so.DistanceBias(table, random.integers(0, 5, 2 * REACH + 1).astype(np.int32))
 
 
 def by_hand(
-    query: np.ndarray, position: int, keys: np.ndarray, values: np.ndarray, scale: float, bias: op.DistanceBias | None
+    query: np.ndarray, position: int, keys: np.ndarray, values: np.ndarray, scale: float, bias: so.DistanceBias | None
 ) -> np.ndarray:
     """Attention of one row `(H, W)` over keys and values `(G, C, W or Wv)` from position 0 on, in float64."""
     heads = len(query)
@@ -98,7 +98,7 @@ def test_rows_see_what_lengths_say_and_scores_what_distances_add(
     output = aligned((tokens, heads * widths[1]), np.float32)
     bias = bias_of(heads, random) if biased else None
     where = positions, sequences, pages
-    seen = op.Attention(query, *where, *caches, 0.3, output, lengths=None if causal else ends, bias=bias)
+    seen = so.Attention(query, *where, *caches, 0.3, output, lengths=None if causal else ends, bias=bias)
     backend.program([seen]).run(tokens)
     for t in range(tokens):
         end = positions[t] + 1 if causal else lengths[sequences[t]]
@@ -127,7 +127,7 @@ def test_a_row_has_the_same_bits_in_company_and_alone_on_every_instruction_set()
             source, output = (aligned((at_once, heads * width), np.float32) for _ in range(2))
             positions, sequences = (aligned((at_once,), np.int32) for _ in range(2))
             rows = positions, sequences, pages
-            program = backend.program([op.Attention(source, *rows, *caches, 1.0, output, lengths=ends, bias=bias)])
+            program = backend.program([so.Attention(source, *rows, *caches, 1.0, output, lengths=ends, bias=bias)])
             found = []
             for first in range(0, tokens, at_once):
                 source[:], positions[:] = query[first : first + at_once], np.arange(first, first + at_once)
@@ -144,7 +144,7 @@ def test_lengths_and_buckets_that_do_not_exist_are_refused(any_backend: Backend,
     caches = [empty_cache("f32", (2, 1, PAGE_TOKENS, 16)) for _ in range(2)]
     places, pages = [np.zeros(2, np.int32) for _ in range(2)], np.array([[0, 1]], np.int32)
     ends, bias = np.array([70], np.int32), bias_of(1, np.random.default_rng(0))
-    program = any_backend.program([op.Attention(query, *places, pages, *caches, 1.0, output, lengths=ends, bias=bias)])
+    program = any_backend.program([so.Attention(query, *places, pages, *caches, 1.0, output, lengths=ends, bias=bias)])
     program.run(2)
     if "length" in fault:
         ends[0] = 0 if fault == "no length" else 2 * PAGE_TOKENS + 1
@@ -184,7 +184,7 @@ def test_the_reference_has_no_bias_where_there_is_none() -> None:
     query = np.ones((1, 2, 8), np.float32)
     cache = np.random.default_rng(1).standard_normal((1, 2, PAGE_TOKENS, 8)).astype(np.float32)
     where = np.array([40], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
-    nothing = op.DistanceBias(np.zeros(2, np.float32), np.zeros(3, np.int32))
+    nothing = so.DistanceBias(np.zeros(2, np.float32), np.zeros(3, np.int32))
     plain = REFERENCE.attention(query, *where, cache, cache, 1.0)
     np.testing.assert_array_equal(REFERENCE.attention(query, *where, cache, cache, 1.0, bias=nothing), plain)
     whole = REFERENCE.attention(query, *where, cache, cache, 1.0, lengths=np.array([41], np.int32))

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import ProgramTimes
 
 WAITED_NS = 3
@@ -19,8 +20,8 @@ COST_NS: dict[type, int] = {
     op.RmsNorm: 2_000,
     op.Linear: 40_000,
     op.Rope: 300,
-    op.StoreKv: 500,
-    op.Attention: 60_000,
+    so.StoreKv: 500,
+    so.Attention: 60_000,
     ex.Route: 7_000,
     op.GatedFfn: 100_000,
     ex.Fetch: 700,

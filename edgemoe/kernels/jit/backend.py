@@ -24,7 +24,6 @@ from edgemoe.kernels.operations import (
     SILU,
     Activation,
     Cache,
-    DistanceBias,
     FfnBiases,
     Floats,
     GateFunction,
@@ -34,6 +33,7 @@ from edgemoe.kernels.operations import (
 )
 from edgemoe.kernels.reference.attention import seen_ends
 from edgemoe.kernels.reference.backend import REFERENCE
+from edgemoe.kernels.state_operations import DistanceBias
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
 _WORTH_A_THREAD = 1 << 20

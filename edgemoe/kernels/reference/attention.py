@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.definition import LARGEST_EXTENT, Sizes
 from edgemoe.kernels.formats import GROUP_COLUMNS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
@@ -38,12 +38,12 @@ def quantise_cache_rows(rows: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray
     return values.astype(np.int8).reshape(*rows.shape[:-1], -1)[..., :columns], scales
 
 
-def _store_scratch(kernels: StepwiseBackend, o: op.StoreKv, sizes: Sizes) -> int:
+def _store_scratch(kernels: StepwiseBackend, o: so.StoreKv, sizes: Sizes) -> int:
     return kernels.store_scratch_bytes(sizes.rows, sizes.letters["G"], max(sizes.letters["W"], sizes.letters["Wv"]))
 
 
-@means(op.StoreKv, "quantise_cache_rows", _store_scratch)
-def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
+@means(so.StoreKv, "quantise_cache_rows", _store_scratch)
+def _store_kv(kernels: Any, o: so.StoreKv, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
@@ -55,12 +55,12 @@ def _store_kv(kernels: Any, o: op.StoreKv, tokens: int) -> None:
             cache[pages, :, places] = rows
 
 
-def _store_latent_scratch(kernels: StepwiseBackend, o: op.StoreLatent, sizes: Sizes) -> int:
+def _store_latent_scratch(kernels: StepwiseBackend, o: so.StoreLatent, sizes: Sizes) -> int:
     return 2 * kernels.store_scratch_bytes(sizes.rows, 1, sizes.letters["W"])
 
 
-@means(op.StoreLatent, "quantise_cache_rows", _store_latent_scratch)
-def _store_latent(kernels: Any, o: op.StoreLatent, tokens: int) -> None:
+@means(so.StoreLatent, "quantise_cache_rows", _store_latent_scratch)
+def _store_latent(kernels: Any, o: so.StoreLatent, tokens: int) -> None:
     positions, sequences, cache = o.positions[:tokens], o.sequences[:tokens], o.latent_cache
     _check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
@@ -132,7 +132,7 @@ def attention(
     chunked: bool = False,
     cap: float = 0.0,
     lengths: Integers | None = None,
-    bias: op.DistanceBias | None = None,
+    bias: so.DistanceBias | None = None,
 ) -> Floats:
     """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
 
@@ -166,7 +166,7 @@ def attention(
     return single(output.reshape(tokens, heads, value_width))
 
 
-def bias_by_distance(bias: op.DistanceBias, heads: int, position: int, first: int, end: int) -> Floats:
+def bias_by_distance(bias: so.DistanceBias, heads: int, position: int, first: int, end: int) -> Floats:
     """Return what a bias adds to a query's scores with keys from `first` to `end`, `(H, end - first)`."""
     reach = len(bias.bucket_of) // 2
     distances = np.clip(np.arange(first, end) - position, -reach, reach)
@@ -174,19 +174,19 @@ def bias_by_distance(bias: op.DistanceBias, heads: int, position: int, first: in
     return found
 
 
-def check_buckets(bias: op.DistanceBias, heads: int) -> None:
+def check_buckets(bias: so.DistanceBias, heads: int) -> None:
     """Raise KernelError for a bucket that the table does not have."""
     check_each("bucket", bias.bucket_of, bias.table.size // heads)
 
 
-def _attention_scratch(kernels: StepwiseBackend, o: op.Attention, sizes: Sizes) -> int:
+def _attention_scratch(kernels: StepwiseBackend, o: so.Attention, sizes: Sizes) -> int:
     heads, kv_heads, pages = (sizes.letters[letter] for letter in "HGP")
     width = max(sizes.letters["W"], sizes.letters["Wv"])
     return kernels.attention_scratch_bytes(sizes.rows, heads, kv_heads, width, pages * PAGE_TOKENS)
 
 
-@means(op.Attention, "attention", _attention_scratch)
-def _attention(kernels: Any, o: op.Attention, tokens: int) -> None:
+@means(so.Attention, "attention", _attention_scratch)
+def _attention(kernels: Any, o: so.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked, o.lengths)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.definition import LARGEST_EXTENT, Sizes
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.operations import Floats, Integers
@@ -116,12 +117,12 @@ def segments(positions: Integers, sequences: Integers) -> list[npt.NDArray[np.in
     return np.split(np.arange(len(positions)), breaks)
 
 
-def _short_conv_scratch(kernels: StepwiseBackend, o: op.ShortConv, sizes: Sizes) -> int:
+def _short_conv_scratch(kernels: StepwiseBackend, o: so.ShortConv, sizes: Sizes) -> int:
     return kernels.element_scratch_bytes * (sizes.rows + sizes.letters["length"]) * 3 * sizes.letters["D"]
 
 
-@means(op.ShortConv, "short_conv", _short_conv_scratch)
-def _short_conv(kernels: Any, o: op.ShortConv, tokens: int) -> None:
+@means(so.ShortConv, "short_conv", _short_conv_scratch)
+def _short_conv(kernels: Any, o: so.ShortConv, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_each("sequence", sequences, len(o.inputs))
     check_each("position", positions, LARGEST_EXTENT)
@@ -185,13 +186,13 @@ def delta_rule(
     return single(output)
 
 
-def _delta_rule_scratch(kernels: StepwiseBackend, o: op.DeltaRule, sizes: Sizes) -> int:
+def _delta_rule_scratch(kernels: StepwiseBackend, o: so.DeltaRule, sizes: Sizes) -> int:
     elements = math.prod(o.states.shape[1:]) + sizes.rows * (math.prod(o.mixed.shape[1:]) + 4 * sizes.letters["H"])
     return kernels.element_scratch_bytes * elements * -(-sizes.letters["H"] // sizes.letters["G"])
 
 
-@means(op.DeltaRule, "delta_rule", _delta_rule_scratch)
-def _delta_rule(kernels: Any, o: op.DeltaRule, tokens: int) -> None:
+@means(so.DeltaRule, "delta_rule", _delta_rule_scratch)
+def _delta_rule(kernels: Any, o: so.DeltaRule, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_each("sequence", sequences, len(o.states))
     check_each("position", positions, LARGEST_EXTENT)
@@ -240,13 +241,13 @@ def selective_scan(
     return single(output + skip[:, None] * exact)
 
 
-def _selective_scan_scratch(kernels: StepwiseBackend, o: op.SelectiveScan, sizes: Sizes) -> int:
+def _selective_scan_scratch(kernels: StepwiseBackend, o: so.SelectiveScan, sizes: Sizes) -> int:
     elements = math.prod(o.states.shape[1:]) + sizes.rows * (math.prod(o.mixed.shape[1:]) + 4 * sizes.letters["H"])
     return kernels.element_scratch_bytes * elements * -(-sizes.letters["H"] // sizes.letters["G"])
 
 
-@means(op.SelectiveScan, "selective_scan", _selective_scan_scratch)
-def _selective_scan(kernels: Any, o: op.SelectiveScan, tokens: int) -> None:
+@means(so.SelectiveScan, "selective_scan", _selective_scan_scratch)
+def _selective_scan(kernels: Any, o: so.SelectiveScan, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_each("sequence", sequences, len(o.states))
     check_each("position", positions, LARGEST_EXTENT)

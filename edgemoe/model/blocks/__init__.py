@@ -12,12 +12,11 @@ from types import MappingProxyType
 from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.cross_attention import CrossAttention
+from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
 from edgemoe.model.blocks.gated_delta import GatedDelta
-from edgemoe.model.blocks.gated_ffn import GatedFfn
 from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
-from edgemoe.model.blocks.plain_ffn import PlainFfn
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
 

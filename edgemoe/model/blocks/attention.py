@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
@@ -187,14 +188,14 @@ class Attention:
         else:
             keys, values = build.whole_input("keys", G, W), build.whole_input("values", G, Wv)
             pages, (_, lengths) = build.encoder_pages(), build.input_places()
-        build.add(op.StoreKv(key, value, *places, pages, keys, values))
+        build.add(so.StoreKv(key, value, *places, pages, keys, values))
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
         relative, bias = self.relative_bias, None
         if relative is not None:
             bias = build.distance_bias("relative_bias", relative, H, self.causal)
         build.add(
-            op.Attention(
+            so.Attention(
                 *(query, *places, pages, keys, values, self.scale, attended, self.window),
                 sinks,
                 chunked=self.chunked,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
@@ -54,11 +55,11 @@ class CrossAttention:
                 for name, output in (("cross_key", key), ("cross_value", value))
             )
             once.add(op.Linear(once.residual, tuple(parts)))
-            once.add(op.StoreKv(key, value, *once.places(), pages, keys, values))
+            once.add(so.StoreKv(key, value, *once.places(), pages, keys, values))
         query = build.linear(source, "cross_query", build.rows("cross_query", H * W))
         attended = build.rows("cross_attended", H * W)
         where = *build.places(), pages
-        build.add(op.Attention(query, *where, keys, values, self.scale, attended, lengths=lengths))
+        build.add(so.Attention(query, *where, keys, values, self.scale, attended, lengths=lengths))
         build.deliver(attended, "cross_output")
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:

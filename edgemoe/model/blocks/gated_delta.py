@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder
@@ -22,7 +23,7 @@ class GatedDelta:
 
     A causal convolution over `length` tokens, each channel by itself, mixes queries, keys and values, which `in` holds
     one after the other: `key_heads` heads of queries and of keys of width `key_dim`, `heads` heads of values of width
-    `value_dim`. `op.DeltaRule` has the rule. A sequence keeps the last inputs of the convolution and for each head a
+    `value_dim`. `so.DeltaRule` has the rule. A sequence keeps the last inputs of the convolution and for each head a
     matrix `(key_dim, value_dim)`. Every token overwrites the matrices, so that a sequence goes back by snapshots alone.
     """
 
@@ -48,10 +49,10 @@ class GatedDelta:
     def check(self) -> None:
         if self.heads % self.key_heads:
             raise ValueError(f"{self.heads} heads that share {self.key_heads} heads of keys")
-        if self.key_dim > op.WIDEST_KEYS:
-            raise ValueError(f"keys of {self.key_dim} channels: expected at most {op.WIDEST_KEYS}")
-        if not 2 <= self.length <= op.MOST_TAPS:
-            raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {op.MOST_TAPS}")
+        if self.key_dim > so.WIDEST_KEYS:
+            raise ValueError(f"keys of {self.key_dim} channels: expected at most {so.WIDEST_KEYS}")
+        if not 2 <= self.length <= so.MOST_TAPS:
+            raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {so.MOST_TAPS}")
 
     def tensors(self, hidden_size: int) -> Shapes:
         D, H, V = hidden_size, self.heads, self.heads * self.value_dim
@@ -95,13 +96,13 @@ class GatedDelta:
         places, mixed = build.places(), build.rows("delta_mixed", C)
         taps = build.vector("delta_taps", C * self.length)
         earlier = build.fixed_state("inputs", self.length - 1, C)
-        build.add(op.ShortConv(inputs, taps, None, *places, earlier, mixed, parts=1))
+        build.add(so.ShortConv(inputs, taps, None, *places, earlier, mixed, parts=1))
         bias, rate = build.vector("delta_decay_bias", H), build.vector("delta_rate", H)
         # Columns of values in whole panels, as the rule keeps them.
         states = build.fixed_state("states", H, -(-Wv // PANEL_ROWS) * PANEL_ROWS, W)
         output = build.rows("delta_output", H * Wv)
         build.add(
-            op.DeltaRule(mixed, strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output)
+            so.DeltaRule(mixed, strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output)
         )
         norm = build.vector("delta_head_norm", Wv)
         build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=gate))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder, row_size
 from edgemoe.model.graph import Part
@@ -111,12 +112,12 @@ class LatentAttention:
             build.add(op.ScaleByPosition(query, places[0], factors))
             build.add(op.ScaleByPosition(query_rotary, places[0], factors))
         latents = build.state("latents", "N", 1, op.PAGE_TOKENS, r + R)
-        build.add(op.StoreLatent(latent, key_rotary, *places, pages, latents))
+        build.add(so.StoreLatent(latent, key_rotary, *places, pages, latents))
         absorbed = build.rows("absorbed", H * (r + R))
         key_up, value_up = build.matrix("key_up", H * r, self.nope_dim), build.matrix("value_up", H * self.value_dim, r)
         build.add(op.HeadLinear(query, key_up, query_rotary, H, absorbed))
         gathered = build.rows("gathered", H * r)
-        build.add(op.Attention(absorbed, *places, pages, latents, None, self.scale, gathered))
+        build.add(so.Attention(absorbed, *places, pages, latents, None, self.scale, gathered))
         attended = build.rows("attended", H * self.value_dim)
         build.add(op.HeadLinear(gathered, value_up, None, H, attended))
         build.deliver(attended, "output")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder
@@ -19,7 +20,7 @@ class Mamba2:
 
     A causal convolution over `length` tokens, each channel by itself, mixes what `in` holds one after the other: the
     inputs of `heads` heads of width `head_dim`, then `B` and `C` of `groups` groups of width `state_size`.
-    `op.SelectiveScan` has the recurrence. A sequence keeps the last inputs of the convolution, and for each head a
+    `so.SelectiveScan` has the recurrence. A sequence keeps the last inputs of the convolution, and for each head a
     matrix `(state_size, head_dim)`. Every token overwrites the matrices, so that a sequence goes back by snapshots
     alone.
     """
@@ -52,8 +53,8 @@ class Mamba2:
     def check(self) -> None:
         if self.heads % self.groups:
             raise ValueError(f"{self.heads} heads in {self.groups} groups")
-        if not 2 <= self.length <= op.MOST_TAPS:
-            raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {op.MOST_TAPS}")
+        if not 2 <= self.length <= so.MOST_TAPS:
+            raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {so.MOST_TAPS}")
 
     def tensors(self, hidden_size: int) -> Shapes:
         D, H, C = hidden_size, self.heads, self.channels
@@ -96,12 +97,12 @@ class Mamba2:
         taps = build.vector("mamba_taps", C * self.length)
         bias = build.vector("mamba_taps_bias", C) if self.conv_bias else None
         earlier = build.fixed_state("inputs", self.length - 1, C)
-        build.add(op.ShortConv(inputs, taps, bias, *places, earlier, mixed, parts=1))
+        build.add(so.ShortConv(inputs, taps, bias, *places, earlier, mixed, parts=1))
         step_bias, rate, skip = (build.vector(f"mamba_{name}", H) for name in ("step_bias", "rate", "skip"))
         # Columns of inputs in whole panels, as the scan keeps them.
         states = build.fixed_state("states", H, -(-self.head_dim // PANEL_ROWS) * PANEL_ROWS, self.state_size)
         output = build.rows("mamba_output", inner)
-        build.add(op.SelectiveScan(mixed, step, step_bias, rate, skip, G, *places, states, output))
+        build.add(so.SelectiveScan(mixed, step, step_bias, rate, skip, G, *places, states, output))
         build.add(op.Gate(gate, output, "silu"))
         norm = build.vector("mamba_group_norm", inner)
         build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=G, own_weights=G))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
@@ -33,8 +34,8 @@ class ShortConv:
         return None
 
     def check(self) -> None:
-        if not 2 <= self.length <= op.MOST_TAPS:
-            raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {op.MOST_TAPS}")
+        if not 2 <= self.length <= so.MOST_TAPS:
+            raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {so.MOST_TAPS}")
 
     def tensors(self, hidden_size: int) -> Shapes:
         D = hidden_size
@@ -61,7 +62,7 @@ class ShortConv:
         positions, sequences = build.places()
         inputs = build.fixed_state("inputs", self.length - 1 + undo, D, undo=undo)
         convolved = build.rows("convolved", D)
-        build.add(op.ShortConv(gates, taps, bias, positions, sequences, inputs, convolved))
+        build.add(so.ShortConv(gates, taps, bias, positions, sequences, inputs, convolved))
         build.deliver(convolved, "conv_out", self.bias)
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:

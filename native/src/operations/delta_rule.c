@@ -8,18 +8,15 @@
  * A segment is cut into blocks of rows, for which queries and keys are brought to their lengths once and lie together. Each
  * panel of a state then takes all rows of the block: it stays in the first-level cache meanwhile, and is read and written
  * once for all of them. */
-#include "../operations.h"
+#include "recurrent.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "../../kernels/exponential.h"
 
 enum {
     /* Two arrays of 32 KiB on the stack at most. */
     BLOCK_ROWS = 32,
-    /* A chunk of fewer products than this costs more to hand out than to do. */
-    CHUNK_PRODUCTS = 8192,
 };
 
 typedef struct delta_task {
@@ -72,14 +69,8 @@ static void update_panels(const delta_task *task, const block *rows, int32_t hea
             const int64_t row = rows->first + r;
             const float *from = d->mixed + row * d->columns + values_at + column;
             float *to = d->output + (row * d->heads + head) * d->value_dim + column;
-            of_panel[r].values = from;
-            of_panel[r].output = to;
-            if (left < EM_PANEL_ROWS) {
-                memset(values[r], 0, sizeof values[r]);
-                memcpy(values[r], from, (size_t)left * sizeof *from);
-                of_panel[r].values = values[r];
-                of_panel[r].output = outputs[r];
-            }
+            of_panel[r].values = em_panel_values(from, left, values[r]);
+            of_panel[r].output = left < EM_PANEL_ROWS ? outputs[r] : to;
         }
         float *own = state + (size_t)panel * d->head_dim * EM_PANEL_ROWS;
         /* Before its first position a sequence has no state, whatever lies there. */
@@ -103,10 +94,7 @@ static void update_items(void *context, int64_t begin, int64_t end, int32_t thre
         const int32_t from = panels * part / task->parts, to = panels * (part + 1) / task->parts;
         for (int32_t first = 0; first < task->run->tokens; first += rows.count) {
             rows.first = first;
-            rows.count = 1;
-            for (int32_t row = first + 1; row < task->run->tokens && rows.count < BLOCK_ROWS; row++, rows.count++) {
-                if (d->sequences[row] != d->sequences[first] || d->positions[row] != d->positions[row - 1] + 1) break;
-            }
+            rows.count = em_segment_rows(d->positions, d->sequences, first, task->run->tokens, BLOCK_ROWS);
             normalise(task, key_head, &rows);
             for (int32_t h = 0; h < together; h++) update_panels(task, &rows, key_head * together + h, from, to);
         }
@@ -117,15 +105,12 @@ EM_NO_SCRATCH(delta_rule)
 
 int32_t em_run_delta_rule(const em_delta_rule *delta, const em_run *run) {
     if (delta->head_dim > EM_WIDEST_KEYS) return EM_BAD_OPERATION;
-    for (int32_t t = 0; t < run->tokens; t++) {
-        if (delta->sequences[t] < 0 || delta->sequences[t] >= delta->sequence_count) return EM_BAD_POSITION;
-        if (delta->positions[t] < 0) return EM_BAD_POSITION;
-    }
+    const int32_t status = em_check_rows(delta->positions, delta->sequences, delta->sequence_count, run->tokens);
+    if (status != EM_OK) return status;
     const int32_t threads = em_pool_threads(run->pool), panels = em_panel_count(delta->value_dim);
-    delta_task task = {delta, run, 1};
-    while (task.parts < panels && (int64_t)task.parts * delta->key_heads < 2 * (int64_t)threads) task.parts++;
+    delta_task task = {delta, run, em_parts_of_panels(panels, delta->key_heads, threads)};
     const int64_t items = (int64_t)delta->key_heads * task.parts;
     const int64_t products = 4 * (int64_t)run->tokens * delta->heads * panels * EM_PANEL_ROWS * delta->head_dim / items;
-    em_pool_for(run->pool, items, (CHUNK_PRODUCTS + products - 1) / products, update_items, &task);
+    em_pool_for(run->pool, items, (EM_CHUNK_PRODUCTS + products - 1) / products, update_items, &task);
     return EM_OK;
 }

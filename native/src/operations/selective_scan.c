@@ -3,17 +3,14 @@
  * Segments, blocks of rows and panels are those of the delta rule (delta_rule.c): a column of a state depends on its own
  * values and on what all columns share (B, C, decay, step), so threads share out heads, and panels of heads where these are
  * few; a panel takes all rows of a block while it stays in the first-level cache; no sum is ever split. */
-#include "../operations.h"
+#include "recurrent.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "../../kernels/exponential.h"
 
 enum {
     BLOCK_ROWS = 32,
-    /* A chunk of fewer products than this costs more to hand out than to do. */
-    CHUNK_PRODUCTS = 8192,
 };
 
 typedef struct scan_task {
@@ -45,14 +42,9 @@ static void update_panels(const scan_task *task, int32_t head, int32_t first, in
         float values[BLOCK_ROWS][EM_PANEL_ROWS], outputs[BLOCK_ROWS][EM_PANEL_ROWS];
         for (int32_t r = 0; r < count; r++) {
             const float *from = s->mixed + (int64_t)(first + r) * s->columns + head * s->value_dim + column;
-            rows[r].values = from;
-            rows[r].output = s->output + ((int64_t)(first + r) * s->heads + head) * s->value_dim + column;
-            if (left < EM_PANEL_ROWS) {
-                memset(values[r], 0, sizeof values[r]);
-                memcpy(values[r], from, (size_t)left * sizeof *from);
-                rows[r].values = values[r];
-                rows[r].output = outputs[r];
-            }
+            float *to = s->output + ((int64_t)(first + r) * s->heads + head) * s->value_dim + column;
+            rows[r].values = em_panel_values(from, left, values[r]);
+            rows[r].output = left < EM_PANEL_ROWS ? outputs[r] : to;
         }
         float *own = state + (size_t)panel * panel_floats;
         /* Before its first position a sequence has no state, whatever lies there. */
@@ -74,10 +66,7 @@ static void update_items(void *context, int64_t begin, int64_t end, int32_t thre
         const int32_t head = (int32_t)(item / task->parts), part = (int32_t)(item % task->parts);
         const int32_t from = panels * part / task->parts, to = panels * (part + 1) / task->parts;
         for (int32_t first = 0, count; first < tokens; first += count) {
-            for (count = 1; first + count < tokens && count < BLOCK_ROWS; count++) {
-                const int32_t row = first + count;
-                if (s->sequences[row] != s->sequences[first] || s->positions[row] != s->positions[row - 1] + 1) break;
-            }
+            count = em_segment_rows(s->positions, s->sequences, first, tokens, BLOCK_ROWS);
             update_panels(task, head, first, count, from, to);
         }
     }
@@ -86,15 +75,12 @@ static void update_items(void *context, int64_t begin, int64_t end, int32_t thre
 EM_NO_SCRATCH(selective_scan)
 
 int32_t em_run_selective_scan(const em_selective_scan *scan, const em_run *run) {
-    for (int32_t t = 0; t < run->tokens; t++) {
-        if (scan->sequences[t] < 0 || scan->sequences[t] >= scan->sequence_count) return EM_BAD_POSITION;
-        if (scan->positions[t] < 0) return EM_BAD_POSITION;
-    }
+    const int32_t status = em_check_rows(scan->positions, scan->sequences, scan->sequence_count, run->tokens);
+    if (status != EM_OK) return status;
     const int32_t threads = em_pool_threads(run->pool), panels = em_panel_count(scan->value_dim);
-    scan_task task = {scan, run, 1};
-    while (task.parts < panels && (int64_t)task.parts * scan->heads < 2 * (int64_t)threads) task.parts++;
+    scan_task task = {scan, run, em_parts_of_panels(panels, scan->heads, threads)};
     const int64_t items = (int64_t)scan->heads * task.parts;
     const int64_t products = 2 * (int64_t)run->tokens * scan->heads * panels * EM_PANEL_ROWS * scan->head_dim / items;
-    em_pool_for(run->pool, items, (CHUNK_PRODUCTS + products - 1) / products, update_items, &task);
+    em_pool_for(run->pool, items, (EM_CHUNK_PRODUCTS + products - 1) / products, update_items, &task);
     return EM_OK;
 }

@@ -1,15 +1,12 @@
 /* ShortConv: a causal convolution over the last few tokens, each channel by itself.
  *
- * Rows that follow one another at neighbouring positions of one sequence are a segment. A segment takes inputs of its own
- * positions from its rows, and earlier ones from the ring, to which it then adds its own. Threads share out blocks of
+ * A segment (recurrent.h) takes inputs of its own positions from its rows, and earlier ones from the ring, to which it then adds its own. Threads share out blocks of
  * channels and go through the rows in order, so no thread reads what another one writes, and a sequence may have several
  * segments. */
-#include "../operations.h"
+#include "recurrent.h"
 
 enum {
     BLOCK_CHANNELS = 64,
-    /* A chunk of fewer products than this costs more to hand out than to do. */
-    CHUNK_PRODUCTS = 8192,
 };
 
 typedef struct conv_task {
@@ -25,15 +22,6 @@ typedef struct channels {
 
 static float *ring_row(const em_short_conv *c, int32_t sequence, int32_t position) {
     return c->inputs + ((size_t)sequence * c->ring + position % c->ring) * c->hidden_size;
-}
-
-/* The number of rows from `first` on that are one segment. */
-static int32_t segment_rows(const em_short_conv *c, int32_t first, int32_t tokens) {
-    int32_t row = first + 1;
-    while (row < tokens && c->sequences[row] == c->sequences[first] && c->positions[row] == c->positions[row - 1] + 1) {
-        row++;
-    }
-    return row - first;
 }
 
 /* The inputs u of a row: B * x, or the row itself. */
@@ -87,8 +75,9 @@ static void keep(const em_short_conv *c, const channels *block, int32_t row) {
 
 static void convolve_block(const conv_task *task, const channels *block) {
     const em_short_conv *c = task->operation;
-    for (int32_t first = 0; first < task->run->tokens;) {
-        const int32_t end = first + segment_rows(c, first, task->run->tokens);
+    const int32_t tokens = task->run->tokens;
+    for (int32_t first = 0; first < tokens;) {
+        const int32_t end = first + em_segment_rows(c->positions, c->sequences, first, tokens, tokens);
         for (int32_t row = first; row < end; row++) convolve(c, task->run->kernels, block, first, row);
         /* The ring holds the last rows only of a segment that is longer than it. */
         for (int32_t row = end - first > c->ring ? end - c->ring : first; row < end; row++) keep(c, block, row);
@@ -117,13 +106,11 @@ EM_NO_SCRATCH(short_conv)
 
 int32_t em_run_short_conv(const em_short_conv *conv, const em_run *run) {
     if (conv->length > EM_MOST_TAPS || (conv->parts != 1 && conv->parts != 3)) return EM_BAD_OPERATION;
-    for (int32_t t = 0; t < run->tokens; t++) {
-        if (conv->sequences[t] < 0 || conv->sequences[t] >= conv->sequence_count) return EM_BAD_POSITION;
-        if (conv->positions[t] < 0) return EM_BAD_POSITION;
-    }
+    const int32_t status = em_check_rows(conv->positions, conv->sequences, conv->sequence_count, run->tokens);
+    if (status != EM_OK) return status;
     conv_task task = {conv, run};
     const int64_t blocks = (conv->hidden_size + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS;
     const int64_t products = (int64_t)run->tokens * conv->length * BLOCK_CHANNELS;
-    em_pool_for(run->pool, blocks, (CHUNK_PRODUCTS + products - 1) / products, convolve_blocks, &task);
+    em_pool_for(run->pool, blocks, (EM_CHUNK_PRODUCTS + products - 1) / products, convolve_blocks, &task);
     return EM_OK;
 }

@@ -12,6 +12,7 @@ import pytest
 from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.native import library, structures
 from edgemoe.kernels.native.backend import NativeBackend
@@ -99,7 +100,7 @@ def test_output_in_the_place_of_its_input_is_refused(backend: NativeBackend, ran
     caches = [floats(1, 1, 64, WIDTH), floats(1, 1, 64, WIDTH)]
     for operation in (
         op.Linear(values, (op.LinearPart(matrix, None, values),)),
-        op.Attention(values, *places(TOKENS), *caches, 1.0, values),
+        so.Attention(values, *places(TOKENS), *caches, 1.0, values),
         op.GatedFfn(values, *random_ffn("q4", WIDTH, 16, random), values),
     ):
         with pytest.raises(KernelError, match="memory apart from"):
@@ -167,7 +168,7 @@ def test_faulty_caches_are_named(backend: NativeBackend) -> None:
         (floats(TOKENS, 50), (keys, keys.copy())),
     ):
         with pytest.raises(KernelError, match=r"operation 0 \(Attention\)"):
-            backend.program([op.Attention(values, *places(TOKENS), *caches, 1.0, np.zeros_like(values))])
+            backend.program([so.Attention(values, *places(TOKENS), *caches, 1.0, np.zeros_like(values))])
 
 
 def test_faulty_combine_and_route_are_named(backend: NativeBackend) -> None:

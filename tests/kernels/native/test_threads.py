@@ -9,6 +9,7 @@ import pytest
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.library import available_isas
@@ -86,7 +87,7 @@ def test_attention_has_the_same_bits_in_company_and_alone(
                 source, output = (aligned((at_once, heads * each), np.float32) for each in (width, value_width))
                 positions, sequences = (aligned((at_once,), np.int32) for _ in range(2))
                 rows = positions, sequences, where.pages
-                program = backend.program([op.Attention(source, *rows, *caches, width**-0.5, output, window)])
+                program = backend.program([so.Attention(source, *rows, *caches, width**-0.5, output, window)])
                 found = []
                 for first in range(0, tokens, at_once):
                     here = slice(first, first + at_once)
