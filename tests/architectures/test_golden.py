@@ -53,6 +53,7 @@ def test_a_wrong_weight_shows():
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -75,6 +76,7 @@ def test_each_number_of_a_router_shows(change):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -104,6 +106,7 @@ def test_each_part_of_gpt_oss_shows(change):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     [
