@@ -37,6 +37,7 @@ def test_logits_agree_with_the_golden_ones(name):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", covering_models())
 def test_how_a_prompt_is_cut_never_changes_a_bit(name):
     ids = np.load(GOLDEN / name / "golden.npz")["ids"][:40]
