@@ -300,10 +300,7 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
 
 @pytest.mark.parametrize(
     ("family", "alone", "slots", "threads"),
-    [
-        pytest.param(name, *setting, marks=marks)
-        for (name, setting), marks, _ in default_pairs([*FAMILIES], SETTINGS)
-    ],
+    [pytest.param(name, *setting, marks=marks) for (name, setting), marks, _ in default_pairs([*FAMILIES], SETTINGS)],
     indirect=["family", "alone"],
 )
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
