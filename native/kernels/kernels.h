@@ -86,13 +86,17 @@ typedef struct em_delta_row {
     const float *query, *key; /* (width): of the lengths that the rule gives them */
     const float *values;      /* (EM_PANEL_ROWS) */
     float *output;            /* (EM_PANEL_ROWS) */
+    const float *decays;      /* (width), or NULL, where `decay` holds for all */
     float decay, strength;
 } em_delta_row;
 
 /* Rows one after another on a panel (width, EM_PANEL_ROWS) of a state. For each row, of each column c:
  *   error = strength * fma(-decay, chain sum of key[i] * state[i][c], values[c])
  *   state[i][c] = fma(key[i], error, decay * state[i][c])
- *   output[c] = chain sum of query[i] * state[i][c] */
+ *   output[c] = chain sum of query[i] * state[i][c]
+ * With decays, which all rows of a call have or none, the first two become
+ *   error = strength * (values[c] - chain sum of (key[i] * decays[i]) * state[i][c])
+ *   state[i][c] = fma(key[i], error, decays[i] * state[i][c]) */
 typedef void em_delta_kernel(float *state, const em_delta_row *rows, int32_t row_count, int32_t width);
 
 /* One row of the selective scan, for one panel of a head's state. */
