@@ -45,7 +45,7 @@ class Row:
     `internal`: the names in the `ModelSpec`; several share the source's rows in order, evenly (gate, then up) or as the
     terms of a sum say, or, where they are `interleaved`, in turn (gate, up, gate, ...).
     `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
-    source of three dimensions is a vector, its elements in order.
+    source of more than two dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
     `as_vector`: whether the source has a vector as a matrix, whose rows are its elements one after the other.
@@ -96,7 +96,7 @@ class SourceSlice:
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
     `transposed`, its columns are counted in place of rows; with a `height` the source has two dimensions, and matrix
     `index` is that many of its rows. The rows of a vector, of a matrix that is read `as_vector` and of a tensor of
-    three dimensions without an `index` are its elements.
+    more than two dimensions without an `index` are its elements.
     """
 
     tensor: str
@@ -416,7 +416,7 @@ def _expand_shared(
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
     """How many rows each of a row's internal tensors has."""
-    if row.as_vector or (len(row.shape) == 3 and not row.stacked):
+    if row.as_vector or (len(row.shape) > 2 and not row.stacked):
         return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
     terms = row.row_symbol.split("+")
     if len(terms) > 1:

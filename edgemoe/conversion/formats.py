@@ -25,6 +25,8 @@ _CLASSES = {
     **dict.fromkeys(("latent", "key_rotary", "query_latent", "query_rotary", "key_up", "value_up"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
+    **dict.fromkeys(("delta_query", "delta_key", "delta_value", "delta_decays"), "delta"),
+    **dict.fromkeys(("delta_gate_latent", "delta_decays_latent"), "delta"),
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),

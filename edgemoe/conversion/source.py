@@ -168,8 +168,8 @@ class Source(Protocol):
         """Rows `row_start` to `row_stop` of a tensor, float32 or, where `BLOCK_FORMATS` has its dtype, Blocks.
 
         Shapes: of `(rows, columns)` the result is `(row_stop - row_start, columns)`, always so for Blocks; of
-        `(experts, rows, columns)` it is the same within expert `index`; of `(elements,)`, or of three dimensions
-        without an `index`, it is those elements.
+        `(experts, rows, columns)` it is the same within expert `index`; of `(elements,)`, or of more than two
+        dimensions without an `index`, it is those elements.
         Needs memory in proportion to the rows asked for, not to the tensor; fetches the shard where it must.
         """
 

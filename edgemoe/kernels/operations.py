@@ -210,12 +210,16 @@ class LinearPart:
     output: Annotated[Floats, rows("N"), output(apart_from="input", adds_if="accumulate")]
 
 
+MOST_PARTS = 4
+"""The most matrices that share an input in one `Linear`."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Linear(Operation, code=2):
     """For each part `output = scale * (matrix input + bias)`, or `output += ...` if `accumulate`."""
 
     input: Annotated[Floats, rows("M")]
-    parts: Annotated[tuple[LinearPart, ...], up_to(4)]
+    parts: Annotated[tuple[LinearPart, ...], up_to(MOST_PARTS)]
     scale: float = 1.0
     accumulate: bool = False
 

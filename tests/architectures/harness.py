@@ -52,7 +52,7 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     if where.height:
         tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 or where.as_vector else whole
+    whole = whole.reshape(-1) if whole.ndim > 2 or where.as_vector else whole
     rows = whole.T if where.transposed else whole
     if where.turned:
         (run,) = where.runs

@@ -80,6 +80,15 @@ _LATENT_V3 = LATENT | {
     "n_shared_experts": 1,
     "routed_scaling_factor": 1.8,
 }
+LATENT_OF_KIMI = {name: value for name, value in LATENT.items() if name not in ("first_k_dense_replace", "n_routed_experts")}
+LATENT_OF_KIMI |= {
+    "num_hidden_layers": 5,
+    "num_local_experts": 8,
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.446,
+}
 _INDEXER = {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 512}
 KIMI = {
     "text_config": LATENT
@@ -895,6 +904,40 @@ CASES: dict[str, Case] = {
         ),
         layout="fused",
         legacy=True,
+    ),
+    # Kimi Delta Attention around latent attention without positions, a dense layer, groups of experts; linear layers whose
+    # heads are wider than a panel, and more than attention's.
+    "kimi_linear": Case(
+        "kimi_linear",
+        90,
+        LATENT_OF_KIMI
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "linear_attn_config": {
+                "full_attn_layers": [3, 5],
+                "kda_layers": [1, 2, 4],
+                "num_heads": 3,
+                "head_dim": 20,
+                "short_conv_kernel_size": 4,
+            },
+        },
+    ),
+    # Queries of latents, two dense layers, a longer convolution, weights that do not sum to one; newer keys.
+    "kimi_linear_latent": Case(
+        "kimi_linear",
+        91,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 4,
+            "q_lora_rank": 24,
+            "norm_topk_prob": False,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "linear_conv_kernel_dim": 6,
+        },
     ),
     # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without
     # positions, a convolution without a bias.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ _CLASSES = {
     "hy_v3": "HYV3",
     "kimi_k2": "DeepseekV3",
     "kimi_k25": "Kimi_K25",
+    "kimi_linear": "KimiLinear",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
     "llama4": "Llama4",
@@ -94,6 +96,7 @@ _MODELS = {
 reference."""
 AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
+KDA = ("kimi_linear", "bailing_hybrid")
 TRANSPOSED = ("gpt_oss", "llama4", "llama4_text")
 """Families whose matrices of experts have a row for each input."""
 _LISTED = (
@@ -145,7 +148,7 @@ def make_model(case: Case) -> Any:
                 around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
                 values = 0.3 * values if around_zero else 1 + 0.2 * values
             elif parameter_name.endswith(("A_log", "dt_bias")):
-                pass
+                values = 0.5 * values if case.model_type in KDA and parameter_name.endswith("A_log") else values
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
             elif parameter_name.endswith("moe_statics.e_score_correction_bias"):
@@ -187,6 +190,9 @@ def recurrent(model: Any) -> Iterator[None]:
             if hasattr(module, "torch_chunk_gated_delta_rule"):
                 recurrence = module.torch_recurrent_gated_delta_rule
                 changes.enter_context(mock.patch.object(module, "torch_chunk_gated_delta_rule", recurrence))
+            if hasattr(module, "chunk_kimi_delta_attention"):
+                recurrence = module.recurrent_kimi_delta_attention
+                changes.enter_context(mock.patch.object(module, "chunk_kimi_delta_attention", recurrence))
             if hasattr(module, "mamba2_chunk_scan"):
                 scan = functools.partial(_scan_by_token, module.mamba2_selective_state_update)
                 changes.enter_context(mock.patch.object(module, "mamba2_chunk_scan", scan))
@@ -332,6 +338,8 @@ def save(model: Any, case: Case, folder: Path) -> None:
         state = {
             name.replace("language_model.model.blocks.", "language_model.model.layers."): state[name] for name in state
         }
+        if "linear_attn_config" in case.config:  # as published, where a rule for experts leaves dense layers alone
+            state = {re.sub(r"block_sparse_moe\.(\w+_proj)", r"mlp.\1", name): state[name] for name in state}
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
