@@ -137,6 +137,7 @@ def read_latent_attention(
     growing: bool = False,
     rotated: bool = True,
     own_heads: bool = False,
+    default_theta: float = 10_000.0,
 ) -> LatentAttention:
     """Widths, positions and scale. Raises SourceError.
 
@@ -181,7 +182,7 @@ def read_latent_attention(
         if rope.rotated != rotary_dim:
             raise unsupported("partial_rotary_factor", rope.rotated / head_dim, f"{part:g}")
     else:
-        rope = read_rope(reader, rotary_dim, 10_000.0, frame.max_positions)
+        rope = read_rope(reader, rotary_dim, default_theta, frame.max_positions)
     if rope is not None and neighbours:
         rope = replace(rope, pairing="neighbours")
     return LatentAttention(

@@ -939,6 +939,44 @@ CASES: dict[str, Case] = {
             "linear_conv_kernel_dim": 6,
         },
     ),
+    # The same with a bound of the decays, projections of full rank, and attention with positions and gates; groups of
+    # experts, limits of the last two layers, which cut a part of their numbers off.
+    "bailing_hybrid": Case(
+        "bailing_hybrid",
+        92,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "layer_group_size": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "head_dim": 20,
+            "num_mtp_layers": 0,
+            "expert_swiglu_limit_list": [0, 0.0, 0.3, 0.2],
+            "share_expert_swiglu_limit_list": [0.0, 0.0, 0.0, 0.25],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 6e6},
+        },
+    ),
+    # Decays without a bound, queries of latents, a shorter convolution, weights that do not sum to one, scaled positions.
+    "bailing_hybrid_unbounded": Case(
+        "bailing_hybrid",
+        94,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 3,
+            "q_lora_rank": 24,
+            "norm_topk_prob": False,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "head_dim": 16,
+            "kda_safe_gate": False,
+            "short_conv_kernel_size": 3,
+            "n_shared_experts": 1,
+            "num_mtp_layers": 0,
+            "rope_parameters": YARN | {"rope_theta": 6e6, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
     # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without
     # positions, a convolution without a bias.
     "nemotron_h": Case(

@@ -26,6 +26,7 @@ from tests.golden.cases import PROMPT_TOKENS, Case
 _CLASSES = {
     "afmoe": "Afmoe",
     "axk1": "AXK1",
+    "bailing_hybrid": "BailingHybrid",
     "cohere2_moe": "Cohere2Moe",
     "exaone_moe": "ExaoneMoe",
     "flint": "Flint",
@@ -136,6 +137,8 @@ def make_model(case: Case) -> Any:
             # The class holds the steps of prompts, not those of single tokens, above a minimum that the published code
             # of the model has for its training alone.
             module.time_step_limit = (0.0, float("inf"))
+    if case.model_type == "bailing_hybrid":
+        _limit_experts(model, case)
     random = torch.Generator().manual_seed(case.seed)
     if case.model_type == "switch_transformers":
         model.set_input_embeddings(model.shared)  # one for both stacks, though the head is not tied
@@ -175,6 +178,33 @@ def make_model(case: Case) -> Any:
         if positions.rope_type == "longrope":
             positions.rope_init_fn = functools.partial(positions.rope_init_fn, seq_len=PROMPT_TOKENS)
     return model
+
+
+class _Capped:
+    """The result of an activation whose product with up's numbers is held to a limit on both sides."""
+
+    def __init__(self, gated: torch.Tensor, limit: float) -> None:
+        self._gated, self._limit = gated.clamp(max=limit), limit
+
+    def __mul__(self, up: torch.Tensor) -> torch.Tensor:
+        return self._gated * up.clamp(-self._limit, self._limit)
+
+
+class _CappedSilu(torch.nn.Module):
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def forward(self, gate: torch.Tensor) -> _Capped:
+        return _Capped(torch.nn.functional.silu(gate), self._limit)
+
+
+def _limit_experts(model: Any, case: Case) -> None:
+    """Apply the limits of a config, which the class ignores, as the vLLM of the model's makers does."""
+    for part, name in (("experts", "expert_swiglu_limit_list"), ("shared_experts", "share_expert_swiglu_limit_list")):
+        for layer, limit in zip(model.model.layers, case.config.get(name, ()), strict=False):
+            if limit:
+                getattr(layer.mlp, part).act_fn = _CappedSilu(limit)
 
 
 def prompt(case: Case, tokens: int) -> np.ndarray:
