@@ -216,6 +216,10 @@ SEPARATE_EXPERTS: tuple[Row, ...] = layer_rows(
 
 HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
     (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "rotary frequencies follow from config.json"),
+    (
+        r"model\.layers\.\d+\.self_attn\.(slope_rate|(query|key|diagonal)_decay)",
+        "decays of lightning attention follow from config.json",
+    ),
 )
 """Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 

@@ -27,6 +27,7 @@ _CLASSES = {
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
     **dict.fromkeys(("delta_query", "delta_key", "delta_value", "delta_decays"), "delta"),
     **dict.fromkeys(("delta_gate_latent", "delta_decays_latent"), "delta"),
+    **dict.fromkeys(("lightning_in", "lightning_gate", "lightning_out"), "lightning"),
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),

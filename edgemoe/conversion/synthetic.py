@@ -161,6 +161,7 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
 
 
 _INTO_THE_STREAM = (".output", ".cross_output", ".conv_out", ".delta_out", ".mamba_out", ".latent_out", ".down")
+_INTO_THE_STREAM += (".lightning_out",)
 """Ends of the names of the matrices whose rows are added to the residual stream."""
 
 

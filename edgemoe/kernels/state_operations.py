@@ -222,13 +222,17 @@ class SelectiveScan(Operation, code=24):
 
     `states` holds `S` of each sequence as that of `DeltaRule` does, and the rows of a run come as they do there.
     Source: Dao and Gu 2024 (arXiv 2405.21060), the recurrent form, as Nemotron-H and Granite 4 have it.
+
+    Without steps `dt` is 1, and heads decay by their rates alone, as in lightning attention (Qin et al. 2024, arXiv
+    2401.04658): then a row of `mixed` holds queries `C`, keys `B` and values `x`, in this order. Without `skip` nothing
+    is added to the output.
     """
 
     mixed: Annotated[Floats, rows("M")]
-    step: Annotated[Floats, rows("H")]
-    step_bias: Annotated[Floats, weight("H")]
+    step: Annotated[Floats | None, rows("H")]
+    step_bias: Annotated[Floats | None, weight("H")]
     rate: Annotated[Floats, weight("H")]
-    skip: Annotated[Floats, weight("H")]
+    skip: Annotated[Floats | None, weight("H")]
     groups: Annotated[int, size("G")]
     positions: Annotated[Integers, rows()]
     sequences: Annotated[Integers, rows()]  # rows of `states`
@@ -239,3 +243,5 @@ class SelectiveScan(Operation, code=24):
         G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))
         require(H % G == 0, "groups", f"a divisor of {H} heads", G)
         require(sizes.letters["M"] == H * Wv + 2 * G * W, "mixed", f"{H * Wv + 2 * G * W} columns", sizes.letters["M"])
+        wanted = "a vector" if self.step is not None else "none without steps"
+        require((self.step is None) == (self.step_bias is None), "step_bias", wanted, self.step_bias is not None)

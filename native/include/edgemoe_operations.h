@@ -377,10 +377,10 @@ typedef struct em_plain_ffn {
 /* The selective state space of Mamba-2: each head keeps a matrix S (W, Wv) that a token decays and adds to. */
 typedef struct em_selective_scan {
     const float *mixed;       /* (T, M) */
-    const float *step;        /* (T, H) */
-    const float *step_bias;   /* (H,) */
+    const float *step;        /* (T, H), or NULL */
+    const float *step_bias;   /* (H,), or NULL */
     const float *rate;        /* (H,) */
-    const float *skip;        /* (H,) */
+    const float *skip;        /* (H,), or NULL */
     int32_t groups;           /* G */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */

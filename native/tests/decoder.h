@@ -68,6 +68,7 @@ typedef struct model {
     float apart_decays[TOKENS][DELTA_HEADS * DELTA_KEYS], apart_out[TOKENS][DELTA_OUTPUTS];
     float states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float scan_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS], own_norm[DELTA_OUTPUTS];
+    float still_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float apart_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
@@ -235,6 +236,13 @@ static inline void add_scan(model *m) {
         .groups = DELTA_KEY_HEADS, .positions = m->positions, .sequences = m->sequences, .states = ***m->scan_states,
         .output = *m->delta_out, .columns = DELTA_CHANNELS, .heads = DELTA_HEADS, .sequence_count = 1,
         .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
+    add(m, EM_SELECTIVE_SCAN)->as.selective_scan = (em_selective_scan){ /* without steps */
+        .mixed = *m->mixed, .rate = m->delta_rate, .groups = DELTA_KEY_HEADS, .positions = m->positions,
+        .sequences = m->sequences, .states = ***m->still_states, .output = *m->apart_out, .columns = DELTA_CHANNELS,
+        .heads = DELTA_HEADS, .sequence_count = 1, .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->delta_out, .result = *m->apart_out, .scale = 1, .output = *m->delta_out,
+        .hidden_size = DELTA_OUTPUTS};
     add(m, EM_GATE)->as.gate = (em_gate){
         .gate = *m->delta_gate, .values = *m->delta_out, .gating = EM_GATING_SILU, .runs = DELTA_OUTPUTS, .width = 1};
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
@@ -329,6 +337,7 @@ static inline model *make_model_with(int32_t cache_format) {
     memset(m->states, 0xff, sizeof m->states);
     memset(m->scan_states, 0xff, sizeof m->scan_states);
     memset(m->apart_states, 0xff, sizeof m->apart_states);
+    memset(m->still_states, 0xff, sizeof m->still_states);
     memset(m->delta_ring, 0xff, sizeof m->delta_ring);
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */

@@ -977,6 +977,51 @@ CASES: dict[str, Case] = {
             "rope_parameters": YARN | {"rope_theta": 6e6, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
     ),
+    # Lightning attention around softmax attention, residuals of normalised rows with factors.
+    "minimax": Case(
+        "minimax",
+        95,
+        _common(
+            32,
+            4,
+            3,
+            1,
+            head_dim=20,
+            intermediate_size=24,
+            num_local_experts=8,
+            num_experts_per_tok=3,
+            layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            block_size=8,
+            full_attn_alpha_factor=0.7,
+            full_attn_beta_factor=1.3,
+            linear_attn_alpha_factor=1.6,
+            linear_attn_beta_factor=0.8,
+            mlp_alpha_factor=1.4,
+            mlp_beta_factor=0.9,
+            rms_norm_eps=1e-2,  # not that of the norm within lightning attention
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ),
+    ),
+    # Layers in turn, as the config says nothing of them; stacked experts, a tied head, one factor alone.
+    "minimax_fused": Case(
+        "minimax",
+        96,
+        _common(
+            32,
+            3,
+            2,
+            2,
+            intermediate_size=17,
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            block_size=16,
+            mlp_alpha_factor=3.5,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        ),
+        layout="fused",
+        legacy=True,
+    ),
     # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without
     # positions, a convolution without a bias.
     "nemotron_h": Case(

@@ -60,6 +60,7 @@ _CLASSES = {
     "llama": "Llama",
     "llama4": "Llama4",
     "llama4_text": "Llama4",
+    "minimax": "MiniMax",
     "minimax_m2": "MiniMaxM2",
     "mistral3": "Mistral3",
     "mistral4": "Mistral4",

@@ -259,14 +259,19 @@ def _selective_scan(kernels: Any, o: so.SelectiveScan, tokens: int) -> None:
     check_each("position", positions, LARGEST_EXTENT)
     (_, H, _, W), G = o.states.shape, o.groups
     Wv = o.output.shape[1] // H
-    values, *shared = np.split(o.mixed[:tokens], [H * Wv, H * Wv + G * W], axis=1)
+    if o.step is None or o.step_bias is None:
+        queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
+        step = np.ones((tokens, H), np.float32)
+    else:
+        values, keys, queries = np.split(o.mixed[:tokens], [H * Wv, H * Wv + G * W], axis=1)
+        step = single(np.logaddexp(0, o.step[:tokens].astype(np.float64) + o.step_bias))
     value = values.reshape(tokens, H, Wv)
-    keys, queries = (np.repeat(part.reshape(tokens, G, W), H // G, axis=1) for part in shared)
-    step = single(np.logaddexp(0, o.step[:tokens].astype(np.float64) + o.step_bias))
+    key, query = (np.repeat(part.reshape(tokens, G, W), H // G, axis=1) for part in (keys, queries))
+    skip = np.zeros(H, np.float32) if o.skip is None else o.skip
     for rows in segments(positions, sequences):
-        parts = (array[rows] for array in (value, keys, queries, step))
+        parts = (array[rows] for array in (value, key, query, step))
         with _states(o.states[sequences[rows[0]]], Wv, fresh=positions[rows[0]] == 0) as state:
-            o.output[rows] = kernels.selective_scan(*parts, o.rate, o.skip, state).reshape(len(rows), -1)
+            o.output[rows] = kernels.selective_scan(*parts, o.rate, skip, state).reshape(len(rows), -1)
 
 
 def mix(
