@@ -28,7 +28,7 @@ from edgemoe.architectures.frame import (
     read_shared_width,
     read_sigmoid_router,
 )
-from edgemoe.architectures.kda import checked_kda, kda_rows, rate_row
+from edgemoe.architectures.kda import checked_kda, kda_rows
 from edgemoe.architectures.latent import DEEPSEEK, read_latent_attention
 from edgemoe.architectures.table import Row, layer_rows, rows
 from edgemoe.errors import SourceError
@@ -52,8 +52,7 @@ def _renamed(row: Row) -> Row:
 
 TENSORS = (
     rows(("embedding", "model.word_embeddings.weight", ("vocabulary", "model")))
-    + kda_rows("attention")
-    + rate_row("attention", ("delta_heads",))
+    + kda_rows("attention", rates=("delta_heads",))
     + layer_rows(
         ("delta_out", "attention.dense.weight", ("model", "delta_values")),
         ("delta_decays", "attention.f_proj.weight", ("delta_decays", "model")),
@@ -112,7 +111,7 @@ def _refuse_others(reader: ConfigReader, rotary_dim: int) -> None:
         reader.require(name, True)
     for name in ("use_kda_lora", "use_mla_nope", "use_nGPT", "up_proj_norm", "value_norm", "scale_router_input"):
         reader.require(name, False)
-    for name in ("use_bias", "norm_head", "norm_softmax"):
+    for name in ("use_bias", "use_qkv_bias", "norm_head", "norm_softmax"):
         reader.require(name, False)
     reader.skip("router_dtype", "partial_rotary_factor")  # routers are float32 here; whole rows of positions are rotated
 

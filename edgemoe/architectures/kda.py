@@ -10,12 +10,19 @@ from edgemoe.errors import SourceError
 from edgemoe.kernels.state_operations import MOST_TAPS
 from edgemoe.model.blocks import GatedDelta
 
-RATE, DECAY_RATE = "A_log", "rate"
-"""The last part of the name of rates: logarithms in checkpoints; only GGUF files have the rates themselves."""
 
 
-def kda_rows(mixer: str) -> tuple[Row, ...]:
-    """The rows of a mixer under the name that checkpoints have for it; without its projections of decays and gate."""
+def kda_rows(mixer: str, rates: tuple[str, ...]) -> tuple[Row, ...]:
+    """The rows of a mixer under the name that checkpoints have for it; without its projections of decays and gate.
+
+    `rates` is the shape of the logarithms of its rates. Only GGUF files have the rates themselves, with or without their
+    sign.
+    """
+    (logarithms, signed, unsigned) = layer_rows(
+        ("delta_rate", f"{mixer}.A_log", rates),
+        ("delta_rate", f"{mixer}.rate", ("delta_heads",)),
+        ("delta_rate", f"{mixer}.rate_without_sign", ("delta_heads",)),
+    )
     lines = layer_rows(
         ("delta_norm", "input_layernorm.weight", ("model",)),
         ("delta_query", f"{mixer}.q_proj.weight", ("delta_keys", "model")),
@@ -29,13 +36,7 @@ def kda_rows(mixer: str) -> tuple[Row, ...]:
         ("delta_head_norm", f"{mixer}.o_norm.weight", ("delta_value_dim",)),
         ("delta_out", f"{mixer}.o_proj.weight", ("model", "delta_values")),
     )
-    return lines + layer_rows(("delta_rate", f"{mixer}.{DECAY_RATE}", ("delta_heads",)))
-
-
-def rate_row(mixer: str, shape: tuple[str, ...]) -> tuple[Row, ...]:
-    """The row of rates that are kept as logarithms."""
-    (row,) = layer_rows(("delta_rate", f"{mixer}.{RATE}", shape))
-    return (replace(row, change="minus_exp"),)
+    return (*lines, replace(logarithms, change="minus_exp"), signed, replace(unsigned, change="minus"))
 
 
 def checked_kda(heads: int, width: int, length: int, rank: int = 0, bound: float = 0.0) -> GatedDelta:

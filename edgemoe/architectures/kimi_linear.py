@@ -18,7 +18,7 @@ from edgemoe.architectures.frame import (
     read_shared_width,
     read_sigmoid_router,
 )
-from edgemoe.architectures.kda import checked_kda, kda_rows, rate_row
+from edgemoe.architectures.kda import checked_kda, kda_rows
 from edgemoe.architectures.latent import DEEPSEEK, read_latent_attention
 from edgemoe.architectures.table import layer_rows, shared_rows
 from edgemoe.errors import SourceError
@@ -30,8 +30,7 @@ _MIXERS = ("linear_attention", "full_attention")
 _LISTS = {"kda_layers": "linear_attention", "full_attn_layers": "full_attention"}
 
 TENSORS = (
-    kda_rows("self_attn")
-    + rate_row("self_attn", ("one", "one", "delta_heads", "one"))
+    kda_rows("self_attn", rates=("one", "one", "delta_heads", "one"))
     + layer_rows(
         ("delta_decays_latent", "self_attn.f_a_proj.weight", ("delta_decay_rank", "model")),
         ("delta_decays", "self_attn.f_b_proj.weight", ("delta_decays", "delta_decay_rank")),
@@ -63,7 +62,6 @@ def read(reader: ConfigReader) -> ModelSpec:
         reader,
         width_key="moe_intermediate_size",
         router=read_sigmoid_router(reader, scale=2.446),
-        top_k_key="num_experts_per_token",
         shared_width=read_shared_width(reader, "num_shared_experts"),
     )
     dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))

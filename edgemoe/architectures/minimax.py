@@ -28,6 +28,7 @@ TENSORS = (
         ("lightning_gate", "self_attn.output_gate.weight", ("lightning_inner", "model")),
         ("lightning_head_norm", "self_attn.norm.weight", ("lightning_inner",)),
         ("lightning_out", "self_attn.out_proj.weight", ("model", "lightning_inner")),
+        ("lightning_out", "self_attn.o_proj.weight", ("model", "lightning_inner")),  # only from GGUF files
     )
     + (
         Row(

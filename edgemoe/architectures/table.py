@@ -21,8 +21,9 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
 
 
-Change = Literal["none", "plus_one", "minus_exp"]
-"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms."""
+Change = Literal["none", "plus_one", "minus_exp", "minus"]
+"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms; `-x`,
+for rates without their sign."""
 
 
 Side = Literal["all", "encoder", "decoder"]

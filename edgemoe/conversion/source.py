@@ -137,7 +137,8 @@ def _changed(rows: Rows, change: Change) -> npt.NDArray[np.float32]:
     """The numbers in the form that the model has; each is rounded to float32 once."""
     values = (dequantise(rows) if isinstance(rows, Blocks) else rows).astype(np.float64)
     with np.errstate(over="ignore"):  # conversion refuses numbers that are not finite
-        return (1 + values if change == "plus_one" else -np.exp(values)).astype(np.float32)
+        made = {"plus_one": 1 + values, "minus_exp": -np.exp(values), "minus": -values}
+        return made[change].astype(np.float32)
 
 
 class Source(Protocol):

@@ -59,7 +59,7 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
         starts = range(run.start, run.start + run.period * run.repeats, run.period)
         return np.concatenate([rows[start : start + run.length].T for start in starts])
     taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
-    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken)}[where.change]
+    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken), "minus": -taken}[where.change]
     return np.ascontiguousarray(changed)
 
 
