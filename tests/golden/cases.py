@@ -1002,6 +1002,31 @@ CASES: dict[str, Case] = {
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         ),
     ),
+    # The same with the keys of published files.
+    **{
+        model_type: Case(
+            model_type,
+            seed,
+            _common(
+                24,
+                3,
+                2,
+                1,
+                head_dim=12,
+                intermediate_size=16,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                layer_types=["linear_attention", "full_attention", "linear_attention"],
+                block_size=8,
+                full_attn_alpha_factor=3.5,
+                linear_attn_alpha_factor=2.5,
+                mlp_alpha_factor=1.5,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+            ),
+            legacy=True,
+        )
+        for model_type, seed in (("minimax_m1", 97), ("minimax_text_01", 98))
+    },
     # Layers in turn, as the config says nothing of them; stacked experts, a tied head, one factor alone.
     "minimax_fused": Case(
         "minimax",

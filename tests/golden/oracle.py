@@ -61,7 +61,9 @@ _CLASSES = {
     "llama4": "Llama4",
     "llama4_text": "Llama4",
     "minimax": "MiniMax",
+    "minimax_m1": "MiniMax",
     "minimax_m2": "MiniMaxM2",
+    "minimax_text_01": "MiniMax",
     "mistral3": "Mistral3",
     "mistral4": "Mistral4",
     "mixtral": "Mixtral",
@@ -99,6 +101,7 @@ reference."""
 AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
 KDA = ("kimi_linear", "bailing_hybrid")
+PUBLISHED_MINIMAX = ("minimax_m1", "minimax_text_01")
 TRANSPOSED = ("gpt_oss", "llama4", "llama4_text")
 """Families whose matrices of experts have a row for each input."""
 _LISTED = (
@@ -203,7 +206,7 @@ class _CappedSilu(torch.nn.Module):
 def _limit_experts(model: Any, case: Case) -> None:
     """Apply the limits of a config, which the class ignores, as the vLLM of the model's makers does."""
     for part, name in (("experts", "expert_swiglu_limit_list"), ("shared_experts", "share_expert_swiglu_limit_list")):
-        for layer, limit in zip(model.model.layers, case.config.get(name, ()), strict=False):
+        for layer, limit in zip(model.model.layers, case.config.get(name) or (), strict=False):
             if limit:
                 getattr(layer.mlp, part).act_fn = _CappedSilu(limit)
 
@@ -376,7 +379,20 @@ def save(model: Any, case: Case, folder: Path) -> None:
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"model_type": case.model_type}  # some classes have several
+    if case.model_type in PUBLISHED_MINIMAX:
+        config = _published_minimax(config)
     path.write_text(json.dumps(_legacy(config) if case.legacy else config, indent=2, sort_keys=True) + "\n")
+
+
+def _published_minimax(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with the keys of published files, of which transformers has a copy with others."""
+    config = dict(config)
+    kinds = config.pop("layer_types")
+    for kind, older in (("full_attn", "full_attention"), ("linear_attn", "linear_attention"), ("mlp", "mlp")):
+        for letter in ("alpha", "beta"):
+            config[f"layernorm_{older}_{letter}"] = config.pop(f"{kind}_{letter}_factor")
+    config |= {"attn_type_list": [int(kind == "full_attention") for kind in kinds], "postnorm": True}
+    return config | {"rotary_dim": config["head_dim"], "shared_intermediate_size": 0}
 
 
 def _is_tied(name: str, case: Case) -> bool:
