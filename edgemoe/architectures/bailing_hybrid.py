@@ -18,10 +18,8 @@ from edgemoe.architectures.config import (
     unsupported,
 )
 from edgemoe.architectures.frame import (
-    leading_dense_layers,
     pair_layers,
     read_experts,
-    read_ffn_types,
     read_frame,
     read_layer_count,
     read_layer_types,
@@ -29,7 +27,7 @@ from edgemoe.architectures.frame import (
     read_sigmoid_router,
 )
 from edgemoe.architectures.kda import checked_kda, kda_rows
-from edgemoe.architectures.latent import DEEPSEEK, read_latent_attention
+from edgemoe.architectures.latent import DEEPSEEK, read_dense_layers, read_latent_attention
 from edgemoe.architectures.table import Row, layer_rows, rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import SILU, Activation
@@ -87,8 +85,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     # The layers that predict further tokens are left out (see `table.unused_tensors`), however many there are.
     further = reader.integer("num_nextn_predict_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
     count = read_layer_count(reader, moe)
-    leading = leading_dense_layers(reader, count, default=2)
-    dense_at = read_ffn_types(reader, count) if reader.sequence("mlp_layer_types") else leading
+    dense_at = read_dense_layers(reader, count, default=2)
     limits = [_read_limits(reader, f"{name}_swiglu_limit_list", count, further) for name in ("expert", "share_expert")]
     for number in dense_at:
         if limits[1][number]:
@@ -113,7 +110,9 @@ def _refuse_others(reader: ConfigReader, rotary_dim: int) -> None:
         reader.require(name, False)
     for name in ("use_bias", "use_qkv_bias", "norm_head", "norm_softmax"):
         reader.require(name, False)
-    reader.skip("router_dtype", "partial_rotary_factor")  # routers are float32 here; whole rows of positions are rotated
+    reader.skip(
+        "router_dtype", "partial_rotary_factor"
+    )  # routers are float32 here; whole rows of positions are rotated
 
 
 def _read_types(reader: ConfigReader, count: int) -> Sequence[str]:
@@ -134,9 +133,7 @@ def _read_delta(reader: ConfigReader, heads: int) -> GatedDelta:
     if width > WIDEST_KEYS:
         raise SourceError(f"config.json: head_dim is {width}; expected at most {WIDEST_KEYS}.", DAMAGED)
     reader.require("linear_num_heads", heads, default=heads)
-    length = reader.integer(
-        "short_conv_kernel_size", "linear_conv_kernel_dim", minimum=2, maximum=MOST_TAPS, default=4
-    )
+    length = reader.integer("short_conv_kernel_size", "linear_conv_kernel_dim", minimum=2, maximum=MOST_TAPS, default=4)
     if not reader.flag("kda_safe_gate", True):
         reader.skip("kda_lower_bound")
         return checked_kda(heads, width, length)

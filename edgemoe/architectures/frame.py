@@ -36,9 +36,7 @@ def read_frame(
     if own_code:
         check_own_code(reader, own_code)
     reader.require("hidden_act", "silu", "swish", default="silu")
-    max_positions = reader.integer(
-        "max_position_embeddings", "model_max_length", maximum=limits.LARGEST_POSITIONS
-    )
+    max_positions = reader.integer("max_position_embeddings", "model_max_length", maximum=limits.LARGEST_POSITIONS)
     for kind in reader.sequence("layer_types"):
         if kind not in layer_types:
             raise unsupported("layer_types", kind, " or ".join(f'"{name}"' for name in layer_types))

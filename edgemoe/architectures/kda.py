@@ -11,12 +11,11 @@ from edgemoe.kernels.state_operations import MOST_TAPS
 from edgemoe.model.blocks import GatedDelta
 
 
-
 def kda_rows(mixer: str, rates: tuple[str, ...]) -> tuple[Row, ...]:
     """The rows of a mixer under the name that checkpoints have for it; without its projections of decays and gate.
 
-    `rates` is the shape of the logarithms of its rates. Only GGUF files have the rates themselves, with or without their
-    sign.
+    `rates` is the shape of the logarithms of its rates. Only GGUF files have the rates themselves, with or without
+    their sign.
     """
     (logarithms, signed, unsigned) = layer_rows(
         ("delta_rate", f"{mixer}.A_log", rates),

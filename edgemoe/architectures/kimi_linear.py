@@ -7,19 +7,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader, show
+from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import (
-    leading_dense_layers,
     pair_layers,
     read_experts,
-    read_ffn_types,
     read_frame,
     read_layer_count,
     read_shared_width,
     read_sigmoid_router,
 )
 from edgemoe.architectures.kda import checked_kda, kda_rows
-from edgemoe.architectures.latent import DEEPSEEK, read_latent_attention
+from edgemoe.architectures.latent import DEEPSEEK, read_dense_layers, read_latent_attention
 from edgemoe.architectures.table import layer_rows, shared_rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.state_operations import MOST_TAPS, WIDEST_KEYS
@@ -69,9 +67,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     reader.integer("num_nextn_predict_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
     count = read_layer_count(reader, moe)
     delta, types = _read_linear(reader, count)
-    listed = bool(reader.sequence("mlp_layer_types"))
-    leading = leading_dense_layers(reader, count, default=1)
-    dense_at = read_ffn_types(reader, count) if listed else leading
+    dense_at = read_dense_layers(reader, count, default=1)
     mixers = [delta if kind == "linear_attention" else attention for kind in types]
     ffns = [dense if number in dense_at else moe for number in range(count)]
     return replace(frame, layers=pair_layers(mixers, ffns))
@@ -100,7 +96,9 @@ def _read_linear(reader: ConfigReader, count: int) -> tuple[GatedDelta, Sequence
     if types and len(types) != count:
         raise SourceError(f"config.json: layer_types lists {len(types)} layers; expected {count}.", DAMAGED)
     if types and listed and list(types) != listed:
-        raise SourceError("config.json: layer_types and linear_attn_config list other layers; they must agree.", DAMAGED)
+        raise SourceError(
+            "config.json: layer_types and linear_attn_config list other layers; they must agree.", DAMAGED
+        )
     if not (types or listed):
         raise SourceError(f"config.json: linear_attn_config is missing; expected the kinds of {count} layers.", DAMAGED)
     return delta, types or listed
@@ -112,10 +110,11 @@ def _listed_types(own: ConfigReader, count: int) -> list[str]:
     if not any(numbers.values()):
         return []
     kinds = {number: kind for name, kind in _LISTS.items() for number in numbers[name] if type(number) is int}
-    if sorted(kinds) != list(range(1, count + 1)) or sum(map(len, numbers.values())) != count:
+    listed = sum(map(len, numbers.values()))
+    if sorted(kinds) != list(range(1, count + 1)) or listed != count:
         raise SourceError(
-            f"config.json: kda_layers and full_attn_layers list {show(sum(map(len, numbers.values())))} layers; expected"
-            f" each of the layers 1 to {count} once.",
+            f"config.json: kda_layers and full_attn_layers list {listed} layers; expected each of the layers 1 to"
+            f" {count} once.",
             DAMAGED,
         )
     return [kinds[number] for number in range(1, count + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -119,13 +120,16 @@ def read_deepseek(
     # The layers that predict further tokens are left out (see `table.unused_tensors`), however many there are.
     reader.integer("num_nextn_predict_layers", "num_mtp_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
 
-    def dense_layers(reader: ConfigReader, count: int) -> Collection[int]:
-        if reader.sequence("mlp_layer_types"):
-            reader.skip("first_k_dense_replace")
-            return read_ffn_types(reader, count)
-        return leading_dense_layers(reader, count, default=default_dense)
-
+    dense_layers = functools.partial(read_dense_layers, default=default_dense)
     return replace(frame, layers=read_layers(reader, attention, moe, dense, dense_layers))
+
+
+def read_dense_layers(reader: ConfigReader, count: int, default: int | None = None) -> Collection[int]:
+    """The dense layers by `mlp_layer_types`, which says it for each, else the leading ones. Raises SourceError."""
+    if reader.sequence("mlp_layer_types"):
+        reader.skip("first_k_dense_replace")
+        return read_ffn_types(reader, count)
+    return leading_dense_layers(reader, count, default=default)
 
 
 def read_latent_attention(

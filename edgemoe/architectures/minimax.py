@@ -1,5 +1,7 @@
-"""MiniMax-Text-01 and MiniMax-M1: lightning attention in most layers, softmax attention in the others; each block's result
-joins the rows that it read, which are normalised, and both have factors. Experts as Mixtral has them.
+"""MiniMax-Text-01 and MiniMax-M1: lightning attention in most layers, softmax attention in the others.
+
+Each block's result joins the rows that it read, which are normalised, and both have factors. Experts as Mixtral has
+them.
 """
 
 from __future__ import annotations

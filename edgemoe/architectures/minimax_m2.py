@@ -34,7 +34,7 @@ def read(reader: ConfigReader) -> ModelSpec:
         raise SourceError(
             f"config.json: attn_type_list is {show(reader.value('attn_type_list'))} of several kinds; expected 1 (all"
             " earlier tokens) for every layer.",
-            "edgemoe runs lightning attention of MiniMax-Text-01 and M1 (`model_type` minimax_text_01 and minimax_m1) alone.",
+            "edgemoe runs lightning attention in models of the types minimax, minimax_m1 and minimax_text_01 alone.",
         )
     # Layers that predict further tokens, which are left out; and numbers of an older family, which mean nothing here.
     reader.skip("mtp_transformer_layers", "num_mtp_modules", "use_mtp", "mlp_intermediate_size", "shared_moe_mode")

@@ -22,8 +22,8 @@ MISMATCH = "The config and the weights do not belong together, or a file is miss
 
 
 Change = Literal["none", "plus_one", "minus_exp", "minus"]
-"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms; `-x`,
-for rates without their sign."""
+"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms;
+`-x`, for rates without their sign."""
 
 
 Side = Literal["all", "encoder", "decoder"]

@@ -85,9 +85,15 @@ def test_kimi_linear():
         ({"mla_use_nope": False}, "mla_use_nope is false; edgemoe implements true only"),
         ({"linear_attn_config": None}, "linear_attn_config is missing; expected the kinds of 27 layers"),
         ({"linear_attn_config": 4}, "linear_attn_config is 4; expected an object"),
-        ({"linear_attn_config": _LISTS | {"kda_layers": [1]}}, "list 8 layers; expected each of the layers 1 to 27 once"),
+        (
+            {"linear_attn_config": _LISTS | {"kda_layers": [1]}},
+            "list 8 layers; expected each of the layers 1 to 27 once",
+        ),
         ({"linear_attn_config": _LISTS | {"kda_layers": [*range(20)]}}, "expected each of the layers 1 to 27 once"),
-        ({"linear_attn_config": _LISTS | {"gate_lower_bound": -5.0}}, '"gate_lower_bound" is -5.0; edgemoe does not know'),
+        (
+            {"linear_attn_config": _LISTS | {"gate_lower_bound": -5.0}},
+            '"gate_lower_bound" is -5.0; edgemoe does not know',
+        ),
         ({"linear_attn_config": _LISTS | {"head_dim": 512}}, "head_dim is 512; expected a whole number from 1 to 256"),
         ({"linear_num_heads": 16}, "linear_num_heads is 16, but num_heads of linear_attn_config is 32"),
         ({"layer_types": ["linear_attention"] * 26}, "layer_types lists 26 layers; expected 27"),
@@ -97,7 +103,10 @@ def test_kimi_linear():
         ({"moe_layer_freq": 2}, "moe_layer_freq is 2; edgemoe implements 1 only"),
         ({"hidden_act": "situ"}, 'hidden_act is "situ"'),
         ({"norm_topk_prob": False}, "norm_topk_prob is false and moe_renormalize is true; they are names of one thing"),
-        ({"auto_map": {"AutoModelForCausalLM": "modeling_kimi.KimiK3"}}, "edgemoe implements code of KimiLinearForCausalLM"),
+        (
+            {"auto_map": {"AutoModelForCausalLM": "modeling_kimi.KimiK3"}},
+            "edgemoe implements code of KimiLinearForCausalLM",
+        ),
     ],
 )
 def test_kimi_linear_that_cannot_be_run_is_refused(changes, words):

@@ -672,7 +672,8 @@ def kimi_delta_attention(draw: st.DrawFn, model_type: str, config: dict[str, Any
     types = draw(layer_words(layers, "dense", "sparse"))
     width, length = draw(st.integers(1, 40)), draw(st.integers(2, 6))
     own = config | keys | {"tie_word_embeddings": False, "mlp_layer_types": types}
-    own["layer_types"] = draw(layer_words(layers, "linear_attention", "full_attention"))
+    kinds = layer_words(layers, "linear_attention", "full_attention")
+    own["layer_types"] = draw(kinds.filter(lambda found: "full_attention" in found))  # the references insist on it
     if model_type == "kimi_linear":
         del own["head_dim"], own["rope_parameters"]
         own["linear_num_heads"] = draw(st.integers(1, 6))

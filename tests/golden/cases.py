@@ -80,7 +80,9 @@ _LATENT_V3 = LATENT | {
     "n_shared_experts": 1,
     "routed_scaling_factor": 1.8,
 }
-LATENT_OF_KIMI = {name: value for name, value in LATENT.items() if name not in ("first_k_dense_replace", "n_routed_experts")}
+LATENT_OF_KIMI = {
+    name: value for name, value in LATENT.items() if name not in ("first_k_dense_replace", "n_routed_experts")
+}
 LATENT_OF_KIMI |= {
     "num_hidden_layers": 5,
     "num_local_experts": 8,
@@ -905,8 +907,8 @@ CASES: dict[str, Case] = {
         layout="fused",
         legacy=True,
     ),
-    # Kimi Delta Attention around latent attention without positions, a dense layer, groups of experts; linear layers whose
-    # heads are wider than a panel, and more than attention's.
+    # Kimi Delta Attention around latent attention without positions, a dense layer, groups of experts; linear heads
+    # that are wider than a panel, and fewer than attention's.
     "kimi_linear": Case(
         "kimi_linear",
         90,
@@ -958,7 +960,8 @@ CASES: dict[str, Case] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 6e6},
         },
     ),
-    # Decays without a bound, queries of latents, a shorter convolution, weights that do not sum to one, scaled positions.
+    # Decays without a bound, queries of latents, a shorter convolution, weights that do not sum to one, and scaled
+    # positions.
     "bailing_hybrid_unbounded": Case(
         "bailing_hybrid",
         94,

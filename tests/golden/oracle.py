@@ -207,7 +207,7 @@ def _limit_experts(model: Any, case: Case) -> None:
     """Apply the limits of a config, which the class ignores, as the vLLM of the model's makers does."""
     for part, name in (("experts", "expert_swiglu_limit_list"), ("shared_experts", "share_expert_swiglu_limit_list")):
         for layer, limit in zip(model.model.layers, case.config.get(name) or (), strict=False):
-            if limit:
+            if limit and hasattr(layer.mlp, part):  # not in dense layers
                 getattr(layer.mlp, part).act_fn = _CappedSilu(limit)
 
 

@@ -46,7 +46,11 @@ def delta_rule(
     mixed, decays, apart = numbers(kind, (tokens, 2 * G * W + H * Wv), random), H, {}
     if form != "head":
         queries, keys, values = np.split(mixed, [G * W, 2 * G * W], axis=1)
-        mixed, decays, apart = aligned_copy(queries), H * W, {"keys": aligned_copy(keys), "values": aligned_copy(values)}
+        mixed, decays, apart = (
+            aligned_copy(queries),
+            H * W,
+            {"keys": aligned_copy(keys), "values": aligned_copy(values)},
+        )
     return so.DeltaRule(
         mixed,
         numbers("normal", (tokens, H), random),

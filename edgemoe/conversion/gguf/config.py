@@ -23,7 +23,6 @@ from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.conversion.gguf.windowed import WINDOWED, part_of
 from edgemoe.errors import SourceError
 
-
 _HYBRID = {**MAMBA, **KDA, LIGHTNING: lightning_config}
 """Architectures of which some layers alone have heads of keys, and that read the widths of FFNs themselves."""
 
@@ -52,10 +51,14 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "model_type": family.model_type,
         "vocab_size": embedding.shape[0] if embedding else metadata.count("vocab_size"),
         "hidden_size": width,
-        "intermediate_size": 1 if hybrid else metadata.count("feed_forward_length", 1 if family.linear_layers else None),
+        "intermediate_size": 1
+        if hybrid
+        else metadata.count("feed_forward_length", 1 if family.linear_layers else None),
         "num_hidden_layers": layers - further,
         "num_attention_heads": heads,
-        "num_key_value_heads": heads if family.convolutions or hybrid else count_heads("attention.head_count_kv", heads),
+        "num_key_value_heads": heads
+        if family.convolutions or hybrid
+        else count_heads("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": metadata.count("context_length"),

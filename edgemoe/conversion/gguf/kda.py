@@ -1,4 +1,4 @@
-"""Kimi Delta Attention beside latent attention in GGUF files: the keys of llama.cpp's kimi-linear and bailingmoe3 (Ling 3).
+"""Kimi Delta Attention beside latent attention in GGUF files: llama.cpp's kimi-linear and bailingmoe3 (Ling 3).
 
 A layer without key heads is of Kimi Delta Attention. Ling's rates have no sign in files. Sources: llama.cpp,
 src/models/kimi-linear.cpp and bailingmoe3.cpp, conversion/kimi_linear.py (2026).

@@ -69,7 +69,7 @@ def lightning_problems(spec: ModelSpec) -> Iterator[str]:
         if not any(isinstance(block.body, kind) for block in blocks):
             yield f"models without {words}"
     if abs(NORM_EPSILON - spec.norm_epsilon) > LARGEST_DIFFERENCE:
-        yield f"epsilon of {NORM_EPSILON:g} for norms within lightning attention beside {spec.norm_epsilon:g} for others"
+        yield f"epsilon of {NORM_EPSILON:g} for norms of lightning attention beside {spec.norm_epsilon:g} for others"
     if spec.vocab_size > _LOGITS + 32:
         yield f"vocabularies beyond {_LOGITS} ids, whose logits it leaves out"
     for own in attention_of(spec):
@@ -84,7 +84,8 @@ def write_lightning(writer: GGUFWriter, spec: ModelSpec) -> None:
     attention = attention_of(spec)[0]
     moe = next(layer.blocks[1].body for layer in spec.layers if isinstance(layer.blocks[1].body, Moe))
     residual = spec.layers[0].blocks[0].residual
-    assert residual is not None and attention.rope is not None  # `lightning_problems` has seen to it
+    assert residual is not None  # `lightning_problems` has seen to both
+    assert attention.rope is not None
     writer.add_block_count(len(spec.layers))
     writer.add_context_length(spec.max_positions)
     writer.add_embedding_length(spec.hidden_size)

@@ -187,9 +187,10 @@ def delta_rule(
 
 
 def _delta_rule_scratch(kernels: StepwiseBackend, o: so.DeltaRule, sizes: Sizes) -> int:
-    of_row = 2 * o.output.shape[1] + 2 * sizes.letters["G"] * o.states.shape[3] + 2 * sizes.letters["H"]
+    H, G, W, Wv = (sizes.letters[letter] for letter in ("H", "G", "W", "Wv"))
+    of_row = H * Wv + 2 * G * W + 2 * H
     elements = math.prod(o.states.shape[1:]) + sizes.rows * (of_row + 2 * sizes.letters["decays"])
-    return kernels.element_scratch_bytes * elements * -(-sizes.letters["H"] // sizes.letters["G"])
+    return kernels.element_scratch_bytes * elements * -(-H // G)
 
 
 @means(so.DeltaRule, "delta_rule", _delta_rule_scratch)

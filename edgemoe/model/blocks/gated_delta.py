@@ -82,9 +82,9 @@ class GatedDelta:
 
     @property
     def _projections(self) -> tuple[tuple[str, int, int], ...]:
-        """What is made of a row of the stream: its name, its width, and the channels it goes through on its way, if any.
+        """The names and widths of what is made of a row of the stream, with the channels of a latent between, or 0.
 
-        Decays of heads are few numbers, and their matrix stays float32 (`conversion/formats.py`); not so those of channels.
+        Decays of heads are few, and their matrix stays float32 (`conversion/formats.py`); not so those of channels.
         """
         return (
             *((name, width, 0) for name, width in self._convolved.items()),
@@ -156,7 +156,8 @@ class GatedDelta:
         states = build.fixed_state("states", H, -(-Wv // PANEL_ROWS) * PANEL_ROWS, W)
         output = build.rows("delta_output", H * Wv)
         of_rule = strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output
-        build.add(so.DeltaRule(mixed[0], *of_rule, *mixed[1:], lower_bound=-self.decay_bound))
+        key, value = mixed[1:] if self.apart else (None, None)
+        build.add(so.DeltaRule(mixed[0], *of_rule, key, value, -self.decay_bound))
         norm, silu = build.vector("delta_head_norm", Wv), self.gating == "silu"
         build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=gate if silu else None))
         if not silu:
@@ -167,7 +168,9 @@ class GatedDelta:
         self, build: Builder, source: op.Floats, outputs: Mapping[str, op.Floats], latents: Mapping[str, op.Floats]
     ) -> None:
         """Multiply rows by the matrices of these names, those with a latent by two."""
-        first = {f"{name}_latent" if name in latents else name: latents.get(name, rows) for name, rows in outputs.items()}
+        first = {
+            f"{name}_latent" if name in latents else name: latents.get(name, rows) for name, rows in outputs.items()
+        }
         parts = [
             op.LinearPart(build.matrix(name, row_size(rows), build.hidden_size), None, rows)
             for name, rows in first.items()
