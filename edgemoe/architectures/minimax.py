@@ -46,7 +46,7 @@ TENSORS = (
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     family = str(reader.value("model_type"))
-    frame = read_frame(reader, "minimax", own_code=_CODE[family], layer_types=_MIXERS)
+    frame = read_frame(reader, family, own_code=_CODE[family], layer_types=_MIXERS)
     attention = read_partly_rotated(reader, frame, theta=1e6)
     moe = read_experts(
         reader, width_key="intermediate_size", count_key="num_local_experts", router=RouterSpec(normalise=True)

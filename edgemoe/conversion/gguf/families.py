@@ -533,6 +533,8 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "kimi_k2": "deepseek2",
     "kimi_k25": "deepseek2",
     "llama4_text": "llama4",
+    "minimax_m1": "minimax-01",
+    "minimax_text_01": "minimax-01",
     "sarvam_mla": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
