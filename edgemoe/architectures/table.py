@@ -21,8 +21,9 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
 
 
-Change = Literal["none", "plus_one", "minus_exp"]
-"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms."""
+Change = Literal["none", "plus_one", "minus_exp", "minus"]
+"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms;
+`-x`, for rates without their sign."""
 
 
 Side = Literal["all", "encoder", "decoder"]
@@ -45,7 +46,7 @@ class Row:
     `internal`: the names in the `ModelSpec`; several share the source's rows in order, evenly (gate, then up) or as the
     terms of a sum say, or, where they are `interleaved`, in turn (gate, up, gate, ...).
     `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
-    source of three dimensions is a vector, its elements in order.
+    source of more than two dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
     `as_vector`: whether the source has a vector as a matrix, whose rows are its elements one after the other.
@@ -96,7 +97,7 @@ class SourceSlice:
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
     `transposed`, its columns are counted in place of rows; with a `height` the source has two dimensions, and matrix
     `index` is that many of its rows. The rows of a vector, of a matrix that is read `as_vector` and of a tensor of
-    three dimensions without an `index` are its elements.
+    more than two dimensions without an `index` are its elements.
     """
 
     tensor: str
@@ -216,6 +217,10 @@ SEPARATE_EXPERTS: tuple[Row, ...] = layer_rows(
 
 HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
     (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "rotary frequencies follow from config.json"),
+    (
+        r"model\.layers\.\d+\.self_attn\.(slope_rate|(query|key|diagonal)_decay)",
+        "decays of lightning attention follow from config.json",
+    ),
 )
 """Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 
@@ -416,7 +421,7 @@ def _expand_shared(
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
     """How many rows each of a row's internal tensors has."""
-    if row.as_vector or (len(row.shape) == 3 and not row.stacked):
+    if row.as_vector or (len(row.shape) > 2 and not row.stacked):
         return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
     terms = row.row_symbol.split("+")
     if len(terms) > 1:

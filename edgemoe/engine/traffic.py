@@ -65,6 +65,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
                 size //= graph.spec.vocab_size
             fixed = {value for value in values_of(step.operation) if value.undo is not None}
             size += sum(map(bytes_needed, fixed))
+            size += sum(4 * len(value.numbers) for value in values_of(step.operation))
             weight_bytes[step.part] = weight_bytes.get(step.part, 0) + size
             if isinstance(step.operation, so.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))

@@ -279,8 +279,10 @@ def _join(build: Builder, block: Block, source: op.Floats, scale: float, others:
         build.vector(block.name(name), *vectors[name]) if name in vectors else None
         for name in ("keep", "share", "shift", "factor")
     )
+    if form.base_scale != 1:
+        keep = build.numbers(*[form.base_scale] * size)
     base = source if form.base == "normed" else build.residual
-    build.add(op.Mix(base, result, scale, keep, share, shift, build.residual, factor))
+    build.add(op.Mix(base, result, scale * form.result_scale, keep, share, shift, build.residual, factor))
 
 
 def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:

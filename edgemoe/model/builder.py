@@ -212,6 +212,11 @@ class Builder:
         value = Value("temperature", ("C",), "f32", "rope", temperature=temperature)
         return cast("op.Floats", self.shared.setdefault(("temperature", temperature), value))
 
+    def numbers(self, *numbers: float) -> op.Floats:
+        """A vector of numbers that follow from the specification."""
+        value = Value("numbers", (len(numbers),), "f32", "kept", numbers=numbers)
+        return cast("op.Floats", self.shared.setdefault(("numbers", numbers), value))
+
     def vector(self, name: str, size: int) -> op.Floats:
         """A vector of the store."""
         return cast("op.Floats", Weight(self.prefix + name, (size,)))

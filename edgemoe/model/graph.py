@@ -103,6 +103,8 @@ class Value:
     """The rule of relative positions whose buckets it holds, and whether attention is causal."""
     temperature: Temperature | None = None
     """The rule whose factors it holds."""
+    numbers: tuple[float, ...] = ()
+    """The numbers that it holds, if they are the model's own and in no tensor."""
     undo: int | None = None
     """How many of its latest tokens fixed state, which has a row for each sequence, can take back by itself.
 

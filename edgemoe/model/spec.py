@@ -31,6 +31,10 @@ class Residual:
     """Numbers that are added."""
     factor: bool = False
     """One number by which the whole stream is multiplied, once the result is part of it (Gemma 4)."""
+    base_scale: float = 1.0
+    """A factor of the base that is no tensor's."""
+    result_scale: float = 1.0
+    """The same, of the result."""
 
     def vectors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         """The names of its vectors, with their shapes."""
@@ -143,6 +147,8 @@ class LayerSpec:
                 raise ValueError("a block that reads the stream early without an input norm")
             if block.residual and block.residual.base == "normed" and not (block.input_norm or block.parallel):
                 raise ValueError("a residual of normalised rows without an input norm")
+            if block.residual and block.residual.keep and block.residual.base_scale != 1:
+                raise ValueError("a residual with two factors of its base")
 
 
 def _check_group(group: tuple[Block, ...]) -> None:

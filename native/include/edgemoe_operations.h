@@ -23,7 +23,7 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_COUNT = 6 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
@@ -313,8 +313,8 @@ typedef struct em_soft_cap {
 typedef struct em_delta_rule {
     const float *mixed;       /* (T, M) */
     const float *strength;    /* (T, H) */
-    const float *decay_input; /* (T, H) */
-    const float *decay_bias;  /* (H,) */
+    const float *decay_input; /* (T, decays) */
+    const float *decay_bias;  /* (decays,) */
     const float *rate;        /* (H,) */
     float epsilon;
     int32_t key_heads;        /* G */
@@ -322,8 +322,12 @@ typedef struct em_delta_rule {
     const int32_t *sequences; /* (T,) */
     float *states;            /* (S, H, up16(Wv), W) */
     float *output;            /* (T, H*Wv) */
+    const float *keys;        /* (T, G*W), or NULL */
+    const float *values;      /* (T, H*Wv), or NULL */
+    float lower_bound;
     int32_t columns;          /* M */
     int32_t heads;            /* H */
+    int32_t decays;           /* decays */
     int32_t value_dim;        /* Wv */
     int32_t sequence_count;   /* S */
     int32_t head_dim;         /* W */
@@ -373,10 +377,10 @@ typedef struct em_plain_ffn {
 /* The selective state space of Mamba-2: each head keeps a matrix S (W, Wv) that a token decays and adds to. */
 typedef struct em_selective_scan {
     const float *mixed;       /* (T, M) */
-    const float *step;        /* (T, H) */
-    const float *step_bias;   /* (H,) */
+    const float *step;        /* (T, H), or NULL */
+    const float *step_bias;   /* (H,), or NULL */
     const float *rate;        /* (H,) */
-    const float *skip;        /* (H,) */
+    const float *skip;        /* (H,), or NULL */
     int32_t groups;           /* G */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
@@ -513,8 +517,9 @@ typedef struct em_capacity {
         FIELD(em_delta_rule, decay_input) FIELD(em_delta_rule, decay_bias) FIELD(em_delta_rule, rate) \
         FIELD(em_delta_rule, epsilon) FIELD(em_delta_rule, key_heads) FIELD(em_delta_rule, positions) \
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
-        FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
-        FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+        FIELD(em_delta_rule, keys) FIELD(em_delta_rule, values) FIELD(em_delta_rule, lower_bound) \
+        FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, decays) \
+        FIELD(em_delta_rule, value_dim) FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
     STRUCT(em_head_linear) FIELD(em_head_linear, input) FIELD(em_head_linear, matrix) \
         FIELD(em_head_linear, passed) FIELD(em_head_linear, heads) FIELD(em_head_linear, output) \
         FIELD(em_head_linear, columns) FIELD(em_head_linear, rows) FIELD(em_head_linear, rotated) \

@@ -86,13 +86,17 @@ typedef struct em_delta_row {
     const float *query, *key; /* (width): of the lengths that the rule gives them */
     const float *values;      /* (EM_PANEL_ROWS) */
     float *output;            /* (EM_PANEL_ROWS) */
+    const float *decays;      /* (width), or NULL, where `decay` holds for all */
     float decay, strength;
 } em_delta_row;
 
 /* Rows one after another on a panel (width, EM_PANEL_ROWS) of a state. For each row, of each column c:
  *   error = strength * fma(-decay, chain sum of key[i] * state[i][c], values[c])
  *   state[i][c] = fma(key[i], error, decay * state[i][c])
- *   output[c] = chain sum of query[i] * state[i][c] */
+ *   output[c] = chain sum of query[i] * state[i][c]
+ * With decays, which all rows of a call have or none, the first two become
+ *   error = strength * (values[c] - chain sum of (key[i] * decays[i]) * state[i][c])
+ *   state[i][c] = fma(key[i], error, decays[i] * state[i][c]) */
 typedef void em_delta_kernel(float *state, const em_delta_row *rows, int32_t row_count, int32_t width);
 
 /* One row of the selective scan, for one panel of a head's state. */
@@ -111,6 +115,7 @@ typedef void em_scan_kernel(float *state, const em_scan_row *rows, int32_t row_c
 /* output = what activation makes of gate and up. Each function is the same in every instruction set, step by step:
  *   silu:          gate / (1 + exp(-gate)) * up
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
+ *   capped_silu:   min(gate / (1 + exp(-gate)), limit) * max(min(up, limit), -limit)
  *   gelu_tanh:     gate / (1 + exp(-(gate * (gate * gate * cubic + linear)))) * up
  *   relu:          max(gate, 0) * up
  *   relu2:         max(gate, 0) * max(gate, 0) * up
@@ -159,6 +164,7 @@ struct em_kernels {
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
     em_activation_kernel em_silu_##isa, em_clamped_silu_##isa, em_gelu_tanh_##isa, em_relu_##isa, em_relu2_##isa;     \
+    em_activation_kernel em_capped_silu_##isa;                                                                        \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \

@@ -52,14 +52,14 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     if where.height:
         tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 or where.as_vector else whole
+    whole = whole.reshape(-1) if whole.ndim > 2 or where.as_vector else whole
     rows = whole.T if where.transposed else whole
     if where.turned:
         (run,) = where.runs
         starts = range(run.start, run.start + run.period * run.repeats, run.period)
         return np.concatenate([rows[start : start + run.length].T for start in starts])
     taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
-    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken)}[where.change]
+    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken), "minus": -taken}[where.change]
     return np.ascontiguousarray(changed)
 
 

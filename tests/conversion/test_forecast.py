@@ -131,7 +131,8 @@ def weight_bytes(operation: op.Operation) -> int:
     if isinstance(operation, so.DeltaRule):
         return operation.decay_bias.nbytes + operation.rate.nbytes
     if isinstance(operation, so.SelectiveScan):
-        return operation.step_bias.nbytes + operation.rate.nbytes + operation.skip.nbytes
+        vectors = (operation.step_bias, operation.rate, operation.skip)
+        return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.PlainFfn):

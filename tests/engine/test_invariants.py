@@ -241,6 +241,36 @@ LLAMA4 = PLAIN | {
 }
 """Chunks, which begin together, queries that grow with their positions, weights of what experts read."""
 
+LING = PLAIN | {
+    "model_type": "bailing_hybrid",
+    "expert_swiglu_limit_list": [0.0, 0.5, 0.0, 0.5],
+    "first_k_dense_replace": 0,
+    "head_dim": 20,
+    "kv_lora_rank": 40,
+    "layer_group_size": 2,
+    "moe_intermediate_size": CONFIG["intermediate_size"],
+    "num_attention_heads": 4,
+    "num_experts": CONFIG["num_local_experts"],
+    "num_key_value_heads": None,
+    "num_shared_experts": 1,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+}
+del LING["num_local_experts"]
+"""Decays by channel beside gated latent rows, and limits of experts."""
+MINIMAX = PLAIN | {
+    "model_type": "minimax",
+    "head_dim": 20,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_attn_alpha_factor": 1.5,
+    "mlp_beta_factor": 0.7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Lightning attention, and residuals of normalised rows with factors."""
+
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
@@ -256,6 +286,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "sums of blocks": (GEMMA, (37, 0)),
     "chunks": (LLAMA4, (37, 0, 100, 0)),
     "norms around": (KOLIBRI, (0, 100, 0, 37)),
+    "decays by channel": (LING, ()),
+    "lightning": (MINIMAX, ()),
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
@@ -317,7 +349,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thirteen models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """All models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

@@ -80,6 +80,17 @@ _LATENT_V3 = LATENT | {
     "n_shared_experts": 1,
     "routed_scaling_factor": 1.8,
 }
+LATENT_OF_KIMI = {
+    name: value for name, value in LATENT.items() if name not in ("first_k_dense_replace", "n_routed_experts")
+}
+LATENT_OF_KIMI |= {
+    "num_hidden_layers": 5,
+    "num_local_experts": 8,
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.446,
+}
 _INDEXER = {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 512}
 KIMI = {
     "text_config": LATENT
@@ -892,6 +903,149 @@ CASES: dict[str, Case] = {
             linear_conv_kernel_dim=6,
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        ),
+        layout="fused",
+        legacy=True,
+    ),
+    # Kimi Delta Attention around latent attention without positions, a dense layer, groups of experts; linear heads
+    # that are wider than a panel, and fewer than attention's.
+    "kimi_linear": Case(
+        "kimi_linear",
+        90,
+        LATENT_OF_KIMI
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "linear_attn_config": {
+                "full_attn_layers": [3, 5],
+                "kda_layers": [1, 2, 4],
+                "num_heads": 3,
+                "head_dim": 20,
+                "short_conv_kernel_size": 4,
+            },
+        },
+    ),
+    # Queries of latents, two dense layers, a longer convolution, weights that do not sum to one; newer keys.
+    "kimi_linear_latent": Case(
+        "kimi_linear",
+        91,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 4,
+            "q_lora_rank": 24,
+            "norm_topk_prob": False,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "linear_conv_kernel_dim": 6,
+        },
+    ),
+    # The same with a bound of the decays, projections of full rank, and attention with positions and gates; groups of
+    # experts, limits of the last two layers, which cut a part of their numbers off.
+    "bailing_hybrid": Case(
+        "bailing_hybrid",
+        92,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "layer_group_size": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "head_dim": 20,
+            "num_mtp_layers": 0,
+            "expert_swiglu_limit_list": [0, 0.0, 0.3, 0.2],
+            "share_expert_swiglu_limit_list": [0.0, 0.0, 0.0, 0.25],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 6e6},
+        },
+    ),
+    # Decays without a bound, queries of latents, a shorter convolution, weights that do not sum to one, and scaled
+    # positions.
+    "bailing_hybrid_unbounded": Case(
+        "bailing_hybrid",
+        94,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 3,
+            "q_lora_rank": 24,
+            "norm_topk_prob": False,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "head_dim": 16,
+            "kda_safe_gate": False,
+            "short_conv_kernel_size": 3,
+            "n_shared_experts": 1,
+            "num_mtp_layers": 0,
+            "rope_parameters": YARN | {"rope_theta": 6e6, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    # Lightning attention around softmax attention, residuals of normalised rows with factors.
+    "minimax": Case(
+        "minimax",
+        95,
+        _common(
+            32,
+            4,
+            3,
+            1,
+            head_dim=20,
+            intermediate_size=24,
+            num_local_experts=8,
+            num_experts_per_tok=3,
+            layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            block_size=8,
+            full_attn_alpha_factor=0.7,
+            full_attn_beta_factor=1.3,
+            linear_attn_alpha_factor=1.6,
+            linear_attn_beta_factor=0.8,
+            mlp_alpha_factor=1.4,
+            mlp_beta_factor=0.9,
+            rms_norm_eps=1e-2,  # not that of the norm within lightning attention
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ),
+    ),
+    # The same with the keys of published files.
+    **{
+        model_type: Case(
+            model_type,
+            seed,
+            _common(
+                24,
+                3,
+                2,
+                1,
+                head_dim=12,
+                intermediate_size=16,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                layer_types=["linear_attention", "full_attention", "linear_attention"],
+                block_size=8,
+                full_attn_alpha_factor=3.5,
+                linear_attn_alpha_factor=2.5,
+                mlp_alpha_factor=1.5,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+            ),
+            legacy=True,
+        )
+        for model_type, seed in (("minimax_m1", 97), ("minimax_text_01", 98))
+    },
+    # Layers in turn, as the config says nothing of them; stacked experts, a tied head, one factor alone.
+    "minimax_fused": Case(
+        "minimax",
+        96,
+        _common(
+            32,
+            3,
+            2,
+            2,
+            intermediate_size=17,
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            block_size=16,
+            mlp_alpha_factor=3.5,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         ),
         layout="fused",
         legacy=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.golden.cases import PROMPT_TOKENS, Case
 _CLASSES = {
     "afmoe": "Afmoe",
     "axk1": "AXK1",
+    "bailing_hybrid": "BailingHybrid",
     "cohere2_moe": "Cohere2Moe",
     "exaone_moe": "ExaoneMoe",
     "flint": "Flint",
@@ -53,11 +55,15 @@ _CLASSES = {
     "hy_v3": "HYV3",
     "kimi_k2": "DeepseekV3",
     "kimi_k25": "Kimi_K25",
+    "kimi_linear": "KimiLinear",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
     "llama4": "Llama4",
     "llama4_text": "Llama4",
+    "minimax": "MiniMax",
+    "minimax_m1": "MiniMax",
     "minimax_m2": "MiniMaxM2",
+    "minimax_text_01": "MiniMax",
     "mistral3": "Mistral3",
     "mistral4": "Mistral4",
     "mixtral": "Mixtral",
@@ -94,6 +100,8 @@ _MODELS = {
 reference."""
 AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
+KDA = ("kimi_linear", "bailing_hybrid")
+PUBLISHED_MINIMAX = ("minimax_m1", "minimax_text_01")
 TRANSPOSED = ("gpt_oss", "llama4", "llama4_text")
 """Families whose matrices of experts have a row for each input."""
 _LISTED = (
@@ -133,6 +141,8 @@ def make_model(case: Case) -> Any:
             # The class holds the steps of prompts, not those of single tokens, above a minimum that the published code
             # of the model has for its training alone.
             module.time_step_limit = (0.0, float("inf"))
+    if case.model_type == "bailing_hybrid":
+        _limit_experts(model, case)
     random = torch.Generator().manual_seed(case.seed)
     if case.model_type == "switch_transformers":
         model.set_input_embeddings(model.shared)  # one for both stacks, though the head is not tied
@@ -145,7 +155,7 @@ def make_model(case: Case) -> Any:
                 around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
                 values = 0.3 * values if around_zero else 1 + 0.2 * values
             elif parameter_name.endswith(("A_log", "dt_bias")):
-                pass
+                values = 0.5 * values if case.model_type in KDA and parameter_name.endswith("A_log") else values
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
             elif parameter_name.endswith("moe_statics.e_score_correction_bias"):
@@ -174,6 +184,33 @@ def make_model(case: Case) -> Any:
     return model
 
 
+class _Capped:
+    """The result of an activation whose product with up's numbers is held to a limit on both sides."""
+
+    def __init__(self, gated: torch.Tensor, limit: float) -> None:
+        self._gated, self._limit = gated.clamp(max=limit), limit
+
+    def __mul__(self, up: torch.Tensor) -> torch.Tensor:
+        return self._gated * up.clamp(-self._limit, self._limit)
+
+
+class _CappedSilu(torch.nn.Module):
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def forward(self, gate: torch.Tensor) -> _Capped:
+        return _Capped(torch.nn.functional.silu(gate), self._limit)
+
+
+def _limit_experts(model: Any, case: Case) -> None:
+    """Apply the limits of a config, which the class ignores, as the vLLM of the model's makers does."""
+    for part, name in (("experts", "expert_swiglu_limit_list"), ("shared_experts", "share_expert_swiglu_limit_list")):
+        for layer, limit in zip(model.model.layers, case.config.get(name) or (), strict=False):
+            if limit and hasattr(layer.mlp, part):  # not in dense layers
+                getattr(layer.mlp, part).act_fn = _CappedSilu(limit)
+
+
 def prompt(case: Case, tokens: int) -> np.ndarray:
     return np.random.default_rng(case.seed).integers(0, case.text["vocab_size"], tokens)
 
@@ -187,6 +224,9 @@ def recurrent(model: Any) -> Iterator[None]:
             if hasattr(module, "torch_chunk_gated_delta_rule"):
                 recurrence = module.torch_recurrent_gated_delta_rule
                 changes.enter_context(mock.patch.object(module, "torch_chunk_gated_delta_rule", recurrence))
+            if hasattr(module, "chunk_kimi_delta_attention"):
+                recurrence = module.recurrent_kimi_delta_attention
+                changes.enter_context(mock.patch.object(module, "chunk_kimi_delta_attention", recurrence))
             if hasattr(module, "mamba2_chunk_scan"):
                 scan = functools.partial(_scan_by_token, module.mamba2_selective_state_update)
                 changes.enter_context(mock.patch.object(module, "mamba2_chunk_scan", scan))
@@ -332,12 +372,27 @@ def save(model: Any, case: Case, folder: Path) -> None:
         state = {
             name.replace("language_model.model.blocks.", "language_model.model.layers."): state[name] for name in state
         }
+        if "linear_attn_config" in case.config:  # as published, where a rule for experts leaves dense layers alone
+            state = {re.sub(r"block_sparse_moe\.(\w+_proj)", r"mlp.\1", name): state[name] for name in state}
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"model_type": case.model_type}  # some classes have several
+    if case.model_type in PUBLISHED_MINIMAX:
+        config = _published_minimax(config)
     path.write_text(json.dumps(_legacy(config) if case.legacy else config, indent=2, sort_keys=True) + "\n")
+
+
+def _published_minimax(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with the keys of published files, of which transformers has a copy with others."""
+    config = dict(config)
+    kinds = config.pop("layer_types")
+    for kind, older in (("full_attn", "full_attention"), ("linear_attn", "linear_attention"), ("mlp", "mlp")):
+        for letter in ("alpha", "beta"):
+            config[f"layernorm_{older}_{letter}"] = config.pop(f"{kind}_{letter}_factor")
+    config |= {"attn_type_list": [int(kind == "full_attention") for kind in kinds], "postnorm": True}
+    return config | {"rotary_dim": config["head_dim"], "shared_intermediate_size": 0}
 
 
 def _is_tied(name: str, case: Case) -> bool:

@@ -17,6 +17,7 @@ from edgemoe.model.blocks import (
     LatentAttention,
     Mamba2,
     Moe,
+    OutputGate,
     PlainFfn,
     RouterSpec,
     SharedExpert,
@@ -24,7 +25,7 @@ from edgemoe.model.blocks import (
 )
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
-from edgemoe.model.spec import Block, LayerSpec, ModelSpec
+from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 from tests.architectures.published import ALL_FAMILIES
 from tests.support.every_case import every_case
 
@@ -124,6 +125,18 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
         (LayerSpec.of(GatedDelta(1, 1, 257, 16, 4)), "keys of 257 channels: expected at most 256"),
         (LayerSpec.of(GatedDelta(1, 1, 16, 16, 1)), "a convolution over 1 tokens: expected 2 to 64"),
+        (
+            LayerSpec.of(LatentAttention(4, 32, 16, 8, 16, 0.2, None, output_gate=OutputGate("channel"))),
+            "a gate of latent attention that is not one of its heads",
+        ),
+        (
+            LayerSpec((Block(GatedFfn(8), residual=Residual(keep=True, base_scale=2.0)),)),
+            "a residual with two factors of its base",
+        ),
+        (
+            LayerSpec.of(GatedFfn(8, Activation("capped_silu"))),
+            "activation: limit: expected a limit for capped_silu",
+        ),
         (LayerSpec.of(Mamba2(3, 16, 2, 16, 4)), "3 heads in 2 groups"),
         (LayerSpec.of(Mamba2(2, 16, 2, 16, 65)), "a convolution over 65 tokens: expected 2 to 64"),
         (

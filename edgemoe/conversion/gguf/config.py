@@ -12,18 +12,24 @@ from edgemoe.architectures.config import LARGEST_LAYERS
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.family_config import family_config
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.kda import KDA
 from edgemoe.conversion.gguf.keys import Metadata
 from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
 from edgemoe.conversion.gguf.latent import latent_config
+from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
+from edgemoe.conversion.gguf.lightning import lightning_config
 from edgemoe.conversion.gguf.mamba import MAMBA
 from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.conversion.gguf.windowed import WINDOWED, part_of
 from edgemoe.errors import SourceError
 
+_HYBRID = {**MAMBA, **KDA, LIGHTNING: lightning_config}
+"""Architectures of which some layers alone have heads of keys, and that read the widths of FFNs themselves."""
+
 
 def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
     """Build the config of this model's checkpoint from the metadata and the tensors present."""
-    windowed, mamba = metadata.architecture in WINDOWED, metadata.architecture in MAMBA
+    windowed, hybrid = metadata.architecture in WINDOWED, metadata.architecture in _HYBRID
     count_heads = metadata.most if windowed else metadata.count
     heads = count_heads("attention.head_count")
     width = metadata.count("embedding_length")
@@ -45,10 +51,14 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         "model_type": family.model_type,
         "vocab_size": embedding.shape[0] if embedding else metadata.count("vocab_size"),
         "hidden_size": width,
-        "intermediate_size": 1 if mamba else metadata.count("feed_forward_length", 1 if family.linear_layers else None),
+        "intermediate_size": 1
+        if hybrid
+        else metadata.count("feed_forward_length", 1 if family.linear_layers else None),
         "num_hidden_layers": layers - further,
         "num_attention_heads": heads,
-        "num_key_value_heads": heads if family.convolutions or mamba else count_heads("attention.head_count_kv", heads),
+        "num_key_value_heads": heads
+        if family.convolutions or hybrid
+        else count_heads("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": metadata.count("context_length"),
@@ -67,8 +77,8 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     config |= {"sliding_window": window} if window else {}
     if windowed:
         config |= WINDOWED[metadata.architecture](metadata, tensors, config)
-    elif mamba:
-        config |= MAMBA[metadata.architecture](metadata, tensors, config)
+    elif hybrid:
+        config |= _HYBRID[metadata.architecture](metadata, tensors, config)
     elif metadata.architecture == LATENT:
         config |= latent_config(metadata, tensors, config)
     else:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
+from edgemoe.conversion.gguf.kda import KDA, kda_problems
 from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
 from edgemoe.conversion.gguf.latent import latent_problems
 from edgemoe.conversion.gguf.layers import (
@@ -21,6 +22,8 @@ from edgemoe.conversion.gguf.layers import (
     mixers,
     plain_scale,
 )
+from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
+from edgemoe.conversion.gguf.lightning import lightning_problems
 from edgemoe.conversion.gguf.mamba import MAMBA
 from edgemoe.conversion.gguf.mamba_metadata import mamba_problems
 from edgemoe.conversion.gguf.windowed import WINDOWED
@@ -91,6 +94,12 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         return
     if architecture in MAMBA:
         yield from mamba_problems(architecture, spec)
+        return
+    if architecture in KDA:
+        yield from kda_problems(architecture, spec)
+        return
+    if architecture == LIGHTNING:
+        yield from lightning_problems(spec)
         return
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (

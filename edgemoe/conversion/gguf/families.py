@@ -90,6 +90,32 @@ _LING_NAMES = {
     "exp_probs_b.bias": "mlp.gate.expert_bias",
 }
 
+_KDA_NAMES = {
+    "ssm_beta.weight": "self_attn.b_proj.weight",
+    "ssm_dt.bias": "self_attn.dt_bias",
+    "ssm_a": "self_attn.rate",
+    "ssm_norm.weight": "self_attn.o_norm.weight",
+    **{f"ssm_conv1d_{letter}.weight": f"self_attn.{letter}_conv1d.weight" for letter in "qkv"},
+    **{f"ssm_{part}_{end}.weight": f"self_attn.{part}_{end}_proj.weight" for part in "fg" for end in "ab"},
+}
+_LING_3_NAMES = {
+    name: own.replace("self_attn.", "attention.") for name, own in (_LATENT_NAMES | _KDA_NAMES).items()
+} | {
+    "token_embd.weight": "model.word_embeddings.weight",
+    **{f"attn_{letter}.weight": f"attention.{letter}_proj.weight" for letter in "qkv"},
+    "attn_output.weight": "attention.dense.weight",
+    "attn_gate.weight": "attention.g_proj.weight",
+    "ssm_f_a.weight": "attention.f_proj.weight",
+    "ssm_g_a.weight": "attention.g_proj.weight",
+    "ssm_a": "attention.rate_without_sign",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+_LIGHTNING_NAMES = {
+    "attn_qkv.weight": "self_attn.qkv_proj.weight",
+    "attn_gate.weight": "self_attn.output_gate.weight",
+    "attn_norm_2.weight": "self_attn.norm.weight",
+}
+
 _GRANITE_MAMBA_NAMES = mamba_names("mamba")
 _NEMOTRON_NAMES = mamba_names("mixer") | {
     "token_embd.weight": "model.embeddings.weight",
@@ -121,6 +147,19 @@ FAMILIES: dict[str, Family] = {
         qk_norm=("head",),
         full_width=True,
         never_tied=True,
+    ),
+    "bailingmoe3": Family(
+        "bailing_hybrid",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LING_3_NAMES,
+        flat=frozenset({"ssm_a"}),
+        value_width=True,
     ),
     "dbrx": Family(
         "dbrx",
@@ -315,6 +354,28 @@ FAMILIES: dict[str, Family] = {
         taps=("ssm_conv1d.weight", "mixer.conv1d.weight"),
         flat=MAMBA_FLAT,
     ),
+    "kimi-linear": Family(
+        "kimi_linear",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LATENT_NAMES | _KDA_NAMES,
+        flat=frozenset({"ssm_a"}),
+        value_width=True,
+    ),
+    "minimax-01": Family(
+        "minimax",
+        False,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_W123,
+        own_names=_LIGHTNING_NAMES,
+    ),
     "lfm2moe": Family(
         "lfm2_moe",
         False,
@@ -472,6 +533,8 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "kimi_k2": "deepseek2",
     "kimi_k25": "deepseek2",
     "llama4_text": "llama4",
+    "minimax_m1": "minimax-01",
+    "minimax_text_01": "minimax-01",
     "sarvam_mla": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",

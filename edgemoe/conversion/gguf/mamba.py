@@ -15,7 +15,7 @@ from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 
 def _granite(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Granite 4: layers without key heads are of Mamba-2; rotary positions where the file does not say otherwise."""
-    kv_heads = _by_layer(metadata, "attention.head_count_kv", config["num_hidden_layers"])
+    kv_heads = by_layer(metadata, "attention.head_count_kv", config["num_hidden_layers"])
     heads, width = metadata.count("ssm.time_step_rank"), config["hidden_size"]
     inner = metadata.count("ssm.inner_size")
     if inner % heads or inner % width:
@@ -49,8 +49,8 @@ def _granite(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapp
 def _nemotron(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Nemotron-H with experts: a layer with key heads is attention, one with a width of FFNs has experts."""
     layers = config["num_hidden_layers"]
-    kv_heads = _by_layer(metadata, "attention.head_count_kv", layers)
-    widths = _by_layer(metadata, "feed_forward_length", layers)
+    kv_heads = by_layer(metadata, "attention.head_count_kv", layers)
+    widths = by_layer(metadata, "feed_forward_length", layers)
     metadata.value("attention.layer_norm_epsilon")  # some loaders insist on it, though no norm uses it
     heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
     if inner % heads:
@@ -84,7 +84,7 @@ def _nemotron(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Map
     }
 
 
-def _by_layer(metadata: Metadata, key: str, layers: int) -> list[int]:
+def by_layer(metadata: Metadata, key: str, layers: int) -> list[int]:
     """A number for each layer, 0 in some. Raises SourceError."""
     found = metadata.value(key)
     counts = found if isinstance(found, list) else [found] * layers

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
+from edgemoe.conversion.gguf.kda import KDA, kda_remark, write_kda
 from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
 from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
@@ -21,6 +22,8 @@ from edgemoe.conversion.gguf.layers import (
     plain_scale,
     rope_of,
 )
+from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
+from edgemoe.conversion.gguf.lightning import write_lightning
 from edgemoe.conversion.gguf.mamba import MAMBA
 from edgemoe.conversion.gguf.mamba_metadata import write_mamba
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
@@ -43,6 +46,12 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         return
     if ARCHITECTURES[spec.family] == LATENT:
         write_latent(writer, spec)
+        return
+    if ARCHITECTURES[spec.family] in KDA:
+        write_kda(writer, ARCHITECTURES[spec.family], spec)
+        return
+    if ARCHITECTURES[spec.family] == LIGHTNING:
+        write_lightning(writer, spec)
         return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
@@ -152,6 +161,8 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
         )
     if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
         yield remark
+    if ARCHITECTURES[spec.family] in KDA:
+        yield from kda_remark(spec)
     if has_rope(spec) and rope_of(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"

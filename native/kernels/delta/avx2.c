@@ -10,6 +10,7 @@ static inline void store(float *at, __m256 values) { _mm256_storeu_ps(at, values
 static inline __m256 spread(float number) { return _mm256_set1_ps(number); }
 static inline __m256 mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 static inline __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+static inline __m256 sub(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
 static inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 static inline __m256 fused_minus(__m256 a, __m256 b, __m256 c) { return _mm256_fnmadd_ps(a, b, c); }
 

@@ -10,6 +10,7 @@ static inline void store(float *at, __m512 values) { _mm512_storeu_ps(at, values
 static inline __m512 spread(float number) { return _mm512_set1_ps(number); }
 static inline __m512 mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
 static inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+static inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 static inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 static inline __m512 fused_minus(__m512 a, __m512 b, __m512 c) { return _mm512_fnmadd_ps(a, b, c); }
 

@@ -10,6 +10,7 @@ static inline void store(float *at, float32x4_t values) { vst1q_f32(at, values);
 static inline float32x4_t spread(float number) { return vdupq_n_f32(number); }
 static inline float32x4_t mul(float32x4_t a, float32x4_t b) { return vmulq_f32(a, b); }
 static inline float32x4_t add(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
+static inline float32x4_t sub(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
 static inline float32x4_t fused(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 static inline float32x4_t fused_minus(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmsq_f32(c, a, b); }
 
