@@ -407,6 +407,23 @@ typedef struct em_capacity {
     int32_t top_k;          /* K */
 } em_capacity;
 
+/* The selective state space of Mamba-1: each of I channels keeps W numbers, each of which decays at its own rate. */
+typedef struct em_channel_scan {
+    const float *input;       /* (T, I) */
+    const float *step;        /* (T, I) */
+    const float *keys;        /* (T, W) */
+    const float *queries;     /* (T, W) */
+    const float *rate;        /* (I*W,) */
+    const float *skip;        /* (I,) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    float *states;            /* (S, up16(I), W) */
+    float *output;            /* (T, I) */
+    int32_t channels;         /* I */
+    int32_t head_dim;         /* W */
+    int32_t sequence_count;   /* S */
+} em_channel_scan;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -433,7 +450,8 @@ typedef struct em_capacity {
     X(PLAIN_FFN, plain_ffn) \
     X(SELECTIVE_SCAN, selective_scan) \
     X(SCALE_BY_POSITION, scale_by_position) \
-    X(CAPACITY, capacity)
+    X(CAPACITY, capacity) \
+    X(CHANNEL_SCAN, channel_scan)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -538,6 +556,11 @@ typedef struct em_capacity {
         FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
+    STRUCT(em_channel_scan) FIELD(em_channel_scan, input) FIELD(em_channel_scan, step) \
+        FIELD(em_channel_scan, keys) FIELD(em_channel_scan, queries) FIELD(em_channel_scan, rate) \
+        FIELD(em_channel_scan, skip) FIELD(em_channel_scan, positions) FIELD(em_channel_scan, sequences) \
+        FIELD(em_channel_scan, states) FIELD(em_channel_scan, output) FIELD(em_channel_scan, channels) \
+        FIELD(em_channel_scan, head_dim) FIELD(em_channel_scan, sequence_count) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -1005,6 +1005,50 @@ CASES: dict[str, Case] = {
         layout="fused",
         legacy=True,
     ),
+    # Mamba-1 with channels that do not fill panels, attention without positions, experts in every second layer whose
+    # weights do not sum to one.
+    "jamba": Case(
+        "jamba",
+        44,
+        _common(
+            36,
+            5,
+            3,
+            1,
+            intermediate_size=20,
+            attn_layer_period=3,
+            attn_layer_offset=1,
+            num_experts=6,
+            num_experts_per_tok=2,
+            mamba_d_state=12,
+            mamba_dt_rank=5,
+            rms_norm_eps=1e-3,
+        ),
+    ),
+    # A width of heads of its own, three channels for each of the model's, a shorter convolution without a bias.
+    "jamba_fused": Case(
+        "jamba",
+        45,
+        _common(
+            24,
+            4,
+            4,
+            2,
+            head_dim=10,
+            intermediate_size=20,
+            attn_layer_period=4,
+            attn_layer_offset=0,
+            expert_layer_period=3,
+            expert_layer_offset=0,
+            num_experts=8,
+            num_experts_per_tok=3,
+            mamba_d_conv=3,
+            mamba_expand=3,
+            mamba_conv_bias=False,
+            tie_word_embeddings=True,
+        ),
+        layout="fused",
+    ),
     # The text part of a model for images, three value heads for each key head.
     "qwen3_5_moe": Case(
         "qwen3_5_moe",

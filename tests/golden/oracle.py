@@ -51,6 +51,7 @@ _CLASSES = {
     "granitemoehybrid": "GraniteMoeHybrid",
     "hunyuan_v1_moe": "HunYuanMoEV1",
     "hy_v3": "HYV3",
+    "jamba": "Jamba",
     "kimi_k2": "DeepseekV3",
     "kimi_k25": "Kimi_K25",
     "lfm2_moe": "Lfm2Moe",

@@ -15,6 +15,7 @@ from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.latent_attention import LatentAttention
+from edgemoe.model.blocks.mamba import Mamba
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.routers import RouterSpec
@@ -28,6 +29,7 @@ __all__ = [
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
+    "Mamba",
     "Mamba2",
     "Moe",
     "OutputGate",
@@ -41,7 +43,10 @@ __all__ = [
 BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
-        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)
+        for body in (
+            *(Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba, Mamba2, Moe, PlainFfn),
+            ShortConv,
+        )
     }
 )
 """Every kind of body by the name that stores give it."""
