@@ -101,9 +101,7 @@ def _read_period(reader: ConfigReader, kind: str, default_period: int, default_o
 def _read_mamba(reader: ConfigReader, hidden_size: int) -> Mamba:
     inner = reader.integer("mamba_expand", maximum=LARGEST_WIDTH, default=2) * hidden_size
     if inner > LARGEST_WIDTH:
-        raise SourceError(
-            f"config.json: {inner} channels of a Mamba layer; expected at most {LARGEST_WIDTH}.", DAMAGED
-        )
+        raise SourceError(f"config.json: {inner} channels of a Mamba layer; expected at most {LARGEST_WIDTH}.", DAMAGED)
     reader.require("mamba_proj_bias", False)
     rank = -(-hidden_size // 16)
     if reader.value("mamba_dt_rank") != "auto":

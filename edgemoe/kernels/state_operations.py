@@ -230,7 +230,7 @@ class SelectiveScan(Operation, code=24):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChannelScan(Operation, code=34):
-    """The selective state space of Mamba-1: each of `I` channels keeps `W` numbers, each of which decays at its own rate.
+    """The selective state space of Mamba-1: each of `I` channels keeps `W` numbers, which decay at rates of their own.
 
     All channels share a row's `keys` (`B`) and `queries` (`C`). With `dt = softplus(step)` and rates below 0, of a
     channel's input `x` and its numbers `S`:

@@ -407,7 +407,7 @@ typedef struct em_capacity {
     int32_t top_k;          /* K */
 } em_capacity;
 
-/* The selective state space of Mamba-1: each of I channels keeps W numbers, each of which decays at its own rate. */
+/* The selective state space of Mamba-1: each of I channels keeps W numbers, which decay at rates of their own. */
 typedef struct em_channel_scan {
     const float *input;       /* (T, I) */
     const float *step;        /* (T, I) */

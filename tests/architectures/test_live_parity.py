@@ -31,9 +31,10 @@ LLAMA4 = ("llama4", "llama4_text")
 VISION = CASES["gemma4"].config["vision_config"]
 """Families whose head width is always the model's width over the number of heads."""
 DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
-MAMBA = ("granitemoehybrid", "nemotron_h")
+MAMBA = ("granitemoehybrid", "jamba", "nemotron_h")
 NEWER = (
     "dbrx",
+    "jamba",
     "llama4",
     "phimoe",
     "granitemoe_swa",
@@ -61,6 +62,7 @@ NO_ATTENTION_BIAS = (
     "dbrx",
     "ernie4_5_moe",
     "exaone_moe",
+    "jamba",
     "kolibri1",
     "lfm2_moe",
     "minimax_m2",
@@ -210,6 +212,10 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     elif model_type == "granitemoehybrid":
         del config["head_dim"]  # the reference's attention has no such key
         config |= draw(granitemoehybrid(config, heads * head_width))
+    elif model_type == "jamba":
+        for key in ("rope_parameters", "head_dim"):  # without positions; heads fill the model
+            del config[key]
+        config |= draw(jamba()) | {"hidden_size": heads * head_width}
     elif model_type == "nemotron_h":
         for key in ("num_hidden_layers", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"):
             del config[key]  # the reference ties no head
@@ -401,6 +407,24 @@ def granitemoehybrid(draw: st.DrawFn, config: dict[str, Any], hidden_size: int) 
         "mamba_conv_bias": draw(st.booleans()),
         "mamba_chunk_size": draw(st.integers(1, 70)),
         "position_embedding_type": draw(st.sampled_from([None, "rope"])),
+    }
+
+
+@st.composite
+def jamba(draw: st.DrawFn) -> dict[str, Any]:
+    count, periods = draw(st.integers(1, 12)), [draw(st.integers(1, 3)) for _ in range(2)]
+    return {
+        "attn_layer_period": periods[0],
+        "attn_layer_offset": 0,  # the reference cannot run a model without any attention
+        "expert_layer_period": periods[1],
+        "expert_layer_offset": draw(st.integers(0, periods[1] - 1)),
+        "num_experts": count,
+        "num_experts_per_tok": draw(st.integers(1, count)),
+        "mamba_d_state": draw(st.integers(1, 40)),
+        "mamba_d_conv": draw(st.integers(2, 6)),
+        "mamba_dt_rank": draw(st.just("auto") | st.integers(1, 20)),
+        "mamba_expand": draw(st.integers(1, 3)),
+        "mamba_conv_bias": draw(st.booleans()),
     }
 
 

@@ -23,7 +23,14 @@ from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_LFM2, SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
+from tests.support.checkpoints import (
+    SMALL_DEEPSEEK,
+    SMALL_JAMBA,
+    SMALL_LFM2,
+    SMALL_NEMOTRON,
+    SMALL_QWEN,
+    write_checkpoint,
+)
 from tests.support.engines import engine_with_slots
 
 VOCABULARY = 12
@@ -248,6 +255,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),
+    "channels with rates": (SMALL_JAMBA, ()),
     "windows alone": (WINDOWED, (37, 70)),
     "windows and convolutions": (LONG_LFM2, (65,)),
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
@@ -259,7 +267,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
 
-SLOW = {"windows alone", "values of another width", "norms around"}
+SLOW = {"channels with rates", "windows alone", "values of another width", "norms around"}
 
 
 @pytest.fixture(

@@ -15,6 +15,7 @@ from edgemoe.model.blocks import (
     GatedDelta,
     GatedFfn,
     LatentAttention,
+    Mamba,
     Mamba2,
     Moe,
     PlainFfn,
@@ -124,6 +125,8 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
         (LayerSpec.of(GatedDelta(1, 1, 257, 16, 4)), "keys of 257 channels: expected at most 256"),
         (LayerSpec.of(GatedDelta(1, 1, 16, 16, 1)), "a convolution over 1 tokens: expected 2 to 64"),
+        (LayerSpec.of(Mamba(32, 257, 2, 4)), "257 numbers of each channel: expected at most 256"),
+        (LayerSpec.of(Mamba(32, 16, 2, 1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(Mamba2(3, 16, 2, 16, 4)), "3 heads in 2 groups"),
         (LayerSpec.of(Mamba2(2, 16, 2, 16, 65)), "a convolution over 65 tokens: expected 2 to 64"),
         (

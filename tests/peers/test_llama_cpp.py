@@ -187,7 +187,8 @@ def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
     print(f"{name}: relative error {apart.max():.2g}, mean KL {agreement(ours, theirs)[1]:.2g}")
     # llama.cpp brings keys of recurrent layers to unit length without an epsilon, which tells with narrow heads.
     # It finds DeepSeek's factor of the scores by logarithms in float32, and takes it off the rotation again.
-    bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3, "deepseek_v3": 3e-5}
+    # The decays of Mamba-1 have exponents that are products of two rounded numbers.
+    bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3, "deepseek_v3": 3e-5, "jamba": 3e-5}
     assert apart.max() < next((bound for start, bound in bounds.items() if name.startswith(start)), 1e-5)
 
 

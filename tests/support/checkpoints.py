@@ -115,6 +115,24 @@ SMALL_NEMOTRON: dict[str, Any] = {
 }
 """Layers of one block each: two of Mamba-2, two of 10 experts on latent rows, one of attention, and an FFN
 without a gate."""
+SMALL_JAMBA: dict[str, Any] = {
+    "model_type": "jamba",
+    "attn_layer_offset": 1,
+    "attn_layer_period": 3,
+    "hidden_size": 72,
+    "intermediate_size": 40,
+    "mamba_d_state": 12,
+    "mamba_dt_rank": 6,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 6,
+    "num_experts": 10,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 193,
+}
+"""Three layers of Mamba-1 and one of attention; every second one has 10 experts."""
 SMALL_DEEPSEEK: dict[str, Any] = {
     "model_type": "deepseek_v3",
     "hidden_size": 72,

@@ -16,7 +16,7 @@ from edgemoe.model.graph import Part
 
 @dataclass(frozen=True)
 class Mamba:
-    """`out (scan(x, dt, B, C) * silu(gate u))`, where `x = silu(conv(in u))` (Gu and Dao 2023; Jamba: Lieber et al. 2024).
+    """`out (scan(x, dt, B, C) * silu(gate u))` with `x = silu(conv(in u))` (Gu and Dao 2023), as Jamba has it.
 
     A causal convolution over `length` tokens, each of the `inner` channels by itself, makes `x`. Three matrices give of
     it `dt`, through a latent of `step_rank` channels, and `B` and `C` of `state_size` numbers; each is normalised.
