@@ -135,6 +135,7 @@ def read_latent_attention(
     interleaved: bool | None = None,
     wide_heads: bool = False,
     growing: bool = False,
+    default_theta: float = 10_000.0,
 ) -> LatentAttention:
     """Widths, positions and scale. Raises SourceError.
 
@@ -173,7 +174,7 @@ def read_latent_attention(
         if rope.rotated != rotary_dim:
             raise unsupported("partial_rotary_factor", rope.rotated / head_dim, f"{part:g}")
     else:
-        rope = read_rope(reader, rotary_dim, 10_000.0, frame.max_positions)
+        rope = read_rope(reader, rotary_dim, default_theta, frame.max_positions)
     if neighbours:
         rope = replace(rope, pairing="neighbours")
     return LatentAttention(

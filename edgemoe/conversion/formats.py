@@ -72,6 +72,8 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
     if expert_of(name):
         return "experts"
     last = name.split(".")[2] if name.startswith("layers.") else name
+    if last in ("first", "second"):  # of two attentions, and of two FFNs, of a layer
+        last = name.split(".")[3]
     return _CLASSES.get(last, last)
 
 

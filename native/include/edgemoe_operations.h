@@ -153,7 +153,7 @@ typedef struct em_route {
     int32_t renormalise;
     int32_t *experts;           /* (T, K) */
     float *weights;             /* (T, K) */
-    const int32_t *slots;       /* (E,), or NULL */
+    const int32_t *slots;       /* (resident,), or NULL */
     float bonus;
     int32_t score;              /* EM_SCORE_... */
     const float *choice_bias;   /* (E,), or NULL */
@@ -166,8 +166,10 @@ typedef struct em_route {
     const float *expert_scales; /* (E,), or NULL */
     int64_t group_best;
     float jitter;
+    int64_t passing;
     int32_t num_experts;        /* E */
     int32_t top_k;              /* K */
+    int32_t resident;           /* resident */
 } em_route;
 
 /* The function of gate's number g and up's number u whose result an FFN multiplies by down. */
@@ -494,7 +496,7 @@ typedef struct em_channel_scan {
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
         FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, jitter) \
-        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, passing) FIELD(em_route, num_experts) FIELD(em_route, top_k) FIELD(em_route, resident) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \

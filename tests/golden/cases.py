@@ -54,6 +54,24 @@ def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -
     }
 
 
+LONGCAT = {
+    **_common(36, 2, 3, 3, rms_norm_eps=1e-2),
+    "num_layers": 2,
+    "ffn_hidden_size": 40,
+    "expert_ffn_hidden_size": 20,
+    "n_routed_experts": 8,
+    "zero_expert_num": 4,
+    "moe_topk": 4,
+    "routed_scaling_factor": 1.5,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 10,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+del LONGCAT["num_hidden_layers"]
 LATENT = _common(
     32,
     3,
@@ -1047,6 +1065,26 @@ CASES: dict[str, Case] = {
             mamba_conv_bias=False,
             tie_word_embeddings=True,
         ),
+        layout="fused",
+    ),
+    # Two latent attentions and two FFNs in a layer, beside which experts are computed; a third of the router's choices
+    # pass on their input.
+    "longcat_flash": Case(
+        "longcat_flash",
+        46,
+        LONGCAT,
+    ),
+    # Every choice has an expert; scaled positions.
+    "longcat_flash_fused": Case(
+        "longcat_flash",
+        48,
+        LONGCAT
+        | {
+            "zero_expert_num": 0,
+            "moe_topk": 2,
+            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4},
+            "tie_word_embeddings": True,
+        },
         layout="fused",
     ),
     # The text part of a model for images, three value heads for each key head.
