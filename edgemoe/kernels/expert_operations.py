@@ -68,11 +68,11 @@ class Route(Operation, code=7):
     its share among experts that are not chosen before it and whose logit `z` is near `m`, the largest of those:
     `(m - z) / max(|z|, m) <= 2 * jitter`, each step in float32. The chosen expert counts as near.
 
-    With `slots`, of the experts alone, the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
-    a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
-    that have a slot, and of those that need none, else the choice score; the range is that of the choice scores in kept groups. It is computed in
-    float32, without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed and
-    weighted, as without the bonus.
+    With `slots`, of the experts alone, the expert of largest choice score is still chosen, and the other `K - 1` by
+    largest raised score (on a tie by larger choice score, then the lower number). It is `choice score + bonus *
+    (largest - smallest)` of experts that have a slot, and of choices that need none, else the choice score; the range
+    is that of the choice scores in kept groups. It is computed in float32, without the bonus for a token whose range is
+    not finite. Groups are kept, and the chosen experts listed and weighted, as without the bonus.
     Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099). Of sigmoid scores with a bias
     for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437). Of `least_sum`: ERNIE 4.5 (Baidu 2025).
     """
@@ -274,10 +274,10 @@ class Prefetch(Operation, code=10):
 class Experts(Operation, code=11):
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
-    Output rows of other experts are left unchanged; of a choice of -1 the row is `input[t]`. Each token's results go to rows of their own, so the order in which
-    experts arrive does not affect the result. With `paged`, a `Fetch` of the same experts has come before; experts
-    whose records are in the arena are computed first, the others as their records land, and where slots are too few
-    for all they take turns. `slots` is then the pager's own table, and the rows of experts that were left out become
+    Output rows of other experts are left unchanged; of a choice of -1 the row is `input[t]`. Each token's results go to
+    rows of their own, so the order in which experts arrive does not affect the result. With `paged`, a `Fetch` of the
+    same experts has come before; experts whose records are in the arena are computed first, the others as their records
+    land, and where slots are too few for all they take turns. `slots` is then the pager's own table, and the rows of experts that were left out become
     zeros. A run raises ReadError naming layer and expert if a read fails or takes too long.
     """
 

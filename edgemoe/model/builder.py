@@ -66,7 +66,7 @@ class Builder:
     ending: Builder | None = None
     """Collects what runs once for each input, at the encoder's end; None without an encoder, and within it."""
     only_stage: Stage | None = None
-    """The stage of all work, whatever blocks say; None: they put theirs into stages, as only a layer's last or late do."""
+    """The stage of all work, whatever blocks say; None: they put theirs into stages, as a layer's last and late do."""
     routing: RoutingValues | None = None
     steps: list[Step] = field(default_factory=list)
     _born: dict[Value, int] = field(default_factory=dict)

@@ -56,8 +56,8 @@ class Block:
     early: bool = False
     """Whether it reads the stream as the layer begins, before any other block of the layer has changed it (Arctic)."""
     late: bool = False
-    """Whether its result joins the stream at the layer's end, after those of blocks that stand after it, and is computed
-    beside them (LongCat-Flash). Only experts are late, parallel to another block."""
+    """Whether its result joins the stream at the layer's end, after those of the blocks behind it, beside which it is
+    computed (LongCat-Flash). Only experts are late, parallel to another block."""
     residual: Residual | None = None
     """How the result joins the stream; None: it is added, times the model's `residual_scale`."""
     sum_norm: bool = False

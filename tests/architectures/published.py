@@ -1873,6 +1873,44 @@ AXK1: dict[str, Any] = {
 }
 """By the defaults of its class, not a file of its own."""
 
+LONGCAT_FLASH: dict[str, Any] = {
+    "architectures": ["LongcatFlashForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attention_method": "MLA",
+    "auto_map": {
+        "AutoConfig": "configuration_longcat_flash.LongcatFlashConfig",
+        "AutoModelForCausalLM": "modeling_longcat_flash.LongcatFlashForCausalLM",
+    },
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "expert_ffn_hidden_size": 2048,
+    "ffn_hidden_size": 12288,
+    "hidden_size": 6144,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 131072,
+    "mla_scale_kv_lora": True,
+    "mla_scale_q_lora": True,
+    "model_type": "longcat_flash",
+    "moe_topk": 12,
+    "n_routed_experts": 512,
+    "num_attention_heads": 64,
+    "num_layers": 28,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000000.0,
+    "routed_scaling_factor": 6.0,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "v_head_dim": 128,
+    "vocab_size": 131072,
+    "zero_expert_num": 256,
+    "zero_expert_type": "identity",
+}
+"""By the defaults of its class, under the keys of the code that comes with it."""
+
 SARVAM_105B: dict[str, Any] = {
     "architectures": ["SarvamMLAForCausalLM"],
     "attention_bias": False,
@@ -2227,6 +2265,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Kimi-K2-Instruct": (KIMI_K2, 1_026_408_232_448),
     "DeepSeek-V3.2-Exp": (DEEPSEEK_V32, 671_026_419_200),
     "Kimi-K2.5": (KIMI_K25, 1_026_408_232_448),
+    "LongCat-Flash-Chat": (LONGCAT_FLASH, 560_664_980_480),
     "A.X-K1": (AXK1, 518_983_052_288),
     "sarvam-105b": (SARVAM_105B, 106_031_767_424),
     "GLM-4.7-Flash": (GLM_47_FLASH, 29_943_393_920),

@@ -62,6 +62,7 @@ from tests.architectures.published import (
     LLAMA4_MAVERICK,
     LLAMA4_SCOUT,
     LLAMA_31_8B,
+    LONGCAT_FLASH,
     MINIMAX_M2,
     MISTRAL_SMALL_4,
     MIXTRAL_8X7B,
@@ -898,6 +899,49 @@ def test_nemotron_h_that_cannot_be_run_is_refused(changes, words):
 def test_steps_without_limits_are_spelled_in_three_ways():
     for infinity in (float("inf"), None, {"__float__": "Infinity"}):
         assert model_spec(NEMOTRON_3_NANO | {"time_step_limit": [0.0, infinity]}) == model_spec(NEMOTRON_3_NANO)
+
+
+def test_longcat_flash():
+    spec = model_spec(LONGCAT_FLASH)
+    assert spec.layers == (spec.layers[0],) * 28
+    first, dense, experts, second, other = spec.layers[0].blocks
+    assert (first.prefix, dense.prefix, second.prefix, other.prefix) == ("first.", "first.", "second.", "second.")
+    assert (first.body, dense.body) == (second.body, other.body) == (first.body, GatedFfn(12288))
+    router = RouterSpec(normalise=False, choice_bias=True, scale=6.0)
+    assert experts.body == Moe(512, 12, 2048, router, passing=256)
+    assert (experts.input_norm, experts.parallel, experts.late, experts.prefix) == (False, True, True, "")
+    attention = first.body
+    assert (attention.query_scale, attention.latent_scale, attention.latent_epsilon) == (2, 12**0.5, 1e-6)
+    assert (attention.scale, attention.rope) == (192**-0.5, RopeSpec(1e7, 64, pairing="neighbours"))
+    assert experts.body.routed.mean_top_k == 8
+    assert model_spec(without(LONGCAT_FLASH, "rope_theta", "routed_scaling_factor", "mla_scale_q_lora")) == spec
+    assert model_spec(LONGCAT_FLASH | {"zero_expert_num": None}).layers[0].blocks[2].body.passing == 0
+    for count in (28, 56):
+        assert model_spec(LONGCAT_FLASH | {"num_hidden_layers": count}) == spec
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"zero_expert_type": "copy"}, 'zero_expert_type is "copy"; edgemoe implements "identity" only'),
+        ({"attention_method": "GQA"}, 'attention_method is "GQA"; edgemoe implements "MLA" only'),
+        ({"mla_scale_q_lora": False}, "mla_scale_q_lora is false; edgemoe implements true only"),
+        ({"mla_scale_kv_lora": False}, "mla_scale_kv_lora is false; edgemoe implements true only"),
+        ({"router_bias": True}, "router_bias is true; edgemoe implements false only"),
+        ({"norm_topk_prob": True}, "norm_topk_prob is true; edgemoe implements false only"),
+        ({"q_lora_rank": None}, "q_lora_rank is missing; expected a whole number"),
+        ({"moe_topk": 513}, "moe_topk is 513; expected at most the number of experts, 512"),
+        ({"num_layers": 129}, "129 layers of 512 experts; expected at most 65536 experts in all"),
+        ({"num_hidden_layers": 27}, "num_hidden_layers is 27; edgemoe implements 28 or 56 only"),
+        ({"zero_expert_num": -1}, "zero_expert_num is -1; expected a whole number from 0"),
+    ],
+)
+def test_longcat_flash_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(LONGCAT_FLASH | changes)
+
+
+def test_longcat_flash_says_how_many_choices_are_of_no_expert():
+    assert "zero_expert_num is missing" in refusal(without(LONGCAT_FLASH, "zero_expert_num"))
 
 
 def test_jamba():

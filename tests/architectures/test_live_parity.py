@@ -65,6 +65,7 @@ NO_ATTENTION_BIAS = (
     "jamba",
     "kolibri1",
     "lfm2_moe",
+    "longcat_flash",
     "minimax_m2",
     "mixtral",
     "nemotron_h",
@@ -167,6 +168,11 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             whole = KIMI if model_type == "kimi_k25" else MISTRAL3
             config = whole | {"text_config": config, "tie_word_embeddings": tied}
             return Case(model_type, number(0, 1 << 30), config, draw(st.sampled_from(["files", "fused"])))
+    elif model_type == "longcat_flash":
+        for key in ("head_dim", "intermediate_size", "num_key_value_heads"):
+            del config[key]
+        config["num_layers"] = config.pop("num_hidden_layers")
+        config |= draw(longcat_flash(heads))
     elif model_type in PUBLISHED_CODE:
         for key in ("rope_parameters", "tie_word_embeddings"):
             del config[key]
@@ -669,12 +675,33 @@ def latent_attention(draw: st.DrawFn, model_type: str, heads: int) -> dict[str, 
     }
     if model_type == "deepseek_v2":
         return keys | {"topk_method": draw(st.sampled_from(["greedy", "group_limited_greedy"]))}
-    if model_type in ("axk1", "kimi_k25", *INDEXED):  # of kimi_k25 the reference's saving breaks another query
+    if model_type in (
+        "axk1",
+        "kimi_k25",
+        "longcat_flash",
+        *INDEXED,
+    ):  # of kimi_k25 the reference's saving breaks another query
         keys["q_lora_rank"] = draw(st.integers(1, 40))
     if model_type in INDEXED:
         widths = {"index_head_dim": rotated + draw(st.integers(0, 8)), "index_n_heads": draw(st.integers(1, 3))}
         return keys | widths | {"index_topk": 512}
     return keys | {"rope_interleave": draw(st.booleans())}
+
+
+@st.composite
+def longcat_flash(draw: st.DrawFn, heads: int) -> dict[str, Any]:
+    keys = draw(latent_attention("longcat_flash", heads))
+    del keys["rope_interleave"]
+    experts, passing = draw(st.integers(1, 12)), draw(st.integers(0, 8))
+    return keys | {
+        "expert_ffn_hidden_size": draw(st.integers(1, 40)),
+        "ffn_hidden_size": draw(st.integers(1, 70)),
+        "head_dim": keys["qk_rope_head_dim"],
+        "moe_topk": draw(st.integers(1, experts)),
+        "n_routed_experts": experts,
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 6.0])),
+        "zero_expert_num": passing,
+    }
 
 
 @st.composite

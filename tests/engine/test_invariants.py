@@ -27,6 +27,7 @@ from tests.support.checkpoints import (
     SMALL_DEEPSEEK,
     SMALL_JAMBA,
     SMALL_LFM2,
+    SMALL_LONGCAT,
     SMALL_NEMOTRON,
     SMALL_QWEN,
     write_checkpoint,
@@ -256,6 +257,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "recurrent": (SMALL_QWEN, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),
     "channels with rates": (SMALL_JAMBA, ()),
+    "late experts": (SMALL_LONGCAT, ()),
     "windows alone": (WINDOWED, (37, 70)),
     "windows and convolutions": (LONG_LFM2, (65,)),
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
@@ -267,7 +269,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
 
-SLOW = {"channels with rates", "windows alone", "values of another width", "norms around"}
+SLOW = {"channels with rates", "late experts", "windows alone", "values of another width", "norms around"}
 
 
 @pytest.fixture(

@@ -133,6 +133,26 @@ SMALL_JAMBA: dict[str, Any] = {
     "vocab_size": 193,
 }
 """Three layers of Mamba-1 and one of attention; every second one has 10 experts."""
+SMALL_LONGCAT: dict[str, Any] = {
+    "model_type": "longcat_flash",
+    "expert_ffn_hidden_size": 40,
+    "ffn_hidden_size": 24,
+    "hidden_size": 72,
+    "kv_lora_rank": 32,
+    "max_position_embeddings": 512,
+    "moe_topk": 4,
+    "n_routed_experts": 10,
+    "num_attention_heads": 6,
+    "num_layers": 4,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "v_head_dim": 16,
+    "vocab_size": 193,
+    "zero_expert_num": 5,
+}
+"""Four layers of two attentions, two FFNs, and 10 experts beside 5 choices of none."""
 SMALL_DEEPSEEK: dict[str, Any] = {
     "model_type": "deepseek_v3",
     "hidden_size": 72,
