@@ -277,8 +277,9 @@ class Experts(Operation, code=11):
     Output rows of other experts are left unchanged; of a choice of -1 the row is `input[t]`. Each token's results go to
     rows of their own, so the order in which experts arrive does not affect the result. With `paged`, a `Fetch` of the
     same experts has come before; experts whose records are in the arena are computed first, the others as their records
-    land, and where slots are too few for all they take turns. `slots` is then the pager's own table, and the rows of experts that were left out become
-    zeros. A run raises ReadError naming layer and expert if a read fails or takes too long.
+    land, and where slots are too few for all they take turns. `slots` is then the pager's own table, and the rows of
+    experts that were left out become zeros. A run raises ReadError naming layer and expert if a read fails or takes too
+    long.
     """
 
     input: Annotated[Floats, rows("D")]
