@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -242,6 +243,9 @@ _INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
 UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
 _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
+NO_EXPERT = "a matrix of a choice that is of no expert, which passes on what experts read"
+_EXPERT_MATRIX = re.compile(r"model\.layers\.(\d{1,6})\.mlp\.experts\.(\d{1,6})\.(gate|up|down)_proj\.weight")
+
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 _STACKS_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 STACKS_EMBEDDING = "a copy of the embedding, which encoder and decoder share"
@@ -334,6 +338,7 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
     normed = {number for number, layer in enumerate(spec.layers) if layer.blocks[-1].post_norm}
     unnormed = set(range(len(spec.layers))) - normed if normed else set()
+    passing = {number: routed.num_experts for number, routed in spec.routed.items() if routed.passing}
     for name in names:
         if (further and name.startswith(further)) or _NAMED_FURTHER_TOKENS.fullmatch(name):
             reasons[name] = FURTHER_TOKENS
@@ -346,6 +351,9 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
         norm = _NORM_OF_FFN.fullmatch(name)
         if norm and int(norm[1]) in unnormed:
             reasons[name] = UNUSED_NORM
+        matrix = _EXPERT_MATRIX.fullmatch(name) if passing else None
+        if matrix and int(matrix[2]) >= passing.get(int(matrix[1]), sys.maxsize):
+            reasons[name] = NO_EXPERT
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         if name in _STACKS_EMBEDDINGS and spec.encoder:

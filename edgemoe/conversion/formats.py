@@ -29,6 +29,7 @@ _CLASSES = {
     **dict.fromkeys(("delta_gate_latent", "delta_decays_latent"), "delta"),
     **dict.fromkeys(("lightning_in", "lightning_gate", "lightning_out"), "lightning"),
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
+    **dict.fromkeys(("mamba_step_latent", "mamba_write", "mamba_read"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),
 }
@@ -74,6 +75,8 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
     if expert_of(name):
         return "experts"
     last = name.split(".")[2] if name.startswith("layers.") else name
+    if last in ("first", "second"):  # of two attentions, and of two FFNs, of a layer
+        last = name.split(".")[3]
     return _CLASSES.get(last, last)
 
 

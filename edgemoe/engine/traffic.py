@@ -71,7 +71,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
                 kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed_of_tokens.items():
-        size = routed.top_k * manifest.mean_expert_bytes(number)
+        size = int(routed.mean_top_k * manifest.mean_expert_bytes(number))
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
     return TokenTraffic(weight_bytes, sorted(kv_bytes.items()))
 

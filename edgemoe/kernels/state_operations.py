@@ -245,3 +245,33 @@ class SelectiveScan(Operation, code=24):
         require(sizes.letters["M"] == H * Wv + 2 * G * W, "mixed", f"{H * Wv + 2 * G * W} columns", sizes.letters["M"])
         wanted = "a vector" if self.step is not None else "none without steps"
         require((self.step is None) == (self.step_bias is None), "step_bias", wanted, self.step_bias is not None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ChannelScan(Operation, code=34):
+    """The selective state space of Mamba-1: each of `I` channels keeps `W` numbers, which decay at rates of their own.
+
+    All channels share a row's `keys` (`B`) and `queries` (`C`). With `dt = softplus(step)` and rates below 0, of a
+    channel's input `x` and its numbers `S`:
+
+        S = exp(rate * dt) * S + B * (dt * x);  output = S . C + skip * x
+
+    `states` holds `S` of each sequence as that of `DeltaRule` does, as one head whose columns are the channels, and the
+    rows of a run come as they do there.
+    Source: Gu and Dao 2023 (arXiv 2312.00752), the recurrent form, as Jamba has it.
+    """
+
+    input: Annotated[Floats, rows("I")]
+    step: Annotated[Floats, rows("I")]
+    keys: Annotated[Floats, rows("W")]
+    queries: Annotated[Floats, rows("W")]
+    rate: Annotated[Floats, weight("I*W")]  # (I, W)
+    skip: Annotated[Floats, weight("I")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `states`
+    states: Annotated[Floats, buffer("S", "up16(I)", "W"), IN_PLACE]
+    output: Annotated[Floats, rows("I"), output(apart_from="input")]
+
+    def check(self, sizes: Sizes) -> None:
+        width = sizes.letters["W"]
+        require(width <= WIDEST_KEYS, "states", f"at most {WIDEST_KEYS} numbers of each channel", width)

@@ -204,9 +204,12 @@ def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> S
     """Add the blocks of a layer; returns the section."""
     *before, last = layer.groups()
     early = _early_sources(build, number, layer)
+    late = False
     for group in (*before, last):
-        build.staged = group is last
         start: Stage = "attend"
+        # What stands after experts that are late, or beside them, is computed while their records are read.
+        late = late or any(block.late for block in group)
+        build.only_stage = "beside" if late else None if group is last else "attend"
         if group is last and layer.routed is None and build.guess_next is not None:
             # Nothing else of such a layer is staged: what it reads ahead for the next one arrives meanwhile.
             build.guess_next_routing()
@@ -234,6 +237,9 @@ def _add_group(
     `start` is the stage of what bodies do not put into a stage themselves.
     """
     sources: list[op.Floats] = []
+    stage_of_others = build.only_stage
+    if any(block.late for block in blocks):
+        build.only_stage = None  # its rows are what routers read
     for block in blocks:
         with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             if block.early:
@@ -246,6 +252,7 @@ def _add_group(
     waiting: list[op.Floats] = []
     latest = start
     for block, source in zip(blocks, sources, strict=True):
+        build.only_stage = None if block.late else stage_of_others
         with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             # A body adds its result to the stream itself, unless something happens to the result before: then the body
             # writes it to rows of its own, and `_join` brings it into the stream.
@@ -292,7 +299,7 @@ def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) 
 
 def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
     """Guess the routing of layer `number` from the residual stream as it stands one layer earlier."""
-    *_, group = layer.groups()
+    group = next(group for group in layer.groups() if any(block.body.routed for block in group))
     routed = next(place for place, block in enumerate(group) if block.body.routed)
     # The router reads the rows of the latest block up to its own that has an input norm, or of the group's first block.
     reads = next(block for block in reversed(group[: routed + 1]) if block.input_norm or not block.parallel)

@@ -153,7 +153,7 @@ typedef struct em_route {
     int32_t renormalise;
     int32_t *experts;           /* (T, K) */
     float *weights;             /* (T, K) */
-    const int32_t *slots;       /* (E,), or NULL */
+    const int32_t *slots;       /* (resident,), or NULL */
     float bonus;
     int32_t score;              /* EM_SCORE_... */
     const float *choice_bias;   /* (E,), or NULL */
@@ -166,8 +166,10 @@ typedef struct em_route {
     const float *expert_scales; /* (E,), or NULL */
     int64_t group_best;
     float jitter;
+    int64_t passing;
     int32_t num_experts;        /* E */
     int32_t top_k;              /* K */
+    int32_t resident;           /* resident */
 } em_route;
 
 /* The function of gate's number g and up's number u whose result an FFN multiplies by down. */
@@ -411,6 +413,23 @@ typedef struct em_capacity {
     int32_t top_k;          /* K */
 } em_capacity;
 
+/* The selective state space of Mamba-1: each of I channels keeps W numbers, which decay at rates of their own. */
+typedef struct em_channel_scan {
+    const float *input;       /* (T, I) */
+    const float *step;        /* (T, I) */
+    const float *keys;        /* (T, W) */
+    const float *queries;     /* (T, W) */
+    const float *rate;        /* (I*W,) */
+    const float *skip;        /* (I,) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    float *states;            /* (S, up16(I), W) */
+    float *output;            /* (T, I) */
+    int32_t channels;         /* I */
+    int32_t head_dim;         /* W */
+    int32_t sequence_count;   /* S */
+} em_channel_scan;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -437,7 +456,8 @@ typedef struct em_capacity {
     X(PLAIN_FFN, plain_ffn) \
     X(SELECTIVE_SCAN, selective_scan) \
     X(SCALE_BY_POSITION, scale_by_position) \
-    X(CAPACITY, capacity)
+    X(CAPACITY, capacity) \
+    X(CHANNEL_SCAN, channel_scan)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -480,7 +500,7 @@ typedef struct em_capacity {
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
         FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, jitter) \
-        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, passing) FIELD(em_route, num_experts) FIELD(em_route, top_k) FIELD(em_route, resident) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -543,6 +563,11 @@ typedef struct em_capacity {
         FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
+    STRUCT(em_channel_scan) FIELD(em_channel_scan, input) FIELD(em_channel_scan, step) \
+        FIELD(em_channel_scan, keys) FIELD(em_channel_scan, queries) FIELD(em_channel_scan, rate) \
+        FIELD(em_channel_scan, skip) FIELD(em_channel_scan, positions) FIELD(em_channel_scan, sequences) \
+        FIELD(em_channel_scan, states) FIELD(em_channel_scan, output) FIELD(em_channel_scan, channels) \
+        FIELD(em_channel_scan, head_dim) FIELD(em_channel_scan, sequence_count) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -34,6 +34,7 @@
                 [EM_Q8] = em_mix_q8_##vectors},                                                                \
         .delta = em_delta_##states,                                                                            \
         .scan = em_scan_##states,                                                                              \
+        .channels = em_channels_##states,                                                                      \
         .crc32c = em_crc32c_##vectors,                                                                         \
     }
 

@@ -33,7 +33,7 @@ enum {
     LATENT_ROTARY = 8,
     LATENT_WIDTH = LATENT + LATENT_ROTARY,
     NOPE = 12,
-    OPERATIONS = 52, /* at most, with one that begins to read experts */
+    OPERATIONS = 56, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -70,6 +70,7 @@ typedef struct model {
     float scan_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS], own_norm[DELTA_OUTPUTS];
     float still_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float apart_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
+    float channel_rates[WIDTH][LATENT_ROTARY], channel_states[1][(WIDTH + 15) / 16 * EM_PANEL_ROWS][LATENT_ROTARY];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -253,6 +254,15 @@ static inline void add_scan(model *m) {
     out->parts[0] = part_of(owned_matrix(m, EM_Q8, WIDTH, DELTA_OUTPUTS), NULL, *m->hidden);
 }
 
+static inline void add_channels(model *m) {
+    add(m, EM_CHANNEL_SCAN)->as.channel_scan = (em_channel_scan){
+        .input = *m->convolved, .step = *m->normed, .keys = *m->rotary, .queries = *m->rotary, .rate = *m->channel_rates,
+        .skip = m->bias, .positions = m->positions, .sequences = m->sequences, .states = **m->channel_states,
+        .output = *m->shared, .channels = WIDTH, .head_dim = LATENT_ROTARY, .sequence_count = 1};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->shared, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
+}
+
 static inline void add_moe(model *m) {
     em_linear *router = &add(m, EM_LINEAR)->as.linear;
     *router = (em_linear){.input = *m->hidden, .parts_count = 2, .scale = 1};
@@ -333,12 +343,16 @@ static inline model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < DELTA_CHANNELS * TAPS; i++) m->delta_taps[i / TAPS][i % TAPS] = random_float();
     for (int i = 0; i < DELTA_OUTPUTS; i++) m->own_norm[i] = random_float();
     for (int i = 0; i < DELTA_HEADS; i++) m->delta_rate[i] = -1.5f - random_float();
+    for (int i = 0; i < WIDTH * LATENT_ROTARY; i++) {
+        m->channel_rates[i / LATENT_ROTARY][i % LATENT_ROTARY] = -1.5f - random_float();
+    }
     /* What lies in states and rings before the first position is never read. */
     memset(m->states, 0xff, sizeof m->states);
     memset(m->scan_states, 0xff, sizeof m->scan_states);
     memset(m->apart_states, 0xff, sizeof m->apart_states);
     memset(m->still_states, 0xff, sizeof m->still_states);
     memset(m->delta_ring, 0xff, sizeof m->delta_ring);
+    memset(m->channel_states, 0xff, sizeof m->channel_states);
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */
         m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
@@ -351,6 +365,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add_convolution(m);
     add_delta(m);
     add_scan(m);
+    add_channels(m);
     add_moe(m);
     return m;
 }

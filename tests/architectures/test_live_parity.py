@@ -31,12 +31,13 @@ LLAMA4 = ("llama4", "llama4_text")
 VISION = CASES["gemma4"].config["vision_config"]
 """Families whose head width is always the model's width over the number of heads."""
 DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
-MAMBA = ("granitemoehybrid", "nemotron_h")
+MAMBA = ("granitemoehybrid", "jamba", "nemotron_h")
 KDA = ("bailing_hybrid", "kimi_linear")
 NEWER = (
     *KDA,
     "minimax",
     "dbrx",
+    "jamba",
     "llama4",
     "phimoe",
     "granitemoe_swa",
@@ -64,8 +65,10 @@ NO_ATTENTION_BIAS = (
     "dbrx",
     "ernie4_5_moe",
     "exaone_moe",
+    "jamba",
     "kolibri1",
     "lfm2_moe",
+    "longcat_flash",
     "minimax",
     "minimax_m2",
     "mixtral",
@@ -174,6 +177,11 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         return Case(model_type, number(0, 1 << 30), draw(kimi_delta_attention(model_type, config)))
     elif model_type == "minimax":
         config |= draw(experts(model_type)) | draw(lightning(config["num_hidden_layers"]))
+    elif model_type == "longcat_flash":
+        for key in ("head_dim", "intermediate_size", "num_key_value_heads"):
+            del config[key]
+        config["num_layers"] = config.pop("num_hidden_layers")
+        config |= draw(longcat_flash(heads))
     elif model_type in PUBLISHED_CODE:
         for key in ("rope_parameters", "tie_word_embeddings"):
             del config[key]
@@ -219,6 +227,10 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     elif model_type == "granitemoehybrid":
         del config["head_dim"]  # the reference's attention has no such key
         config |= draw(granitemoehybrid(config, heads * head_width))
+    elif model_type == "jamba":
+        for key in ("rope_parameters", "head_dim"):  # without positions; heads fill the model
+            del config[key]
+        config |= draw(jamba()) | {"hidden_size": heads * head_width}
     elif model_type == "nemotron_h":
         for key in ("num_hidden_layers", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"):
             del config[key]  # the reference ties no head
@@ -410,6 +422,24 @@ def granitemoehybrid(draw: st.DrawFn, config: dict[str, Any], hidden_size: int) 
         "mamba_conv_bias": draw(st.booleans()),
         "mamba_chunk_size": draw(st.integers(1, 70)),
         "position_embedding_type": draw(st.sampled_from([None, "rope"])),
+    }
+
+
+@st.composite
+def jamba(draw: st.DrawFn) -> dict[str, Any]:
+    count, periods = draw(st.integers(1, 12)), [draw(st.integers(1, 3)) for _ in range(2)]
+    return {
+        "attn_layer_period": periods[0],
+        "attn_layer_offset": 0,  # the reference cannot run a model without any attention
+        "expert_layer_period": periods[1],
+        "expert_layer_offset": draw(st.integers(0, periods[1] - 1)),
+        "num_experts": count,
+        "num_experts_per_tok": draw(st.integers(1, count)),
+        "mamba_d_state": draw(st.integers(1, 40)),
+        "mamba_d_conv": draw(st.integers(2, 6)),
+        "mamba_dt_rank": draw(st.just("auto") | st.integers(1, 20)),
+        "mamba_expand": draw(st.integers(1, 3)),
+        "mamba_conv_bias": draw(st.booleans()),
     }
 
 
@@ -654,7 +684,12 @@ def latent_attention(draw: st.DrawFn, model_type: str, heads: int) -> dict[str, 
     }
     if model_type == "deepseek_v2":
         return keys | {"topk_method": draw(st.sampled_from(["greedy", "group_limited_greedy"]))}
-    if model_type in ("axk1", "kimi_k25", *INDEXED):  # of kimi_k25 the reference's saving breaks another query
+    if model_type in (
+        "axk1",
+        "kimi_k25",
+        "longcat_flash",
+        *INDEXED,
+    ):  # of kimi_k25 the reference's saving breaks another query
         keys["q_lora_rank"] = draw(st.integers(1, 40))
     if model_type in INDEXED:
         widths = {"index_head_dim": rotated + draw(st.integers(0, 8)), "index_n_heads": draw(st.integers(1, 3))}
@@ -701,6 +736,22 @@ def lightning(draw: st.DrawFn, layers: int) -> dict[str, Any]:
     return {name: draw(factors) for name in names} | {
         "block_size": draw(st.integers(1, 70)),
         "layer_types": draw(layer_words(layers, "linear_attention", "full_attention")),
+    }
+
+
+@st.composite
+def longcat_flash(draw: st.DrawFn, heads: int) -> dict[str, Any]:
+    keys = draw(latent_attention("longcat_flash", heads))
+    del keys["rope_interleave"]
+    experts, passing = draw(st.integers(2, 12)), draw(st.integers(0, 8))
+    return keys | {
+        "expert_ffn_hidden_size": draw(st.integers(1, 40)),
+        "ffn_hidden_size": draw(st.integers(1, 70)),
+        "head_dim": keys["qk_rope_head_dim"],
+        "moe_topk": draw(st.integers(2, experts)),  # the reference fails with one
+        "n_routed_experts": experts,
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 6.0])),
+        "zero_expert_num": passing,
     }
 
 

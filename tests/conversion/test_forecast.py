@@ -101,7 +101,9 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
         traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
     # A convolution reads one input less than it has taps from its sequence's state.
     state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, so.ShortConv))
-    state += sum(o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan)))
+    state += sum(
+        o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan, so.ChannelScan))
+    )
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
     assert traffic.kv_bytes_per_position == sum(
@@ -133,6 +135,8 @@ def weight_bytes(operation: op.Operation) -> int:
     if isinstance(operation, so.SelectiveScan):
         vectors = (operation.step_bias, operation.rate, operation.skip)
         return sum(vector.nbytes for vector in vectors if vector is not None)
+    if isinstance(operation, so.ChannelScan):
+        return operation.rate.nbytes + operation.skip.nbytes
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.PlainFfn):

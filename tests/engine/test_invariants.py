@@ -23,7 +23,15 @@ from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_LFM2, SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
+from tests.support.checkpoints import (
+    SMALL_DEEPSEEK,
+    SMALL_JAMBA,
+    SMALL_LFM2,
+    SMALL_LONGCAT,
+    SMALL_NEMOTRON,
+    SMALL_QWEN,
+    write_checkpoint,
+)
 from tests.support.engines import engine_with_slots
 from tests.support.pairs import default_pairs
 
@@ -279,6 +287,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),
+    "channels with rates": (SMALL_JAMBA, ()),
+    "late experts": (SMALL_LONGCAT, ()),
     "windows alone": (WINDOWED, (37, 70)),
     "windows and convolutions": (LONG_LFM2, (65,)),
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),

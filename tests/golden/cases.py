@@ -54,6 +54,24 @@ def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -
     }
 
 
+LONGCAT = {
+    **_common(36, 2, 3, 3, rms_norm_eps=1e-2),
+    "num_layers": 2,
+    "ffn_hidden_size": 40,
+    "expert_ffn_hidden_size": 20,
+    "n_routed_experts": 8,
+    "zero_expert_num": 4,
+    "moe_topk": 4,
+    "routed_scaling_factor": 1.5,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 10,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+del LONGCAT["num_hidden_layers"]
 LATENT = _common(
     32,
     3,
@@ -1158,6 +1176,70 @@ CASES: dict[str, Case] = {
         ),
         layout="fused",
         legacy=True,
+    ),
+    # Mamba-1 with channels that do not fill panels, attention without positions, experts in every second layer whose
+    # weights do not sum to one.
+    "jamba": Case(
+        "jamba",
+        44,
+        _common(
+            36,
+            5,
+            3,
+            1,
+            intermediate_size=20,
+            attn_layer_period=3,
+            attn_layer_offset=1,
+            num_experts=6,
+            num_experts_per_tok=2,
+            mamba_d_state=12,
+            mamba_dt_rank=5,
+            rms_norm_eps=1e-3,
+        ),
+    ),
+    # A width of heads of its own, three channels for each of the model's, a shorter convolution without a bias.
+    "jamba_fused": Case(
+        "jamba",
+        45,
+        _common(
+            24,
+            4,
+            4,
+            2,
+            head_dim=10,
+            intermediate_size=20,
+            attn_layer_period=4,
+            attn_layer_offset=0,
+            expert_layer_period=3,
+            expert_layer_offset=0,
+            num_experts=8,
+            num_experts_per_tok=3,
+            mamba_d_conv=3,
+            mamba_expand=3,
+            mamba_conv_bias=False,
+            tie_word_embeddings=True,
+        ),
+        layout="fused",
+    ),
+    # Two latent attentions and two FFNs in a layer, beside which experts are computed; a third of the router's choices
+    # pass on their input.
+    "longcat_flash": Case(
+        "longcat_flash",
+        46,
+        LONGCAT,
+    ),
+    # Every choice has an expert; scaled positions.
+    "longcat_flash_fused": Case(
+        "longcat_flash",
+        48,
+        LONGCAT
+        | {
+            "zero_expert_num": 0,
+            "moe_topk": 2,
+            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4},
+            "tie_word_embeddings": True,
+        },
+        layout="fused",
     ),
     # The text part of a model for images, three value heads for each key head.
     "qwen3_5_moe": Case(

@@ -53,12 +53,14 @@ _CLASSES = {
     "granitemoehybrid": "GraniteMoeHybrid",
     "hunyuan_v1_moe": "HunYuanMoEV1",
     "hy_v3": "HYV3",
+    "jamba": "Jamba",
     "kimi_k2": "DeepseekV3",
     "kimi_k25": "Kimi_K25",
     "kimi_linear": "KimiLinear",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
     "llama4": "Llama4",
+    "longcat_flash": "LongcatFlash",
     "llama4_text": "Llama4",
     "minimax": "MiniMax",
     "minimax_m1": "MiniMax",
@@ -173,7 +175,8 @@ def make_model(case: Case) -> Any:
             parameter.copy_(values.bfloat16().float())
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):
-                buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
+                spread = 0.1 if case.model_type == "longcat_flash" else 0.3  # of shares by softmax or sigmoids
+                buffer.copy_((spread * torch.randn(buffer.shape, generator=random)).bfloat16().float())
             elif buffer_name.endswith("layer_scalar"):
                 buffer.copy_((0.6 + 0.2 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
     if case.model_type == "phimoe":
@@ -309,6 +312,8 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
+        elif "Longcat" in type(module).__name__:
+            scores = output[0].softmax(dim=-1) + bias
         elif hasattr(module, "moe_statics"):
             scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
         add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)

@@ -237,6 +237,7 @@ def test_experts(
     slots[random.random(expert_count) < 0.3] = -1
     arena, layouts = pack_experts(ffns, slots)
     chosen = np.array([random.permutation(expert_count)[:per_token] for _ in range(tokens)], np.int32)
+    chosen[random.random(chosen.shape) < 0.2] = -1
     values = numbers("normal", (tokens, width), random)
     output = aligned((tokens, per_token, width), np.float32)
     output[...] = 7
@@ -244,7 +245,9 @@ def test_experts(
     backend.program([operation]).run(tokens)
     for t in range(tokens):
         for k, expert in enumerate(chosen[t]):
-            if slots[expert] < 0:
+            if expert == -1:
+                assert output[t, k].tobytes() == values[t].tobytes()
+            elif slots[expert] < 0:
                 assert (output[t, k] == 7).all()
             else:
                 gate_up, down, *biases = ffns[expert]

@@ -15,7 +15,7 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend, Program
-from edgemoe.kernels.formats import PANEL_ROWS
+from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
     CLAMPED,
@@ -78,6 +78,7 @@ class TinyWeights:
         self.delta = [(matrix(rows, WIDTH), vector(rows)) for rows in (CHANNELS, 2, 2, 2 * DELTA_VALUES)]
         self.kernel, self.decay_bias, self.rate = vector(CHANNELS * 4), vector(2), -np.abs(vector(2))
         self.scan_skip, self.scan_norm = vector(2), vector(2 * DELTA_VALUES)
+        self.channel_rates, self.channel_skip = -np.abs(vector(WIDTH * ROTARY)), vector(WIDTH)
         latent_rows = LATENT, ROTARY, HEADS * HEAD_WIDTH, HEADS * ROTARY
         self.latent = [(matrix(rows, WIDTH), vector(rows)) for rows in latent_rows]
         self.key_up, self.value_up = matrix(HEADS * LATENT, HEAD_WIDTH), matrix(HEADS * HEAD_WIDTH, LATENT)
@@ -136,7 +137,9 @@ class TinyLayer:
         self.latents = empty_cache(CACHE_FORMAT[format_name], (table.max() + 1, 1, PAGE_TOKENS, LATENT + ROTARY))
         self.delta_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
         self.scan_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
-        for state in (self.ring, self.spread_ring, self.delta_states, self.scan_states):
+        self.channel_states = aligned((sequences, panel_count(WIDTH) * PANEL_ROWS, ROTARY), np.float32)
+        self.states = self.ring, self.spread_ring, self.delta_states, self.scan_states, self.channel_states
+        for state in self.states:
             state.fill(np.nan)  # what is there before the first tokens is never read
         projections = [
             op.LinearPart(*own.query, query), op.LinearPart(*own.keys, keys), op.LinearPart(*own.values, values),
@@ -187,6 +190,11 @@ class TinyLayer:
             op.Gate(self.gate, over, "silu"),
             op.RmsNorm(over, own.scan_norm, 1e-5, over, 2, own_weights=2),
             op.Linear(over, (op.LinearPart(own.delta_out, None, self.residual),), 0.5, True),
+            so.ChannelScan(
+                *(convolved, normed, rotary, rotary, own.channel_rates, own.channel_skip),
+                *(*self.places[:2], self.channel_states, shared),
+            ),
+            op.Mix(self.residual, shared, 0.5, None, None, None, self.residual),
             op.RmsNorm(self.residual, own.second_norm, 1e-5, normed),
             op.Linear(normed, (op.LinearPart(*own.router, logits),)),
             ex.Route(logits, True, self.chosen, self.weights),
@@ -266,7 +274,7 @@ PLACE_FAULTS = {
 }
 
 
-@every_case("kind", [so.StoreKv, so.Attention, so.ShortConv, so.DeltaRule, so.SelectiveScan])
+@every_case("kind", [so.StoreKv, so.Attention, so.ShortConv, so.DeltaRule, so.SelectiveScan, so.ChannelScan])
 def test_rows_without_a_place_are_refused(any_backend: Backend, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
     for fault in PLACE_FAULTS:
@@ -284,6 +292,7 @@ def refuse_rows(any_backend: Backend, fault: str, kind: type) -> None:
         so.ShortConv: [layer.ring],
         so.DeltaRule: [layer.delta_states],
         so.SelectiveScan: [layer.scan_states],
+        so.ChannelScan: [layer.channel_states],
     }
     written = states.get(kind) or [operation.output]
     for array in written:
@@ -361,7 +370,7 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
     program.run(PAGE_TOKENS)
-    for state in (layer.ring, layer.spread_ring, layer.delta_states, layer.scan_states):
+    for state in layer.states:
         state[1] = state[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
     layer.places.positions[: len(tail)] = tail

@@ -189,8 +189,10 @@ def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
     print(f"{name}: relative error {apart.max():.2g}, mean KL {agreement(ours, theirs)[1]:.2g}")
     # llama.cpp brings keys of recurrent layers to unit length without an epsilon, which tells with narrow heads.
     # It finds DeepSeek's factor of the scores by logarithms in float32, and takes it off the rotation again.
-    # It computes recurrent layers in chunks, whose sums have another order.
-    bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3, "deepseek_v3": 3e-5, "bailing_hybrid": 3e-5, "minimax": 3e-5}
+    # It computes recurrent layers in chunks, whose sums have another order. The decays of Mamba-1 have exponents that
+    # are products of two rounded numbers.
+    bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3}
+    bounds |= dict.fromkeys(("deepseek_v3", "jamba", "bailing_hybrid", "minimax"), 3e-5)
     assert apart.max() < next((bound for start, bound in bounds.items() if name.startswith(start)), 1e-5)
 
 

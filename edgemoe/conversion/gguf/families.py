@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
-from edgemoe.conversion.gguf.mamba_tensors import MAMBA_FLAT, mamba_names
+from edgemoe.conversion.gguf.mamba_tensors import JAMBA_NAMES, MAMBA_FLAT, mamba_names
 from edgemoe.model.blocks import RouterSpec
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -353,6 +353,16 @@ FAMILIES: dict[str, Family] = {
         own_names=_NEMOTRON_NAMES,
         taps=("ssm_conv1d.weight", "mixer.conv1d.weight"),
         flat=MAMBA_FLAT,
+    ),
+    "jamba": Family(
+        "jamba",
+        False,
+        "feed_forward.router.weight",
+        "feed_forward.experts.{expert}.{matrix}.weight",
+        matrices=_SPLIT,
+        own_names=JAMBA_NAMES,
+        taps=("ssm_conv1d.weight", "mamba.conv1d.weight"),
+        full_width=True,
     ),
     "kimi-linear": Family(
         "kimi_linear",

@@ -127,6 +127,13 @@ _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
         "router_norm": MODEL_TENSOR.FFN_GATE_INP,
         "router_expert_scales": MODEL_TENSOR.FFN_DOWN_EXP,
     },
+    "jamba": {
+        **dict.fromkeys(("mamba_step_latent", "mamba_write", "mamba_read"), MODEL_TENSOR.SSM_X),
+        "mamba_step": MODEL_TENSOR.SSM_DT,
+        "mamba_step_norm": MODEL_TENSOR.SSM_DT_NORM,
+        "mamba_write_norm": MODEL_TENSOR.SSM_B_NORM,
+        "mamba_read_norm": MODEL_TENSOR.SSM_C_NORM,
+    },
     "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
     "nemotron_h_moe": {"ffn_norm": MODEL_TENSOR.ATTN_NORM},
     "qwen35moe": _POST_NORM | _GATED_QUERY,

@@ -93,6 +93,8 @@ _KEYS = {
     "mamba_d_conv": "ssm.conv_kernel",
     "mamba_d_head": "ssm.inner_size",
     "mamba_d_state": "ssm.state_size",
+    "mamba_dt_rank": "ssm.time_step_rank",
+    "mamba_expand": "ssm.inner_size",
     "mamba_head_dim": "ssm.inner_size",
     "mamba_n_groups": "ssm.group_count",
     "mamba_n_heads": "ssm.time_step_rank",

@@ -156,6 +156,31 @@ def selective_scan(
 
 
 @jit
+def channel_scan(
+    value: Floats,
+    keys: Floats,
+    queries: Floats,
+    step: Floats,
+    rate: Floats,
+    skip: Floats,
+    state: Floats,
+    output: Floats,
+) -> None:
+    """The rows of a segment; see `reference.channel_scan`."""
+    tokens, channels = value.shape
+    for t in range(tokens):
+        sums = np.zeros(channels, np.float32)
+        for i in range(keys.shape[1]):
+            k, q = keys[t, i], queries[t, i]
+            for c in range(channels):
+                decay = np.float32(math.exp(rate[i, c] * step[t, c]))
+                state[i, c] = decay * state[i, c] + k * (step[t, c] * value[t, c])
+                sums[c] += q * state[i, c]
+        for c in range(channels):
+            output[t, c] = sums[c] + skip[c] * value[t, c]
+
+
+@jit
 def gate(gate_up: Floats, hidden: Floats) -> None:
     """`silu(gate) * up` from a `gate_up` product `(T, 2 * F rounded up to 16)`, panels interleaved; to `(T, F)`."""
     tokens, width = hidden.shape

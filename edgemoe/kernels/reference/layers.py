@@ -275,6 +275,41 @@ def _selective_scan(kernels: Any, o: so.SelectiveScan, tokens: int) -> None:
             o.output[rows] = kernels.selective_scan(*parts, o.rate, skip, state).reshape(len(rows), -1)
 
 
+def channel_scan(
+    value: Floats, keys: Floats, queries: Floats, step: Floats, rate: Floats, skip: Floats, state: Floats
+) -> Floats:
+    """The rows of a segment: value and step (`dt`) `(T, I)`, keys (`B`) and queries (`C`) `(T, W)`, rate `(W, I)`.
+
+    `state (W, I)` is rounded to float32 after each row, so that cuts of a segment change no bit.
+    """
+    exact = value.astype(np.float64)
+    output = np.empty(value.shape, np.float64)
+    for t in range(len(value)):
+        decay = np.exp(rate * step[t].astype(np.float64))
+        state[...] = single(decay * state + keys[t][:, None] * (step[t] * exact[t]))
+        output[t] = queries[t].astype(np.float64) @ state
+    return single(output + skip * exact)
+
+
+def _channel_scan_scratch(kernels: StepwiseBackend, o: so.ChannelScan, sizes: Sizes) -> int:
+    channels, width = sizes.letters["I"], sizes.letters["W"]
+    return kernels.element_scratch_bytes * (3 * channels * width + sizes.rows * (4 * channels + 2 * width))
+
+
+@means(so.ChannelScan, "channel_scan", _channel_scan_scratch)
+def _channel_scan(kernels: Any, o: so.ChannelScan, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    check_each("sequence", sequences, len(o.states))
+    check_each("position", positions, LARGEST_EXTENT)
+    channels = o.output.shape[1]
+    step = single(np.logaddexp(0, o.step[:tokens].astype(np.float64)))
+    rate = np.ascontiguousarray(o.rate.reshape(channels, -1).T)
+    for rows in segments(positions, sequences):
+        parts = o.input[rows], o.keys[rows], o.queries[rows], step[rows], rate, o.skip
+        with _states(o.states[sequences[rows[0]]][None], channels, fresh=positions[rows[0]] == 0) as state:
+            o.output[rows] = kernels.channel_scan(*parts, state[0])
+
+
 def mix(
     base: Floats,
     result: Floats,

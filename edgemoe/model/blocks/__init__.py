@@ -16,6 +16,7 @@ from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.lightning import Lightning
+from edgemoe.model.blocks.mamba import Mamba
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.routers import RouterSpec
@@ -30,6 +31,7 @@ __all__ = [
     "GatedFfn",
     "LatentAttention",
     "Lightning",
+    "Mamba",
     "Mamba2",
     "Moe",
     "OutputGate",
@@ -44,7 +46,8 @@ BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
         for body in (
-            *(Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba2, Moe, PlainFfn),
+            *(Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba, Mamba2, Moe),
+            PlainFfn,
             ShortConv,
         )
     }

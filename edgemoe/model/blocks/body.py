@@ -27,6 +27,13 @@ class RoutedExperts:
     """Whether each expert has a gate."""
     latent: int = 0
     """The width of the rows that experts read and write; 0: as wide as the model."""
+    passing: int = 0
+    """How many further choices the router has, which are of no expert."""
+
+    @property
+    def mean_top_k(self) -> float:
+        """How many experts a token uses on average, if all choices are alike."""
+        return self.top_k * self.num_experts / (self.num_experts + self.passing)
 
     def width(self, hidden_size: int) -> int:
         """The width of the rows that experts read and write."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks.attention import OutputGate
@@ -46,6 +47,10 @@ class LatentAttention:
     """How queries grow with their position."""
     output_gate: OutputGate | None = None
     """The gate between attention and its last projection, of which each head has one number."""
+    query_scale: float = 1.0
+    """Factor of queries that are made of a latent (LongCat-Flash)."""
+    latent_scale: float = 1.0
+    """Factor of the latent that is kept, once it is normalised (LongCat-Flash)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -58,6 +63,8 @@ class LatentAttention:
                 raise ValueError(f"{self.rope.rotated} of {self.rotary_dim} channels with positions are rotated")
         if self.output_gate is not None and self.output_gate.per != "head":
             raise ValueError("a gate of latent attention that is not one of its heads")
+        if self.query_scale != 1 and not self.query_rank:
+            raise ValueError("a factor of queries that are made of the stream itself")
 
     def tensors(self, hidden_size: int) -> Shapes:
         H, r, R = self.heads, self.latent_dim, self.rotary_dim
@@ -108,10 +115,14 @@ class LatentAttention:
             query_latent = build.rows("query_latent", self.query_rank)
             self._emit_linear(build, source, D, of_stream | {"query_latent": query_latent})
             self._emit_norm(build, query_latent, "query_latent_norm", self.query_rank)
-            self._emit_linear(build, query_latent, self.query_rank, of_query)
+            self._emit_linear(build, query_latent, self.query_rank, of_query, self.query_scale)
         else:
             self._emit_linear(build, source, D, of_stream | of_query)
         self._emit_norm(build, latent, "latent_norm", r)
+        if self.latent_scale != 1:
+            scaled = build.rows("scaled_latent", r)
+            build.add(ex.Combine(scaled, self.latent_scale, None, None, latent, None, accumulate=False))
+            latent = scaled
         places, pages = build.places(), build.pages()
         if self.rope is not None:
             cosine, sine = build.rope_tables(self.rope)
@@ -139,13 +150,20 @@ class LatentAttention:
     def _emit_norm(self, build: Builder, rows: op.Floats, name: str, size: int) -> None:
         build.add(op.RmsNorm(rows, build.vector(name, size), self.latent_epsilon, rows))
 
-    def _emit_linear(self, build: Builder, source: op.Floats, columns: int, outputs: Mapping[str, op.Floats]) -> None:
+    def _emit_linear(
+        self,
+        build: Builder,
+        source: op.Floats,
+        columns: int,
+        outputs: Mapping[str, op.Floats],
+        scale: float = 1.0,
+    ) -> None:
         """Multiply rows by the matrices of these names; an output is as wide as its matrix has rows."""
         parts = (
             op.LinearPart(build.matrix(name, row_size(output), columns), None, output)
             for name, output in outputs.items()
         )
-        build.add(op.Linear(source, tuple(parts)))
+        build.add(op.Linear(source, tuple(parts), scale=scale))
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("attention has no routing to guess")

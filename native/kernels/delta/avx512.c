@@ -1,4 +1,4 @@
-/* The delta rule and the selective scan with AVX-512; the same bits as generic.c. */
+/* The delta rule and the scans with AVX-512; the same bits as generic.c. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -22,4 +22,8 @@ void em_delta_avx512(float *state, const em_delta_row *rows, int32_t row_count, 
 
 void em_scan_avx512(float *state, const em_scan_row *rows, int32_t row_count, int32_t width) {
     scan(state, rows, row_count, width);
+}
+
+void em_channels_avx512(float *state, const em_channels_row *row, const float *skip, int32_t width) {
+    scan_channels(state, row, skip, width);
 }

@@ -1,4 +1,4 @@
-/* The delta rule and the selective scan on one panel of a state, in plain C. */
+/* The delta rule and the scans on one panel of a state, in plain C. */
 #include <math.h>
 #include <stddef.h>
 
@@ -54,4 +54,18 @@ void em_scan_generic(float *state, const em_scan_row *rows, int32_t row_count, i
         write_rows(state, row->key, row->query, NULL, row->decay, added, chains, width);
         for (int32_t c = 0; c < EM_PANEL_ROWS; c++) row->output[c] = fmaf(row->skip, row->values[c], fold(chains, c));
     }
+}
+
+void em_channels_generic(float *state, const em_channels_row *row, const float *skip, int32_t width) {
+    float chains[CHAINS][EM_PANEL_ROWS] = {{0}}, added[EM_PANEL_ROWS];
+    for (int32_t c = 0; c < EM_PANEL_ROWS; c++) added[c] = row->steps[c] * row->values[c];
+    for (int32_t i = 0; i < width; i++) {
+        float *chain = chains[i % CHAINS];
+        for (int32_t c = 0; c < EM_PANEL_ROWS; c++) {
+            const int32_t at = i * EM_PANEL_ROWS + c;
+            state[at] = fmaf(row->key[i], added[c], row->decays[at] * state[at]);
+            chain[c] = fmaf(row->query[i], state[at], chain[c]);
+        }
+    }
+    for (int32_t c = 0; c < EM_PANEL_ROWS; c++) row->output[c] = fmaf(skip[c], row->values[c], fold(chains, c));
 }

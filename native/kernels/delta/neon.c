@@ -1,4 +1,4 @@
-/* The delta rule and the selective scan with NEON; the same bits as generic.c. No speed was measured on any processor. */
+/* The delta rule and the scans with NEON; the same bits as generic.c. No speed was measured on any processor. */
 #include <arm_neon.h>
 #include <stdint.h>
 
@@ -22,4 +22,8 @@ void em_delta_neon(float *state, const em_delta_row *rows, int32_t row_count, in
 
 void em_scan_neon(float *state, const em_scan_row *rows, int32_t row_count, int32_t width) {
     scan(state, rows, row_count, width);
+}
+
+void em_channels_neon(float *state, const em_channels_row *row, const float *skip, int32_t width) {
+    scan_channels(state, row, skip, width);
 }

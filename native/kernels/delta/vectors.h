@@ -1,4 +1,4 @@
-/* The delta rule and the selective scan on one panel of a state, for any vectors; the same bits as generic.c.
+/* The delta rule and the scans on one panel of a state, for any vectors; the same bits as generic.c.
  *
  * An <isa>.c defines VECTOR, FLOATS (of a vector) and the functions load, store, spread (one number to all), mul, add, sub, fused
  * (a * b + c) and fused_minus (c - a * b), and then includes this. A panel's row is EM_PANEL_ROWS / FLOATS vectors, and each
@@ -68,6 +68,27 @@ static inline __attribute__((always_inline)) void scan(float *state, const em_sc
         EACH_VECTOR {
             store(row->output + v * FLOATS, fused(spread(row->skip), load(row->values + v * FLOATS), fold(chains, v)));
         }
+    }
+}
+
+static inline __attribute__((always_inline)) void scan_channels(float *state, const em_channels_row *row, const float *skip,
+                                                                int32_t width) {
+    VECTOR chains[CHAINS][VECTORS], added[VECTORS];
+    clear(chains);
+    EACH_VECTOR added[v] = mul(load(row->steps + v * FLOATS), load(row->values + v * FLOATS));
+    for (int32_t i = 0; i < width; i++) {
+        VECTOR *chain = chains[i % CHAINS];
+        const VECTOR key = spread(row->key[i]), query = spread(row->query[i]);
+        EACH_VECTOR {
+            const int32_t at = i * EM_PANEL_ROWS + v * FLOATS;
+            const VECTOR kept = fused(key, added[v], mul(load(row->decays + at), load(state + at)));
+            store(state + at, kept);
+            chain[v] = fused(query, kept, chain[v]);
+        }
+    }
+    EACH_VECTOR {
+        const VECTOR sum = fold(chains, v);
+        store(row->output + v * FLOATS, fused(load(skip + v * FLOATS), load(row->values + v * FLOATS), sum));
     }
 }
 
