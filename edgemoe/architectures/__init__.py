@@ -54,6 +54,7 @@ from edgemoe.architectures import (
     qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
+    smallthinker,
     switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
@@ -135,6 +136,7 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3_next": qwen3_next,
     "sarvam_mla": deepseek_v3,
     "sarvam_moe": bailing_moe,
+    "smallthinker": smallthinker,
     "solar_open": glm4_moe,
     "switch_transformers": switch_transformers,
 }

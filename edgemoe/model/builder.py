@@ -65,8 +65,8 @@ class Builder:
     """The letter of a run's rows: `C` in an encoder, whose run takes a whole input."""
     ending: Builder | None = None
     """Collects what runs once for each input, at the encoder's end; None without an encoder, and within it."""
-    staged: bool = True
-    """Whether blocks may put their work into stages after `attend`: only the last of a layer do."""
+    only_stage: Stage | None = None
+    """The stage of all that is added, whatever blocks say: only the last of a layer have stages; None: as they say."""
     routing: RoutingValues | None = None
     steps: list[Step] = field(default_factory=list)
     _born: dict[Value, int] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Builder:
         before = self.part, self.stage
         self.part = part
         if stage is not None:
-            self.stage = stage if self.staged else "attend"
+            self.stage = self.only_stage or stage
         yield
         self.part, self.stage = before
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.kernels.operations import Activation
 from edgemoe.model.blocks import GatedFfn, Moe, OutputGate, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec
@@ -21,6 +22,8 @@ from tests.architectures.published import (
     LAGUNA_XS2,
     MELLUM2_12B_A25B,
     MIMO_V2_FLASH,
+    SMALLTHINKER_4B,
+    SMALLTHINKER_21B,
     TRINITY_MINI,
 )
 from tests.architectures.test_config import attention, ffn, refusal, without
@@ -109,6 +112,43 @@ def test_granite_with_windows():
     assert attention(bare.layers[1]) == attention(second)
     nulls = GRANITE_SWA | {"layer_rope_theta": [None, 10000, 10000, 10000] * 6}
     assert model_spec(nulls) == model_spec(GRANITE_SWA)
+
+
+def test_smallthinker_chooses_experts_before_attention():
+    first, second = layers_at(SMALLTHINKER_21B, 0, 1)
+    assert (attention(first).window, attention(first).rope) == (0, None)
+    assert attention(second) == replace(attention(first), window=4096, rope=RopeSpec(1.5e6, 128))
+    router = RouterSpec(True, score="sigmoid", choose_by="logit", early=True)
+    assert ffn(first) == Moe(64, 6, 768, router, activation=Activation("relu"))
+    small = model_spec(SMALLTHINKER_4B)
+    assert small.tied_embeddings
+    assert {attention(layer) for layer in small.layers} == {replace(attention(second), heads=12, kv_heads=2, window=0)}
+    assert model_spec(without(SMALLTHINKER_4B, "rope_layout", "sliding_window_layout")) == small
+    saved = SMALLTHINKER_21B | {"sliding_window": 4096, "sliding_window_pattern": [0, 1, 1, 1] * 13}
+    assert model_spec(saved) == model_spec(SMALLTHINKER_21B)  # what its class adds
+    softmax = model_spec(SMALLTHINKER_4B | {"moe_primary_router_apply_softmax": True})
+    assert ffn(softmax.layers[0]).router == RouterSpec(True, early=True)
+
+
+@every_case(
+    ("keys", "words"),
+    [
+        ({"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ({"moe_enable_early_router": False}, "moe_enable_early_router is false"),
+        ({"moe_enable_secondary_experts": True}, "moe_enable_secondary_experts is true"),
+        ({"use_qk_norm": True}, "use_qk_norm is true"),
+        ({"moe_shared_primary_experts": 1}, "moe_shared_primary_experts is 1"),
+        ({"moe_layer_layout": [0, 1] * 26}, "moe_layer_layout is 0; edgemoe implements layers with experts (1) only"),
+        ({"rope_layout": [0, 1]}, "rope_layout lists 2 layers; expected 52"),
+        ({"rope_layout": [0, 2] * 26}, "rope_layout holds 2; expected 0 or 1"),
+        ({"sliding_window_pattern": [1] * 52}, "sliding_window_pattern differs from sliding_window_layout"),
+        ({"sliding_window": 1024}, "sliding_window_size is 4096 and sliding_window is 1024"),
+        ({"moe_num_active_primary_experts": 65}, "moe_num_active_primary_experts is 65"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Thinker"}}, "own.Thinker"),
+    ],
+)
+def test_smallthinker_refuses_what_it_has_not(keys, words):
+    assert words in refusal(SMALLTHINKER_21B | keys)
 
 
 def test_mimo_has_narrow_values_and_more_key_heads_within_windows():

@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from tests.golden import published_code
+from tests.golden import published_code, published_more
 from tests.golden.cases import PROMPT_TOKENS, Case
 
 _CLASSES = {
@@ -117,7 +117,7 @@ CLEAR_ROUTING = 2e-5
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
     if case.model_type in published_code.FAMILIES:
-        return published_code.make_model(case)
+        return published_code.make_model(case, published_more.KINDS.get(case.model_type, published_code.Model))
     torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -120,6 +120,26 @@ SMALL_WINDOWED: dict[str, dict[str, Any]] = {
 for _name, _config in SMALL_WINDOWED.items():
     _config["model_type"] = _name
 
+_SMALLTHINKER: dict[str, Any] = {
+    "head_dim": 32,
+    "hidden_size": 64,
+    "max_position_embeddings": 512,
+    "model_type": "smallthinker",
+    "moe_ffn_hidden_size": 96,
+    "moe_num_active_primary_experts": 3,
+    "moe_num_primary_experts": 8,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 5,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_layout": [0, 1, 1, 1, 0],
+    "rope_theta": 1.5e6,
+    "sliding_window_layout": [0, 1, 1, 1, 0],
+    "sliding_window_size": 4096,
+    "tie_word_embeddings": False,
+    "vocab_size": 128,
+}
+
 SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
     "arctic": {
         "hidden_size": 64,
@@ -136,6 +156,14 @@ SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e4,
         "vocab_size": 128,
+    },
+    "smallthinker": _SMALLTHINKER,
+    "smallthinker without windows": _SMALLTHINKER
+    | {
+        "moe_primary_router_apply_softmax": True,
+        "rope_layout": None,
+        "sliding_window_layout": None,
+        "tie_word_embeddings": True,
     },
     "dbrx": {
         "attn_config": {"clip_qkv": 2.0, "kv_n_heads": 2, "rope_theta": 5e5},

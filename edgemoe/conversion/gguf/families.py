@@ -462,6 +462,13 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         value_width=True,
     ),
+    "smallthinker": Family(
+        "smallthinker",
+        False,
+        "block_sparse_moe.primary_router.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        matrices={"gate": "gate", "up": "up", "down": "down"},
+    ),
 }
 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {

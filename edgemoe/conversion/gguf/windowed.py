@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgemoe.conversion.gguf.file import GgufTensor
-from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
+from edgemoe.conversion.gguf.keys import SIGMOID, SOFTMAX, Metadata
 from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
@@ -196,6 +196,37 @@ def _llama4(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappi
 _LLAMA4_CHUNK, _WITHOUT_NORMS = 8192, 128
 
 
+def _smallthinker(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """SmallThinker: with a window the first of every four layers has neither the window nor positions; without one all
+    layers have positions. llama.cpp's window is that of the published models, whatever the file says.
+    """
+    _refuse_rules(metadata, config, "linear", "yarn", "llama3")
+    _require_normalised(metadata, default=True)
+    layers, window = config["num_hidden_layers"], metadata.value("attention.sliding_window", 0)
+    if window not in (0, _SMALLTHINKER_WINDOW):
+        raise metadata.wrong("attention.sliding_window", f"{_SMALLTHINKER_WINDOW}, or no such key", window)
+    for key, found in (("attention.sliding_window_pattern", 4), ("rope.freq_base_swa", config["rope_theta"])):
+        if metadata.value(key, found) != found:
+            raise metadata.wrong(key, f"{found}, or no such key", metadata.value(key))
+    gating = metadata.value("expert_gating_func")
+    if gating not in (SOFTMAX, SIGMOID):
+        raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax) or {SIGMOID} (sigmoid)", gating)
+    within = [int(window > 0 and number % 4 > 0) for number in range(layers)]
+    return {
+        "hidden_act": None,
+        "intermediate_size": None,
+        "moe_ffn_hidden_size": metadata.count("expert_feed_forward_length", config["intermediate_size"]),
+        "moe_num_active_primary_experts": metadata.count("expert_used_count"),
+        "moe_num_primary_experts": metadata.count("expert_count"),
+        "moe_primary_router_apply_softmax": gating == SOFTMAX,
+        "rope_layout": within if window else None,
+        "sliding_window_layout": within,
+    }
+
+
+_SMALLTHINKER_WINDOW = 4096
+
+
 def _turning(tensors: Mapping[str, GgufTensor], width: int) -> dict[str, Any]:
     """How many pairs of a head turn: the others have a divisor that leaves nothing of their frequency."""
     factors, path = tensors.get(ROPE_FACTORS), next(iter(tensors.values())).path
@@ -235,6 +266,7 @@ WINDOWED: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, A
     "llama4": _llama4,
     "mellum": _mellum,
     "mimo2": _mimo,
+    "smallthinker": _smallthinker,
 }
 """By the name of the architecture; the last argument is the config as far as it is the same for all."""
 

@@ -15,7 +15,7 @@ from edgemoe.model.blocks import Attention, GatedFfn, Moe
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import ModelSpec
 
-_ARCTIC, _GEMMA, _LLAMA4 = "arctic", "gemma4", "llama4"
+_ARCTIC, _GEMMA, _LLAMA4, _SMALLTHINKER = "arctic", "gemma4", "llama4", "smallthinker"
 _LISTED = frozenset({"exaone-moe", _GEMMA, "mellum", "mimo2"})
 """Architectures whose files list the layers with a window; in the others every fourth layer has none."""
 
@@ -48,7 +48,8 @@ def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> No
             writer.add_sliding_window_pattern([own.window > 0 for own in attention])
     if attention[0].output_scale != 1:
         writer.add_float32(f"{architecture}.attention.value_scale", attention[0].output_scale)
-    writer.add_feed_forward_length(moe.intermediate_size if architecture == _ARCTIC else dense)
+    of_experts = architecture in (_ARCTIC, _SMALLTHINKER)
+    writer.add_feed_forward_length(moe.intermediate_size if of_experts else dense)
     leading = next(number for number, ffn in enumerate(ffns) if isinstance(ffn, Moe))
     if leading and architecture not in (_ARCTIC, _LLAMA4):
         writer.add_leading_dense_block_count(leading)

@@ -27,6 +27,8 @@ class RoutedExperts:
     """Whether each expert has a gate."""
     latent: int = 0
     """The width of the rows that experts read and write; 0: as wide as the model."""
+    early: bool = False
+    """Whether a layer's stream chooses them as the layer begins, so that they are read while all else is computed."""
 
     def width(self, hidden_size: int) -> int:
         """The width of the rows that experts read and write."""

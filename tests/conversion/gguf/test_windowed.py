@@ -85,6 +85,9 @@ def test_a_file_is_the_same_model(family: str, exported: Exported, tmp_path: Pat
             {"rope_parameters": {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}}},
         ),
         ("mimo_v2_flash", {"attention_bias": True}),
+        ("smallthinker", {"sliding_window_size": 1024}),
+        ("smallthinker", {"rope_layout": [1] * 5}),
+        ("smallthinker without windows", {"rope_layout": [0, 1, 1, 1, 0]}),
     ],
     ids=str,
 )
@@ -130,6 +133,10 @@ def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path
         ("mellum", {"mellum.rope.dimension_count": 16}, "rope.dimension_count: expected 32"),
         ("mimo_v2_flash", {"mimo2.attention.head_count_kv": [1, 2, 4, 4]}, "head_count_kv: expected a number for each"),
         ("mimo_v2_flash", {"mimo2.rope.scaling.type": "yarn"}, "rope.scaling.type: expected not yarn"),
+        ("smallthinker", {"smallthinker.attention.sliding_window": 64}, "sliding_window: expected 4096, or no such"),
+        ("smallthinker", {"smallthinker.expert_gating_func": 0}, "expert_gating_func: expected 1 .softmax. or 2"),
+        ("smallthinker", {"smallthinker.rope.freq_base_swa": 10000}, "rope.freq_base_swa: expected 1500000.0, or no"),
+        ("smallthinker", {"smallthinker.expert_used_count": 9}, "expert_used_count is 9"),
     ],
     ids=str,
 )
