@@ -308,7 +308,7 @@ class SoftCap(Operation, code=17):
         require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
-ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2"]
+ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2", "capped_silu"]
 """The functions between the products of an FFN: see `Activation`."""
 
 
@@ -319,7 +319,8 @@ class Activation:
     An FFN that is not `gated` has no gate: then `g` is up's number, and `u` is 1.
 
     silu: `g * sigmoid(g) * u` (SwiGLU, Shazeer 2020). clamped_silu: `g * sigmoid(alpha * g) * (u + offset)`, after
-    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss).
+    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). capped_silu: `min(g * sigmoid(g), limit) *
+    u`, with `u` held to `-limit .. limit` (Ling 3, Step 3.5).
     gelu_tanh: `g * sigmoid(GELU_LINEAR * g + GELU_CUBIC * g^3) * u`, which is
     `0.5 * g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) * u` (Hendrycks and Gimpel 2016).
     relu: `max(g, 0) * u`. relu2: `max(g, 0)^2 * u` (Primer, So et al. 2021).
@@ -334,11 +335,12 @@ class Activation:
 
     def check(self) -> None:
         """Check that its function takes the numbers that it has. Raises Misfit."""
-        clamped = self.function == "clamped_silu"
-        require(self.gated or not clamped, "gated", "a gate for clamped_silu", "none")
+        clamped, capped = self.function == "clamped_silu", self.function == "capped_silu"
+        require(self.gated or not (clamped or capped), "gated", f"a gate for {self.function}", "none")
         require(clamped or (self.alpha == 1 and self.offset is None), "function", "clamped_silu", self.function)
-        limited = (self.limit is not None) == clamped
-        require(limited, "limit", f"{'a' if clamped else 'no'} limit for {self.function}", self.limit)
+        limited = clamped or capped
+        held = (self.limit is not None) == limited
+        require(held, "limit", f"{'a' if limited else 'no'} limit for {self.function}", self.limit)
         for name, value in (("alpha", self.alpha), ("limit", self.limit)):
             require(value is None or 0 < value < math.inf, name, "a number above 0", value)
         require(math.isfinite(self.offset or 0), "offset", "a finite number", self.offset)

@@ -111,6 +111,7 @@ typedef void em_scan_kernel(float *state, const em_scan_row *rows, int32_t row_c
 /* output = what activation makes of gate and up. Each function is the same in every instruction set, step by step:
  *   silu:          gate / (1 + exp(-gate)) * up
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
+ *   capped_silu:   min(gate / (1 + exp(-gate)), limit) * max(min(up, limit), -limit)
  *   gelu_tanh:     gate / (1 + exp(-(gate * (gate * gate * cubic + linear)))) * up
  *   relu:          max(gate, 0) * up
  *   relu2:         max(gate, 0) * max(gate, 0) * up
@@ -159,6 +160,7 @@ struct em_kernels {
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
     em_activation_kernel em_silu_##isa, em_clamped_silu_##isa, em_gelu_tanh_##isa, em_relu_##isa, em_relu2_##isa;     \
+    em_activation_kernel em_capped_silu_##isa;                                                                        \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \

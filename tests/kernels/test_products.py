@@ -187,6 +187,22 @@ def test_a_clamped_activation_by_its_formula(any_backend: Backend) -> None:
     np.testing.assert_allclose(output[:, 0], expected, rtol=1e-6)
 
 
+def test_a_capped_activation_is_held_after_its_function(any_backend: Backend) -> None:
+    one = np.ones((1, 1), np.float32)
+    both = np.zeros((32, 1), np.float32)
+    both[0], both[16] = 1, -1
+    gate_up, down = (
+        Matrix(aligned_copy(pack(Blocks(FORMATS["f32"], x))), FORMATS["f32"], *x.shape) for x in (both, one)
+    )
+    values = aligned_copy(np.array([[0.5], [1.5], [9.0], [-2.0]], np.float32))
+    output = aligned((4, 1), np.float32)
+    activation = op.Activation("capped_silu", limit=1.3)
+    any_backend.program([op.GatedFfn(values, gate_up, down, output, activation)]).run(4)
+    gates, ups = np.array([0.5, 1.5, 9.0, -2.0]), np.array([-0.5, -1.3, -1.3, 1.3])
+    expected = np.minimum(gates / (1 + np.exp(-gates)), 1.3) * ups  # of 1.5 the function is 1.226, below the limit
+    np.testing.assert_allclose(output[:, 0], expected, rtol=1e-6)
+
+
 @few_examples
 @given(
     format_names,

@@ -330,6 +330,8 @@ class JitBackend(StepwiseBackend):
             layers.gelu_gate(products, hidden)
         elif activation.function in ("relu", "relu2"):
             layers.relu_gate(products, activation.function == "relu2", hidden)
+        elif activation.function == "capped_silu":
+            layers.capped_gate(products, np.float32(activation.limit), hidden)
         else:
             assert activation.limit is not None
             alpha, limit, offset = (np.float32(n) for n in (activation.alpha, activation.limit, activation.offset or 0))

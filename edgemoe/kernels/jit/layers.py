@@ -177,6 +177,21 @@ def clamped_gate(gate_up: Floats, alpha: np.float32, limit: np.float32, offset: 
 
 
 @jit
+def capped_gate(gate_up: Floats, limit: np.float32, hidden: Floats) -> None:
+    """As `gate`, of `capped_silu`: see `operations.Activation`."""
+    tokens, width = hidden.shape
+    for t in range(tokens):
+        for column in range(width):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            g, u = gate_up[t, at], gate_up[t, at + PANEL_ROWS]
+            g = g / (_ONE + np.float32(math.exp(-g)))
+            g = limit if limit < g else g  # a NaN stays one
+            u = limit if limit < u else u
+            u = -limit if u < -limit else u
+            hidden[t, column] = g * u
+
+
+@jit
 def gelu_gate(gate_up: Floats, hidden: Floats) -> None:
     """As `gate`, of `gelu_tanh`: see `operations.Activation`."""
     tokens, width = hidden.shape
