@@ -55,6 +55,7 @@ from edgemoe.architectures import (
     qwen3_moe,
     qwen3_next,
     smallthinker,
+    step3p5,
     switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
@@ -138,6 +139,8 @@ FAMILIES: dict[str, ModuleType] = {
     "sarvam_moe": bailing_moe,
     "smallthinker": smallthinker,
     "solar_open": glm4_moe,
+    "step3p5": step3p5,
+    "step3p7": step3p5,
     "switch_transformers": switch_transformers,
 }
 """Family modules, keyed by the `model_type` of their config."""

@@ -153,6 +153,22 @@ def layer_rows(*lines: tuple[str, str, tuple[str, ...]]) -> tuple[Row, ...]:
     return rows(*lines, internal="layers.{layer}.", source="model.layers.{layer}.")
 
 
+SUM_SUFFIX = ".weight_plus_one"
+"""The end of names of norms with 1 added, in place of `.weight`; only GGUF files have them."""
+
+
+def sums_with_one(table: Iterable[Row]) -> tuple[Row, ...]:
+    """Rows of norms whose weights checkpoints keep as distances from 1, and files of GGUF with 1 added."""
+    return tuple(
+        made
+        for row in table
+        for made in (
+            replace(row, change="plus_one"),
+            replace(row, source=row.source.removesuffix(".weight") + SUM_SUFFIX),
+        )
+    )
+
+
 HEAD = "lm_head.weight"
 
 FRAME: tuple[Row, ...] = rows(
@@ -227,7 +243,7 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
 _VISION = re.compile(
-    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector)\..+"
+    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector|vit_large_projector)\..+"
 )
 AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")

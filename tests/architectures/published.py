@@ -2207,6 +2207,69 @@ SMALLTHINKER_21B = SMALLTHINKER_4B | {
 }
 """By the table of its publisher's README; every fourth layer has neither a window nor positions."""
 
+_STEP_TYPES = ["full_attention", *["sliding_attention"] * 3] * 12
+STEP_35_FLASH: dict[str, Any] = {
+    "architectures": ["Step3p5ForCausalLM"],
+    "att_impl_type": "GQA",
+    "attention_other_setting": {
+        "attention_type": "sliding_attention",
+        "head_dim": 128,
+        "num_attention_groups": 8,
+        "num_attention_heads": 96,
+        "true_head_dim": 128,
+    },
+    "auto_map": {
+        "AutoConfig": "configuration_step3p5.Step3p5Config",
+        "AutoModelForCausalLM": "modeling_step3p5.Step3p5ForCausalLM",
+    },
+    "bos_token_id": 0,
+    "eos_token_id": [1, 2, 128007],
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 11264,
+    "layer_types": _STEP_TYPES,
+    "max_position_embeddings": 262144,
+    "max_seq_len": 262144,
+    "model_type": "step3p5",
+    "moe_every_n_layer": 1,
+    "moe_intermediate_size": 1280,
+    "moe_layer_offset": 0,
+    "moe_layers_enum": ",".join(map(str, range(3, 45))),
+    "moe_num_experts": 288,
+    "moe_router_activation": "sigmoid",
+    "moe_router_scaling_factor": 3.0,
+    "moe_top_k": 8,
+    "need_fp32_gate": True,
+    "norm_expert_weight": True,
+    "num_attention_groups": 8,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 45,
+    "num_nextn_predict_layers": 3,
+    "partial_rotary_factors": [0.5 if kind == "full_attention" else 1.0 for kind in _STEP_TYPES],
+    "rope_scaling": {
+        "factor": 2.0,
+        "high_freq_factor": 32.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 131072,
+        "rope_type": "llama3",
+    },
+    "rope_theta": [5000000.0 if kind == "full_attention" else 10000.0 for kind in _STEP_TYPES],
+    "share_expert_dim": 1280,
+    "sink": False,
+    "sliding_window": 512,
+    "swiglu_limits": [*[0.0] * 43, 7, 7, *[0.0] * 3],  # as transformers describes the last layers
+    "swiglu_limits_shared": [*[0.0] * 43, 16, 16, *[0.0] * 3],
+    "torch_dtype": "bfloat16",
+    "use_head_wise_attn_gate": True,
+    "use_moe": True,
+    "use_moe_router_bias": True,
+    "use_qk_norm": True,
+    "use_rope_layers": [],
+    "vocab_size": 128896,
+    "yarn_only_types": ["full_attention"],
+    "zero_centered": True,
+}
+
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Mixtral-8x7B-v0.1": (MIXTRAL_8X7B, 46_702_792_704),
     "Qwen1.5-MoE-A2.7B": (QWEN15_MOE_A27B, 14_315_784_192),
@@ -2261,6 +2324,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Llama-4-Maverick-17B-128E": (LLAMA4_MAVERICK, 400_711_848_960),
     "snowflake-arctic-instruct": (ARCTIC_INSTRUCT, 478_584_608_768),
     "grok-1": (GROK_1, 315_684_820_992),
+    "Step-3.5-Flash": (STEP_35_FLASH, 196_956_130_368),
     "SmallThinker-4BA0.6B": (SMALLTHINKER_4B, 4_035_085_824),
     "SmallThinker-21BA3B": (SMALLTHINKER_21B, 21_506_562_560),
     "dbrx-instruct": (DBRX_INSTRUCT, 131_596_523_520),
@@ -2287,6 +2351,7 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         _LLAMA4_TEXT | {"model_type": "llama4"},  # as a GGUF's config is: all keys in one object
         _GEMMA4_TEXT,
         _GEMMA4_TEXT | {"model_type": "gemma4"},  # as a GGUF's config is: all keys in one object
+        STEP_35_FLASH | {"model_type": "step3p7"},  # all keys in one object
     ]
 }
 """One config of each family."""

@@ -116,6 +116,32 @@ SMALL_WINDOWED: dict[str, dict[str, Any]] = {
         },
         "v_head_dim": 32,
     },
+    "step3p5": {
+        key: value for key, value in _COMMON.items() if key not in ("num_experts_per_tok", "num_key_value_heads")
+    }
+    | {
+        "attention_other_setting": {"num_attention_groups": 2, "num_attention_heads": 6},
+        "head_dim": 32,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3],
+        "moe_layers_enum": "1,2,3",
+        "moe_num_experts": 8,
+        "moe_router_scaling_factor": 3.0,
+        "moe_top_k": 3,
+        "num_attention_groups": 2,
+        "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0],
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 2.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 32.0,
+            "original_max_position_embeddings": 131072,
+        },
+        "rope_theta": [5e6, 1e4, 1e4, 1e4],
+        "share_expert_dim": 64,
+        "swiglu_limits": [0.0, 0.0, 0.5, 0.25],
+        "swiglu_limits_shared": [0.5, 0.0, 0.0, 0.25],
+        "yarn_only_types": ["full_attention"],
+    },
 }
 for _name, _config in SMALL_WINDOWED.items():
     _config["model_type"] = _name
