@@ -1,12 +1,13 @@
 """Model families: from a checkpoint's `config.json` to a `ModelSpec`, and where each tensor lies.
 
-A family is a module with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`, its table.
+A family is a module with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`, its table. A third
+one, `tail_of`, has a family whose checkpoints keep parts of a tensor as tensors of their own.
 Families that differ in little share one. Nothing else in the package knows one family from another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -35,6 +36,7 @@ from edgemoe.architectures import (
     granitemoehybrid,
     granitemoeshared,
     grok_1,
+    grove_moe,
     hunyuan_v1_moe,
     hy_v3,
     kolibri1,
@@ -64,6 +66,7 @@ from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import embedding_copies as _embedding_copies
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
+from edgemoe.architectures.tails import Tail
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
@@ -75,11 +78,13 @@ __all__ = [
     "VISION",
     "Change",
     "SourceSlice",
+    "Tail",
     "checkpoint_shapes",
     "embedding_copies",
     "model_spec",
     "possible_shapes",
     "resolve",
+    "tail_in",
     "unused_tensors",
 ]
 
@@ -111,6 +116,7 @@ FAMILIES: dict[str, ModuleType] = {
     "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granitemoeshared,
     "grok-1": grok_1,
+    "grove_moe": grove_moe,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "hy_v3": hy_v3,
     "kimi_k2": deepseek_v3,
@@ -188,6 +194,15 @@ def embedding_copies(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
     Raises SourceError if the shape of one is not that of the embedding.
     """
     return _embedding_copies(model_spec(config), shapes)
+
+
+def tail_in(config: Mapping[str, Any], name: str) -> Tail | None:
+    """The tensor of a checkpoint that is the end of this one in the family's table; None if it is whole.
+
+    Raises SourceError for a family that is not known.
+    """
+    tail_of: Callable[[str], Tail | None] | None = getattr(_family(config), "tail_of", None)
+    return tail_of(name) if tail_of else None
 
 
 def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

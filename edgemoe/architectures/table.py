@@ -253,6 +253,8 @@ _INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
 UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
 _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
+UNREAD_BIAS = "a bias of experts, which the model's code does not read"
+_UNREAD_BIAS = re.compile(r"model\.layers\.\d{1,6}\.mlp\.expert_bias")
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 _STACKS_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 STACKS_EMBEDDING = "a copy of the embedding, which encoder and decoder share"
@@ -357,6 +359,8 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
         norm = _NORM_OF_FFN.fullmatch(name)
         if norm and int(norm[1]) in unnormed:
             reasons[name] = UNUSED_NORM
+        if spec.family == "grove_moe" and _UNREAD_BIAS.fullmatch(name):
+            reasons[name] = UNREAD_BIAS
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         if name in _STACKS_EMBEDDINGS and spec.encoder:

@@ -2270,6 +2270,36 @@ STEP_35_FLASH: dict[str, Any] = {
     "zero_centered": True,
 }
 
+GROVE_MOE_INST: dict[str, Any] = {
+    "architectures": ["GroveMoeForCausalLM"],
+    "attention_bias": False,
+    "auto_map": {"AutoModelForCausalLM": "modeling_grove_moe.GroveMoeForCausalLM"},
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "grove_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+"""The sizes of Qwen3-30B-A3B, of which GroveMoE is made; keys as its converter to GGUF reads them."""
+
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Mixtral-8x7B-v0.1": (MIXTRAL_8X7B, 46_702_792_704),
     "Qwen1.5-MoE-A2.7B": (QWEN15_MOE_A27B, 14_315_784_192),
@@ -2324,6 +2354,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Llama-4-Maverick-17B-128E": (LLAMA4_MAVERICK, 400_711_848_960),
     "snowflake-arctic-instruct": (ARCTIC_INSTRUCT, 478_584_608_768),
     "grok-1": (GROK_1, 315_684_820_992),
+    "GroveMoE-Inst": (GROVE_MOE_INST, 35_363_960_832),  # 32.9B, and 2.4B for adjugate experts a second time
     "Step-3.5-Flash": (STEP_35_FLASH, 196_956_130_368),
     "SmallThinker-4BA0.6B": (SMALLTHINKER_4B, 4_035_085_824),
     "SmallThinker-21BA3B": (SMALLTHINKER_21B, 21_506_562_560),

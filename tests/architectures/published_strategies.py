@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from tests.golden.cases import CASES, LLAMA3, YARN
 
+_THETAS = st.sampled_from([1e4, 5e6])
+
 
 @st.composite
 def smallthinker(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +30,20 @@ def smallthinker(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 
 def _without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
+
+
+@st.composite
+def grove_moe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers, count = config["num_hidden_layers"], 2 * draw(st.integers(1, 6) | st.integers(33, 40))
+    return _without(config, "rope_parameters") | {
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": draw(st.lists(st.integers(0, layers - 1), max_size=1)),
+        "moe_intermediate_size": draw(st.integers(1, 40)),
+        "norm_topk_prob": True,
+        "num_experts": count,
+        "num_experts_per_tok": draw(st.integers(1, min(count, 8))),
+        "rope_theta": draw(_THETAS),
+    }
 
 
 @st.composite
@@ -71,14 +87,12 @@ def step3p7(config: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     return step3p5(config).map(lambda text: whole | {"text_config": text})
 
 
-_THETAS = st.sampled_from([1e4, 5e6])
-
-
 def _each(values: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[Any]]:
     return st.lists(values, min_size=count, max_size=count)
 
 
 OWN_CONFIGS: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
+    "grove_moe": grove_moe,
     "smallthinker": smallthinker,
     "step3p5": step3p5,
     "step3p7": step3p7,

@@ -1792,6 +1792,30 @@ CASES: dict[str, Case] = {
         },
         layout="fused",
     ),
+    # Adjugate experts, a dense layer, tied.
+    "grove_moe": Case(
+        "grove_moe",
+        107,
+        {
+            "decoder_sparse_step": 1,
+            "head_dim": 10,
+            "hidden_size": 20,
+            "intermediate_size": 33,
+            "max_position_embeddings": 512,
+            "mlp_only_layers": [1],
+            "moe_intermediate_size": 17,
+            "norm_topk_prob": True,
+            "num_attention_heads": 4,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-3,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": True,
+            "vocab_size": 96,
+        },
+    ),
     # Chunks that end within pages, a layer without positions whose queries grow, every second layer dense, no vision.
     "llama4": Case(
         "llama4",

@@ -24,6 +24,7 @@ FAMILIES = {
     "bailing_moe_v2": "BailingMoeV2ForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "grok-1": "Grok1ModelForCausalLM",
+    "grove_moe": "GroveMoeForCausalLM",
     "smallthinker": "SmallThinkerForCausalLM",
 }
 """The class of each family's published code, by `model_type`."""

@@ -1,6 +1,7 @@
 """More families that transformers has no class for, as `published_code.py` has them, which says what is common.
 
-Read from: `modeling_smallthinker.py` of PowerInfer/SmallThinker-4BA0.6B-Instruct.
+Read from: `modeling_smallthinker.py` of PowerInfer/SmallThinker-4BA0.6B-Instruct, and ports of `modeling_grove_moe.py`
+of inclusionAI/GroveMoE-Inst.
 """
 
 from __future__ import annotations
@@ -52,12 +53,66 @@ class SmallThinker(Model):
         head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
         return self._linear(self._norm(stream, "model.norm"), head)
 
-    def _attention(self, rows: Array, name: str, rotated: bool, window: int) -> Array:
+    def _attention(self, rows: Array, name: str, rotated: bool = True, window: int = 0) -> Array:
         parts = (self._linear(rows, f"{name}.self_attn.{part}_proj") for part in "qkv")
         query, key, value = (part.reshape(len(rows), -1, self._head_dim) for part in parts)
+        if f"{name}.self_attn.q_norm.weight" in self.tensors:
+            query = self._norm(query, f"{name}.self_attn.q_norm")
+            key = self._norm(key, f"{name}.self_attn.k_norm")
         if rotated:
             query, key = self._rotate(query), self._rotate(key)
         return self._linear(self._attend(query, key, value, window=window), f"{name}.self_attn.o_proj")
+
+
+class GroveMoe(SmallThinker):
+    """Each expert and the adjugate expert of its group read the same rows; the latter counts a twentieth."""
+
+    @classmethod
+    def shapes(cls, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        D, shapes = config["hidden_size"], attention_shapes(config)
+        for layer in range(config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            shapes |= {f"{name}.self_attn.{norm}_norm.weight": (config["head_dim"],) for norm in "qk"}
+            if layer in config["mlp_only_layers"]:
+                shapes |= _ffn_shapes(f"{name}.mlp", D, config["intermediate_size"])
+                continue
+            shapes[f"{name}.mlp.gate.weight"] = (config["num_experts"], D)
+            for expert in range(config["num_experts"]):
+                shapes |= _ffn_shapes(f"{name}.mlp.experts.{expert}", D, config["moe_intermediate_size"])
+            for group in range(config["num_experts"] // 2):
+                shapes |= _ffn_shapes(f"{name}.mlp.chunk_experts.{group}", D, 128)
+        return shapes
+
+    def logits(self, ids: Array) -> Array:
+        self.margins.clear()
+        stream = self._tensor("model.embed_tokens")[ids]
+        for layer in range(self.config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            stream = stream + self._attention(self._norm(stream, f"{name}.input_layernorm"), name)
+            normed = self._norm(stream, f"{name}.post_attention_layernorm")
+            if layer in self.config["mlp_only_layers"]:
+                stream = stream + self._ffn(normed, f"{name}.mlp")
+                continue
+            logits = self._linear(normed, f"{name}.mlp.gate")
+            chosen = self._largest(logits, self.config["num_experts_per_tok"])
+            weights = np.exp(np.take_along_axis(logits, chosen, axis=1))
+            weights /= weights.sum(axis=1, keepdims=True)
+            outputs = np.zeros_like(normed)
+            for token, row in enumerate(normed):
+                for expert, weight in zip(chosen[token], weights[token], strict=True):
+                    adjugate = self._ffn(row, f"{name}.mlp.chunk_experts.{expert // 2}")
+                    outputs[token] += weight * (self._ffn(row, f"{name}.mlp.experts.{expert}") + 0.05 * adjugate)
+            stream = stream + outputs
+        head = "model.embed_tokens" if self.config["tie_word_embeddings"] else "lm_head"
+        return self._linear(self._norm(stream, "model.norm"), head)
+
+
+def _ffn_shapes(name: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{name}.gate_proj.weight": (width, hidden),
+        f"{name}.up_proj.weight": (width, hidden),
+        f"{name}.down_proj.weight": (hidden, width),
+    }
 
 
 def attention_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -74,5 +129,5 @@ def attention_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (D,)} | head
 
 
-KINDS: dict[str, type[Model]] = {"smallthinker": SmallThinker}
+KINDS: dict[str, type[Model]] = {"grove_moe": GroveMoe, "smallthinker": SmallThinker}
 """By `model_type`."""
