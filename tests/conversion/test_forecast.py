@@ -21,6 +21,7 @@ from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
+from tests.golden.covering import covering_names
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.every_case import every_case
@@ -57,7 +58,18 @@ def same(made: Store, *forecasts: Store) -> None:
         assert all(file.name.endswith(".safetensors") for file in forecast.manifest.files)
 
 
-@pytest.mark.parametrize(("family", "formats"), default_pairs(FAMILIES, FORMATS), ids=str)
+PAIRS = [
+    *default_pairs(covering_names(), FORMATS),
+    *(
+        pytest.param(name, formats, marks=pytest.mark.slow)
+        for name in FAMILIES
+        if name not in covering_names()
+        for formats in FORMATS
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "formats"), PAIRS, ids=str)
 def test_sizes_are_those_of_the_store_that_conversion_makes_and_bytes_of_a_token_those_of_what_runs(
     tmp_path: Path, family: str, formats: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

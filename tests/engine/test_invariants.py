@@ -25,6 +25,7 @@ from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
 from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_LFM2, SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.pairs import default_pairs
 
 VOCABULARY = 12
 """Few tokens, so that sequences often agree and prefixes are found."""
@@ -258,13 +259,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
+SETTINGS = [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)]
+"""Formats of keys and values, slots and threads."""
 
-SLOW = {"windows alone", "values of another width", "norms around"}
 
-
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
-)
+@pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp("invariants")
     config, windows = FAMILIES[request.param]
@@ -273,7 +272,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Family(store, windows)
 
 
-@pytest.fixture(scope="module", params=["f16", "q8"])
+@pytest.fixture(scope="module")
 def alone(family: Family, request: pytest.FixtureRequest) -> Iterator[tuple[Alone, str]]:
     reference = Alone(family, request.param)
     yield reference, request.param
@@ -300,7 +299,9 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
 
 
 @pytest.mark.parametrize(
-    ("alone", "slots", "threads"), [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)], indirect=["alone"]
+    ("family", "alone", "slots", "threads"),
+    [pytest.param(name, *setting, marks=marks) for (name, setting), marks, _ in default_pairs([*FAMILIES], SETTINGS)],
+    indirect=["family", "alone"],
 )
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int
@@ -310,11 +311,13 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("alone", ["f16", "q8"], indirect=True)
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 @pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 1), (EXPERTS, 3), (17, 2), (6, 1), (6, 3), (1, 2)])
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twelve models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Thirteen models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:
