@@ -155,6 +155,22 @@ def layer_rows(*lines: tuple[str, str, tuple[str, ...]]) -> tuple[Row, ...]:
     return rows(*lines, internal="layers.{layer}.", source="model.layers.{layer}.")
 
 
+SUM_SUFFIX = ".weight_plus_one"
+"""The end of names of norms with 1 added, in place of `.weight`; only GGUF files have them."""
+
+
+def sums_with_one(table: Iterable[Row]) -> tuple[Row, ...]:
+    """Rows of norms whose weights checkpoints keep as distances from 1, and files of GGUF with 1 added."""
+    return tuple(
+        made
+        for row in table
+        for made in (
+            replace(row, change="plus_one"),
+            replace(row, source=row.source.removesuffix(".weight") + SUM_SUFFIX),
+        )
+    )
+
+
 HEAD = "lm_head.weight"
 
 FRAME: tuple[Row, ...] = rows(
@@ -233,7 +249,7 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
 _VISION = re.compile(
-    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector)\..+"
+    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector|vit_large_projector)\..+"
 )
 AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
@@ -246,6 +262,8 @@ _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight
 NO_EXPERT = "a matrix of a choice that is of no expert, which passes on what experts read"
 _EXPERT_MATRIX = re.compile(r"model\.layers\.(\d{1,6})\.mlp\.experts\.(\d{1,6})\.(gate|up|down)_proj\.weight")
 
+UNREAD_BIAS = "a bias of experts, which the model's code does not read"
+_UNREAD_BIAS = re.compile(r"model\.layers\.\d{1,6}\.mlp\.expert_bias")
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 _STACKS_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 STACKS_EMBEDDING = "a copy of the embedding, which encoder and decoder share"
@@ -354,6 +372,8 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
         matrix = _EXPERT_MATRIX.fullmatch(name) if passing else None
         if matrix and int(matrix[2]) >= passing.get(int(matrix[1]), sys.maxsize):
             reasons[name] = NO_EXPERT
+        if spec.family == "grove_moe" and _UNREAD_BIAS.fullmatch(name):
+            reasons[name] = UNREAD_BIAS
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         if name in _STACKS_EMBEDDINGS and spec.encoder:

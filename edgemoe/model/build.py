@@ -204,12 +204,13 @@ def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> S
     """Add the blocks of a layer; returns the section."""
     *before, last = layer.groups()
     early = _early_sources(build, number, layer)
+    # Where the stream as it is now chooses the experts, they are read while all blocks before them are computed.
+    start: Stage = "beside" if layer.routed and layer.routed.early else "attend"
     late = False
     for group in (*before, last):
-        start: Stage = "attend"
         # What stands after experts that are late, or beside them, is computed while their records are read.
         late = late or any(block.late for block in group)
-        build.only_stage = "beside" if late else None if group is last else "attend"
+        build.only_stage = "beside" if late else None if group is last else start
         if group is last and layer.routed is None and build.guess_next is not None:
             # Nothing else of such a layer is staged: what it reads ahead for the next one arrives meanwhile.
             build.guess_next_routing()
@@ -301,11 +302,13 @@ def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
     """Guess the routing of layer `number` from the residual stream as it stands one layer earlier."""
     group = next(group for group in layer.groups() if any(block.body.routed for block in group))
     routed = next(place for place, block in enumerate(group) if block.body.routed)
-    # The router reads the rows of the latest block up to its own that has an input norm, or of the group's first block.
+    # The router reads the rows of the latest block up to its own that has an input norm, or of the group's first block,
+    # or the stream itself.
     reads = next(block for block in reversed(group[: routed + 1]) if block.input_norm or not block.parallel)
+    of_stream = layer.routed is not None and layer.routed.early
     source = build.residual
     with build.doing("prefetch", "guess"):
-        if reads.input_norm:
+        if reads.input_norm and not of_stream:
             with build.at(number, reads.prefix):
                 guessed = build.fixed_rows("guessed_input", GUESSED_ROWS, build.hidden_size)
                 source = _normed(build, reads, source, guessed)

@@ -56,7 +56,8 @@ Stage = Literal["attend", "fetch", "guess", "beside", "experts", "combine"]
 
 attend: everything up to the routing of an MoE layer. fetch: only where not all experts are in RAM, the reads of those
 that are missing begin. guess: only on demand, the guess at the next layer's routing, and the reads that it names.
-beside: the FFNs without routed experts. experts: the routed experts. combine: the sum, added to the residual stream.
+beside: the FFNs without routed experts, and attention of a layer whose routing is known before it. experts: the routed
+experts. combine: the sum, added to the residual stream.
 """
 STAGES: tuple[Stage, ...] = ("attend", "fetch", "guess", "beside", "experts", "combine")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from edgemoe.architectures import SourceSlice, model_spec, resolve
+from edgemoe.architectures import SourceSlice, model_spec, resolve, tail_in
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels import expert_operations as ex
@@ -38,6 +38,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
         else:
             values = np.frombuffer(entry["data"], {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
         tensors[name] = values.astype(np.float32).reshape(entry["shape"])
+    tails = {name: tail for name in tensors if (tail := tail_in(config, name))}
+    for name, tail in tails.items():
+        end = np.float32(tail.factor) * tensors[tail.tensor]
+        tensors[name] = np.concatenate([tensors[name], end], axis=int(tail.columns))
+    for name in {tail.tensor for tail in tails.values()}:
+        del tensors[name]
     return config, tensors
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemoe.architectures import FAMILIES, checkpoint_shapes, model_spec
+from edgemoe.architectures import FAMILIES, Tail, checkpoint_shapes, model_spec, tail_in, unused_tensors
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import RELU2, Activation
@@ -52,6 +52,7 @@ from tests.architectures.published import (
     GRANITE_1B_A400M,
     GRANITE_4_H_TINY,
     GRANITE_SHARED,
+    GROVE_MOE_INST,
     HUNYUAN_A13B,
     HY3_PREVIEW,
     JAMBA_V01,
@@ -226,6 +227,39 @@ def test_arctic_has_a_dense_ffn_beside_experts_that_read_before_attention():
     assert [layer.routed is not None for layer in plain.layers[:4]] == [False, True] * 2
     assert [len(layer.blocks) for layer in plain.layers[:4]] == [2] * 4
     assert "own.Arctic2" in refusal(ARCTIC_INSTRUCT | {"auto_map": {"AutoModelForCausalLM": "own.Arctic2"}})
+
+
+def test_grove_moe_has_an_adjugate_expert_in_each_expert():
+    spec = model_spec(GROVE_MOE_INST)
+    first = spec.layers[0]
+    assert attention(first) == attention(model_spec(QWEN3_30B_A3B).layers[0])
+    assert ffn(first) == Moe(128, 8, 768 + 128, RouterSpec(normalise=True))
+    dense = model_spec(GROVE_MOE_INST | {"mlp_only_layers": [3]}).layers[3]
+    assert ffn(dense) == GatedFfn(6144)
+    assert tail_in(GROVE_MOE_INST, "model.layers.7.mlp.experts.5.up_proj.weight") == Tail(
+        "model.layers.7.mlp.chunk_experts.2.up_proj.weight"
+    )
+    assert tail_in(GROVE_MOE_INST, "model.layers.7.mlp.experts.4.down_proj.weight") == Tail(
+        "model.layers.7.mlp.chunk_experts.2.down_proj.weight", columns=True, factor=0.05
+    )
+    assert tail_in(GROVE_MOE_INST, "model.layers.7.mlp.gate.weight") is None
+    assert tail_in(QWEN3_30B_A3B, "model.layers.7.mlp.experts.4.down_proj.weight") is None
+    names = [f"model.layers.{number}.mlp.expert_bias" for number in range(2)]
+    assert unused_tensors(GROVE_MOE_INST, names).keys() == set(names)
+    assert not unused_tensors(QWEN3_30B_A3B, names)
+
+
+@every_case(
+    ("keys", "words"),
+    [
+        ({"num_experts": 127}, "num_experts is 127; edgemoe implements groups of 2 experts only"),
+        ({"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ({"moe_intermediate_size": 1 << 20}, "moe_intermediate_size is 1048576"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Grove"}}, "own.Grove"),
+    ],
+)
+def test_grove_moe_refuses_what_it_has_not(keys, words):
+    assert words in refusal(GROVE_MOE_INST | keys)
 
 
 def test_dbrx_reads_its_two_objects():

@@ -18,6 +18,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
+from tests.architectures.published_strategies import OWN_CONFIGS
 from tests.golden.cases import CASES, KIMI, LINEAR, LLAMA3, LONGROPE, MISTRAL3, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
@@ -211,6 +212,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         return Case(model_type, number(0, 1 << 30), draw(arctic(config)), "files")
     elif model_type == "grok-1":
         return Case(model_type, number(0, 1 << 30), draw(grok_1(config)), "files")
+    elif model_type in OWN_CONFIGS:
+        return Case(model_type, number(0, 1 << 30), draw(OWN_CONFIGS[model_type](config)), "files")
     elif model_type == "dbrx":
         return Case(model_type, number(0, 1 << 30), draw(dbrx(heads, kv_heads, head_width)), "files")
     elif model_type in LLAMA4:

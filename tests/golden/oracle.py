@@ -20,7 +20,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from tests.golden import published_code
+from tests.golden import published_code, published_more
 from tests.golden.cases import PROMPT_TOKENS, Case
 
 _CLASSES = {
@@ -80,6 +80,8 @@ _CLASSES = {
     "sarvam_mla": "SarvamMLA",
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
+    "step3p5": "Step3p7",
+    "step3p7": "Step3p7",
     "switch_transformers": "SwitchTransformers",
 }
 _CONFIG_CLASSES = {
@@ -96,11 +98,15 @@ _MODELS = {
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
+    "step3p5": "Step3p7ForConditionalGeneration",
+    "step3p7": "Step3p7ForConditionalGeneration",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }
 """The class of the model, where it is not `ForCausalLM` behind the name above. Of one for images the text part is the
 reference."""
-AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+STEP_VISION = {"width": 8, "heads": 1, "layers": 1, "image_size": 28, "mlp_ratio": 1.0}
+"""The smallest vision tower of Step 3.7, whose class is the only one for the text model too."""
+AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "step3p5", "step3p7")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
 KDA = ("kimi_linear", "bailing_hybrid")
 PUBLISHED_MINIMAX = ("minimax_m1", "minimax_text_01")
@@ -127,13 +133,16 @@ CLEAR_ROUTING = 2e-5
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
     if case.model_type in published_code.FAMILIES:
-        return published_code.make_model(case)
+        return published_code.make_model(case, published_more.KINDS.get(case.model_type, published_code.Model))
     torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = _CLASSES[case.model_type]
     config_class = _CONFIG_CLASSES.get(case.model_type, f"{name}Config")
-    config = getattr(transformers, config_class)(**json.loads(json.dumps(case.config)))
+    given = json.loads(json.dumps(case.config))
+    if case.model_type == "step3p5":
+        given = {"text_config": given, "vision_config": dict(STEP_VISION)}
+    config = getattr(transformers, config_class)(**given)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     model_class = _MODELS.get(case.model_type, f"{name}ForCausalLM")
@@ -166,7 +175,7 @@ def make_model(case: Case) -> Any:
                 values = 0.3 * values
             elif "embed" in parameter_name or "wte" in parameter_name:
                 # A tied head would mostly say the last token again, and hide what the layers add.
-                values = 0.25 * values if config.tie_word_embeddings else values
+                values = 0.25 * values if getattr(config, "tie_word_embeddings", False) else values
             else:
                 routers = ("router", "mlp.gate.", "feed_forward.gate.", "mixer.gate.")
                 spread = 2.0 if any(name in parameter_name for name in routers) else 1.0
@@ -379,10 +388,16 @@ def save(model: Any, case: Case, folder: Path) -> None:
         }
         if "linear_attn_config" in case.config:  # as published, where a rule for experts leaves dense layers alone
             state = {re.sub(r"block_sparse_moe\.(\w+_proj)", r"mlp.\1", name): state[name] for name in state}
+        if case.model_type == "step3p5":
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("vi")}
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
     save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
     path = folder / "config.json"
+    if case.model_type == "step3p5":  # the class writes the other kind of config
+        config = {"architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", **case.config}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        return
     config = json.loads(path.read_text()) | {"model_type": case.model_type}  # some classes have several
     if case.model_type in PUBLISHED_MINIMAX:
         config = _published_minimax(config)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from edgemoe.architectures import model_spec
 from edgemoe.architectures.config import LARGEST_LAYERS
+from edgemoe.conversion.gguf.divisors import llama3_scaling
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.family_config import family_config
 from edgemoe.conversion.gguf.file import GgufTensor
@@ -19,7 +18,7 @@ from edgemoe.conversion.gguf.latent import latent_config
 from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
 from edgemoe.conversion.gguf.lightning import lightning_config
 from edgemoe.conversion.gguf.mamba import MAMBA
-from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
+from edgemoe.conversion.gguf.names import ROPE_FACTORS
 from edgemoe.conversion.gguf.windowed import WINDOWED, part_of
 from edgemoe.errors import SourceError
 
@@ -68,7 +67,7 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
     }
     if family.partial_rotation:
         config["partial_rotary_factor"] = part_of(rotated, head_dim)
-    factors = None if family.proportional else tensors.get(ROPE_FACTORS)
+    factors = None if family.own_divisors else tensors.get(ROPE_FACTORS)
     scaling = _rope_scaling(metadata, rotated, config["rope_theta"], factors)
     window = metadata.value("attention.sliding_window", 0)
     if metadata.architecture == "gpt-oss":
@@ -110,43 +109,4 @@ def _rope_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufTen
         raise metadata.wrong("rope.scaling.type", "none, linear or yarn", kind)
     if factors is None:
         return None
-    return _llama3_scaling(metadata, rotated, theta, factors)
-
-
-def _llama3_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufTensor) -> dict[str, Any] | None:
-    """Reconstruct the `llama3` rule from its effect, the only form in which the file stores it.
-
-    The file divides each frequency by a factor: 1 for short wavelengths, `factor` for long ones, a blend in between.
-    The bounds of the blend must be those of published models (1, 4 and 8192, or none at 8192); others are refused.
-    """
-    if factors.shape != (rotated // 2,) or factors.type_name != "F32":
-        raise SourceError(
-            f"{factors.path}: {ROPE_FACTORS}: expected {rotated // 2} F32 values, "
-            f"found {factors.shape} of {factors.type_name}.",
-            TAKE_ANOTHER,
-        )
-    found = factors.read(0, 1).view("<f4")[0].astype(np.float64)
-    factor = float(found.max())
-    if factor == 1.0 and found.min() == 1.0:
-        return None
-    low, original = 1.0, 8192
-    if not isinstance(theta, float):
-        raise metadata.wrong("rope.freq_base", "a number", theta)
-    with np.errstate(all="ignore"):
-        wavelengths = 2 * np.pi * theta ** (np.arange(0, rotated, 2) / rotated)
-        blend = np.clip((original / wavelengths - low) / (4.0 - low), 0.0, 1.0)
-        expected = {4.0: 1 / ((1 - blend) / factor + blend), low: np.where(wavelengths > original / low, factor, 1)}
-    # Llama 4 has no blend: the upper bound of short wavelengths is the lower one of long ones.
-    high = next((high for high, divisors in expected.items() if np.allclose(found, divisors, rtol=1e-4)), None)
-    if high is None:
-        raise SourceError(
-            f"{factors.path}: {ROPE_FACTORS}: expected the factors of the llama3 rule (1, 4 or 1, 8192), found others.",
-            TAKE_ANOTHER,
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
+    return llama3_scaling(metadata, rotated, theta, factors)

@@ -47,6 +47,7 @@ _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 """Its activation; the numbers stand in llama.cpp, not in the file."""
 
 _COMPUTED_OTHERWISE = {
+    "grove_moe": "adjugate experts of what the others give, in place of what they read",
     "grok-1": "weights of a token's experts divided by their sum",
     "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
 }

@@ -7,6 +7,7 @@ which models a file of an architecture cannot express is in `expressible.py`.
 
 from __future__ import annotations
 
+from edgemoe.architectures.table import SUM_SUFFIX
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
 from edgemoe.conversion.gguf.mamba_tensors import JAMBA_NAMES, MAMBA_FLAT, mamba_names
@@ -64,6 +65,15 @@ _ARCTIC_NAMES = {
     "ffn_gate.weight": "residual_mlp.w1.weight",
     "ffn_up.weight": "residual_mlp.w3.weight",
     "ffn_down.weight": "residual_mlp.w2.weight",
+}
+_STEP_NAMES = {
+    "output_norm.weight": "model.norm" + SUM_SUFFIX,
+    "attn_norm.weight": "input_layernorm" + SUM_SUFFIX,
+    "ffn_norm.weight": "post_attention_layernorm" + SUM_SUFFIX,
+    "attn_q_norm.weight": "self_attn.q_norm" + SUM_SUFFIX,
+    "attn_k_norm.weight": "self_attn.k_norm" + SUM_SUFFIX,
+    "attn_gate.weight": "self_attn.g_proj.weight",
+    "exp_probs_b.bias": "moe.router_bias",
 }
 _LLAMA4_NAMES = {f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
 _HUNYUAN_NAMES = {
@@ -288,7 +298,7 @@ FAMILIES: dict[str, Family] = {
         "experts.{matrix}",
         matrices={"gate_up": "gate_up_proj", "down": "down_proj"},
         own_names=_GEMMA_NAMES,
-        proportional=True,
+        own_divisors=True,
     ),
     "glm4moe": Family(
         "glm4_moe",
@@ -533,6 +543,24 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         value_width=True,
     ),
+    "smallthinker": Family(
+        "smallthinker",
+        False,
+        "block_sparse_moe.primary_router.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        matrices={"gate": "gate", "up": "up", "down": "down"},
+    ),
+    "step35": Family(
+        "step3p5",
+        False,
+        "moe.gate.weight",
+        "moe.{matrix}.weight",
+        "share_expert.{matrix}.weight",
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_STEP_NAMES,
+        own_divisors=True,
+    ),
 }
 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
@@ -548,6 +576,7 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "sarvam_mla": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
+    "step3p7": "step35",
 }
 """GGUF architecture of each family, by `model_type`."""
 

@@ -15,6 +15,7 @@ from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
+    attention_of,
     dense_layers,
     has_rope,
     leading_of,
@@ -181,4 +182,8 @@ def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
         return divisors
     if rope.scaling != "llama3":
         return None
-    return rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)
+    divisors = rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)
+    widest = max(own.rope.rotated for own in attention_of(spec) if own.rope is not None)
+    if FAMILY[ARCHITECTURES[spec.family]].own_divisors:  # as many as the layer with most pairs has
+        divisors = np.append(divisors, np.ones(widest // 2 - len(divisors), np.float32))
+    return divisors

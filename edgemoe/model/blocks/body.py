@@ -29,6 +29,8 @@ class RoutedExperts:
     """The width of the rows that experts read and write; 0: as wide as the model."""
     passing: int = 0
     """How many further choices the router has, which are of no expert."""
+    early: bool = False
+    """Whether a layer's stream chooses them as the layer begins, so that they are read while all else is computed."""
 
     @property
     def mean_top_k(self) -> float:

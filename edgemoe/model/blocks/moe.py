@@ -66,7 +66,9 @@ class Moe:
     @property
     def routed(self) -> RoutedExperts | None:
         sizes = self.num_experts, self.top_k, self.intermediate_size
-        return RoutedExperts(*sizes, self.bias, self.activation.gated, self.latent, self.passing)
+        return RoutedExperts(
+            *sizes, self.bias, self.activation.gated, self.latent, self.passing, early=self.router.early
+        )
 
     @property
     def choices(self) -> int:
@@ -115,13 +117,15 @@ class Moe:
     def emit(self, build: Builder, source: op.Floats) -> None:
         K, D = self.top_k, build.hidden_size
         build.routing = routing = self._routing(build)
-        with build.doing("router"):
+        early = self.router.early  # then all else of the layer comes after "attend" (`build._add_layer`)
+        with build.doing("router", "attend" if early else None):
             experts, weights = routing.experts, routing.weights
             if build.options.forced_routing:  # the router's choice goes aside; the caller fills `routing`
                 experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
             logits, bonus = build.rows("router_logits", self.choices), build.options.cache_aware_routing
             slots = routing.slots if bonus > 0 else None
-            self.router.emit(build, source, logits, experts, weights, slots, bonus, self.passing)
+            reads = build.residual if early else source
+            self.router.emit(build, reads, logits, experts, weights, slots, bonus, self.passing)
             if self.capacity:
                 build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity))
         with build.doing("experts", "fetch"):

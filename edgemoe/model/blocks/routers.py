@@ -45,6 +45,8 @@ class RouterSpec:
     """How many of its largest scores make a group's: 1 (DeepSeek-V2) or 2."""
     jitter: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """Half the distance from the largest logit within which others count, of `sparsemixer` (Phi-3.5-MoE)."""
+    early: bool = False
+    """Whether its matrix reads the stream as the layer begins, before attention and without a norm (SmallThinker)."""
 
     def check(self, num_experts: int, top_k: int, passing: int = 0) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
