@@ -26,7 +26,7 @@ _LIMITS = {"expert_swiglu_limit_list": "swiglu_clamp_exp", "share_expert_swiglu_
 
 
 def _shared(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What both say in the same keys."""
+    """Read what both say in the same keys."""
     layers = config["num_hidden_layers"]
     kv_heads = by_layer(metadata, "attention.head_count_kv", layers)
     rotated = metadata.count("rope.dimension_count")
