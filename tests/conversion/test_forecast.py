@@ -104,7 +104,14 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     state += sum(
         o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan, so.ChannelScan))
     )
-    assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
+    # Some of a router's choices may be of no expert.
+    routes = [o for o in operations if isinstance(o, ex.Route)]
+    experts = [o for o in operations if isinstance(o, ex.Experts)]
+    spared = sum(
+        -(-weight_bytes(one) * route.passing // route.logits.shape[1])
+        for route, one in zip(routes, experts, strict=True)
+    )
+    assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state - spared
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
     assert traffic.kv_bytes_per_position == sum(
         cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
