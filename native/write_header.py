@@ -13,6 +13,7 @@ import numpy as np
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import stream_operations as sm
 from edgemoe.kernels.definition import Field
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.marks import SHAPED
@@ -66,6 +67,9 @@ def _enumeration() -> list[str]:
         "",
         "/* The most channels of a head's keys in the delta rule. */",
         f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",
+        "",
+        "/* The most residual streams of a token. */",
+        f"enum {{ EM_MOST_STREAMS = {sm.MOST_STREAMS} }};",
     ]
 
 

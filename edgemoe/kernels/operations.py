@@ -19,7 +19,7 @@ Invariants:
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
 - Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
-  the KV cache, and its row of what `ShortConv`, `DeltaRule` and `SelectiveScan` keep, which is updated in the order
+  the KV cache, and its row of what `ShortConv`, `Compress`, `DeltaRule` and `SelectiveScan` keep, which is updated in the order
   of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of
   threads changes a single bit of an answer.
 """
@@ -224,8 +224,8 @@ class Linear(Operation, code=2):
 class Rope(Operation, code=3):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 
-    `a` and `b` are the halves of its first `R` channels, or with `neighbours` the even and the odd ones; the other
-    `W - R` channels stay as they are.
+    `a` and `b` are the halves of its first `R` channels, or of the `last`, or with `neighbours` the even and the odd
+    ones of these; the other `W - R` channels stay as they are. With `back` it turns the other way.
     """
 
     values: Annotated[Floats, rows("heads*W"), IN_PLACE]
@@ -234,6 +234,8 @@ class Rope(Operation, code=3):
     cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
     sine: Annotated[Floats, buffer("C", "R/2")]
     neighbours: bool = False
+    last: bool = False
+    back: bool = False
 
     def check(self, sizes: Sizes) -> None:
         width, rotated = sizes.letters["W"], sizes.letters["R"]

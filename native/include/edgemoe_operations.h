@@ -16,8 +16,11 @@ enum { EM_MOST_TAPS = 64 };
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
 
+/* The most residual streams of a token. */
+enum { EM_MOST_STREAMS = 16 };
+
 /* em_route.score */
-enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_SCORE_COUNT = 3 };
+enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_SCORE_SQRT_SOFTPLUS = 3, EM_SCORE_COUNT = 4 };
 
 /* em_route.choose_by */
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
@@ -76,6 +79,8 @@ typedef struct em_rope {
     const float *cosine;      /* (C, R/2) */
     const float *sine;        /* (C, R/2) */
     int32_t neighbours;
+    int32_t last;
+    int32_t back;
     int32_t head_dim;         /* W */
     int32_t context;          /* C */
     int32_t rotated;          /* R */
@@ -345,7 +350,7 @@ typedef struct em_head_linear {
 /* Writes a row [latent | rotary] for each row's token to the page of its position, as StoreKv writes keys. */
 typedef struct em_store_latent {
     const float *latent;      /* (T, Wv) */
-    const float *rotary;      /* (T, R) */
+    const float *rotary;      /* (T, R), or NULL */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
@@ -407,6 +412,96 @@ typedef struct em_capacity {
     int32_t top_k;          /* K */
 } em_capacity;
 
+/* A token's streams become the row that a block reads: output = sum over i of pre[i] * streams[i]. */
+typedef struct em_collapse_streams {
+    const float *streams; /* (T, n*D) */
+    const float *numbers; /* (T, M) */
+    const float *base;    /* (M,) */
+    const float *scales;  /* (parts,) */
+    float epsilon;
+    int64_t iterations;
+    int32_t count;        /* n */
+    float *joining;       /* (T, J), or NULL */
+    float *output;        /* (T, D) */
+    int32_t hidden_size;  /* D */
+    int32_t columns;      /* M */
+    int32_t parts;        /* parts */
+    int32_t J;            /* J */
+} em_collapse_streams;
+
+/* A block's result joins a token's streams: streams[j] = post[j] * result + sum over i of mix[i, j] * streams[i]. */
+typedef struct em_join_streams {
+    const float *result;  /* (T, D) */
+    const float *joining; /* (T, J), or NULL */
+    int32_t count;        /* n */
+    float *streams;       /* (T, n*D) */
+    int32_t hidden_size;  /* D */
+    int32_t J;            /* J */
+} em_join_streams;
+
+/* Each whole block of rate tokens becomes one row: a mean of theirs, weighed in each channel by a softmax. */
+typedef struct em_compress {
+    const float *values;      /* (T, parts*W) */
+    const float *gates;       /* (T, parts*W) */
+    const float *bias;        /* (rate*parts*W,) */
+    const float *norm;        /* (W,) */
+    float epsilon;
+    const float *cosine;      /* (C, R/2) */
+    const float *sine;        /* (C, R/2) */
+    int32_t rate;             /* rate */
+    int32_t parts;            /* parts */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    float *inputs;            /* (S, ring, 2*parts*W) */
+    em_cache compressed;      /* (N, 1, B, W) */
+    int32_t head_dim;         /* W */
+    int32_t context;          /* C */
+    int32_t rotated;          /* R */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t ring;             /* ring */
+    int32_t page_count;       /* N */
+    int32_t block_rows;       /* B */
+} em_compress;
+
+/* Causal attention over the last window rows of a sequence, and over one row for each rate tokens before. */
+typedef struct em_compressed_attention {
+    const float *query;          /* (T, H*W) */
+    const int32_t *positions;    /* (T,) */
+    const int32_t *sequences;    /* (T,) */
+    const int32_t *window_pages; /* (S, P) */
+    em_cache window_cache;       /* (N, 1, 64, W) */
+    const int32_t *pages;        /* (S, P) */
+    em_cache compressed;         /* (L, 1, B, W) */
+    int64_t rate;
+    float scale;
+    int64_t window;
+    float *output;               /* (T, H*W) */
+    const float *sinks;          /* (H,), or NULL */
+    int32_t sequence_count;      /* S */
+    int32_t table_pages;         /* P */
+    int32_t page_count;          /* N */
+    int32_t head_dim;            /* W */
+    int32_t heads;               /* H */
+    int32_t compressed_pages;    /* L */
+    int32_t block_rows;          /* B */
+} em_compressed_attention;
+
+/* The K experts that a table has for each token's id, in its order, and their weights. */
+typedef struct em_table_route {
+    const int32_t *ids;  /* (T,) */
+    const float *table;  /* (V*K,) */
+    const float *logits; /* (T, E), or NULL */
+    int32_t num_experts; /* E */
+    float epsilon;
+    float scale;
+    int32_t *experts;    /* (T, K) */
+    float *weights;      /* (T, K) */
+    int32_t top_k;       /* K */
+    int32_t vocab_size;  /* V */
+} em_table_route;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -433,7 +528,12 @@ typedef struct em_capacity {
     X(PLAIN_FFN, plain_ffn) \
     X(SELECTIVE_SCAN, selective_scan) \
     X(SCALE_BY_POSITION, scale_by_position) \
-    X(CAPACITY, capacity)
+    X(CAPACITY, capacity) \
+    X(COLLAPSE_STREAMS, collapse_streams) \
+    X(JOIN_STREAMS, join_streams) \
+    X(COMPRESS, compress) \
+    X(COMPRESSED_ATTENTION, compressed_attention) \
+    X(TABLE_ROUTE, table_route)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -450,8 +550,8 @@ typedef struct em_capacity {
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
         FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
     STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, positions) \
-        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, neighbours) FIELD(em_rope, head_dim) \
-        FIELD(em_rope, context) FIELD(em_rope, rotated) \
+        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, neighbours) FIELD(em_rope, last) \
+        FIELD(em_rope, back) FIELD(em_rope, head_dim) FIELD(em_rope, context) FIELD(em_rope, rotated) \
     STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, positions) \
         FIELD(em_store_kv, sequences) FIELD(em_store_kv, pages) FIELD(em_store_kv, key_cache) \
         FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \
@@ -538,6 +638,37 @@ typedef struct em_capacity {
         FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
+    STRUCT(em_collapse_streams) FIELD(em_collapse_streams, streams) FIELD(em_collapse_streams, numbers) \
+        FIELD(em_collapse_streams, base) FIELD(em_collapse_streams, scales) \
+        FIELD(em_collapse_streams, epsilon) FIELD(em_collapse_streams, iterations) \
+        FIELD(em_collapse_streams, count) FIELD(em_collapse_streams, joining) \
+        FIELD(em_collapse_streams, output) FIELD(em_collapse_streams, hidden_size) \
+        FIELD(em_collapse_streams, columns) FIELD(em_collapse_streams, parts) FIELD(em_collapse_streams, J) \
+    STRUCT(em_join_streams) FIELD(em_join_streams, result) FIELD(em_join_streams, joining) \
+        FIELD(em_join_streams, count) FIELD(em_join_streams, streams) FIELD(em_join_streams, hidden_size) \
+        FIELD(em_join_streams, J) \
+    STRUCT(em_compress) FIELD(em_compress, values) FIELD(em_compress, gates) FIELD(em_compress, bias) \
+        FIELD(em_compress, norm) FIELD(em_compress, epsilon) FIELD(em_compress, cosine) \
+        FIELD(em_compress, sine) FIELD(em_compress, rate) FIELD(em_compress, parts) \
+        FIELD(em_compress, positions) FIELD(em_compress, sequences) FIELD(em_compress, pages) \
+        FIELD(em_compress, inputs) FIELD(em_compress, compressed) FIELD(em_compress, head_dim) \
+        FIELD(em_compress, context) FIELD(em_compress, rotated) FIELD(em_compress, sequence_count) \
+        FIELD(em_compress, table_pages) FIELD(em_compress, ring) FIELD(em_compress, page_count) \
+        FIELD(em_compress, block_rows) \
+    STRUCT(em_compressed_attention) FIELD(em_compressed_attention, query) \
+        FIELD(em_compressed_attention, positions) FIELD(em_compressed_attention, sequences) \
+        FIELD(em_compressed_attention, window_pages) FIELD(em_compressed_attention, window_cache) \
+        FIELD(em_compressed_attention, pages) FIELD(em_compressed_attention, compressed) \
+        FIELD(em_compressed_attention, rate) FIELD(em_compressed_attention, scale) \
+        FIELD(em_compressed_attention, window) FIELD(em_compressed_attention, output) \
+        FIELD(em_compressed_attention, sinks) FIELD(em_compressed_attention, sequence_count) \
+        FIELD(em_compressed_attention, table_pages) FIELD(em_compressed_attention, page_count) \
+        FIELD(em_compressed_attention, head_dim) FIELD(em_compressed_attention, heads) \
+        FIELD(em_compressed_attention, compressed_pages) FIELD(em_compressed_attention, block_rows) \
+    STRUCT(em_table_route) FIELD(em_table_route, ids) FIELD(em_table_route, table) \
+        FIELD(em_table_route, logits) FIELD(em_table_route, num_experts) FIELD(em_table_route, epsilon) \
+        FIELD(em_table_route, scale) FIELD(em_table_route, experts) FIELD(em_table_route, weights) \
+        FIELD(em_table_route, top_k) FIELD(em_table_route, vocab_size) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -13,6 +13,9 @@
  * A tile's queries and outputs are copied together: one head's rows lie a power of two apart in most models, on a few
  * lines of the first-level cache, and would drive each other out between two blocks.
  *
+ * Compressed attention goes through the blocks of its window as all attention does, and then on through those of the
+ * compressed cache, of which a page has as many rows as blocks of tokens end in it.
+ *
  * A single row's time is that of reading the keys and values from memory. A page holds the blocks of all heads one after
  * the other, so such a row goes through several heads together, page by page, and reads longer runs of memory. */
 #include "../operations.h"
@@ -35,6 +38,9 @@ typedef struct attention_task {
     int32_t tile_count;
     int32_t heads_together;    /* query heads of one key/value head */
     int32_t kv_heads_together; /* more than one only where heads_together is all of them */
+    int32_t block_rows;        /* of the cache's pages */
+    const struct attention_task *history; /* the same over the compressed cache; NULL: there is none */
+    int32_t rate;                         /* of the history */
 } attention_task;
 
 /* One query head of one row: the state of its online softmax over the blocks seen so far. */
@@ -155,7 +161,7 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     int32_t from[EM_ROWS_AT_ONCE], to[EM_ROWS_AT_ONCE], row_count = 0, least = EM_PAGE_TOKENS, most = 0;
     for (int32_t s = 0; s < state_count; s++) {
         from[row_count] = larger(0, states[s].first - start);
-        to[row_count] = smaller(EM_PAGE_TOKENS, states[s].end - start);
+        to[row_count] = smaller(task->block_rows, states[s].end - start);
         if (from[row_count] >= to[row_count]) continue;
         least = smaller(least, from[row_count]);
         most = larger(most, to[row_count]);
@@ -180,6 +186,22 @@ static void attend_block(const attention_task *task, query_state *states, int32_
         state->largest = largest;
     }
     mix_parts(task, rows, row_count, cache_row, from, to);
+}
+
+/* Goes on over the compressed rows of a sequence: each query sees those of the blocks that end no later than itself. */
+static void attend_history(const attention_task *task, query_state *states, int32_t state_count, int32_t sequence) {
+    const em_attention *a = task->attention;
+    const int32_t *pages = a->pages + (size_t)sequence * a->table_pages;
+    int32_t end = 0;
+    for (int32_t s = 0; s < state_count; s++) {
+        states[s].first = 0;
+        states[s].end = (states[s].position + 1) / task->rate;
+        end = larger(end, states[s].end);
+    }
+    for (int32_t row = 0; row < end; row += task->block_rows) {
+        const size_t page = (size_t)pages[((row + 1) * task->rate - 1) / EM_PAGE_TOKENS];
+        attend_block(task, states, state_count, row, page * task->block_rows);
+    }
 }
 
 /* Attention of query heads first .. first + count - 1 for one tile: heads_together of each key/value head. */
@@ -217,6 +239,7 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
             attend_block(task, states + s, together, block * EM_PAGE_TOKENS, cache_row);
         }
     }
+    if (task->history) attend_history(task->history, states, state_count, a->sequences[begin]);
     const query_state *state = states;
     for (int32_t head = first; head < first + count; head++) {
         for (int32_t row = begin; row < end; row++, state++) {
@@ -295,7 +318,7 @@ static void choose_heads(attention_task *task, int32_t most_rows) {
     if (pairs_each < task->kv_heads_together) task->kv_heads_together = larger(1, (int32_t)pairs_each);
 }
 
-int32_t em_run_attention(const em_attention *attention, const em_run *run) {
+static int32_t run_attention(const em_attention *attention, const em_run *run, const attention_task *history) {
     const em_cache *values = attention->value_cache.elements ? &attention->value_cache : &attention->key_cache;
     if (!em_is_cache_format(attention->key_cache.format) || values->format != attention->key_cache.format) {
         return EM_BAD_OPERATION;
@@ -308,7 +331,8 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
         tile_rows /= 2;
     }
     const int32_t tile_count = cut_into_tiles(attention, run->tokens, tile_rows, tiles);
-    attention_task task = {.attention = attention, .run = run, .tiles = tiles, .tile_count = tile_count};
+    attention_task task = {.attention = attention, .run = run, .tiles = tiles, .tile_count = tile_count,
+                           .block_rows = EM_PAGE_TOKENS, .history = history};
     int32_t most_rows = 0;
     int64_t seen = 0;
     for (int32_t i = 0; i < tile_count; i++) most_rows = larger(most_rows, tiles[i + 1] - tiles[i]);
@@ -320,4 +344,53 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     const int64_t chunk = products_per_item < 8192 ? 8192 / (products_per_item + 1) + 1 : 1;
     em_pool_for(run->pool, items, chunk, attend_items, &task);
     return EM_OK;
+}
+
+int32_t em_run_attention(const em_attention *attention, const em_run *run) { return run_attention(attention, run, NULL); }
+
+/* ---- compressed attention ------------------------------------------------------------------------------ */
+
+/* Checks that the pages exist of all compressed rows that each row sees: those of its sequence up to its own position. */
+static int32_t check_history(const em_attention *a, int32_t rate, int32_t tokens) {
+    for (int32_t t = 0; t < tokens; t++) {
+        if (a->sequences[t] < 0 || a->sequences[t] >= a->sequence_count || a->positions[t] < 0) return EM_BAD_POSITION;
+        const int32_t seen = (int32_t)(((int64_t)a->positions[t] + 1) / rate);
+        if (t > 0 && a->sequences[t] == a->sequences[t - 1] && a->positions[t] == a->positions[t - 1] + 1 &&
+            (a->positions[t] + 1) % rate) {
+            continue; /* it sees what the row before sees */
+        }
+        for (int32_t row = 0; row < seen; row++) {
+            const int32_t block = (int32_t)(((int64_t)(row + 1) * rate - 1) / EM_PAGE_TOKENS);
+            if (block >= a->table_pages) return EM_BAD_POSITION;
+            const int32_t page = a->pages[(size_t)a->sequences[t] * a->table_pages + block];
+            if (page < 0 || page >= a->page_count) return EM_BAD_POSITION;
+        }
+    }
+    return EM_OK;
+}
+
+size_t em_compressed_attention_scratch_bytes(const em_compressed_attention *attention, int32_t tokens) {
+    (void)attention;
+    return em_attention_scratch_bytes(NULL, tokens);
+}
+
+int32_t em_run_compressed_attention(const em_compressed_attention *c, const em_run *run) {
+    const int32_t block_rows = c->rate < 1 ? 0 : larger(1, (int32_t)(EM_PAGE_TOKENS / c->rate));
+    if (c->rate < 1 || c->block_rows != block_rows || c->compressed.format != c->window_cache.format) {
+        return EM_BAD_OPERATION;
+    }
+    em_attention of_window = {.query = c->query, .positions = c->positions, .sequences = c->sequences,
+                              .pages = c->window_pages, .key_cache = c->window_cache, .scale = c->scale,
+                              .output = c->output, .window = c->window, .sinks = c->sinks,
+                              .sequence_count = c->sequence_count, .table_pages = c->table_pages,
+                              .page_count = c->page_count, .kv_heads = 1, .head_dim = c->head_dim, .heads = c->heads,
+                              .value_dim = c->head_dim};
+    em_attention of_history = of_window;
+    of_history.pages = c->pages;
+    of_history.key_cache = c->compressed;
+    of_history.page_count = c->compressed_pages;
+    const int32_t rate = (int32_t)c->rate, status = check_history(&of_history, rate, run->tokens);
+    if (status != EM_OK) return status;
+    const attention_task history = {.attention = &of_history, .run = run, .block_rows = block_rows, .rate = rate};
+    return run_attention(&of_window, run, &history);
 }

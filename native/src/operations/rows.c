@@ -172,20 +172,21 @@ static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     for (int64_t row = begin; row < end; row++) {
         const size_t table_row = (size_t)r->positions[row / r->heads] * half;
         const float *cosine = r->cosine + table_row, *sine = r->sine + table_row;
-        float *first = r->values + row * r->head_dim;
+        float *first = r->values + row * r->head_dim + (r->last ? r->head_dim - r->rotated : 0);
+        const float side = r->back ? -1.0f : 1.0f; /* a factor of the sine that rounds nothing */
         if (r->neighbours) {
             for (int32_t i = 0; i < half; i++) {
                 const float a = first[2 * i], b = first[2 * i + 1];
-                first[2 * i] = a * cosine[i] - b * sine[i];
-                first[2 * i + 1] = b * cosine[i] + a * sine[i];
+                first[2 * i] = a * cosine[i] - b * (side * sine[i]);
+                first[2 * i + 1] = b * cosine[i] + a * (side * sine[i]);
             }
             continue;
         }
         float *second = first + half;
         for (int32_t i = 0; i < half; i++) {
             const float a = first[i], b = second[i];
-            first[i] = a * cosine[i] - b * sine[i];
-            second[i] = b * cosine[i] + a * sine[i];
+            first[i] = a * cosine[i] - b * (side * sine[i]);
+            second[i] = b * cosine[i] + a * (side * sine[i]);
         }
     }
 }
