@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
-from edgemoe.kernels import stream_operations as sm
 from edgemoe.kernels.definition import Field
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.marks import SHAPED
@@ -69,7 +69,7 @@ def _enumeration() -> list[str]:
         f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",
         "",
         "/* The most residual streams of a token. */",
-        f"enum {{ EM_MOST_STREAMS = {sm.MOST_STREAMS} }};",
+        f"enum {{ EM_MOST_STREAMS = {sk.MOST_STREAMS} }};",
     ]
 
 

@@ -21,8 +21,11 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
 
 
-Change = Literal["none", "plus_one", "minus_exp"]
-"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms."""
+Change = Literal["none", "plus_one", "minus_exp", "whole"]
+"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms.
+
+`whole`: none, but each must be a whole number, as those of experts in a table are.
+"""
 
 
 Side = Literal["all", "encoder", "decoder"]
@@ -233,7 +236,7 @@ AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
 
 INDEXER = "an indexer of attention, which chooses among more tokens than edgemoe runs of this model"
-_INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
+_INDEXER = re.compile(r"(model\.)?layers\.\d+\.(self_)?attn\.(compressor\.)?indexer\..+")
 UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
 _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
@@ -469,6 +472,7 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
     """The values of the symbols used in shapes, for the whole model or for a layer."""
     sizes = {"one": 1, "model": spec.hidden_size, "expert_model": spec.hidden_size, "vocabulary": spec.vocab_size}
+    sizes |= spec.streams.sizes() if spec.streams else {}
     if layer is None:
         return sizes
     return sizes | layer.sizes()

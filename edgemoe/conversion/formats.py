@@ -16,13 +16,18 @@ KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
 _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay")
-"""Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32."""
+"""Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
+
+So do the shares of a result that residual streams take (`_SHARES`).
+"""
+_SHARES = "_shares"
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
 _CLASSES = {
     **dict.fromkeys(("query", "key", "value", "output_gate", "output"), "attention"),
     **dict.fromkeys(("cross_query", "cross_key", "cross_value", "cross_output"), "attention"),
     **dict.fromkeys(("latent", "key_rotary", "query_latent", "query_rotary", "key_up", "value_up"), "attention"),
+    **dict.fromkeys(("group_output", "compress_values", "compress_gates"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
@@ -71,7 +76,7 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
     if expert_of(name):
         return "experts"
     last = name.split(".")[2] if name.startswith("layers.") else name
-    return _CLASSES.get(last, last)
+    return "streams" if last.endswith(_SHARES) else _CLASSES.get(last, last)
 
 
 def choose_formats(
@@ -88,7 +93,7 @@ def choose_formats(
     for name, shape in shapes.items():
         if len(shape) == 1:
             formats[name] = None
-        elif name.rpartition(".")[2] in _EXACT:
+        elif name.rpartition(".")[2] in _EXACT or name.endswith(_SHARES):
             formats[name] = FORMATS["f32"]
         else:
             groups.setdefault(stored_name(name, shapes), []).append(name)

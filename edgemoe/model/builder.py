@@ -181,6 +181,10 @@ class Builder:
         positions, sequences = self.shared[f"{side}positions"], self.shared[f"{side}sequences"]
         return cast("op.Integers", positions), cast("op.Integers", sequences)
 
+    def token_ids(self) -> op.Integers:
+        """The token of each row, `(T,)`."""
+        return cast("op.Integers", self.shared["input_ids" if self.letter == "C" else "ids"])
+
     def pages(self, window: int = 0) -> op.Integers:
         """The pages of each sequence `(S, P)` in layers with this window; 0: in those that see the whole context."""
         name = f"pages_{window}" if window else "pages"

@@ -31,12 +31,13 @@ enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
 
-/* output[t] = scale * matrix[ids[t]]. */
+/* output[t] = scale * matrix[ids[t]], as many times one after the other as there are copies. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
     em_matrix matrix;    /* (V, D) */
     float scale;
-    float *output;       /* (T, D) */
+    float *output;       /* (T, copies*D) */
+    int32_t copies;
     int32_t vocab_size;  /* V */
     int32_t hidden_size; /* D */
 } em_embed;
@@ -412,27 +413,22 @@ typedef struct em_capacity {
     int32_t top_k;          /* K */
 } em_capacity;
 
-/* A token's streams become the row that a block reads: output = sum over i of pre[i] * streams[i]. */
+/* A token's streams become the row that a block reads: output = sum over i of share[i] * streams[i]. */
 typedef struct em_collapse_streams {
     const float *streams; /* (T, n*D) */
-    const float *numbers; /* (T, M) */
-    const float *base;    /* (M,) */
-    const float *scales;  /* (parts,) */
+    const float *numbers; /* (T, n) */
+    const float *base;    /* (n,) */
+    const float *scale;   /* (1,) */
     float epsilon;
-    int64_t iterations;
     int32_t count;        /* n */
-    float *joining;       /* (T, J), or NULL */
     float *output;        /* (T, D) */
     int32_t hidden_size;  /* D */
-    int32_t columns;      /* M */
-    int32_t parts;        /* parts */
-    int32_t J;            /* J */
 } em_collapse_streams;
 
 /* A block's result joins a token's streams: streams[j] = post[j] * result + sum over i of mix[i, j] * streams[i]. */
 typedef struct em_join_streams {
     const float *result;  /* (T, D) */
-    const float *joining; /* (T, J), or NULL */
+    const float *joining; /* (T, J) */
     int32_t count;        /* n */
     float *streams;       /* (T, n*D) */
     int32_t hidden_size;  /* D */
@@ -502,6 +498,17 @@ typedef struct em_table_route {
     int32_t vocab_size;  /* V */
 } em_table_route;
 
+/* Finds, in place, how a block's result joins the streams: [post | mix], which JoinStreams takes. */
+typedef struct em_balance_streams {
+    float *numbers;      /* (T, J) */
+    const float *base;   /* (J,) */
+    const float *scales; /* (2,) */
+    float epsilon;
+    int64_t iterations;
+    int32_t count;       /* n */
+    int32_t J;           /* J */
+} em_balance_streams;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -533,7 +540,8 @@ typedef struct em_table_route {
     X(JOIN_STREAMS, join_streams) \
     X(COMPRESS, compress) \
     X(COMPRESSED_ATTENTION, compressed_attention) \
-    X(TABLE_ROUTE, table_route)
+    X(TABLE_ROUTE, table_route) \
+    X(BALANCE_STREAMS, balance_streams)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -541,7 +549,8 @@ typedef struct em_table_route {
         FIELD(em_matrix, columns) \
     STRUCT(em_cache) FIELD(em_cache, elements) FIELD(em_cache, scales) FIELD(em_cache, format) \
     STRUCT(em_embed) FIELD(em_embed, ids) FIELD(em_embed, matrix) FIELD(em_embed, scale) \
-        FIELD(em_embed, output) FIELD(em_embed, vocab_size) FIELD(em_embed, hidden_size) \
+        FIELD(em_embed, output) FIELD(em_embed, copies) FIELD(em_embed, vocab_size) \
+        FIELD(em_embed, hidden_size) \
     STRUCT(em_rms_norm) FIELD(em_rms_norm, input) FIELD(em_rms_norm, weight) FIELD(em_rms_norm, epsilon) \
         FIELD(em_rms_norm, output) FIELD(em_rms_norm, heads) FIELD(em_rms_norm, gate) \
         FIELD(em_rms_norm, own_weights) FIELD(em_rms_norm, head_dim) \
@@ -639,11 +648,9 @@ typedef struct em_table_route {
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
     STRUCT(em_collapse_streams) FIELD(em_collapse_streams, streams) FIELD(em_collapse_streams, numbers) \
-        FIELD(em_collapse_streams, base) FIELD(em_collapse_streams, scales) \
-        FIELD(em_collapse_streams, epsilon) FIELD(em_collapse_streams, iterations) \
-        FIELD(em_collapse_streams, count) FIELD(em_collapse_streams, joining) \
-        FIELD(em_collapse_streams, output) FIELD(em_collapse_streams, hidden_size) \
-        FIELD(em_collapse_streams, columns) FIELD(em_collapse_streams, parts) FIELD(em_collapse_streams, J) \
+        FIELD(em_collapse_streams, base) FIELD(em_collapse_streams, scale) FIELD(em_collapse_streams, epsilon) \
+        FIELD(em_collapse_streams, count) FIELD(em_collapse_streams, output) \
+        FIELD(em_collapse_streams, hidden_size) \
     STRUCT(em_join_streams) FIELD(em_join_streams, result) FIELD(em_join_streams, joining) \
         FIELD(em_join_streams, count) FIELD(em_join_streams, streams) FIELD(em_join_streams, hidden_size) \
         FIELD(em_join_streams, J) \
@@ -669,6 +676,9 @@ typedef struct em_table_route {
         FIELD(em_table_route, logits) FIELD(em_table_route, num_experts) FIELD(em_table_route, epsilon) \
         FIELD(em_table_route, scale) FIELD(em_table_route, experts) FIELD(em_table_route, weights) \
         FIELD(em_table_route, top_k) FIELD(em_table_route, vocab_size) \
+    STRUCT(em_balance_streams) FIELD(em_balance_streams, numbers) FIELD(em_balance_streams, base) \
+        FIELD(em_balance_streams, scales) FIELD(em_balance_streams, epsilon) \
+        FIELD(em_balance_streams, iterations) FIELD(em_balance_streams, count) FIELD(em_balance_streams, J) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -36,7 +36,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
         if entry["dtype"] == "BF16":
             values = (np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:
-            values = np.frombuffer(entry["data"], {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
+            dtypes = {"F32": np.float32, "F16": np.float16, "I64": np.int64}
+            values = np.frombuffer(entry["data"], dtypes[entry["dtype"]])
         tensors[name] = values.astype(np.float32).reshape(entry["shape"])
     return config, tensors
 
@@ -59,7 +60,7 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
         starts = range(run.start, run.start + run.period * run.repeats, run.period)
         return np.concatenate([rows[start : start + run.length].T for start in starts])
     taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
-    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken)}[where.change]
+    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken), "whole": taken}[where.change]
     return np.ascontiguousarray(changed)
 
 

@@ -37,6 +37,7 @@ _CLASSES = {
     "deepseek_v2": "DeepseekV2",
     "deepseek_v3": "DeepseekV3",
     "deepseek_v32": "DeepseekV32",
+    "deepseek_v4": "DeepseekV4",
     "dots1": "Dots1",
     "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
@@ -166,6 +167,9 @@ def make_model(case: Case) -> Any:
                 buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
             elif buffer_name.endswith("layer_scalar"):
                 buffer.copy_((0.6 + 0.2 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
+            elif buffer_name.endswith("tid2eid"):  # of each token as many experts as it uses, in any order
+                experts = torch.rand(buffer.shape[0], config.n_routed_experts, generator=random).argsort(dim=1)
+                buffer.copy_(experts[:, : buffer.shape[1]])
     if case.model_type == "phimoe":
         # The class asks for the factors of LongRoPE without a length, and so has those of short contexts in all.
         positions = model.model.rotary_emb
@@ -255,6 +259,9 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if name == "PhimoeTopKRouter":
             add_nearness(output[0], module.router_jitter_noise)
         scores = output[0].float()
+        if name == "DeepseekV4TopKRouter":
+            add_margin(torch.nn.functional.softplus(scores).sqrt() + module.e_score_correction_bias, module.top_k)
+            return
         if name == "Mistral4TopkRouter":
             scores = scores.softmax(dim=-1)
         bias = getattr(module, "e_score_correction_bias", None)
@@ -334,7 +341,8 @@ def save(model: Any, case: Case, folder: Path) -> None:
         }
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
-    save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    kept = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / "model.safetensors")
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"model_type": case.model_type}  # some classes have several
     path.write_text(json.dumps(_legacy(config) if case.legacy else config, indent=2, sort_keys=True) + "\n")

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
+from edgemoe.model.blocks.compressed_attention import CompressedAttention
 from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
 from edgemoe.model.blocks.gated_delta import GatedDelta
@@ -24,6 +25,7 @@ __all__ = [
     "BODIES",
     "Attention",
     "Body",
+    "CompressedAttention",
     "CrossAttention",
     "GatedDelta",
     "GatedFfn",
@@ -41,7 +43,10 @@ __all__ = [
 BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
-        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)
+        for body in (
+            *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe),
+            *(PlainFfn, ShortConv),
+        )
     }
 )
 """Every kind of body by the name that stores give it."""

@@ -1,4 +1,4 @@
-/* Several residual streams: what a block reads of them, and how its result joins them. */
+/* Several residual streams: what a block reads of them, and how its result joins them by a balanced mixture. */
 #include "../operations.h"
 
 #include "../../kernels/exponential.h"
@@ -24,6 +24,28 @@ static float sigmoid(float x) { return 1.0f / (1.0f + em_exp(-x)); }
 
 /* ---- collapse ----------------------------------------------------------------------------------------- */
 
+static void collapse_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_collapse_streams *c = ((const streams_task *)context)->operation;
+    const int32_t n = c->count, width = c->hidden_size;
+    (void)thread;
+    for (int64_t row = begin; row < end; row++) {
+        const float *stream = c->streams + row * n * width;
+        float *output = c->output + row * width;
+        for (int32_t i = 0; i < n; i++, stream += width) {
+            const float share = sigmoid(c->numbers[row * n + i] * c->scale[0] + c->base[i]) + c->epsilon;
+            for (int32_t d = 0; d < width; d++) output[d] = i ? output[d] + share * stream[d] : share * stream[d];
+        }
+    }
+}
+
+EM_NO_SCRATCH(collapse_streams)
+
+int32_t em_run_collapse_streams(const em_collapse_streams *collapse, const em_run *run) {
+    return run_rows(collapse, run, collapse_rows, (int64_t)collapse->count * collapse->hidden_size);
+}
+
+/* ---- balance ------------------------------------------------------------------------------------------ */
+
 /* The softmax of a row of n numbers, plus epsilon, in place. */
 static void softmax(float *numbers, int32_t n, float epsilon) {
     float largest = numbers[0], sum = 0;
@@ -39,39 +61,26 @@ static void divide_by_sum(float *numbers, int32_t n, int32_t step, float epsilon
     for (int32_t i = 0; i < n; i++) numbers[i * step] /= sum + epsilon;
 }
 
-/* [post | mix] of a row, from the numbers behind those of `pre`. */
-static void find_joining(const em_collapse_streams *c, const float *numbers, float *joining) {
-    const int32_t n = c->count;
-    float *mix = joining + n;
-    for (int32_t i = 0; i < n; i++) joining[i] = 2.0f * sigmoid(numbers[n + i] * c->scales[1] + c->base[n + i]);
-    for (int32_t i = 0; i < n * n; i++) mix[i] = numbers[2 * n + i] * c->scales[2] + c->base[2 * n + i];
-    for (int32_t i = 0; i < n; i++) softmax(mix + i * n, n, c->epsilon);
-    for (int64_t iteration = 0; iteration < c->iterations; iteration++) {
-        for (int32_t i = 0; iteration && i < n; i++) divide_by_sum(mix + i * n, n, 1, c->epsilon);
-        for (int32_t j = 0; j < n; j++) divide_by_sum(mix + j, n, n, c->epsilon);
-    }
-}
-
-static void collapse_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
-    const em_collapse_streams *c = ((const streams_task *)context)->operation;
-    const int32_t n = c->count, width = c->hidden_size;
+static void balance_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_balance_streams *b = ((const streams_task *)context)->operation;
+    const int32_t n = b->count;
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
-        const float *numbers = c->numbers + row * c->columns, *streams = c->streams + row * n * width;
-        float *output = c->output + row * width;
-        for (int32_t i = 0; i < n; i++) {
-            const float share = sigmoid(numbers[i] * c->scales[0] + c->base[i]) + c->epsilon;
-            const float *stream = streams + (int64_t)i * width;
-            for (int32_t d = 0; d < width; d++) output[d] = i ? output[d] + share * stream[d] : share * stream[d];
+        float *post = b->numbers + row * b->J, *mix = post + n;
+        for (int32_t i = 0; i < n; i++) post[i] = 2.0f * sigmoid(post[i] * b->scales[0] + b->base[i]);
+        for (int32_t i = 0; i < n * n; i++) mix[i] = mix[i] * b->scales[1] + b->base[n + i];
+        for (int32_t i = 0; i < n; i++) softmax(mix + i * n, n, b->epsilon);
+        for (int64_t iteration = 0; iteration < b->iterations; iteration++) {
+            for (int32_t i = 0; iteration && i < n; i++) divide_by_sum(mix + i * n, n, 1, b->epsilon);
+            for (int32_t j = 0; j < n; j++) divide_by_sum(mix + j, n, n, b->epsilon);
         }
-        if (c->joining) find_joining(c, numbers, c->joining + row * c->J);
     }
 }
 
-EM_NO_SCRATCH(collapse_streams)
+EM_NO_SCRATCH(balance_streams)
 
-int32_t em_run_collapse_streams(const em_collapse_streams *collapse, const em_run *run) {
-    return run_rows(collapse, run, collapse_rows, (int64_t)collapse->count * collapse->hidden_size);
+int32_t em_run_balance_streams(const em_balance_streams *balance, const em_run *run) {
+    return run_rows(balance, run, balance_rows, balance->iterations * balance->J * 4);
 }
 
 /* ---- join --------------------------------------------------------------------------------------------- */
@@ -83,18 +92,17 @@ static void join_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     for (int64_t row = begin; row < end; row++) {
         const float *result = s->result + row * width;
         float *streams = s->streams + row * n * width, before[EM_MOST_STREAMS][BLOCK_COLUMNS];
-        const float *post = s->joining ? s->joining + row * s->J : NULL;
+        const float *post = s->joining + row * s->J, *mix = post + n;
         for (int32_t start = 0; start < width; start += BLOCK_COLUMNS) {
             const int32_t left = width - start, count = left < BLOCK_COLUMNS ? left : BLOCK_COLUMNS;
-            for (int32_t i = 0; post && i < n; i++) {
+            for (int32_t i = 0; i < n; i++) {
                 for (int32_t d = 0; d < count; d++) before[i][d] = streams[(int64_t)i * width + start + d];
             }
             for (int32_t j = 0; j < n; j++) {
                 float *stream = streams + (int64_t)j * width + start;
-                for (int32_t d = 0; d < count; d++) stream[d] = post ? post[j] * result[start + d] : result[start + d];
-                for (int32_t i = 0; post && i < n; i++) {
-                    const float share = post[n + i * n + j];
-                    for (int32_t d = 0; d < count; d++) stream[d] += share * before[i][d];
+                for (int32_t d = 0; d < count; d++) stream[d] = post[j] * result[start + d];
+                for (int32_t i = 0; i < n; i++) {
+                    for (int32_t d = 0; d < count; d++) stream[d] += mix[i * n + j] * before[i][d];
                 }
             }
         }
