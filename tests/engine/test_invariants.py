@@ -23,7 +23,14 @@ from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_LFM2, SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
+from tests.support.checkpoints import (
+    SMALL_DEEPSEEK,
+    SMALL_DEEPSEEK_V4,
+    SMALL_LFM2,
+    SMALL_NEMOTRON,
+    SMALL_QWEN,
+    write_checkpoint,
+)
 from tests.support.engines import engine_with_slots
 
 VOCABULARY = 12
@@ -245,6 +252,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
     "latent rows": (SMALL_DEEPSEEK, ()),
     "windowed": (WINDOWED, (64, 0, 100, 65)),
+    "compressed rows": (SMALL_DEEPSEEK_V4, (64, 37, 100, 65)),
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),
@@ -314,7 +322,7 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twelve models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """Fourteen models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:
