@@ -68,6 +68,9 @@ def _enumeration() -> list[str]:
         "/* The most channels of a head's keys in the delta rule. */",
         f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",
         "",
+        "/* The most blocks of a page of which some are chosen. */",
+        f"enum {{ EM_MOST_BITS = {so.MOST_BITS} }};",
+        "",
         "/* The most residual streams of a token. */",
         f"enum {{ EM_MOST_STREAMS = {sk.MOST_STREAMS} }};",
     ]

@@ -1,9 +1,8 @@
 """DeepSeek-V4: four residual streams, one key for all heads, a window with compressed history, and a router that goes by
 token ids in the first layers.
 
-Layers of one type see a row for each 4 tokens, chosen by an indexer. Up to `index_topk` rows these are all, and the
-model is the same without the indexer; its tensors are left out, and a longer context is refused
-(`ModelSpec.positions_limit`).
+Layers of one type see a row for each 4 tokens, of which an indexer chooses `index_topk`; those of another type all rows,
+one for each 128 tokens.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from edgemoe.architectures.positions import SMALLEST_NUMBER, read_rope
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import PAGE_TOKENS, Activation
 from edgemoe.kernels.sinkhorn_operations import MOST_STREAMS
-from edgemoe.kernels.state_operations import LONGEST_BLOCK
-from edgemoe.model.blocks import CompressedAttention, Moe, RouterSpec, SharedExpert
+from edgemoe.kernels.state_operations import LONGEST_BLOCK, MOST_BITS
+from edgemoe.model.blocks import BlockIndex, CompressedAttention, Moe, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.sinkhorn_streams import SinkhornStreams
 from edgemoe.model.spec import ModelSpec
@@ -50,11 +49,6 @@ def read(reader: ConfigReader) -> ModelSpec:
     types = _read_types(reader, count)
     by_table = replace(moe, router=replace(moe.router, choice_bias=False, table=frame.vocab_size))
     ffns = [by_table if hashed else moe for hashed in _read_hashed(reader, count)]
-    positions, limited = frame.max_positions, _SPARSE in types
-    seen = reader.integer("index_topk", maximum=LARGEST_POSITIONS, default=512)
-    if limited:  # as many rows are whole before the next one is
-        positions = min(positions, (seen + 1) * attention[_SPARSE].rate - 1)
-    reader.skip("index_n_heads", "index_head_dim")  # what the indexer is like
     # The layers that predict further tokens are left out (see `table.unused_tensors`), however many there are.
     reader.integer("num_nextn_predict_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
     streams = SinkhornStreams(
@@ -65,8 +59,6 @@ def read(reader: ConfigReader) -> ModelSpec:
     return replace(
         frame,
         layers=pair_layers([attention[kind] for kind in types], ffns),
-        max_positions=positions,
-        positions_limit="indexer" if limited else "none",
         streams=streams,
     )
 
@@ -110,9 +102,20 @@ def _read_attention(reader: ConfigReader, frame: ModelSpec) -> Mapping[str, Comp
         window=reader.integer("sliding_window", maximum=LARGEST_POSITIONS, default=128),
         rope=main,
     )
+    index = BlockIndex(
+        heads=width("index_n_heads", 64),
+        head_dim=width("index_head_dim", 128),
+        most=reader.integer("index_topk", maximum=LARGEST_POSITIONS, default=512),
+    )
+    if not compressed.rotated <= index.head_dim <= LARGEST_WIDTH // index.heads:
+        raise SourceError(
+            f"config.json: index_head_dim is {index.head_dim}; expected {compressed.rotated} channels at least, which"
+            f" positions rotate, and {LARGEST_WIDTH} values at most in {index.heads} heads.",
+            DAMAGED,
+        )
     rates = _read_rates(reader)
     sparse, heavy = (replace(sliding, rope=compressed, rate=rates[kind]) for kind in (_SPARSE, _HEAVY))
-    return {_SLIDING: sliding, _SPARSE: replace(sparse, overlap=True), _HEAVY: heavy}
+    return {_SLIDING: sliding, _SPARSE: replace(sparse, overlap=True, index=index), _HEAVY: heavy}
 
 
 def _read_rates(reader: ConfigReader) -> Mapping[str, int]:
@@ -121,9 +124,9 @@ def _read_rates(reader: ConfigReader) -> Mapping[str, int]:
     for kind, (older, default) in _RATES.items():
         rate = default if listed is None else listed.integer(kind, maximum=LARGEST_POSITIONS, default=default)
         rates[kind] = reader.integer(older, maximum=LARGEST_POSITIONS, default=rate)
-        most = LONGEST_BLOCK // 2
-        if (PAGE_TOKENS % rates[kind] and rates[kind] % PAGE_TOKENS) or rates[kind] > most:
-            wanted = f"divisors and multiples of {PAGE_TOKENS} up to {most}"
+        most, least = LONGEST_BLOCK // 2, PAGE_TOKENS // MOST_BITS if kind == _SPARSE else 1
+        if (PAGE_TOKENS % rates[kind] and rates[kind] % PAGE_TOKENS) or not least <= rates[kind] <= most:
+            wanted = f"divisors and multiples of {PAGE_TOKENS} from {least} to {most}"
             raise unsupported(f"compress_rates.{kind}", rates[kind], wanted)
     return rates
 

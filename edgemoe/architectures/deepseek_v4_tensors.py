@@ -12,6 +12,8 @@ from edgemoe.architectures.table import HEAD, Row, rows
 
 _SHARES, _BASES, _SCALES = ("streams+joining", "streams*model"), ("streams+joining",), ("1+2",)
 
+_INDEX = "self_attn.compressor.indexer."
+
 _LAYER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("attention_norm", "attn_norm.weight", "input_layernorm.weight", ("model",)),
     ("query_latent", "attn.wq_a.weight", "self_attn.q_a_proj.weight", ("query_rank", "model")),
@@ -23,9 +25,20 @@ _LAYER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("group_output", "attn.wo_a.weight", "self_attn.o_a_proj.weight", ("grouped", "of_group")),
     ("output", "attn.wo_b.weight", "self_attn.o_b_proj.weight", ("model", "grouped")),
     ("compress_values", "attn.compressor.wkv.weight", "self_attn.compressor.kv_proj.weight", ("compressed", "model")),
-    ("compress_gates", "attn.compressor.wgate.weight", "self_attn.compressor.gate_proj.weight", ("compressed", "model")),
+    (
+        "compress_gates",
+        "attn.compressor.wgate.weight",
+        "self_attn.compressor.gate_proj.weight",
+        ("compressed", "model"),
+    ),
     ("compress_bias", "attn.compressor.ape", "self_attn.compressor.position_bias", ("rate", "compressed")),
     ("compress_norm", "attn.compressor.norm.weight", "self_attn.compressor.kv_norm.weight", ("head_dim",)),
+    ("index_values", "attn.indexer.compressor.wkv.weight", _INDEX + "kv_proj.weight", ("indexed", "model")),
+    ("index_gates", "attn.indexer.compressor.wgate.weight", _INDEX + "gate_proj.weight", ("indexed", "model")),
+    ("index_bias", "attn.indexer.compressor.ape", _INDEX + "position_bias", ("rate", "indexed")),
+    ("index_norm", "attn.indexer.compressor.norm.weight", _INDEX + "kv_norm.weight", ("index_dim",)),
+    ("index_query", "attn.indexer.wq_b.weight", _INDEX + "q_b_proj.weight", ("index_query", "query_rank")),
+    ("index_heads", "attn.indexer.weights_proj.weight", _INDEX + "scorer.weights_proj.weight", ("index_heads", "model")),
     ("attention_collapse_shares attention_balance_shares", "hc_attn_fn", "attn_hc.fn", _SHARES),
     ("attention_collapse_base attention_balance_base", "hc_attn_base", "attn_hc.base", _BASES),
     ("attention_collapse_scale attention_balance_scales", "hc_attn_scale", "attn_hc.scale", _SCALES),
@@ -72,7 +85,7 @@ def _table() -> Iterator[Row]:
     running += _FUSED_EXPERTS
     for prefix, lines in (("", published), ("model.", [*published, saved]), ("model.", running)):
         for row in rows(*lines, internal="layers.{layer}.", source=f"{prefix}layers.{{layer}}."):
-            as_vector = row.internal[0].endswith(("compress_bias", "router_table"))
+            as_vector = row.internal[0].endswith(("compress_bias", "index_bias", "router_table"))
             whole = row.internal[0].endswith("router_table")
             yield replace(row, as_vector=as_vector, change="whole" if whole else "none")
 

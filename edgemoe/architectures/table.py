@@ -236,7 +236,7 @@ AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
 
 INDEXER = "an indexer of attention, which chooses among more tokens than edgemoe runs of this model"
-_INDEXER = re.compile(r"(model\.)?layers\.\d+\.(self_)?attn\.(compressor\.)?indexer\..+")
+_INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
 UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
 _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 

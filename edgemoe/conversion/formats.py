@@ -15,7 +15,7 @@ DEFAULT_DENSE = "q8"
 KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
-_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay")
+_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads")
 """Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
 
 So do the shares of a result that residual streams take (`_SHARES`).
@@ -28,6 +28,7 @@ _CLASSES = {
     **dict.fromkeys(("cross_query", "cross_key", "cross_value", "cross_output"), "attention"),
     **dict.fromkeys(("latent", "key_rotary", "query_latent", "query_rotary", "key_up", "value_up"), "attention"),
     **dict.fromkeys(("group_output", "compress_values", "compress_gates"), "attention"),
+    **dict.fromkeys(("index_values", "index_gates", "index_query", "index_heads"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),

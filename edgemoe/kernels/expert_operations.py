@@ -55,9 +55,8 @@ Choice = Literal["score", "logit"]
 class Route(Operation, code=7):
     """The `K` experts of largest choice score (the lower number on a tie), in falling order, and their weights.
 
-    An expert's choice score is its logit; with `choice_bias` or `groups`, or of `sigmoid` and `sqrt_softplus`, it is its
-    score, plus `choice_bias`, in float32;
-    chosen by `logit`, it is `logit + choice_bias` of either.
+    An expert's choice score is its logit; with `choice_bias` or `groups`, or of `sigmoid` and `sqrt_softplus`, it is
+    its score, plus `choice_bias`, in float32; chosen by `logit`, it is `logit + choice_bias` of either.
     Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
     kept (the lower number on a tie), and experts of the others are not chosen. With a `group_best` of 1 a group's
     largest choice score counts alone (DeepSeek-V2: arXiv 2405.04434).

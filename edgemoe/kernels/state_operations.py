@@ -129,7 +129,8 @@ class CompressedAttention(Operation, code=47):
 
     A row is key and value of all heads at once. Those of `window_cache` are of single positions: row `t` sees the last
     `window` up to its own. Those of `compressed`, which `Compress` writes, are of whole blocks of tokens: row `t` sees
-    all blocks that end no later than itself, `(positions[t] + 1) // rate`. Sinks are those of `Attention`.
+    all blocks that end no later than itself, `(positions[t] + 1) // rate`, or of these the ones that `chosen` names
+    (`ChooseBlocks`). Sinks are those of `Attention`.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -144,8 +145,11 @@ class CompressedAttention(Operation, code=47):
     window: Annotated[int, NUMBER]
     output: Annotated[Floats, rows("H*W"), output(apart_from="query")]
     sinks: Annotated[Floats | None, weight("H")] = None
+    chosen: Annotated[Integers | None, rows("P")] = None
 
     def check(self, sizes: Sizes) -> None:
+        if self.chosen is not None:
+            _check_bits(sizes.letters["B"], "chosen")
         if self.compressed.dtype != self.window_cache.dtype:
             raise Misfit("compressed", f"the window's {self.window_cache.dtype.name}", self.compressed.dtype.name)
         require(1 <= self.window <= LARGEST_EXTENT, "window", f"1 to {LARGEST_EXTENT}", self.window)
@@ -153,6 +157,47 @@ class CompressedAttention(Operation, code=47):
 
     def position_bytes(self) -> int:
         return self.compressed.nbytes // (self.compressed.shape[0] * PAGE_TOKENS)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ChooseBlocks(Operation, code=50):
+    """Chooses the `most` blocks of `rate` tokens that a row sees in `CompressedAttention`: those of largest score.
+
+    The score of a block is `sum over heads h of shares[h] * max(0, scale * query[h] . key)`, in the order of the heads,
+    where `keys` has a key of each block as `Compress` writes it. Blocks are those that end no later than the row, and
+    the earlier one is chosen on a tie; where there are no more than `most`, all are. Bit `b` of `chosen[t, p]` says
+    whether block `b` of the sequence's page `p` is chosen; it is written for pages with blocks that the row may see.
+    Source: the indexer of DeepSeek-V3.2 (2025) over compressed keys, as DeepSeek-V4 has it.
+    """
+
+    query: Annotated[Floats, rows("H*W")]
+    shares: Annotated[Floats, rows("H")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `pages`
+    pages: Annotated[Integers, buffer("S", "P")]
+    keys: Annotated[Cache, cache("N", "1", "B", "W")]
+    rate: Annotated[int, NUMBER]
+    scale: float
+    most: Annotated[int, NUMBER]
+    scores: Annotated[Floats, buffer("at_once", "P", "B"), OUTPUT]  # memory for those of some rows
+    chosen: Annotated[Integers, rows("P"), OUTPUT]
+
+    def check(self, sizes: Sizes) -> None:
+        _check_rate(self.rate, sizes.letters["B"], "keys")
+        _check_bits(sizes.letters["B"], "keys")
+        require(1 <= self.most <= LARGEST_EXTENT, "most", f"1 to {LARGEST_EXTENT}", self.most)
+
+    def position_bytes(self) -> int:
+        return self.keys.nbytes // (self.keys.shape[0] * PAGE_TOKENS)
+
+
+MOST_BITS = 32
+"""The most blocks of a page of which some are chosen."""
+
+
+def _check_bits(blocks: int, field: str) -> None:
+    """Check that the blocks of a page have a bit each."""
+    require(blocks <= MOST_BITS, field, f"at most {MOST_BITS} blocks of a page", blocks)
 
 
 def blocks_of_page(rate: int) -> int:

@@ -32,6 +32,10 @@ from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
 
+_SCORED_ROWS = 16
+"""Rows whose blocks are scored together: enough to keep all threads busy."""
+
+
 @dataclass(eq=False)
 class Builder:
     """Collects the operations of one section; blocks call its methods in the order of the computation.
@@ -180,6 +184,15 @@ class Builder:
         side = "input_" if self.letter == "C" else ""
         positions, sequences = self.shared[f"{side}positions"], self.shared[f"{side}sequences"]
         return cast("op.Integers", positions), cast("op.Integers", sequences)
+
+    def chosen_blocks(self, blocks: int) -> tuple[op.Floats, op.Integers]:
+        """Memory for the scores of `blocks` blocks of each page, of some rows, and for the bits of those chosen `(T, P)`.
+
+        All layers share them: a layer's choice is of no use to the next one.
+        """
+        scores = Value(f"scores_of_{blocks}", (_SCORED_ROWS, "P", blocks), "f32", "kept")
+        bits = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")
+        return cast("op.Floats", self._shared(scores)), cast("op.Integers", self._shared(bits))
 
     def token_ids(self) -> op.Integers:
         """The token of each row, `(T,)`."""

@@ -16,6 +16,9 @@ enum { EM_MOST_TAPS = 64 };
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
 
+/* The most blocks of a page of which some are chosen. */
+enum { EM_MOST_BITS = 32 };
+
 /* The most residual streams of a token. */
 enum { EM_MOST_STREAMS = 16 };
 
@@ -475,6 +478,7 @@ typedef struct em_compressed_attention {
     int64_t window;
     float *output;               /* (T, H*W) */
     const float *sinks;          /* (H,), or NULL */
+    const int32_t *chosen;       /* (T, P), or NULL */
     int32_t sequence_count;      /* S */
     int32_t table_pages;         /* P */
     int32_t page_count;          /* N */
@@ -509,6 +513,28 @@ typedef struct em_balance_streams {
     int32_t J;           /* J */
 } em_balance_streams;
 
+/* Chooses the most blocks of rate tokens that a row sees in CompressedAttention: those of largest score. */
+typedef struct em_choose_blocks {
+    const float *query;       /* (T, H*W) */
+    const float *shares;      /* (T, H) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache keys;            /* (N, 1, B, W) */
+    int64_t rate;
+    float scale;
+    int64_t most;
+    float *scores;            /* (at_once, P, B) */
+    int32_t *chosen;          /* (T, P) */
+    int32_t heads;            /* H */
+    int32_t head_dim;         /* W */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t block_rows;       /* B */
+    int32_t at_once;          /* at_once */
+} em_choose_blocks;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -541,7 +567,8 @@ typedef struct em_balance_streams {
     X(COMPRESS, compress) \
     X(COMPRESSED_ATTENTION, compressed_attention) \
     X(TABLE_ROUTE, table_route) \
-    X(BALANCE_STREAMS, balance_streams)
+    X(BALANCE_STREAMS, balance_streams) \
+    X(CHOOSE_BLOCKS, choose_blocks)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -668,10 +695,11 @@ typedef struct em_balance_streams {
         FIELD(em_compressed_attention, pages) FIELD(em_compressed_attention, compressed) \
         FIELD(em_compressed_attention, rate) FIELD(em_compressed_attention, scale) \
         FIELD(em_compressed_attention, window) FIELD(em_compressed_attention, output) \
-        FIELD(em_compressed_attention, sinks) FIELD(em_compressed_attention, sequence_count) \
-        FIELD(em_compressed_attention, table_pages) FIELD(em_compressed_attention, page_count) \
-        FIELD(em_compressed_attention, head_dim) FIELD(em_compressed_attention, heads) \
-        FIELD(em_compressed_attention, compressed_pages) FIELD(em_compressed_attention, block_rows) \
+        FIELD(em_compressed_attention, sinks) FIELD(em_compressed_attention, chosen) \
+        FIELD(em_compressed_attention, sequence_count) FIELD(em_compressed_attention, table_pages) \
+        FIELD(em_compressed_attention, page_count) FIELD(em_compressed_attention, head_dim) \
+        FIELD(em_compressed_attention, heads) FIELD(em_compressed_attention, compressed_pages) \
+        FIELD(em_compressed_attention, block_rows) \
     STRUCT(em_table_route) FIELD(em_table_route, ids) FIELD(em_table_route, table) \
         FIELD(em_table_route, logits) FIELD(em_table_route, num_experts) FIELD(em_table_route, epsilon) \
         FIELD(em_table_route, scale) FIELD(em_table_route, experts) FIELD(em_table_route, weights) \
@@ -679,6 +707,14 @@ typedef struct em_balance_streams {
     STRUCT(em_balance_streams) FIELD(em_balance_streams, numbers) FIELD(em_balance_streams, base) \
         FIELD(em_balance_streams, scales) FIELD(em_balance_streams, epsilon) \
         FIELD(em_balance_streams, iterations) FIELD(em_balance_streams, count) FIELD(em_balance_streams, J) \
+    STRUCT(em_choose_blocks) FIELD(em_choose_blocks, query) FIELD(em_choose_blocks, shares) \
+        FIELD(em_choose_blocks, positions) FIELD(em_choose_blocks, sequences) FIELD(em_choose_blocks, pages) \
+        FIELD(em_choose_blocks, keys) FIELD(em_choose_blocks, rate) FIELD(em_choose_blocks, scale) \
+        FIELD(em_choose_blocks, most) FIELD(em_choose_blocks, scores) FIELD(em_choose_blocks, chosen) \
+        FIELD(em_choose_blocks, heads) FIELD(em_choose_blocks, head_dim) \
+        FIELD(em_choose_blocks, sequence_count) FIELD(em_choose_blocks, table_pages) \
+        FIELD(em_choose_blocks, page_count) FIELD(em_choose_blocks, block_rows) \
+        FIELD(em_choose_blocks, at_once) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

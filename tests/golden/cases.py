@@ -826,7 +826,7 @@ CASES: dict[str, Case] = {
     ),
     # All three types of layers, of which two route by a table; blocks shorter than a page.
     "deepseek_v4": Case("deepseek_v4", 101, DEEPSEEK_V4),
-    # Blocks as long as the published ones; another number of streams, which settle less.
+    # Blocks as long as the published ones, of which an indexer chooses; another number of streams, which settle less.
     "deepseek_v4_fused": Case(
         "deepseek_v4",
         102,
@@ -840,6 +840,8 @@ CASES: dict[str, Case] = {
             "hc_mult": 3,
             "hc_sinkhorn_iters": 2,
             "hc_eps": 1e-3,
+            "index_n_heads": 8,
+            "index_topk": 9,
         },
         layout="fused",
     ),
@@ -1875,7 +1877,7 @@ ENCODER_CASES: dict[str, Case] = {
     # Every second layer of the encoder sparse, and one of the decoder; a router's bias, tied, experts that are full.
     "switch_transformers": Case(
         "switch_transformers",
-        101,
+        102,
         {
             "d_model": 40,
             "d_kv": 16,

@@ -280,12 +280,25 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
         add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)
 
+    def watch_choice(indexer: Any, module: Any, inputs: Any, output: torch.Tensor) -> None:
+        """How clear it is which blocks each token chooses of those that it may see."""
+        scores, kept = output[0], indexer.index_topk
+        seen = (torch.arange(len(scores)) + 1) // indexer.compress_rate
+        visible = torch.arange(scores.shape[1]) < seen[:, None]
+        ordered = torch.sort(scores.masked_fill(~visible, -torch.inf), dim=-1, descending=True).values
+        if kept < ordered.shape[1]:
+            gaps = ordered[:, kept - 1] - ordered[:, kept]
+            margins.append(torch.where(seen > kept, gaps, torch.inf).numpy())
+
     routers = ("topkrouter", "moev1gate", "choicerouter", "textrouter", "llama4router", "dbrxrouter")
     hooks = [
         module.register_forward_hook(watch)
         for module in model.modules()
         if type(module).__name__.lower().endswith(routers)
     ]
+    for indexer in model.modules():
+        if type(indexer).__name__ == "DeepseekV4Indexer":
+            hooks.append(indexer.scorer.register_forward_hook(functools.partial(watch_choice, indexer)))
     # The model for images too cannot run without one in this class; the text part is the same.
     text = model.language_model if type(model).__name__ == "Llama4ForConditionalGeneration" else model
     with torch.no_grad():

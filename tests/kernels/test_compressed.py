@@ -29,6 +29,7 @@ from tests.kernels.builders import (
 )
 from tests.kernels.conftest import make_backend
 from tests.kernels.test_layers import mixed_places
+from tests.support.every_case import every_case
 
 rates = st.sampled_from([1, 4, 16, 64, 128])
 CONTEXT = 512
@@ -146,7 +147,15 @@ def test_cuts_and_company_change_no_bit_of_a_row(
 
 
 def attention(
-    tokens: int, heads: int, width: int, rate: int, window: int, position: int, format_name: str, seed: int
+    tokens: int,
+    heads: int,
+    width: int,
+    rate: int,
+    window: int,
+    position: int,
+    format_name: str,
+    seed: int,
+    choosing: bool = False,
 ) -> so.CompressedAttention:
     random = np.random.default_rng(seed)
     where = mixed_places(random, tokens, position)
@@ -166,7 +175,22 @@ def attention(
         window,
         aligned((tokens, heads * width), np.float32),
         numbers("normal", (heads,), random) if seed % 2 else None,
+        chosen_blocks(random, where.pages.shape[1], tokens) if choosing else None,
     )
+
+
+def chosen_blocks(random: np.random.Generator, pages: int, tokens: int) -> np.ndarray:
+    """Random bits for the blocks of each page; none of some pages."""
+    bits = random.integers(-(1 << 31), 1 << 31, (tokens, pages)).astype(np.int32)
+    return aligned_copy(bits * (random.random(bits.shape) < 0.7).astype(np.int32))
+
+
+def sees(o: so.CompressedAttention, t: int, block: int) -> bool:
+    """Whether the row sees a block that ends no later than itself."""
+    if o.chosen is None:
+        return True
+    page, place = divmod(block, o.compressed.shape[2])
+    return bool(int(o.chosen[t, page]) >> place & 1)
 
 
 @few_examples
@@ -178,6 +202,7 @@ def attention(
     st.sampled_from([1, 8, 64, 128]),
     st.integers(0, 300),
     cache_formats,
+    st.booleans(),
     seeds,
 )
 def test_compressed_attention(
@@ -189,10 +214,11 @@ def test_compressed_attention(
     window: int,
     position: int,
     format_name: str,
+    choosing: bool,
     seed: int,
 ) -> None:
-    """As attention over one list of keys: those of the window, and the compressed ones."""
-    o = attention(tokens, heads, width, rate, window, position, format_name, seed)
+    """As attention over one list of keys: those of the window, and the compressed ones, or those that are chosen."""
+    o = attention(tokens, heads, width, rate, window, position, format_name, seed, choosing and rate > 1)
     any_backend.program([o]).run(tokens)
     elements = [
         array.astype(np.float64) if isinstance(array, np.ndarray) else dequantised(array)
@@ -204,6 +230,8 @@ def test_compressed_attention(
         keys = [elements[0][o.window_pages[s, q // 64], 0, q % 64] for q in range(max(0, p - window + 1), p + 1)]
         for block in range((p + 1) // rate):
             end = (block + 1) * rate - 1
+            if not sees(o, t, block):
+                continue
             keys.append(elements[1][o.pages[s, end // 64], 0, end % 64 // rate])
         own = np.array(keys)
         scores = query[t].astype(np.float64) @ own.T * o.scale
@@ -222,25 +250,100 @@ def dequantised(cache: so.Cache) -> np.ndarray:
     return values * scales[..., : values.shape[-1]]
 
 
-@pytest.mark.parametrize("rate", [4, 128])
-def test_cuts_and_company_change_no_bit_of_compressed_attention(rate: int) -> None:
-    whole = attention(90, 16, 64, rate, 32, 250, "f16", 5)
+@every_case(("rate", "choosing"), [(4, False), (4, True), (128, False)])
+def test_cuts_and_company_change_no_bit_of_compressed_attention(rate: int, choosing: bool) -> None:
+    whole = attention(90, 16, 64, rate, 32, 250, "f16", 5, choosing)
     backend = make_backend("native generic")
     backend.program([whole]).run(90)
     expected = whole.output.copy()
     for row in range(0, 90, 7):
-        names = ("query", "positions", "sequences", "output")
+        names = ("query", "positions", "sequences", "output", *["chosen"] * choosing)
         one = replace(whole, **{name: aligned_copy(getattr(whole, name)[row : row + 1]) for name in names})
         backend.program([one]).run(1)
         assert one.output.tobytes() == expected[row].tobytes()
     backend.close()
 
 
+def choice(
+    tokens: int, heads: int, width: int, rate: int, position: int, most: int, format_name: str, seed: int
+) -> so.ChooseBlocks:
+    random = np.random.default_rng(seed)
+    where = mixed_places(random, tokens, position)
+    pages = int(where.pages.max()) + 2
+    keys = empty_cache(format_name, (pages, 1, blocks_of_page(rate), width))
+    fill_cache(keys, random.standard_normal((pages, 1, blocks_of_page(rate), width)))
+    return so.ChooseBlocks(
+        numbers("normal", (tokens, heads * width), random),
+        numbers("normal", (tokens, heads), random),
+        *where,
+        keys,
+        rate,
+        width**-0.5,
+        most,
+        aligned((int(random.integers(1, 5)), where.pages.shape[1], blocks_of_page(rate)), np.float32),
+        aligned((tokens, where.pages.shape[1]), np.int32),
+    )
+
+
+@few_examples
+@given(
+    st.sampled_from([1, 3, 32, 40]),
+    st.sampled_from([8, 20, 64]),
+    st.integers(1, 40),
+    st.sampled_from([2, 4, 16, 64, 128]),
+    st.integers(0, 500),
+    st.sampled_from([1, 2, 7, 30, 1000]),
+    cache_formats,
+    seeds,
+)
+def test_blocks_are_chosen(
+    any_backend: Backend,
+    heads: int,
+    width: int,
+    tokens: int,
+    rate: int,
+    position: int,
+    most: int,
+    format_name: str,
+    seed: int,
+) -> None:
+    """As many as may be, and no other block has a larger score than one of them."""
+    o = choice(tokens, heads, width, rate, position, most, format_name, seed)
+    any_backend.program([o]).run(tokens)
+    elements = o.keys.astype(np.float64) if isinstance(o.keys, np.ndarray) else dequantised(o.keys)
+    blocks = elements.shape[2]
+    for t in range(tokens):
+        count, pages = (int(o.positions[t]) + 1) // rate, o.pages[int(o.sequences[t])]
+        ends = [(block + 1) * rate - 1 for block in range(count)]
+        keys = np.array([elements[pages[end // 64], 0, end % 64 // rate] for end in ends]).reshape(count, width)
+        products = o.query[t].reshape(heads, width).astype(np.float64) @ keys.T * o.scale
+        scores = o.shares[t].astype(np.float64) @ np.maximum(products, 0)
+        taken = np.array([int(o.chosen[t, b // blocks]) >> b % blocks & 1 for b in range(count)], bool)
+        assert taken.sum() == min(most, count)
+        if 0 < most < count:
+            assert scores[taken].min() >= scores[~taken].max() - 1e-4
+
+
+def test_of_equal_blocks_the_earlier_ones_are_chosen(any_backend: Backend) -> None:
+    """Scores of 0, which products below 0 have, are equal too, whatever the sign of their zero."""
+    o = choice(3, 2, 8, 4, 200, 5, "f32", 0)
+    o.query[...] = -1
+    np.asarray(o.keys)[...] = 1
+    o.shares[...] = [[1, -1], [-1, 1], [1, 1]]
+    any_backend.program([o]).run(3)
+    assert (o.chosen[:, 0] == 0b11111).all()
+    assert not o.chosen[:, 1].any()
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"), [("sequences", -1), ("sequences", 9), ("positions", -5), ("positions", 999)]
 )
 def test_rows_without_a_place_are_refused(any_backend: Backend, name: str, wrong: int) -> None:
-    for o in (compress(8, 4, 1, 16, 9, "f16", 0), attention(8, 2, 16, 4, 8, 9, "f16", 0)):
+    for o in (
+        compress(8, 4, 1, 16, 9, "f16", 0),
+        attention(8, 2, 16, 4, 8, 9, "f16", 0),
+        choice(8, 2, 16, 4, 9, 2, "f16", 0),
+    ):
         getattr(o, name)[3] = wrong
         with pytest.raises(KernelError, match=r"page|position|sequence"):
             any_backend.program([o]).run(8)
@@ -262,10 +365,12 @@ def test_other_rates_are_refused(any_backend: Backend) -> None:
         any_backend.program([replace(o, rate=16, bias=np.ones(256, np.float32))])
     with pytest.raises(KernelError, match="inputs: expected a ring of at least 3, found 2"):
         any_backend.program([replace(o, inputs=o.inputs[:, :2].copy())])
+    with pytest.raises(KernelError, match="keys: expected at most 32 blocks of a page, found 64"):
+        any_backend.program([choice(1, 1, 8, 1, 0, 1, "f16", 0)])
     with pytest.raises(KernelError, match="parts: expected 1 or 2, found 3"):
         any_backend.program([compress(4, 4, 3, 16, 0, "f16", 0)])
 
 
 def test_the_reference_runs_it_for_backends_without_a_kernel() -> None:
-    assert {"Compress", "CompressedAttention"} <= set(make_backend("jit").fallbacks)
+    assert {"ChooseBlocks", "Compress", "CompressedAttention"} <= set(make_backend("jit").fallbacks)
     assert not REFERENCE.fallbacks

@@ -55,6 +55,7 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     so.StoreKv: _CACHE_LETTERS,
     so.StoreLatent: _CACHE_LETTERS,
     so.Attention: _CACHE_LETTERS,
+    so.ChooseBlocks: _CACHE_LETTERS | _OF_BLOCKS,
     so.Compress: _CACHE_LETTERS | _OF_BLOCKS,
     so.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
     ex.Experts: {"S": "slot_count"},

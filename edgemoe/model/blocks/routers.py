@@ -111,9 +111,7 @@ class RouterSpec:
     ) -> None:
         table = build.vector("router_table", self.table * experts.shape[1])
         count = num_experts or logits.shape[1]
-        build.add(
-            ex.TableRoute(build.token_ids(), table, logits, count, self.epsilon, self.scale, experts, weights)
-        )
+        build.add(ex.TableRoute(build.token_ids(), table, logits, count, self.epsilon, self.scale, experts, weights))
 
     def _route(
         self,
