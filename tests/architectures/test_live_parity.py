@@ -630,14 +630,14 @@ def deepseek_v4(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     main = {"rope_type": "default", "rope_theta": 1e4} | partial
     rule = draw(st.sampled_from([{"rope_type": "default"}, YARN | {"attention_factor": 1.0}]))
     return own | {
-        "compress_rates": {kind: draw(st.sampled_from([1, 2, 4, 16, 64, 128])) for kind in kinds},
+        "compress_rates": {kind: draw(st.sampled_from([2, 4, 16, 64, 128])) for kind in kinds},
         "compress_rope_theta": 160_000.0,
         "hc_eps": draw(st.sampled_from([1e-6, 1e-2])),
         "hc_mult": draw(st.integers(2, 5)),
         "hc_sinkhorn_iters": draw(st.sampled_from([1, 2, 20])),
         "index_head_dim": rotated + draw(st.integers(0, 8)),
-        "index_n_heads": draw(st.integers(1, 3)),
-        "index_topk": 512,
+        "index_n_heads": draw(st.integers(6, 9)),  # few heads give many blocks a score of 0
+        "index_topk": draw(st.sampled_from([3, 20, 512])),
         "layer_types": draw(layer_words(layers, "sliding_attention", *kinds)),
         "mlp_layer_types": draw(layer_words(layers, "hash_moe", "moe")),
         "num_key_value_heads": 1,

@@ -154,7 +154,9 @@ SMALL_DEEPSEEK_V4: dict[str, Any] = {
     "q_lora_rank": 36,
     "o_groups": 2,
     "o_lora_rank": 24,
-    "index_topk": 1024,
+    "index_head_dim": 12,
+    "index_n_heads": 4,
+    "index_topk": 7,
     "sliding_window": 48,
     "n_routed_experts": 10,
     "num_experts_per_tok": 3,
@@ -162,7 +164,8 @@ SMALL_DEEPSEEK_V4: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-6,
 }
-"""Four layers of 10 experts, two of which a table of token ids chooses, with windows and, in three, compressed rows."""
+"""Four layers of 10 experts, two of which a table of token ids chooses, with windows and, in three, compressed rows, of which
+two layers choose some."""
 
 ELEMENT_BYTES = {"I64": 8, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
