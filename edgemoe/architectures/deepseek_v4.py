@@ -1,8 +1,8 @@
-"""DeepSeek-V4: four residual streams, one key for all heads, a window with compressed history, and a router that goes by
+"""DeepSeek-V4: four residual streams, one key for all heads, a window with compressed history, and routers that go by
 token ids in the first layers.
 
-Layers of one type see a row for each 4 tokens, of which an indexer chooses `index_topk`; those of another type all rows,
-one for each 128 tokens.
+Layers of one type see a row for each 4 tokens, of which an indexer chooses `index_topk`; those of another type see a
+row for each 128 tokens.
 """
 
 from __future__ import annotations

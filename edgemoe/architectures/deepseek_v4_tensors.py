@@ -38,7 +38,12 @@ _LAYER: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("index_bias", "attn.indexer.compressor.ape", _INDEX + "position_bias", ("rate", "indexed")),
     ("index_norm", "attn.indexer.compressor.norm.weight", _INDEX + "kv_norm.weight", ("index_dim",)),
     ("index_query", "attn.indexer.wq_b.weight", _INDEX + "q_b_proj.weight", ("index_query", "query_rank")),
-    ("index_heads", "attn.indexer.weights_proj.weight", _INDEX + "scorer.weights_proj.weight", ("index_heads", "model")),
+    (
+        "index_heads",
+        "attn.indexer.weights_proj.weight",
+        _INDEX + "scorer.weights_proj.weight",
+        ("index_heads", "model"),
+    ),
     ("attention_collapse_shares attention_balance_shares", "hc_attn_fn", "attn_hc.fn", _SHARES),
     ("attention_collapse_base attention_balance_base", "hc_attn_base", "attn_hc.base", _BASES),
     ("attention_collapse_scale attention_balance_scales", "hc_attn_scale", "attn_hc.scale", _SCALES),

@@ -20,8 +20,8 @@ Invariants:
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
 - Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
   the KV cache, and its row of what `ShortConv`, `Compress`, `DeltaRule` and `SelectiveScan` keep, which is updated in
-  the order of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of
-  threads changes a single bit of an answer.
+  the order of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the
+  number of threads changes a single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.

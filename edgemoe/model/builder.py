@@ -31,7 +31,6 @@ from edgemoe.model.graph import (
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
-
 _SCORED_ROWS = 16
 """Rows whose blocks are scored together: enough to keep all threads busy."""
 
@@ -186,7 +185,7 @@ class Builder:
         return cast("op.Integers", positions), cast("op.Integers", sequences)
 
     def chosen_blocks(self, blocks: int) -> tuple[op.Floats, op.Integers]:
-        """Memory for the scores of `blocks` blocks of each page, of some rows, and for the bits of those chosen `(T, P)`.
+        """Memory for some rows' scores of `blocks` blocks of each page, and for the bits of those chosen `(T, P)`.
 
         All layers share them: a layer's choice is of no use to the next one.
         """

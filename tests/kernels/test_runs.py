@@ -418,7 +418,7 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
     program.run(PAGE_TOKENS)
-    for state in (layer.ring, layer.spread_ring, layer.delta_states, layer.scan_states):
+    for state in (layer.ring, layer.spread_ring, layer.block_ring, layer.delta_states, layer.scan_states):
         state[1] = state[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
     layer.places.positions[: len(tail)] = tail

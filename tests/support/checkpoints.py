@@ -164,8 +164,8 @@ SMALL_DEEPSEEK_V4: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-6,
 }
-"""Four layers of 10 experts, two of which a table of token ids chooses, with windows and, in three, compressed rows, of which
-two layers choose some."""
+"""Four layers of 10 experts, two of which a table of token ids chooses, with windows and, in three, compressed rows, of
+which two layers choose some."""
 
 ELEMENT_BYTES = {"I64": 8, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20

@@ -81,7 +81,9 @@ def _bits(chosen: Integers, blocks: int, count: int) -> npt.NDArray[np.bool_]:
     return (chosen.view(np.uint32)[pages] >> places.astype(np.uint32) & 1).astype(np.bool_)
 
 
-@means(so.ChooseBlocks, scratch=lambda kernels, o, sizes: 64 * sizes.letters["P"] * sizes.letters["B"] * o.keys.shape[3])
+@means(
+    so.ChooseBlocks, scratch=lambda kernels, o, sizes: 64 * sizes.letters["P"] * sizes.letters["B"] * o.keys.shape[3]
+)
 def _choose_blocks(kernels: Any, o: so.ChooseBlocks, tokens: int) -> None:
     blocks, width = o.keys.shape[2:]
     check_each("sequence", o.sequences[:tokens], len(o.pages))
