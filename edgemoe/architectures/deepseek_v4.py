@@ -145,11 +145,13 @@ def _read_ropes(reader: ConfigReader, head_dim: int, max_positions: int) -> tupl
         if isinstance(found, Mapping) and ("main" in found or "compress" in found):
             for kind, own in objects.items():
                 own[name] = found.get(kind)
+        elif isinstance(found, Mapping):  # whose theta is that of the other layers
+            objects["compress"][name] = {key: value for key, value in found.items() if key != "rope_theta"}
         elif found is not None:
             objects["compress"][name] = found
     specs = []
     for kind, default in (("main", 10_000.0), ("compress", 160_000.0)):
-        own = {name: _without_gain(value, theta[kind]) for name, value in objects[kind].items()}
+        own = {name: _without_gain(value) for name, value in objects[kind].items()}
         inner = ConfigReader({"rope_theta": theta[kind], "partial_rotary_factor": partial, **own})
         spec = read_rope(inner, head_dim, default, max_positions, (rotated or head_dim // 8) / head_dim)
         if rotated and spec.rotated != rotated:
@@ -162,13 +164,10 @@ def _read_ropes(reader: ConfigReader, head_dim: int, max_positions: int) -> tupl
     return specs[0], specs[1]
 
 
-def _without_gain(value: Any, theta: Any) -> Any:
-    """An object of positions; YaRN without `attention_factor` means 1, and the config's own theta goes before its."""
-    if not isinstance(value, Mapping):
-        return value
-    yarn = "yarn" in (value.get("rope_type"), value.get("type"))
-    gain = {"attention_factor": 1.0} if yarn and value.get("attention_factor") is None else {}
-    return {**value, **gain, **({} if theta is None else {"rope_theta": theta})}
+def _without_gain(value: Any) -> Any:
+    """An object of positions, in which YaRN without `attention_factor` means 1."""
+    yarn = isinstance(value, Mapping) and "yarn" in (value.get("rope_type"), value.get("type"))
+    return {**value, "attention_factor": 1.0} if yarn and value.get("attention_factor") is None else value
 
 
 def _read_types(reader: ConfigReader, count: int) -> Sequence[str]:

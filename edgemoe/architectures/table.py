@@ -24,7 +24,7 @@ MISMATCH = "The config and the weights do not belong together, or a file is miss
 Change = Literal["none", "plus_one", "minus_exp", "whole"]
 """`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms.
 
-`whole`: none, but each must be a whole number, as those of experts in a table are.
+`whole`: none, but each must be a whole number below a limit, as those of experts in a table are.
 """
 
 
@@ -116,6 +116,8 @@ class SourceSlice:
     change: Change = "none"
     """The change of its numbers when they are read; only vectors have one."""
     height: int = 0
+    limit: int = 0
+    """The first of the whole numbers that it may not have, if it has such."""
 
     @property
     def rows(self) -> int:
@@ -446,9 +448,10 @@ def _slices(
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
             where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.as_vector, height=height)
-        slices[name.format(layer=layer, expert=expert)] = (
-            where if row.change == "none" else replace(where, change=row.change)
-        )
+        if row.change != "none":
+            limit = sizes.get("experts", 0) if row.change == "whole" else 0
+            where = replace(where, change=row.change, limit=limit)
+        slices[name.format(layer=layer, expert=expert)] = where
         start += count
     return slices
 

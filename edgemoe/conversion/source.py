@@ -140,10 +140,10 @@ def _changed(rows: Rows, where: SourceSlice) -> npt.NDArray[np.float32]:
     """The numbers in the form that the model has; each is rounded to float32 once."""
     values, change = (dequantise(rows) if isinstance(rows, Blocks) else rows).astype(np.float64), where.change
     if change == "whole":
-        wrong = values[~((values >= 0) & (values == np.floor(values)))]
+        wrong = values[~((values >= 0) & (values < where.limit) & (values == np.floor(values)))]
         if wrong.size:
             raise SourceError(
-                f"{where.tensor}: expected whole numbers from 0 on, found {wrong.flat[0]:g}.",
+                f"{where.tensor}: expected whole numbers from 0 to {where.limit - 1}, found {wrong.flat[0]:g}.",
                 "Was the checkpoint damaged? Download it again.",
             )
         return values.astype(np.float32)

@@ -602,6 +602,11 @@ def test_deepseek_v4_means_the_same_by_numbers_and_by_words():
         "rope_parameters": {"main": main | partial, "compress": compress | partial},
     }
     assert model_spec(newer) == spec
+    flat = newer | {"rope_parameters": scaling | {"rope_type": "yarn", "rope_theta": 10000}}
+    assert model_spec(flat) == spec
+    assert "rope_theta is 160000, but 1000 in rope_parameters" in refusal(
+        newer | {"rope_parameters": {"main": main, "compress": compress | {"rope_theta": 1000}}}
+    )
     assert [layer.routed.by_token for layer in spec.layers if layer.routed] == [True] * 3 + [False] * 40
     assert spec.layers[0].with_top_k(2) == spec.layers[0]  # a table names as many experts as it does
     nothing = {"compress_ratios": None, "num_hash_layers": None}

@@ -40,7 +40,7 @@ static inline int32_t em_check_blocks(const int32_t *positions, const int32_t *s
             ((int64_t)positions[t] + 1) % rate) {
             continue; /* it sees what the row before sees */
         }
-        for (int64_t row = 0; row < seen; row++) {
+        for (int64_t row = 0; row < seen; row += rate < EM_PAGE_TOKENS ? EM_PAGE_TOKENS / rate : 1) {
             const int64_t block = ((row + 1) * rate - 1) / EM_PAGE_TOKENS;
             if (block >= table_pages) return EM_BAD_POSITION;
             const int32_t page = pages[(size_t)sequences[t] * table_pages + block];
