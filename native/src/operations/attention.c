@@ -18,9 +18,10 @@
  *
  * A single row's time is that of reading the keys and values from memory. A page holds the blocks of all heads one after
  * the other, so such a row goes through several heads together, page by page, and reads longer runs of memory. */
-#include "store.h"
+#include "blocks.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "../../kernels/exponential.h"
 

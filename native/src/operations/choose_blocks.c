@@ -2,7 +2,9 @@
  *
  * Threads first share out the pages of some rows, whose blocks they score, and then the rows, which each choose by
  * themselves. Where a row sees no more blocks than it may choose, none is scored. */
-#include "store.h"
+#include "blocks.h"
+
+#include <string.h>
 
 enum {
     /* A chunk of fewer products than this costs more to hand out than to do. */
