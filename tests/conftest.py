@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 # Tests start a hundred commands: Python keeps what it compiles, whatever the environment says. It keeps Hypothesis too,
 # which pytest compiles anew with its own assertions, for seconds, where it may not.
@@ -37,3 +37,15 @@ if not ALL:
     # takes is for a busy machine to say
     hypothesis.settings.register_profile("quick", hypothesis.settings(), max_examples=examples(100), deadline=None)
     hypothesis.settings.load_profile("quick")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waits_for_the_disk(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each store is synchronised ten times; what a process that is killed has written is there without that.
+
+    A module whose tests ask which pages are in the page cache says `SYNCHRONISES = True`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "SYNCHRONISES", False):
+            patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

@@ -1,12 +1,13 @@
 """Model families: from a checkpoint's `config.json` to a `ModelSpec`, and where each tensor lies.
 
-A family is a module with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`, its table.
+A family is a module with two names: `read`, which turns a config into a `ModelSpec`, and `TENSORS`, its table. A third
+one, `tail_of`, has a family whose checkpoints keep parts of a tensor as tensors of their own.
 Families that differ in little share one. Nothing else in the package knows one family from another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgemoe.architectures import (
     afmoe,
     arctic,
     axk1,
+    bailing_hybrid,
     bailing_moe,
     cohere2_moe,
     dbrx,
@@ -36,15 +38,20 @@ from edgemoe.architectures import (
     granitemoehybrid,
     granitemoeshared,
     grok_1,
+    grove_moe,
     hunyuan_v1_moe,
     hy_v3,
+    jamba,
+    kimi_linear,
     kolibri1,
     laguna,
     lfm2_moe,
     llama,
     llama4,
+    longcat_flash,
     mellum,
     mimo_v2_flash,
+    minimax,
     minimax_m2,
     mistral4,
     mixtral,
@@ -55,6 +62,8 @@ from edgemoe.architectures import (
     qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
+    smallthinker,
+    step3p5,
     switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
@@ -63,6 +72,7 @@ from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.table import embedding_copies as _embedding_copies
 from edgemoe.architectures.table import possible_shapes as _possible_shapes
 from edgemoe.architectures.table import unused_tensors as _unused_tensors
+from edgemoe.architectures.tails import Tail
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
@@ -74,11 +84,13 @@ __all__ = [
     "VISION",
     "Change",
     "SourceSlice",
+    "Tail",
     "checkpoint_shapes",
     "embedding_copies",
     "model_spec",
     "possible_shapes",
     "resolve",
+    "tail_in",
     "unused_tensors",
 ]
 
@@ -86,6 +98,7 @@ FAMILIES: dict[str, ModuleType] = {
     "afmoe": afmoe,
     "arctic": arctic,
     "axk1": axk1,
+    "bailing_hybrid": bailing_hybrid,
     "bailing_moe": bailing_moe,
     "bailing_moe_v2": bailing_moe,
     "cohere2_moe": cohere2_moe,
@@ -111,19 +124,26 @@ FAMILIES: dict[str, ModuleType] = {
     "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granitemoeshared,
     "grok-1": grok_1,
+    "grove_moe": grove_moe,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "hy_v3": hy_v3,
+    "jamba": jamba,
     "kimi_k2": deepseek_v3,
     "kimi_k25": deepseek_v3,
+    "kimi_linear": kimi_linear,
     "kolibri1": kolibri1,
     "laguna": laguna,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
     "llama4": llama4,
     "llama4_text": llama4,
+    "longcat_flash": longcat_flash,
     "mellum": mellum,
     "mimo_v2_flash": mimo_v2_flash,
+    "minimax": minimax,
+    "minimax_m1": minimax,
     "minimax_m2": minimax_m2,
+    "minimax_text_01": minimax,
     "mistral3": mistral4,
     "mistral4": mistral4,
     "mixtral": mixtral,
@@ -137,7 +157,10 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3_next": qwen3_next,
     "sarvam_mla": deepseek_v3,
     "sarvam_moe": bailing_moe,
+    "smallthinker": smallthinker,
     "solar_open": glm4_moe,
+    "step3p5": step3p5,
+    "step3p7": step3p5,
     "switch_transformers": switch_transformers,
 }
 """Family modules, keyed by the `model_type` of their config."""
@@ -185,6 +208,15 @@ def embedding_copies(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
     Raises SourceError if the shape of one is not that of the embedding.
     """
     return _embedding_copies(model_spec(config), shapes)
+
+
+def tail_in(config: Mapping[str, Any], name: str) -> Tail | None:
+    """The tensor of a checkpoint that is the end of this one in the family's table; None if it is whole.
+
+    Raises SourceError for a family that is not known.
+    """
+    tail_of: Callable[[str], Tail | None] | None = getattr(_family(config), "tail_of", None)
+    return tail_of(name) if tail_of else None
 
 
 def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

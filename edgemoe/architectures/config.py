@@ -186,28 +186,34 @@ class ConfigReader:
 
     def integer(self, *names: str, maximum: int, minimum: int = 1, default: int | None = None) -> int:
         """A whole number under one of several synonymous keys; required unless a default is given."""
+        name, value = self._one_of(names)
+        if value is None:
+            if default is None:
+                raise SourceError(f"config.json: {names[0]} is missing; expected a whole number.", DAMAGED)
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise _wrong(name, f"a whole number from {minimum} to {maximum}", value)
+        return value
+
+    def _one_of(self, names: Sequence[str]) -> tuple[str, Any]:
+        """The value under one of several synonymous keys, and which it is; null where all of them are absent."""
         present = {name: value for name in names if (value := self.value(name)) is not None}
         if len(set(map(show, present.values()))) > 1:
             pairs = " and ".join(f"{name} is {show(value)}" for name, value in present.items())
             raise SourceError(f"config.json: {pairs}; they are names of one thing and must agree.", DAMAGED)
-        for name, value in present.items():
-            if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-                raise _wrong(name, f"a whole number from {minimum} to {maximum}", value)
-            return value
-        if default is None:
-            raise SourceError(f"config.json: {names[0]} is missing; expected a whole number.", DAMAGED)
-        return default
+        return next(iter(present.items()), (names[0], None))
 
     def number(self, name: str, default: float | None = None, *, above: float = 0.0, maximum: float = 1e9) -> float:
         """A finite number with `above < number <= maximum`; required unless a default is given."""
         return checked_number(name, self.value(name), default, above=above, maximum=maximum)
 
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.value(name)
+    def flag(self, name: str, default: bool, *synonyms: str) -> bool:
+        """True or false under one of several synonymous keys."""
+        found, value = self._one_of((name, *synonyms))
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise _wrong(name, "true or false", value)
+            raise _wrong(found, "true or false", value)
         return value
 
     def sequence(self, name: str) -> Sequence[Any]:

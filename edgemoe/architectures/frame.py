@@ -36,7 +36,7 @@ def read_frame(
     if own_code:
         check_own_code(reader, own_code)
     reader.require("hidden_act", "silu", "swish", default="silu")
-    max_positions = reader.integer("max_position_embeddings", maximum=limits.LARGEST_POSITIONS)
+    max_positions = reader.integer("max_position_embeddings", "model_max_length", maximum=limits.LARGEST_POSITIONS)
     for kind in reader.sequence("layer_types"):
         if kind not in layer_types:
             raise unsupported("layer_types", kind, " or ".join(f'"{name}"' for name in layer_types))
@@ -189,7 +189,7 @@ def read_experts(
 ) -> Moe:
     """Routed experts. The count is `count_key` or `num_local_experts` (newer files rename one to the other)."""
     experts = reader.integer(count_key, "num_local_experts", maximum=limits.LARGEST_EXPERTS)
-    chosen = reader.integer(top_k_key, maximum=limits.LARGEST_EXPERTS)
+    chosen = reader.integer(top_k_key, "num_experts_per_token", maximum=limits.LARGEST_EXPERTS)
     if chosen > experts:
         raise SourceError(
             f"config.json: {top_k_key} is {chosen}; expected at most the number of experts, {experts}.", DAMAGED
@@ -214,9 +214,9 @@ def read_sigmoid_router(
 
     `normalise` and `scale` hold unless the config says otherwise. With one of the `other_methods` it has no such bias.
     """
-    normalise = reader.flag("norm_topk_prob", normalise)
+    normalise = reader.flag("norm_topk_prob", normalise, "moe_renormalize")
     groups, kept_groups = read_groups(reader)
-    for name in ("scoring_func", "score_function"):
+    for name in ("scoring_func", "score_function", "moe_router_activation_func"):
         reader.require(name, "sigmoid", "noaux_tc", default="sigmoid")
     reader.require("topk_method", "noaux_tc", *other_methods, default="noaux_tc")
     return RouterSpec(
@@ -232,7 +232,7 @@ def read_sigmoid_router(
 
 def read_groups(reader: ConfigReader) -> tuple[int, int]:
     """How many groups the experts are in, and how many of them a router keeps. Raises SourceError."""
-    groups = reader.integer("n_group", maximum=limits.LARGEST_EXPERTS, default=1)
+    groups = reader.integer("n_group", "num_expert_group", maximum=limits.LARGEST_EXPERTS, default=1)
     kept_groups = reader.integer("topk_group", maximum=limits.LARGEST_EXPERTS, default=1)
     return (1, 1) if kept_groups == groups else (groups, kept_groups)  # all are kept, as without groups
 

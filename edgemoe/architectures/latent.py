@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -119,13 +120,16 @@ def read_deepseek(
     # The layers that predict further tokens are left out (see `table.unused_tensors`), however many there are.
     reader.integer("num_nextn_predict_layers", "num_mtp_layers", minimum=0, maximum=LARGEST_LAYERS, default=0)
 
-    def dense_layers(reader: ConfigReader, count: int) -> Collection[int]:
-        if reader.sequence("mlp_layer_types"):
-            reader.skip("first_k_dense_replace")
-            return read_ffn_types(reader, count)
-        return leading_dense_layers(reader, count, default=default_dense)
-
+    dense_layers = functools.partial(read_dense_layers, default=default_dense)
     return replace(frame, layers=read_layers(reader, attention, moe, dense, dense_layers))
+
+
+def read_dense_layers(reader: ConfigReader, count: int, default: int | None = None) -> Collection[int]:
+    """The dense layers by `mlp_layer_types`, which says it for each, else the leading ones. Raises SourceError."""
+    if reader.sequence("mlp_layer_types"):
+        reader.skip("first_k_dense_replace")
+        return read_ffn_types(reader, count)
+    return leading_dense_layers(reader, count, default=default)
 
 
 def read_latent_attention(
@@ -135,12 +139,16 @@ def read_latent_attention(
     interleaved: bool | None = None,
     wide_heads: bool = False,
     growing: bool = False,
+    rotated: bool = True,
+    own_heads: bool = False,
+    default_theta: float = 10_000.0,
 ) -> LatentAttention:
     """Widths, positions and scale. Raises SourceError.
 
     `interleaved` says whether neighbouring channels are rotated together, where a family has no key for it. With
     `wide_heads` a config may have the width of a latent row for that of a head. With `growing` the object of positions
-    says how queries grow with them, and which part of a head of all channels is rotated (Mistral Small 4).
+    says how queries grow with them, and which part of a head of all channels is rotated (Mistral Small 4). Unless
+    they are `rotated` queries and keys have no positions. With `own_heads` `head_dim` is another matter.
     """
     heads = reader.integer("num_attention_heads", maximum=LARGEST_WIDTH)
     reader.require("num_key_value_heads", heads, default=heads)
@@ -152,7 +160,8 @@ def read_latent_attention(
     for name in ("qk_head_dim", "q_head_dim"):
         reader.require(name, nope_dim + rotary_dim, default=nope_dim + rotary_dim)
     head_dim = nope_dim + rotary_dim if growing else rotary_dim
-    reader.require("head_dim", head_dim, *([latent_dim + rotary_dim] * wide_heads), default=head_dim)
+    if not own_heads:
+        reader.require("head_dim", head_dim, *([latent_dim + rotary_dim] * wide_heads), default=head_dim)
     reader.require("attention_bias", False)
     if rotary_dim % 2:
         raise SourceError(
@@ -167,14 +176,18 @@ def read_latent_attention(
     if interleaved is not None:
         reader.require("rope_interleave", interleaved, default=interleaved)
     neighbours = reader.flag("rope_interleave", True)
-    if growing:
+    rope: RopeSpec | None
+    if not rotated:
+        reader.skip("rope_theta", "rope_scaling", "rope_parameters")
+        rope = None
+    elif growing:
         part = rotary_dim / head_dim
         rope = read_rope(reader, head_dim, 10_000.0, frame.max_positions, default_partial=part, others=_OF_QUERIES)
         if rope.rotated != rotary_dim:
             raise unsupported("partial_rotary_factor", rope.rotated / head_dim, f"{part:g}")
     else:
-        rope = read_rope(reader, rotary_dim, 10_000.0, frame.max_positions)
-    if neighbours:
+        rope = read_rope(reader, rotary_dim, default_theta, frame.max_positions)
+    if rope is not None and neighbours:
         rope = replace(rope, pairing="neighbours")
     return LatentAttention(
         heads=heads,
@@ -182,10 +195,10 @@ def read_latent_attention(
         nope_dim=nope_dim,
         rotary_dim=rotary_dim,
         value_dim=value_dim,
-        scale=(nope_dim + rotary_dim) ** -0.5 * _yarn_gain(reader, rope) ** 2,
+        scale=(nope_dim + rotary_dim) ** -0.5 * (_yarn_gain(reader, rope) ** 2 if rope is not None else 1.0),
         rope=rope,
         query_rank=query_rank,
-        temperature=_temperature(reader, rope) if growing else None,
+        temperature=_temperature(reader, rope) if growing and rope is not None else None,
     )
 
 

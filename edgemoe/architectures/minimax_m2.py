@@ -11,7 +11,7 @@ from edgemoe.architectures.frame import read_attention, read_experts, read_frame
 from edgemoe.architectures.mixtral import TENSORS as _MIXTRAL
 from edgemoe.architectures.table import layer_rows
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import RouterSpec
+from edgemoe.model.blocks import Attention, RouterSpec
 from edgemoe.model.spec import ModelSpec
 
 TENSORS = _MIXTRAL + layer_rows(
@@ -25,23 +25,7 @@ TENSORS = _MIXTRAL + layer_rows(
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     frame = read_frame(reader, "minimax_m2", own_code="MiniMaxM2ForCausalLM")
-    head_dim = reader.integer("head_dim", maximum=LARGEST_WIDTH, default=128)
-    rotated = reader.integer("rotary_dim", maximum=LARGEST_WIDTH, default=0)
-    attention = read_attention(
-        reader,
-        frame,
-        default_theta=5_000_000.0,
-        kv_heads_required=True,
-        partial=min(rotated / head_dim, 1.0) if rotated else 1.0,
-        qk_norm="full",
-        default_head_dim=128,
-    )
-    if rotated and attention.rope is not None and attention.rope.rotated != rotated:
-        raise SourceError(
-            f"config.json: rotary_dim is {rotated}, but {attention.rope.rotated} channels of a head are rotated by"
-            f" partial_rotary_factor and head_dim, which is {head_dim}; expected one number.",
-            DAMAGED,
-        )
+    attention = replace(read_partly_rotated(reader, frame, theta=5e6, head_dim=128), qk_norm="full")
     for name, wanted in (("qk_norm_type", "per_layer"), ("scoring_func", "sigmoid"), ("shared_intermediate_size", 0)):
         reader.require(name, wanted)
     for name in ("use_qk_norm", "use_routing_bias"):
@@ -50,10 +34,35 @@ def read(reader: ConfigReader) -> ModelSpec:
         raise SourceError(
             f"config.json: attn_type_list is {show(reader.value('attn_type_list'))} of several kinds; expected 1 (all"
             " earlier tokens) for every layer.",
-            "edgemoe runs no MiniMax model with lightning attention.",
+            "edgemoe runs lightning attention in models of the types minimax, minimax_m1 and minimax_text_01 alone.",
         )
     # Layers that predict further tokens, which are left out; and numbers of an older family, which mean nothing here.
     reader.skip("mtp_transformer_layers", "num_mtp_modules", "use_mtp", "mlp_intermediate_size", "shared_moe_mode")
     router = RouterSpec(normalise=True, score="sigmoid", choice_bias=True)
     moe = read_experts(reader, width_key="intermediate_size", count_key="num_local_experts", router=router)
     return replace(frame, layers=read_layers(reader, attention, moe))
+
+
+def read_partly_rotated(reader: ConfigReader, frame: ModelSpec, *, theta: float, head_dim: int = 0) -> Attention:
+    """Attention of which `rotary_dim` channels of a head are rotated, or all without that key. Raises SourceError.
+
+    `theta` and `head_dim` hold unless the config says otherwise; without a `head_dim` heads share the model's width.
+    """
+    width = reader.integer("head_dim", maximum=LARGEST_WIDTH, default=head_dim)
+    width = width or frame.hidden_size // reader.integer("num_attention_heads", maximum=LARGEST_WIDTH)
+    rotated = reader.integer("rotary_dim", maximum=LARGEST_WIDTH, default=0)
+    attention = read_attention(
+        reader,
+        frame,
+        default_theta=theta,
+        kv_heads_required=True,
+        partial=min(rotated / width, 1.0) if rotated and width else 1.0,
+        default_head_dim=head_dim,
+    )
+    if rotated and attention.rope is not None and attention.rope.rotated != rotated:
+        raise SourceError(
+            f"config.json: rotary_dim is {rotated}, but {attention.rope.rotated} channels of a head are rotated by"
+            f" partial_rotary_factor and head_dim, which is {attention.head_dim}; expected one number.",
+            DAMAGED,
+        )
+    return attention

@@ -21,6 +21,7 @@ from edgemoe.architectures.table import (
     layer_rows,
     rows,
     shared_rows,
+    sums_with_one,
 )
 from edgemoe.errors import SourceError
 from edgemoe.kernels.state_operations import MOST_TAPS, WIDEST_KEYS
@@ -77,18 +78,16 @@ NORMS = {
     "model.layers.{layer}.self_attn.k_norm": (_LAYER + "key_norm",),
 }
 """The norms whose weights are distances from 1, by their names in checkpoints."""
-SUM_SUFFIX, RATE = ".weight_plus_one", "linear_attn.rate"
-"""Names of norms with 1 added, of rates, in place of `.weight` and `linear_attn.A_log`; only GGUF files have them."""
+RATE = "linear_attn.rate"
+"""The name of rates in place of `linear_attn.A_log`; only GGUF files have it."""
 
 
 def _norm_rows() -> tuple[Row, ...]:
-    made = []
-    for source, names in NORMS.items():
-        for name in names:
-            symbol = "head_dim" if name.endswith(("query_norm", "key_norm")) else "model"
-            made.append(Row((name,), f"{source}.weight", (symbol,), change="plus_one"))
-            made.append(Row((name,), source + SUM_SUFFIX, (symbol,)))
-    return tuple(made)
+    named = ((source, name) for source, names in NORMS.items() for name in names)
+    return sums_with_one(
+        Row((name,), f"{source}.weight", ("head_dim" if name.endswith(("query_norm", "key_norm")) else "model",))
+        for source, name in named
+    )
 
 
 TENSORS = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -21,8 +22,9 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
 
 
-Change = Literal["none", "plus_one", "minus_exp", "whole"]
-"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms.
+Change = Literal["none", "plus_one", "minus_exp", "minus", "whole"]
+"""`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms;
+`-x`, for rates without their sign.
 
 `whole`: none, but each must be a whole number below a limit, as those of experts in a table are.
 """
@@ -48,7 +50,7 @@ class Row:
     `internal`: the names in the `ModelSpec`; several share the source's rows in order, evenly (gate, then up) or as the
     terms of a sum say, or, where they are `interleaved`, in turn (gate, up, gate, ...).
     `source`: the name in the checkpoint. If only `internal` has `{expert}`, the source stacks the experts; any other
-    source of three dimensions is a vector, its elements in order.
+    source of more than two dimensions is a vector, its elements in order.
     `shape`: the source's shape in symbols (`2*expert_width` for a product, `query+key_value` for a sum).
     `transposed`: whether the source has a matrix as (input, output), so that its last dimension is that of rows.
     `as_vector`: whether the source has a vector as a matrix, whose rows are its elements one after the other.
@@ -99,7 +101,7 @@ class SourceSlice:
     With a `row_step` above 1 it takes every `row_step`-th of them only, from the first on. If the matrix is
     `transposed`, its columns are counted in place of rows; with a `height` the source has two dimensions, and matrix
     `index` is that many of its rows. The rows of a vector, of a matrix that is read `as_vector` and of a tensor of
-    three dimensions without an `index` are its elements.
+    more than two dimensions without an `index` are its elements.
     """
 
     tensor: str
@@ -156,6 +158,22 @@ def rows(*lines: tuple[str, str, tuple[str, ...]], internal: str = "", source: s
 def layer_rows(*lines: tuple[str, str, tuple[str, ...]]) -> tuple[Row, ...]:
     """Make rows that exist once in each layer; arguments as in `rows`."""
     return rows(*lines, internal="layers.{layer}.", source="model.layers.{layer}.")
+
+
+SUM_SUFFIX = ".weight_plus_one"
+"""The end of names of norms with 1 added, in place of `.weight`; only GGUF files have them."""
+
+
+def sums_with_one(table: Iterable[Row]) -> tuple[Row, ...]:
+    """Rows of norms whose weights checkpoints keep as distances from 1, and files of GGUF with 1 added."""
+    return tuple(
+        made
+        for row in table
+        for made in (
+            replace(row, change="plus_one"),
+            replace(row, source=row.source.removesuffix(".weight") + SUM_SUFFIX),
+        )
+    )
 
 
 HEAD = "lm_head.weight"
@@ -221,6 +239,10 @@ SEPARATE_EXPERTS: tuple[Row, ...] = layer_rows(
 
 HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
     (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "rotary frequencies follow from config.json"),
+    (
+        r"model\.layers\.\d+\.self_attn\.(slope_rate|(query|key|diagonal)_decay)",
+        "decays of lightning attention follow from config.json",
+    ),
 )
 """Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 
@@ -232,7 +254,7 @@ _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")
 
 VISION = "a vision tower, which edgemoe does not run: it reads text alone"
 _VISION = re.compile(
-    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector)\..+"
+    r"(model\.)?(visual|vision_model|vision_tower|embed_vision|mm_projector|multi_modal_projector|vit_large_projector)\..+"
 )
 AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
@@ -242,6 +264,11 @@ _INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
 UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
 _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
+NO_EXPERT = "a matrix of a choice that is of no expert, which passes on what experts read"
+_EXPERT_MATRIX = re.compile(r"model\.layers\.(\d{1,6})\.mlp\.experts\.(\d{1,6})\.(gate|up|down)_proj\.weight")
+
+UNREAD_BIAS = "a bias of experts, which the model's code does not read"
+_UNREAD_BIAS = re.compile(r"model\.layers\.\d{1,6}\.mlp\.expert_bias")
 TIED_HEAD = "a copy of the embedding, which config.json says is the head (tie_word_embeddings)"
 _STACKS_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 STACKS_EMBEDDING = "a copy of the embedding, which encoder and decoder share"
@@ -334,6 +361,7 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
     further = tuple(match[1] for match in found if int(match[2]) >= len(spec.layers))
     normed = {number for number, layer in enumerate(spec.layers) if layer.blocks[-1].post_norm}
     unnormed = set(range(len(spec.layers))) - normed if normed else set()
+    passing = {number: routed.num_experts for number, routed in spec.routed.items() if routed.passing}
     for name in names:
         if (further and name.startswith(further)) or _NAMED_FURTHER_TOKENS.fullmatch(name):
             reasons[name] = FURTHER_TOKENS
@@ -346,6 +374,11 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
         norm = _NORM_OF_FFN.fullmatch(name)
         if norm and int(norm[1]) in unnormed:
             reasons[name] = UNUSED_NORM
+        matrix = _EXPERT_MATRIX.fullmatch(name) if passing else None
+        if matrix and int(matrix[2]) >= passing.get(int(matrix[1]), sys.maxsize):
+            reasons[name] = NO_EXPERT
+        if spec.family == "grove_moe" and _UNREAD_BIAS.fullmatch(name):
+            reasons[name] = UNREAD_BIAS
         if name == HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         if name in _STACKS_EMBEDDINGS and spec.encoder:
@@ -421,7 +454,7 @@ def _expand_shared(
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
     """How many rows each of a row's internal tensors has."""
-    if row.as_vector or (len(row.shape) == 3 and not row.stacked):
+    if row.as_vector or (len(row.shape) > 2 and not row.stacked):
         return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
     terms = row.row_symbol.split("+")
     if len(terms) > 1:

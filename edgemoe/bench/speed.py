@@ -104,7 +104,7 @@ class SpeedEstimate:
 def work_of_model(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
     """The work of the token at a (mean) position. `record_bytes` is the size of one expert on disk."""
     moes = spec.routed_of_tokens.values()
-    used = sum(moe.top_k for moe in moes)
+    used = sum(moe.mean_top_k for moe in moes)
     weights: Mapping[Part, int] = traffic.weight_bytes
     routed, shared = weights.get("experts", 0), weights.get("shared_expert", 0)
     return TokenWork(

@@ -24,6 +24,7 @@ from edgemoe.conversion.formats import FormatChoice, choose_formats, expert_of
 from edgemoe.conversion.mxfp4 import join_names
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
+from edgemoe.conversion.tailed import without_tails
 from edgemoe.errors import SourceError
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
@@ -79,7 +80,7 @@ def forecast_manifest(config: Mapping[str, Any], names: Iterable[str] | None, ch
     spec = model_spec(config)
     shapes = spec.tensors()
     if names is not None:
-        possible, joined = possible_shapes(config), join_names(names)
+        possible, joined = possible_shapes(config), join_names(without_tails(config, names))
         places = resolve(config, {name: possible.get(name, ()) for name in joined})
         mxfp4 = {name for name, place in places.items() if joined[place.tensor]}
     else:

@@ -31,7 +31,11 @@ _CLASSES = {
     **dict.fromkeys(("index_values", "index_gates", "index_query", "index_heads"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
+    **dict.fromkeys(("delta_query", "delta_key", "delta_value", "delta_decays"), "delta"),
+    **dict.fromkeys(("delta_gate_latent", "delta_decays_latent"), "delta"),
+    **dict.fromkeys(("lightning_in", "lightning_gate", "lightning_out"), "lightning"),
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
+    **dict.fromkeys(("mamba_step_latent", "mamba_write", "mamba_read"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),
 }
@@ -77,6 +81,8 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
     if expert_of(name):
         return "experts"
     last = name.split(".")[2] if name.startswith("layers.") else name
+    if last in ("first", "second"):  # of two attentions, and of two FFNs, of a layer
+        last = name.split(".")[3]
     return "streams" if last.endswith(_SHARES) else _CLASSES.get(last, last)
 
 

@@ -35,7 +35,7 @@ def open_source(
     if text and os.path.isdir(path):  # noqa: PTH112
         from edgemoe.conversion.folder import FolderSource
 
-        return FolderSource(path)
+        return _shown(FolderSource(path))
     if is_gguf_file(path):
         from edgemoe.conversion.gguf.source import GgufSource
 
@@ -45,11 +45,21 @@ def open_source(
     if HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
         from edgemoe.conversion.hub_cache import open_hub
 
-        return open_hub(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files)
+        return _shown(open_hub(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files))
     raise SourceError(
         f"{text!r}: no such folder or file, and not a hub id (owner/name) either.",
         "Check the spelling of the source.",
     )
+
+
+def _shown(source: Source) -> Source:
+    """The source as the families' tables know it. A config of no family is refused later, with the source named."""
+    from edgemoe.conversion.tailed import with_tails
+
+    try:
+        return with_tails(source)
+    except SourceError:
+        return source
 
 
 def _not_a_source(text: str, path: Path) -> SourceError:

@@ -143,7 +143,7 @@ def _check(piece: Piece, info: TensorInfo) -> None:
     shape = info.shape if piece.source.index is None else info.shape[1:]
     if piece.source.height:
         shape = piece.source.height, info.shape[-1]
-    dimensions = (1, 3) if piece.place.format is None else (2,)
+    dimensions = (1, 3, 4) if piece.place.format is None else (2,)
     shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.as_vector else shape
     if piece.source.turned:
         shape = (piece.source.turned, piece.source.runs[0].length)

@@ -148,7 +148,8 @@ def _changed(rows: Rows, where: SourceSlice) -> npt.NDArray[np.float32]:
             )
         return values.astype(np.float32)
     with np.errstate(over="ignore"):  # conversion refuses numbers that are not finite
-        return (1 + values if change == "plus_one" else -np.exp(values)).astype(np.float32)
+        made = {"plus_one": 1 + values, "minus_exp": -np.exp(values), "minus": -values}
+        return made[change].astype(np.float32)
 
 
 class Source(Protocol):
@@ -179,8 +180,8 @@ class Source(Protocol):
         """Rows `row_start` to `row_stop` of a tensor, float32 or, where `BLOCK_FORMATS` has its dtype, Blocks.
 
         Shapes: of `(rows, columns)` the result is `(row_stop - row_start, columns)`, always so for Blocks; of
-        `(experts, rows, columns)` it is the same within expert `index`; of `(elements,)`, or of three dimensions
-        without an `index`, it is those elements.
+        `(experts, rows, columns)` it is the same within expert `index`; of `(elements,)`, or of more than two
+        dimensions without an `index`, it is those elements.
         Needs memory in proportion to the rows asked for, not to the tensor; fetches the shard where it must.
         """
 

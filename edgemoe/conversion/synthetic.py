@@ -113,7 +113,7 @@ class SyntheticSource:
         info = self._tensors[tensor]
         if len(info.shape) == 1:
             return np.full(row_stop - row_start, 0.0 if tensor.endswith(("bias", "sinks")) else 1.0, np.float32)
-        if len(info.shape) == 3 and index is None:  # the taps of convolutions, whose elements are rows
+        if len(info.shape) > 2 and index is None:  # the taps of convolutions, say, whose elements are rows
             return _draw_floats(f"{self._seed} {tensor}", slice(row_start, row_stop), 1, self._deviations[tensor])[:, 0]
         rows, columns = slice(row_start, row_stop), info.shape[-1]
         key = f"{self._seed} {tensor} {index}"
@@ -160,7 +160,10 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     return config | {"num_hidden_layers": layers}
 
 
-_INTO_THE_STREAM = (".output", ".cross_output", ".conv_out", ".delta_out", ".mamba_out", ".latent_out", ".down")
+_INTO_THE_STREAM = (
+    *(".output", ".cross_output", ".conv_out", ".delta_out", ".lightning_out", ".mamba_out", ".latent_out"),
+    ".down",
+)
 """Ends of the names of the matrices whose rows are added to the residual stream."""
 
 

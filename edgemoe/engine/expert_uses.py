@@ -69,10 +69,12 @@ class ExpertUses:
 
     def _count(self, by_layer: Mapping[int, Integers], tokens: int) -> None:
         for layer, array in by_layer.items():
-            used = np.bincount(array[:tokens].reshape(-1))
+            chosen = array[:tokens]
+            used = np.bincount(chosen[chosen >= 0])  # a choice may be of no expert
             self._counts[layer, : len(used)] += used
 
     def _count_kept(self) -> None:
-        experts = (self._kept[: self._kept_rows] + self._layer_starts).reshape(-1)
+        kept = self._kept[: self._kept_rows]
+        experts = (kept + self._layer_starts)[kept >= 0]
         self._counts += np.bincount(experts, minlength=self._counts.size).reshape(self._counts.shape)
         self._kept_rows = 0

@@ -65,6 +65,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
                 size //= graph.spec.vocab_size
             fixed = {value for value in values_of(step.operation) if value.undo is not None}
             size += sum(map(bytes_needed, fixed))
+            size += sum(4 * len(value.numbers) for value in values_of(step.operation))
             weight_bytes[step.part] = weight_bytes.get(step.part, 0) + size
             if isinstance(step.operation, so.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
@@ -78,7 +79,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
                     page = bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)
                     kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed_of_tokens.items():
-        size = routed.top_k * manifest.mean_expert_bytes(number)
+        size = int(routed.mean_top_k * manifest.mean_expert_bytes(number))
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size
     return TokenTraffic(weight_bytes, sorted(kv_bytes.items()))
 

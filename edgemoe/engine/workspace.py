@@ -246,6 +246,8 @@ class Workspace:
             return self._rope(value.rope)[("cosine", "sine").index(value.name)]
         if value.relative is not None:
             return bucket_table(*value.relative)
+        if value.numbers:
+            return np.array(value.numbers, np.float32)
         sizes = self._tokens, self._context_length, self._sequences
         shape = shape_of(value, *sizes)
         if value.dtype == "kv":

@@ -119,9 +119,8 @@ class ExpertCache:
         router. It ends the use before it, which a run that failed may have left open.
         """
         self._end_use()
-        wanted = (
-            np.unique(experts).tolist() if self.phase == PROMPT else list(dict.fromkeys(experts.reshape(-1).tolist()))
-        )
+        asked = experts[experts != -1]  # in the order of the router
+        wanted = np.unique(asked).tolist() if self.phase == PROMPT else list(dict.fromkeys(asked.tolist()))
         if self.notes_residency:
             self.loaded_when_asked[layer, wanted] = [self.loaded(layer, expert) for expert in wanted]
         left_out: list[int] = []

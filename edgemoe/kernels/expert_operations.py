@@ -66,15 +66,18 @@ class Route(Operation, code=7):
     softmax over all `E` are divided by the larger of their sum and this number. Last they are multiplied by `scale`,
     and with `expert_scales` by that of their expert.
 
+    The last `passing` of the `E` logits are of no expert: such a choice passes on what experts read, and its number is
+    -1 (LongCat-Flash: Meituan 2025, arXiv 2509.01322).
+
     Of `sparsemixer` (Liu et al. 2024, arXiv 2409.12136) experts are chosen by their logits, and the weight of each is
     its share among experts that are not chosen before it and whose logit `z` is near `m`, the largest of those:
     `(m - z) / max(|z|, m) <= 2 * jitter`, each step in float32. The chosen expert counts as near.
 
-    With `slots` the expert of largest choice score is still chosen, and the other `K - 1` by largest raised score (on
-    a tie by larger choice score, then the lower number). It is `choice score + bonus * (largest - smallest)` of experts
-    that have a slot, else the choice score; the range is that of the choice scores in kept groups. It is computed in
-    float32, without the bonus for a token whose range is not finite. Groups are kept, and the chosen experts listed and
-    weighted, as without the bonus.
+    With `slots`, of the experts alone, the expert of largest choice score is still chosen, and the other `K - 1` by
+    largest raised score (on a tie by larger choice score, then the lower number). It is `choice score + bonus *
+    (largest - smallest)` of experts that have a slot, and of choices that need none, else the choice score; the range
+    is that of the choice scores in kept groups. It is computed in float32, without the bonus for a token whose range is
+    not finite. Groups are kept, and the chosen experts listed and weighted, as without the bonus.
     Source of the idea: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099). Of sigmoid scores with a bias
     for the choice alone, and of groups: DeepSeek-V3 (2024, arXiv 2412.19437). Of `least_sum`: ERNIE 4.5 (Baidu 2025).
     """
@@ -83,7 +86,7 @@ class Route(Operation, code=7):
     renormalise: bool
     experts: Annotated[Integers, rows("K"), OUTPUT]
     weights: Annotated[Floats, rows("K"), OUTPUT]
-    slots: Annotated[Integers | None, buffer("E")] = None  # slot of each expert, or -1; a pager changes it between runs
+    slots: Annotated[Integers | None, buffer("resident")] = None  # slot of each expert, or -1; a pager changes it
     bonus: float = 0.0  # 0 to 1
     score: Score = "softmax"
     choice_bias: Annotated[Floats | None, weight("E")] = None
@@ -96,10 +99,15 @@ class Route(Operation, code=7):
     expert_scales: Annotated[Floats | None, weight("E")] = None
     group_best: Annotated[int, NUMBER] = 2
     jitter: float = 0.0  # 0 but for sparsemixer
+    passing: Annotated[int, NUMBER] = 0
 
     def check(self, sizes: Sizes) -> None:
         require(self.group_best in (1, 2), "group_best", "1 or 2", self.group_best)
         used, experts = sizes.letters["K"], sizes.letters["E"]
+        require(0 <= self.passing < experts, "passing", f"0 to {experts - 1}", self.passing)
+        if self.slots is not None:
+            found = sizes.letters["resident"]
+            require(found == experts - self.passing, "slots", f"shape ({experts - self.passing},)", f"shape ({found},)")
         require(0 <= self.bonus <= 1, "bonus", "0 to 1", self.bonus)
         require(self.kept_groups <= self.groups, "kept_groups", f"at most {self.groups}", self.kept_groups)
         if self.groups > 1:
@@ -116,6 +124,7 @@ class Route(Operation, code=7):
         require(not mixes or plain, "score", "no renormalisation, bias or groups with sparsemixer", self.score)
         require(0 <= self.jitter < math.inf, "jitter", "0 or a number above it", self.jitter)
         require(mixes or not self.jitter, "jitter", "0 but for sparsemixer", self.jitter)
+        require(not mixes or not self.passing, "passing", "0 with sparsemixer", self.passing)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -257,6 +266,8 @@ class Paged:
 class Fetch(Operation, code=9):
     """Begins to read the absent experts that a layer's tokens are routed to, as far as slots are available.
 
+    A choice of -1 is of no expert (`Route`); so it is for `Prefetch` and `Experts` too.
+
     Everything up to the layer's `Experts` is computed meanwhile. With `weights` and `drop_cold` above 0, absent experts
     whose share of the weights is below `drop_cold`, a float32, for every token that uses them are left out: they are
     not read, and their weights become 0. A token's weights are summed in float64, in the router's order; a weight that
@@ -287,11 +298,12 @@ class Prefetch(Operation, code=10):
 class Experts(Operation, code=11):
     """`output[t, k] = expert experts[t, k] (input[t])` for experts whose `slots[e] >= 0`.
 
-    Output rows of other experts are left unchanged. Each token's results go to rows of their own, so the order in which
-    experts arrive does not affect the result. With `paged`, a `Fetch` of the same experts has come before; experts
-    whose records are in the arena are computed first, the others as their records land, and where slots are too few
-    for all they take turns. `slots` is then the pager's own table, and the rows of experts that were left out become
-    zeros. A run raises ReadError naming layer and expert if a read fails or takes too long.
+    Output rows of other experts are left unchanged; of a choice of -1 the row is `input[t]`. Each token's results go to
+    rows of their own, so the order in which experts arrive does not affect the result. With `paged`, a `Fetch` of the
+    same experts has come before; experts whose records are in the arena are computed first, the others as their records
+    land, and where slots are too few for all they take turns. `slots` is then the pager's own table, and the rows of
+    experts that were left out become zeros. A run raises ReadError naming layer and expert if a read fails or takes too
+    long.
     """
 
     input: Annotated[Floats, rows("D")]

@@ -19,9 +19,9 @@ Invariants:
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
 - Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
-  the KV cache, and its row of what `ShortConv`, `Compress`, `DeltaRule` and `SelectiveScan` keep, which is updated in
-  the order of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the
-  number of threads changes a single bit of an answer.
+  the KV cache, and its row of what `ShortConv`, `Compress`, `DeltaRule` and the scans keep, which is updated in the
+  order of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the number
+  of threads changes a single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -211,12 +211,16 @@ class LinearPart:
     output: Annotated[Floats, rows("N"), output(apart_from="input", adds_if="accumulate")]
 
 
+MOST_PARTS = 4
+"""The most matrices that share an input in one `Linear`."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Linear(Operation, code=2):
     """For each part `output = scale * (matrix input + bias)`, or `output += ...` if `accumulate`."""
 
     input: Annotated[Floats, rows("M")]
-    parts: Annotated[tuple[LinearPart, ...], up_to(4)]
+    parts: Annotated[tuple[LinearPart, ...], up_to(MOST_PARTS)]
     scale: float = 1.0
     accumulate: bool = False
 
@@ -311,7 +315,7 @@ class SoftCap(Operation, code=17):
         require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
-ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2"]
+ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2", "capped_silu"]
 """The functions between the products of an FFN: see `Activation`."""
 
 
@@ -322,7 +326,8 @@ class Activation:
     An FFN that is not `gated` has no gate: then `g` is up's number, and `u` is 1.
 
     silu: `g * sigmoid(g) * u` (SwiGLU, Shazeer 2020). clamped_silu: `g * sigmoid(alpha * g) * (u + offset)`, after
-    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss).
+    `g` was held to at most `limit` and `u` to `-limit .. limit` (gpt-oss). capped_silu: `min(g * sigmoid(g), limit) *
+    u`, with `u` held to `-limit .. limit` (Ling 3, Step 3.5).
     gelu_tanh: `g * sigmoid(GELU_LINEAR * g + GELU_CUBIC * g^3) * u`, which is
     `0.5 * g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) * u` (Hendrycks and Gimpel 2016).
     relu: `max(g, 0) * u`. relu2: `max(g, 0)^2 * u` (Primer, So et al. 2021).
@@ -337,11 +342,12 @@ class Activation:
 
     def check(self) -> None:
         """Check that its function takes the numbers that it has. Raises Misfit."""
-        clamped = self.function == "clamped_silu"
-        require(self.gated or not clamped, "gated", "a gate for clamped_silu", "none")
+        clamped, capped = self.function == "clamped_silu", self.function == "capped_silu"
+        require(self.gated or not (clamped or capped), "gated", f"a gate for {self.function}", "none")
         require(clamped or (self.alpha == 1 and self.offset is None), "function", "clamped_silu", self.function)
-        limited = (self.limit is not None) == clamped
-        require(limited, "limit", f"{'a' if clamped else 'no'} limit for {self.function}", self.limit)
+        limited = clamped or capped
+        held = (self.limit is not None) == limited
+        require(held, "limit", f"{'a' if limited else 'no'} limit for {self.function}", self.limit)
         for name, value in (("alpha", self.alpha), ("limit", self.limit)):
             require(value is None or 0 < value < math.inf, name, "a number above 0", value)
         require(math.isfinite(self.offset or 0), "offset", "a finite number", self.offset)

@@ -298,11 +298,15 @@ class DeltaRule(Operation, code=18):
     """The gated delta rule: each head keeps a matrix `S (W, Wv)`, which a token decays and then corrects.
 
     A row of `mixed` holds the queries and the keys of `G` heads of width `W`, and the values `v` of `H` heads of width
-    `Wv`; head `h` has query and key `h // (H / G)`. With `q = query / |query| / sqrt(W)`, `k = key / |key|` (whose
-    lengths are `sqrt(sum of squares + epsilon)`) and `decay = exp(rate * softplus(decay_input + decay_bias))`, of a
-    rate below 0:
+    `Wv`; head `h` has query and key `h // (H / G)`. With `keys` and `values` it holds the queries alone. With `q =
+    query / |query| / sqrt(W)`, `k = key / |key|` (whose lengths are `sqrt(sum of squares + epsilon)`) and `decay =
+    exp(rate * softplus(decay_input + decay_bias))`, of a rate below 0:
 
         S = decay * S;  S = S + k (sigmoid(strength) * (v - S^T k))^T;  output = S^T q
+
+    A head has one decay, or one for each of its `W` rows of `S`, as `decay_input` has `H` or `H*W` numbers (Kimi Delta
+    Attention: Kimi Team 2025, arXiv 2510.26692). With a `lower_bound` below 0 the decay is `exp(lower_bound *
+    sigmoid(-rate * (decay_input + decay_bias)))`, which never falls below `exp(lower_bound)`.
 
     `states` holds `S` of each sequence, empty before position 0, in panels of 16 columns: element `(i, c)` of a head
     lies at `[c // 16, i, c % 16]`. Columns after the last are zeros. Rows of one sequence come in the order of their
@@ -312,8 +316,8 @@ class DeltaRule(Operation, code=18):
 
     mixed: Annotated[Floats, rows("M")]
     strength: Annotated[Floats, rows("H")]
-    decay_input: Annotated[Floats, rows("H")]
-    decay_bias: Annotated[Floats, weight("H")]
+    decay_input: Annotated[Floats, rows("decays")]
+    decay_bias: Annotated[Floats, weight("decays")]
     rate: Annotated[Floats, weight("H")]
     epsilon: float
     key_heads: Annotated[int, size("G")]
@@ -321,12 +325,21 @@ class DeltaRule(Operation, code=18):
     sequences: Annotated[Integers, rows()]  # rows of `states`
     states: Annotated[Floats, buffer("S", "H", "up16(Wv)", "W"), IN_PLACE]
     output: Annotated[Floats, rows("H*Wv"), output(apart_from="mixed")]
+    keys: Annotated[Floats | None, rows("G*W")] = None
+    values: Annotated[Floats | None, rows("H*Wv")] = None
+    lower_bound: float = 0.0  # 0: none
 
     def check(self, sizes: Sizes) -> None:
         G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))
         require(H % G == 0, "key_heads", f"a divisor of {H} heads", G)
         require(W <= WIDEST_KEYS, "states", f"keys of at most {WIDEST_KEYS} channels", W)
-        require(sizes.letters["M"] == 2 * G * W + H * Wv, "mixed", f"{2 * G * W + H * Wv} columns", sizes.letters["M"])
+        apart = self.keys is not None
+        require((self.values is not None) == apart, "values", "a buffer if keys have one", self.values)
+        columns = G * W if apart else 2 * G * W + H * Wv
+        require(sizes.letters["M"] == columns, "mixed", f"{columns} columns", sizes.letters["M"])
+        decays = sizes.letters["decays"]
+        require(decays in (H, H * W), "decay_input", f"{H} or {H * W} columns", decays)
+        require(-math.inf < self.lower_bound <= 0, "lower_bound", "0 or a number below it", self.lower_bound)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -341,13 +354,17 @@ class SelectiveScan(Operation, code=24):
 
     `states` holds `S` of each sequence as that of `DeltaRule` does, and the rows of a run come as they do there.
     Source: Dao and Gu 2024 (arXiv 2405.21060), the recurrent form, as Nemotron-H and Granite 4 have it.
+
+    Without steps `dt` is 1, and heads decay by their rates alone, as in lightning attention (Qin et al. 2024, arXiv
+    2401.04658): then a row of `mixed` holds queries `C`, keys `B` and values `x`, in this order. Without `skip` nothing
+    is added to the output.
     """
 
     mixed: Annotated[Floats, rows("M")]
-    step: Annotated[Floats, rows("H")]
-    step_bias: Annotated[Floats, weight("H")]
+    step: Annotated[Floats | None, rows("H")]
+    step_bias: Annotated[Floats | None, weight("H")]
     rate: Annotated[Floats, weight("H")]
-    skip: Annotated[Floats, weight("H")]
+    skip: Annotated[Floats | None, weight("H")]
     groups: Annotated[int, size("G")]
     positions: Annotated[Integers, rows()]
     sequences: Annotated[Integers, rows()]  # rows of `states`
@@ -358,3 +375,35 @@ class SelectiveScan(Operation, code=24):
         G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))
         require(H % G == 0, "groups", f"a divisor of {H} heads", G)
         require(sizes.letters["M"] == H * Wv + 2 * G * W, "mixed", f"{H * Wv + 2 * G * W} columns", sizes.letters["M"])
+        wanted = "a vector" if self.step is not None else "none without steps"
+        require((self.step is None) == (self.step_bias is None), "step_bias", wanted, self.step_bias is not None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ChannelScan(Operation, code=34):
+    """The selective state space of Mamba-1: each of `I` channels keeps `W` numbers, which decay at rates of their own.
+
+    All channels share a row's `keys` (`B`) and `queries` (`C`). With `dt = softplus(step)` and rates below 0, of a
+    channel's input `x` and its numbers `S`:
+
+        S = exp(rate * dt) * S + B * (dt * x);  output = S . C + skip * x
+
+    `states` holds `S` of each sequence as that of `DeltaRule` does, as one head whose columns are the channels, and the
+    rows of a run come as they do there.
+    Source: Gu and Dao 2023 (arXiv 2312.00752), the recurrent form, as Jamba has it.
+    """
+
+    input: Annotated[Floats, rows("I")]
+    step: Annotated[Floats, rows("I")]
+    keys: Annotated[Floats, rows("W")]
+    queries: Annotated[Floats, rows("W")]
+    rate: Annotated[Floats, weight("I*W")]  # (I, W)
+    skip: Annotated[Floats, weight("I")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `states`
+    states: Annotated[Floats, buffer("S", "up16(I)", "W"), IN_PLACE]
+    output: Annotated[Floats, rows("I"), output(apart_from="input")]
+
+    def check(self, sizes: Sizes) -> None:
+        width = sizes.letters["W"]
+        require(width <= WIDEST_KEYS, "states", f"at most {WIDEST_KEYS} numbers of each channel", width)

@@ -80,6 +80,12 @@ class ForcedRouting:
     def apply_to(self, spec: ModelSpec) -> ModelSpec:
         """The model with the trace's number of experts per token. Raises UsageError for a model of another shape."""
         moes = spec.routed
+        if any(moe.passing for moe in moes.values()):
+            raise UsageError(
+                f"{self.name}: the model has choices of no expert, of which a trace has no rows; expected a model whose"
+                " tokens all use as many experts.",
+                "Measure this model without forced routing.",
+            )
         experts = sorted({moe.num_experts for moe in moes.values()})
         if len(spec.layers) != self.shape.layers or list(moes) != self.layers or experts != [self.shape.experts]:
             kinds = " or ".join(map(str, experts)) or "no"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class RoutingRecorder:
         self._routing = [(layer, one) for layer, one in enumerate(routing) if one is not None]
         self._first_turn: int | None = None
         self._last_turn = 0
-        self._resident_uses = 0
+        self._uses = self._resident_uses = 0
         self._used = np.zeros((len(routing), writer.shape.experts), np.bool_)
         sizes = [len(one.experts[0]) for _, one in self._routing]
         self._layers = np.repeat([layer for layer, _ in self._routing], sizes).astype(np.int32)
@@ -96,7 +96,7 @@ class RoutingRecorder:
             "prompt_tokens": self.tokens[PROMPT],
             "decode_tokens": self.tokens[DECODE],
             "turns": self._last_turn - (self._first_turn or 0) + 1 if tokens else 0,
-            "uses": tokens * len(self._layers),
+            "uses": self._uses,
             "resident_uses": self._resident_uses,
             "distinct_experts": [int(used[layer]) for layer, _ in self._routing],
             "experts": shape.experts,
@@ -134,6 +134,9 @@ class RoutingRecorder:
 
     def _write(self, turn: Turn, rows: _Rows) -> None:
         assert self._first_turn is not None
+        if (rows.experts < 0).any():  # choices of no expert, which ask for nothing
+            rows = rows.where(rows.experts >= 0)
+        self._uses += len(rows.steps)
         self._used[rows.layers, rows.experts] = True
         self._resident_uses += int(np.count_nonzero(rows.residency))
         self.writer.write(
@@ -161,6 +164,10 @@ class _Rows:
     weights: npt.NDArray[np.float32]
     residency: npt.NDArray[np.bool_]
     sizes: npt.NDArray[np.int64]
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> _Rows:
+        """Some of the rows."""
+        return _Rows(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
 
 @contextmanager

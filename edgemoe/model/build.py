@@ -210,9 +210,13 @@ def _add_layer(build: Builder, number: int, layer: LayerSpec, spec: ModelSpec) -
     """Add the blocks of a layer; returns the section."""
     *before, last = layer.groups()
     early = _early_sources(build, number, layer)
+    # Where the stream as it is now chooses the experts, they are read while all blocks before them are computed.
+    start: Stage = "beside" if layer.routed and layer.routed.early else "attend"
+    late = False
     for group in (*before, last):
-        build.staged = group is last
-        start: Stage = "attend"
+        # What stands after experts that are late, or beside them, is computed while their records are read.
+        late = late or any(block.late for block in group)
+        build.only_stage = "beside" if late else None if group is last else start
         if group is last and layer.routed is None and build.guess_next is not None:
             # Nothing else of such a layer is staged: what it reads ahead for the next one arrives meanwhile.
             build.guess_next_routing()
@@ -243,6 +247,9 @@ def _add_group(
     `start` is the stage of what bodies do not put into a stage themselves.
     """
     sources: list[op.Floats] = []
+    stage_of_others = build.only_stage
+    if any(block.late for block in blocks):
+        build.only_stage = None  # its rows are what routers read
     for block in blocks:
         with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             if block.early:
@@ -255,6 +262,7 @@ def _add_group(
     waiting: list[op.Floats] = []
     latest = start
     for block, source in zip(blocks, sources, strict=True):
+        build.only_stage = None if block.late else stage_of_others
         with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
             # A body adds its result to the stream itself, unless something happens to the result before: then the body
             # writes it to rows of its own, and `_join` brings it into the stream.
@@ -303,8 +311,10 @@ def _join(build: Builder, block: Block, source: op.Floats, scale: float, others:
         build.vector(block.name(name), *vectors[name]) if name in vectors else None
         for name in ("keep", "share", "shift", "factor")
     )
+    if form.base_scale != 1:
+        keep = build.numbers(*[form.base_scale] * size)
     base = source if form.base == "normed" else build.residual
-    build.add(op.Mix(base, result, scale, keep, share, shift, build.residual, factor))
+    build.add(op.Mix(base, result, scale * form.result_scale, keep, share, shift, build.residual, factor))
 
 
 def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) -> op.Floats:
@@ -317,14 +327,16 @@ def _guess(number: int, layer: LayerSpec, streams: Streams | None, build: Builde
 
     Where a table names the experts of each token, the guess is what will be.
     """
-    *_, group = layer.groups()
+    group = next(group for group in layer.groups() if any(block.body.routed for block in group))
     routed = next(place for place, block in enumerate(group) if block.body.routed)
-    # The router reads the rows of the latest block up to its own that has an input norm, or of the group's first block.
+    # The router reads the rows of the latest block up to its own that has an input norm, or of the group's first block,
+    # or the stream itself.
     reads = next(block for block in reversed(group[: routed + 1]) if block.input_norm or not block.parallel)
+    of_stream = layer.routed is not None and layer.routed.early
     source = build.residual
     known = layer.routed is not None and layer.routed.by_token
     with build.doing("prefetch", "guess"):
-        if reads.input_norm and not known:
+        if reads.input_norm and not (of_stream or known):
             with build.at(number, reads.prefix):
                 guessed = build.fixed_rows("guessed_input", GUESSED_ROWS, build.hidden_size)
                 if streams is None:

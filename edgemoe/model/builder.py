@@ -68,8 +68,8 @@ class Builder:
     """The letter of a run's rows: `C` in an encoder, whose run takes a whole input."""
     ending: Builder | None = None
     """Collects what runs once for each input, at the encoder's end; None without an encoder, and within it."""
-    staged: bool = True
-    """Whether blocks may put their work into stages after `attend`: only the last of a layer do."""
+    only_stage: Stage | None = None
+    """The stage of all work, whatever blocks say; None: they put theirs into stages, as a layer's last and late do."""
     routing: RoutingValues | None = None
     steps: list[Step] = field(default_factory=list)
     _born: dict[Value, int] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Builder:
         before = self.part, self.stage
         self.part = part
         if stage is not None:
-            self.stage = stage if self.staged else "attend"
+            self.stage = self.only_stage or stage
         yield
         self.part, self.stage = before
 
@@ -227,6 +227,11 @@ class Builder:
         """The factor of every position, `(C,)`."""
         value = Value("temperature", ("C",), "f32", "rope", temperature=temperature)
         return cast("op.Floats", self.shared.setdefault(("temperature", temperature), value))
+
+    def numbers(self, *numbers: float) -> op.Floats:
+        """A vector of numbers that follow from the specification."""
+        value = Value("numbers", (len(numbers),), "f32", "kept", numbers=numbers)
+        return cast("op.Floats", self.shared.setdefault(("numbers", numbers), value))
 
     def vector(self, name: str, size: int) -> op.Floats:
         """A vector of the store."""

@@ -56,7 +56,8 @@ Stage = Literal["attend", "fetch", "guess", "beside", "experts", "combine"]
 
 attend: everything up to the routing of an MoE layer. fetch: only where not all experts are in RAM, the reads of those
 that are missing begin. guess: only on demand, the guess at the next layer's routing, and the reads that it names.
-beside: the FFNs without routed experts. experts: the routed experts. combine: the sum, added to the residual stream.
+beside: the FFNs without routed experts, and attention of a layer whose routing is known before it. experts: the routed
+experts. combine: the sum, added to the residual stream.
 """
 STAGES: tuple[Stage, ...] = ("attend", "fetch", "guess", "beside", "experts", "combine")
 
@@ -103,6 +104,8 @@ class Value:
     """The rule of relative positions whose buckets it holds, and whether attention is causal."""
     temperature: Temperature | None = None
     """The rule whose factors it holds."""
+    numbers: tuple[float, ...] = ()
+    """The numbers that it holds, if they are the model's own and in no tensor."""
     undo: int | None = None
     """How many of its latest tokens fixed state, which has a row for each sequence, can take back by itself.
 

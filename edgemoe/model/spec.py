@@ -32,6 +32,10 @@ class Residual:
     """Numbers that are added."""
     factor: bool = False
     """One number by which the whole stream is multiplied, once the result is part of it (Gemma 4)."""
+    base_scale: float = 1.0
+    """A factor of the base that is no tensor's."""
+    result_scale: float = 1.0
+    """The same, of the result."""
 
     def vectors(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         """The names of its vectors, with their shapes."""
@@ -57,6 +61,9 @@ class Block:
     """Whether it reads the stream as the block before it does; without an input norm of its own, that block's rows."""
     early: bool = False
     """Whether it reads the stream as the layer begins, before any other block of the layer has changed it (Arctic)."""
+    late: bool = False
+    """Whether its result joins the stream at the layer's end, after those of the blocks behind it, beside which it is
+    computed (LongCat-Flash). Only experts are late, parallel to another block."""
     residual: Residual | None = None
     """How the result joins the stream; None: it is added, times the model's `residual_scale`."""
     sum_norm: bool = False
@@ -142,13 +149,15 @@ class LayerSpec:
         *before, last = self.groups()
         for group in (*before, last):
             _check_group(group)
-        if any(block.body.routed for group in before for block in group):
+        if any(block.body.routed and not block.late for group in before for block in group):
             raise ValueError("a block after the one with routed experts that is not parallel to it")
         for block in self.blocks:
             if block.early and not block.input_norm:
                 raise ValueError("a block that reads the stream early without an input norm")
             if block.residual and block.residual.base == "normed" and not (block.input_norm or block.parallel):
                 raise ValueError("a residual of normalised rows without an input norm")
+            if block.residual and block.residual.keep and block.residual.base_scale != 1:
+                raise ValueError("a residual with two factors of its base")
 
 
 def _check_group(group: tuple[Block, ...]) -> None:
@@ -160,6 +169,10 @@ def _check_group(group: tuple[Block, ...]) -> None:
         raise ValueError("a sum of results before the last of the blocks that it is made of")
     if last.sum_norm and any(block.residual for block in others):
         raise ValueError("a residual of a block whose result joins a sum")
+    for block in group:
+        plain = block.parallel and not (block.early or block.residual or block.post_norm or last.sum_norm)
+        if block.late and not (block.body.routed and plain):
+            raise ValueError("a late block but of experts that are parallel to another one and plainly added")
     # A block that reads the stream itself may do so late: until then no other may change it.
     summed = last.sum_norm and all(block.input_norm for block in group[1:])
     if others and not group[0].input_norm and not summed:

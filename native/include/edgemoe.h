@@ -23,6 +23,9 @@ extern "C" {
 /* Incremented with every change to this header that a caller must adapt to. */
 #define EM_ABI_VERSION 14
 
+/* A choice of a router that is of no expert: it passes on what experts read, and nothing is read for it. */
+enum { EM_NO_EXPERT = -1 };
+
 typedef enum em_status {
     EM_OK = 0,
     EM_BAD_ARGUMENT = 1,   /* a count, pointer or option outside its range */

@@ -29,7 +29,7 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_COUNT = 5 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_COUNT = 6 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
@@ -162,7 +162,7 @@ typedef struct em_route {
     int32_t renormalise;
     int32_t *experts;           /* (T, K) */
     float *weights;             /* (T, K) */
-    const int32_t *slots;       /* (E,), or NULL */
+    const int32_t *slots;       /* (resident,), or NULL */
     float bonus;
     int32_t score;              /* EM_SCORE_... */
     const float *choice_bias;   /* (E,), or NULL */
@@ -175,8 +175,10 @@ typedef struct em_route {
     const float *expert_scales; /* (E,), or NULL */
     int64_t group_best;
     float jitter;
+    int64_t passing;
     int32_t num_experts;        /* E */
     int32_t top_k;              /* K */
+    int32_t resident;           /* resident */
 } em_route;
 
 /* The function of gate's number g and up's number u whose result an FFN multiplies by down. */
@@ -322,8 +324,8 @@ typedef struct em_soft_cap {
 typedef struct em_delta_rule {
     const float *mixed;       /* (T, M) */
     const float *strength;    /* (T, H) */
-    const float *decay_input; /* (T, H) */
-    const float *decay_bias;  /* (H,) */
+    const float *decay_input; /* (T, decays) */
+    const float *decay_bias;  /* (decays,) */
     const float *rate;        /* (H,) */
     float epsilon;
     int32_t key_heads;        /* G */
@@ -331,8 +333,12 @@ typedef struct em_delta_rule {
     const int32_t *sequences; /* (T,) */
     float *states;            /* (S, H, up16(Wv), W) */
     float *output;            /* (T, H*Wv) */
+    const float *keys;        /* (T, G*W), or NULL */
+    const float *values;      /* (T, H*Wv), or NULL */
+    float lower_bound;
     int32_t columns;          /* M */
     int32_t heads;            /* H */
+    int32_t decays;           /* decays */
     int32_t value_dim;        /* Wv */
     int32_t sequence_count;   /* S */
     int32_t head_dim;         /* W */
@@ -382,10 +388,10 @@ typedef struct em_plain_ffn {
 /* The selective state space of Mamba-2: each head keeps a matrix S (W, Wv) that a token decays and adds to. */
 typedef struct em_selective_scan {
     const float *mixed;       /* (T, M) */
-    const float *step;        /* (T, H) */
-    const float *step_bias;   /* (H,) */
+    const float *step;        /* (T, H), or NULL */
+    const float *step_bias;   /* (H,), or NULL */
     const float *rate;        /* (H,) */
-    const float *skip;        /* (H,) */
+    const float *skip;        /* (H,), or NULL */
     int32_t groups;           /* G */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
@@ -415,6 +421,23 @@ typedef struct em_capacity {
     int64_t capacity;
     int32_t top_k;          /* K */
 } em_capacity;
+
+/* The selective state space of Mamba-1: each of I channels keeps W numbers, which decay at rates of their own. */
+typedef struct em_channel_scan {
+    const float *input;       /* (T, I) */
+    const float *step;        /* (T, I) */
+    const float *keys;        /* (T, W) */
+    const float *queries;     /* (T, W) */
+    const float *rate;        /* (I*W,) */
+    const float *skip;        /* (I,) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    float *states;            /* (S, up16(I), W) */
+    float *output;            /* (T, I) */
+    int32_t channels;         /* I */
+    int32_t head_dim;         /* W */
+    int32_t sequence_count;   /* S */
+} em_channel_scan;
 
 /* A token's streams become the row that a block reads: output = sum over i of share[i] * streams[i]. */
 typedef struct em_collapse_streams {
@@ -562,6 +585,7 @@ typedef struct em_choose_blocks {
     X(SELECTIVE_SCAN, selective_scan) \
     X(SCALE_BY_POSITION, scale_by_position) \
     X(CAPACITY, capacity) \
+    X(CHANNEL_SCAN, channel_scan) \
     X(COLLAPSE_STREAMS, collapse_streams) \
     X(JOIN_STREAMS, join_streams) \
     X(COMPRESS, compress) \
@@ -612,7 +636,7 @@ typedef struct em_choose_blocks {
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
         FIELD(em_route, epsilon) FIELD(em_route, scale) FIELD(em_route, least_sum) FIELD(em_route, choose_by) \
         FIELD(em_route, expert_scales) FIELD(em_route, group_best) FIELD(em_route, jitter) \
-        FIELD(em_route, num_experts) FIELD(em_route, top_k) \
+        FIELD(em_route, passing) FIELD(em_route, num_experts) FIELD(em_route, top_k) FIELD(em_route, resident) \
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
@@ -649,8 +673,9 @@ typedef struct em_choose_blocks {
         FIELD(em_delta_rule, decay_input) FIELD(em_delta_rule, decay_bias) FIELD(em_delta_rule, rate) \
         FIELD(em_delta_rule, epsilon) FIELD(em_delta_rule, key_heads) FIELD(em_delta_rule, positions) \
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
-        FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, value_dim) \
-        FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+        FIELD(em_delta_rule, keys) FIELD(em_delta_rule, values) FIELD(em_delta_rule, lower_bound) \
+        FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, decays) \
+        FIELD(em_delta_rule, value_dim) FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
     STRUCT(em_head_linear) FIELD(em_head_linear, input) FIELD(em_head_linear, matrix) \
         FIELD(em_head_linear, passed) FIELD(em_head_linear, heads) FIELD(em_head_linear, output) \
         FIELD(em_head_linear, columns) FIELD(em_head_linear, rows) FIELD(em_head_linear, rotated) \
@@ -674,6 +699,11 @@ typedef struct em_choose_blocks {
         FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
+    STRUCT(em_channel_scan) FIELD(em_channel_scan, input) FIELD(em_channel_scan, step) \
+        FIELD(em_channel_scan, keys) FIELD(em_channel_scan, queries) FIELD(em_channel_scan, rate) \
+        FIELD(em_channel_scan, skip) FIELD(em_channel_scan, positions) FIELD(em_channel_scan, sequences) \
+        FIELD(em_channel_scan, states) FIELD(em_channel_scan, output) FIELD(em_channel_scan, channels) \
+        FIELD(em_channel_scan, head_dim) FIELD(em_channel_scan, sequence_count) \
     STRUCT(em_collapse_streams) FIELD(em_collapse_streams, streams) FIELD(em_collapse_streams, numbers) \
         FIELD(em_collapse_streams, base) FIELD(em_collapse_streams, scale) FIELD(em_collapse_streams, epsilon) \
         FIELD(em_collapse_streams, count) FIELD(em_collapse_streams, output) \

@@ -86,13 +86,17 @@ typedef struct em_delta_row {
     const float *query, *key; /* (width): of the lengths that the rule gives them */
     const float *values;      /* (EM_PANEL_ROWS) */
     float *output;            /* (EM_PANEL_ROWS) */
+    const float *decays;      /* (width), or NULL, where `decay` holds for all */
     float decay, strength;
 } em_delta_row;
 
 /* Rows one after another on a panel (width, EM_PANEL_ROWS) of a state. For each row, of each column c:
  *   error = strength * fma(-decay, chain sum of key[i] * state[i][c], values[c])
  *   state[i][c] = fma(key[i], error, decay * state[i][c])
- *   output[c] = chain sum of query[i] * state[i][c] */
+ *   output[c] = chain sum of query[i] * state[i][c]
+ * With decays, which all rows of a call have or none, the first two become
+ *   error = strength * (values[c] - chain sum of (key[i] * decays[i]) * state[i][c])
+ *   state[i][c] = fma(key[i], error, decays[i] * state[i][c]) */
 typedef void em_delta_kernel(float *state, const em_delta_row *rows, int32_t row_count, int32_t width);
 
 /* One row of the selective scan, for one panel of a head's state. */
@@ -108,9 +112,24 @@ typedef struct em_scan_row {
  *   output[c] = fma(skip, values[c], chain sum of query[i] * state[i][c]) */
 typedef void em_scan_kernel(float *state, const em_scan_row *rows, int32_t row_count, int32_t width);
 
+/* One row of the channel scan, for one panel of channels. */
+typedef struct em_channels_row {
+    const float *query, *key; /* (width) */
+    const float *decays;      /* (width, EM_PANEL_ROWS) */
+    const float *steps;       /* (EM_PANEL_ROWS) */
+    const float *values;      /* (EM_PANEL_ROWS) */
+    float *output;            /* (EM_PANEL_ROWS) */
+} em_channels_row;
+
+/* As the scan's, with a decay for each number of the state, and a step and a `skip` (EM_PANEL_ROWS) for each column:
+ *   state[i][c] = fma(key[i], steps[c] * values[c], decays[i][c] * state[i][c])
+ *   output[c] = fma(skip[c], values[c], chain sum of query[i] * state[i][c]) */
+typedef void em_channels_kernel(float *state, const em_channels_row *row, const float *skip, int32_t width);
+
 /* output = what activation makes of gate and up. Each function is the same in every instruction set, step by step:
  *   silu:          gate / (1 + exp(-gate)) * up
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
+ *   capped_silu:   min(gate / (1 + exp(-gate)), limit) * max(min(up, limit), -limit)
  *   gelu_tanh:     gate / (1 + exp(-(gate * (gate * gate * cubic + linear)))) * up
  *   relu:          max(gate, 0) * up
  *   relu2:         max(gate, 0) * max(gate, 0) * up
@@ -145,6 +164,7 @@ struct em_kernels {
 
     em_delta_kernel *delta;
     em_scan_kernel *scan;
+    em_channels_kernel *channels;
 
     /* CRC-32C as the header says: goes on from that of the bytes before, 0 at the beginning. `data` lies anywhere. */
     uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, uint64_t bytes);
@@ -159,6 +179,7 @@ struct em_kernels {
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
     em_activation_kernel em_silu_##isa, em_clamped_silu_##isa, em_gelu_tanh_##isa, em_relu_##isa, em_relu2_##isa;     \
+    em_activation_kernel em_capped_silu_##isa;                                                                        \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \
@@ -167,6 +188,7 @@ struct em_kernels {
 
 em_delta_kernel em_delta_generic, em_delta_avx2, em_delta_avx512, em_delta_neon;
 em_scan_kernel em_scan_generic, em_scan_avx2, em_scan_avx512, em_scan_neon;
+em_channels_kernel em_channels_generic, em_channels_avx2, em_channels_avx512, em_channels_neon;
 EM_DECLARE_MATMUL(generic);
 EM_DECLARE_MATMUL(avx2);
 EM_DECLARE_MATMUL(avxvnni);

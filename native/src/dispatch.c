@@ -22,7 +22,8 @@
                      [EM_FUNCTION_CLAMPED_SILU] = em_clamped_silu_##vectors,                                   \
                      [EM_FUNCTION_GELU_TANH] = em_gelu_tanh_##vectors,                                         \
                      [EM_FUNCTION_RELU] = em_relu_##vectors,                                                   \
-                     [EM_FUNCTION_RELU2] = em_relu2_##vectors},                                                \
+                     [EM_FUNCTION_RELU2] = em_relu2_##vectors,                                                 \
+                     [EM_FUNCTION_CAPPED_SILU] = em_capped_silu_##vectors},                                    \
         .to_half = em_to_half_##vectors,                                                                       \
         .to_q8 = em_to_q8_##vectors,                                                                           \
         .scores = {[EM_F32] = em_scores_f32_##vectors,                                                         \
@@ -33,6 +34,7 @@
                 [EM_Q8] = em_mix_q8_##vectors},                                                                \
         .delta = em_delta_##states,                                                                            \
         .scan = em_scan_##states,                                                                              \
+        .channels = em_channels_##states,                                                                      \
         .crc32c = em_crc32c_##vectors,                                                                         \
     }
 

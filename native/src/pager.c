@@ -55,7 +55,7 @@ int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, in
     if (!p || !experts) return EM_BAD_ARGUMENT;
     if (!has_layer(p, layer) || count < 0) return EM_BAD_EXPERT;
     for (int32_t i = 0; i < count; i++) {
-        if (!has_expert(p, layer, experts[i])) return EM_BAD_EXPERT;
+        if (experts[i] != EM_NO_EXPERT && !has_expert(p, layer, experts[i])) return EM_BAD_EXPERT;
     }
     memset(p->guessed, 0, (size_t)p->setup.experts);
     p->guessed_layer = layer;
@@ -63,8 +63,9 @@ int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, in
     const int32_t *row = p->setup.slots + (size_t)layer * (size_t)p->setup.experts;
     int32_t absent_count = 0;
     for (int32_t i = 0; i < count; i++) {
-        const int32_t expert = experts[i], slot = row[expert];
-        if (p->guessed[expert]) continue; /* by an earlier row */
+        const int32_t expert = experts[i];
+        if (expert == EM_NO_EXPERT || p->guessed[expert]) continue; /* by an earlier row */
+        const int32_t slot = row[expert];
         p->guessed[expert] = 1;
         p->held[expert] = slot == NONE || !p->pinned[slot];
         if (slot == NONE) {
@@ -76,7 +77,7 @@ int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, in
     int32_t begun;
     const int32_t status = em_slots_read_absent(p, layer, p->guesses, absent_count, true, false, &begun);
     for (int32_t i = 0; i < count; i++) {
-        const int32_t slot = row[experts[i]];
+        const int32_t slot = experts[i] == EM_NO_EXPERT ? NONE : row[experts[i]];
         if (slot != NONE && p->held[experts[i]]) p->pinned[slot] = 0;
     }
     return status;

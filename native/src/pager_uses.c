@@ -177,6 +177,7 @@ static int32_t list_asked(em_pager *p, int32_t layer, const int32_t *experts, in
     memset(p->wanted, 0, (size_t)p->setup.experts);
     int32_t count = 0;
     for (int32_t i = 0; i < choices; i++) {
+        if (experts[i] == EM_NO_EXPERT) continue;
         if (!has_expert(p, layer, experts[i])) return -EM_BAD_EXPERT;
         if (!p->wanted[experts[i]]) p->asked[count++] = experts[i];
         p->wanted[experts[i]] = EM_WANTED;
@@ -202,7 +203,8 @@ static int32_t leave_out_cold(em_pager *p, const em_choice *c, int32_t layer, in
         double sum = 0;
         for (int32_t k = 0; k < c->top_k; k++) sum += weights[k];
         for (int32_t k = 0; k < c->top_k; k++) {
-            if (!(weights[k] < (double)c->drop_cold * sum)) p->wanted[c->experts[t * c->top_k + k]] = EM_WANTED;
+            const int32_t expert = c->experts[t * c->top_k + k];
+            if (expert != EM_NO_EXPERT && !(weights[k] < (double)c->drop_cold * sum)) p->wanted[expert] = EM_WANTED;
         }
     }
     int32_t left = 0;
@@ -210,7 +212,7 @@ static int32_t leave_out_cold(em_pager *p, const em_choice *c, int32_t layer, in
         if (p->wanted[p->asked[i]] == EM_WANTED) p->asked[left++] = p->asked[i];
     }
     for (int32_t i = 0; i < c->tokens * c->top_k; i++) {
-        if (p->wanted[c->experts[i]] == EM_LEFT_OUT) c->weights[i] = 0;
+        if (c->experts[i] != EM_NO_EXPERT && p->wanted[c->experts[i]] == EM_LEFT_OUT) c->weights[i] = 0;
     }
     p->setup.counters->dropped += count - left;
     return left;

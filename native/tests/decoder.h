@@ -37,7 +37,7 @@ enum {
     JOINING = STREAMS * (1 + STREAMS),
     RATE = 4,
     BLOCKS = EM_PAGE_TOKENS / RATE,
-    OPERATIONS = 64, /* at most, with one that begins to read experts */
+    OPERATIONS = 72, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -68,8 +68,13 @@ typedef struct model {
     float delta_in[TOKENS][DELTA_CHANNELS], delta_gate[TOKENS][DELTA_OUTPUTS], delta_strength[TOKENS][DELTA_HEADS];
     float delta_decay[TOKENS][DELTA_HEADS], delta_taps[DELTA_CHANNELS][TAPS], delta_rate[DELTA_HEADS];
     float delta_ring[1][TAPS - 1][DELTA_CHANNELS], mixed[TOKENS][DELTA_CHANNELS], delta_out[TOKENS][DELTA_OUTPUTS];
+    float apart_queries[TOKENS][DELTA_KEY_HEADS * DELTA_KEYS], apart_keys[TOKENS][DELTA_KEY_HEADS * DELTA_KEYS];
+    float apart_decays[TOKENS][DELTA_HEADS * DELTA_KEYS], apart_out[TOKENS][DELTA_OUTPUTS];
     float states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float scan_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS], own_norm[DELTA_OUTPUTS];
+    float still_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
+    float apart_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
+    float channel_rates[WIDTH][LATENT_ROTARY], channel_states[1][(WIDTH + 15) / 16 * EM_PANEL_ROWS][LATENT_ROTARY];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -213,7 +218,24 @@ static inline void add_delta(model *m) {
         .mixed = *m->mixed, .strength = *m->delta_strength, .decay_input = *m->delta_decay, .decay_bias = m->bias,
         .rate = m->delta_rate, .epsilon = 1e-6f, .key_heads = DELTA_KEY_HEADS, .positions = m->positions,
         .sequences = m->sequences, .states = ***m->states, .output = *m->delta_out, .columns = DELTA_CHANNELS,
-        .heads = DELTA_HEADS, .sequence_count = 1, .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
+        .heads = DELTA_HEADS, .decays = DELTA_HEADS, .sequence_count = 1, .head_dim = DELTA_KEYS,
+        .value_dim = DELTA_VALUES};
+    /* The same values, with queries and keys apart and a decay for each row of a state. */
+    em_linear *apart = &add(m, EM_LINEAR)->as.linear;
+    *apart = (em_linear){.input = *m->normed, .parts_count = 3, .scale = 1};
+    apart->parts[0] = part_of(owned_matrix(m, EM_Q8, DELTA_KEY_HEADS * DELTA_KEYS, WIDTH), NULL, *m->apart_queries);
+    apart->parts[1] = part_of(owned_matrix(m, EM_Q4, DELTA_KEY_HEADS * DELTA_KEYS, WIDTH), NULL, *m->apart_keys);
+    apart->parts[2] = part_of(owned_matrix(m, EM_F32, DELTA_HEADS * DELTA_KEYS, WIDTH), NULL, *m->apart_decays);
+    add(m, EM_DELTA_RULE)->as.delta_rule = (em_delta_rule){
+        .mixed = *m->apart_queries, .keys = *m->apart_keys, .values = *m->delta_out, .strength = *m->delta_strength,
+        .decay_input = *m->apart_decays, .decay_bias = m->bias, .rate = m->delta_rate, .lower_bound = -2.0f,
+        .epsilon = 1e-6f, .key_heads = DELTA_KEY_HEADS, .positions = m->positions, .sequences = m->sequences,
+        .states = ***m->apart_states, .output = *m->apart_out, .columns = DELTA_KEY_HEADS * DELTA_KEYS,
+        .heads = DELTA_HEADS, .decays = DELTA_HEADS * DELTA_KEYS, .sequence_count = 1, .head_dim = DELTA_KEYS,
+        .value_dim = DELTA_VALUES};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->delta_out, .result = *m->apart_out, .scale = 1, .output = *m->delta_out,
+        .hidden_size = DELTA_OUTPUTS};
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
         .input = *m->delta_out, .weight = m->norm, .output = *m->delta_out, .gate = *m->delta_gate, .epsilon = 1e-5f,
         .heads = DELTA_HEADS, .own_weights = 1, .head_dim = DELTA_VALUES};
@@ -228,6 +250,13 @@ static inline void add_scan(model *m) {
         .groups = DELTA_KEY_HEADS, .positions = m->positions, .sequences = m->sequences, .states = ***m->scan_states,
         .output = *m->delta_out, .columns = DELTA_CHANNELS, .heads = DELTA_HEADS, .sequence_count = 1,
         .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
+    add(m, EM_SELECTIVE_SCAN)->as.selective_scan = (em_selective_scan){ /* without steps */
+        .mixed = *m->mixed, .rate = m->delta_rate, .groups = DELTA_KEY_HEADS, .positions = m->positions,
+        .sequences = m->sequences, .states = ***m->still_states, .output = *m->apart_out, .columns = DELTA_CHANNELS,
+        .heads = DELTA_HEADS, .sequence_count = 1, .head_dim = DELTA_KEYS, .value_dim = DELTA_VALUES};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->delta_out, .result = *m->apart_out, .scale = 1, .output = *m->delta_out,
+        .hidden_size = DELTA_OUTPUTS};
     add(m, EM_GATE)->as.gate = (em_gate){
         .gate = *m->delta_gate, .values = *m->delta_out, .gating = EM_GATING_SILU, .runs = DELTA_OUTPUTS, .width = 1};
     add(m, EM_RMS_NORM)->as.rms_norm = (em_rms_norm){
@@ -291,6 +320,15 @@ static inline void add_compressed_attention(model *m, int32_t cache_format) {
     em_linear *output = &add(m, EM_LINEAR)->as.linear;
     *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
     output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
+static inline void add_channels(model *m) {
+    add(m, EM_CHANNEL_SCAN)->as.channel_scan = (em_channel_scan){
+        .input = *m->convolved, .step = *m->normed, .keys = *m->rotary, .queries = *m->rotary, .rate = *m->channel_rates,
+        .skip = m->bias, .positions = m->positions, .sequences = m->sequences, .states = **m->channel_states,
+        .output = *m->shared, .channels = WIDTH, .head_dim = LATENT_ROTARY, .sequence_count = 1};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->shared, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
 }
 
 static inline void add_moe(model *m) {
@@ -376,13 +414,19 @@ static inline model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < DELTA_CHANNELS * TAPS; i++) m->delta_taps[i / TAPS][i % TAPS] = random_float();
     for (int i = 0; i < DELTA_OUTPUTS; i++) m->own_norm[i] = random_float();
     for (int i = 0; i < DELTA_HEADS; i++) m->delta_rate[i] = -1.5f - random_float();
+    for (int i = 0; i < WIDTH * LATENT_ROTARY; i++) {
+        m->channel_rates[i / LATENT_ROTARY][i % LATENT_ROTARY] = -1.5f - random_float();
+    }
     /* What lies in states and rings before the first position is never read. */
     memset(m->states, 0xff, sizeof m->states);
     memset(m->scan_states, 0xff, sizeof m->scan_states);
+    memset(m->apart_states, 0xff, sizeof m->apart_states);
+    memset(m->still_states, 0xff, sizeof m->still_states);
     memset(m->delta_ring, 0xff, sizeof m->delta_ring);
     memset(m->block_ring, 0xff, sizeof m->block_ring);
     for (int i = 0; i < RATE * 2 * HEAD_WIDTH; i++) m->block_bias[i] = random_float();
     for (int i = 0; i < VOCABULARY * USED; i++) m->table[i / USED][i % USED] = (float)(random_bits() % EXPERTS);
+    memset(m->channel_states, 0xff, sizeof m->channel_states);
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */
         m->cosine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
@@ -396,6 +440,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add_convolution(m);
     add_delta(m);
     add_scan(m);
+    add_channels(m);
     add_compressed_attention(m, cache_format);
     add_streams(m);
     add_moe(m);

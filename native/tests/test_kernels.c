@@ -270,6 +270,12 @@ static void test_elementwise(int32_t count) {
         const double gated = g / (1 + exp(-(double)1.702f * g)) * (u + 1);
         CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + fabs(g) * 2e-7 + 1e-36);
     }
+    const em_activation capped = {.function = EM_FUNCTION_CAPPED_SILU, .limit = 0.75f};
+    compare_activations(&capped, a, b, results, count);
+    for (int32_t i = 0; i < count; i++) {
+        const double g = fmin(a[i] / (1 + exp(-(double)a[i])), 0.75), u = fmax(fmin(b[i], 0.75), -0.75);
+        CHECK(fabs(results[0][i] - g * u) <= 1e-6 * fabs(g * u) + 1e-36);
+    }
     const em_activation gelu = {.function = EM_FUNCTION_GELU_TANH};
     compare_activations(&gelu, b, a, results, count);
     for (int32_t i = 0; i < count; i++) {
@@ -283,8 +289,8 @@ static void test_elementwise(int32_t count) {
     for (int32_t i = 0; i < count; i++) CHECK(results[0][i] == (b[i] > 0 ? b[i] * b[i] : 0) * a[i]);
     const float strange[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 3e38f, -3e38f};
     for (int32_t i = 0; i < count; i++) a[i] = strange[i % 7], b[i] = strange[i / 7 % 7];
-    const em_activation *const all[] = {&clamped, &gelu, &relu, &relu2};
-    for (int32_t kind = 0; kind < 4; kind++) {
+    const em_activation *const all[] = {&clamped, &gelu, &relu, &relu2, &capped};
+    for (int32_t kind = 0; kind < 5; kind++) {
         compare_activations(all[kind], a, b, results, count);
         for (int32_t i = 0; i < count; i++) CHECK(isnan(results[0][i]) || (!isnan(a[i]) && !isnan(b[i])));
     }

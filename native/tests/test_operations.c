@@ -72,6 +72,28 @@ static void test_absent_experts_are_left(void) {
     free_model(m);
 }
 
+/* A choice of no expert passes on its input, whatever lies in the slots; numbers below that are refused. */
+static void test_choices_of_no_expert(void) {
+    model *m = make_model();
+    int32_t number = 0;
+    while (m->operations[number].kind != EM_EXPERTS) number++;
+    m->operations[0] = m->operations[number];
+    m->count = 1;
+    for (int i = 0; i < TOKENS * WIDTH; i++) m->hidden[i / WIDTH][i % WIDTH] = random_float();
+    for (int i = 0; i < TOKENS * USED; i++) m->chosen[i / USED][i % USED] = i % 3 ? i % EXPERTS : EM_NO_EXPERT;
+    for (int32_t threads = 1; threads < 4; threads++) {
+        memset(m->routed, 0, sizeof m->routed);
+        CHECK_STATUS(EM_OK, run(m, em_isa_name(0), threads, TOKENS, 0));
+        for (int i = 0; i < TOKENS * USED; i++) {
+            const int passed = !memcmp(m->routed[i / USED][i % USED], m->hidden[i / USED], sizeof m->hidden[0]);
+            CHECK(passed == (i % 3 == 0));
+        }
+    }
+    m->chosen[1][1] = -2;
+    CHECK_STATUS(EM_BAD_EXPERT, run(m, em_isa_name(0), 1, TOKENS, 0));
+    free_model(m);
+}
+
 /* Numbers that are not finite give results that are not, and nothing worse. */
 static void test_not_finite(void) {
     const float bad[] = {NAN, INFINITY, -INFINITY};
@@ -225,6 +247,7 @@ int main(void) {
         for (int32_t format = 0; format < EM_CACHE_FORMATS; format++) test_same_bits(format, variant);
     }
     test_absent_experts_are_left();
+    test_choices_of_no_expert();
     test_not_finite();
     test_refusals();
     test_refused_pages(EM_STORE_KV, 62);

@@ -294,7 +294,7 @@ static void test_bad_uses(void) {
     paged *p = make(4, LRU);
     const int32_t *wave;
     int32_t count;
-    const int32_t twice[] = {1, 2, 1}, beyond[] = {EXPERTS}, below[] = {-1}, good[] = {0, 1};
+    const int32_t twice[] = {1, 2, 1}, beyond[] = {EXPERTS}, below[] = {-2}, good[] = {0, 1};
     const int32_t *bad[] = {twice, beyond, below};
     const int32_t bad_counts[] = {3, 1, 1};
     for (int i = 0; i < 3; i++) {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from edgemoe.architectures import SourceSlice, model_spec, resolve
+from edgemoe.architectures import SourceSlice, model_spec, resolve, tail_in
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels import expert_operations as ex
@@ -39,6 +39,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
             dtypes = {"F32": np.float32, "F16": np.float16, "I64": np.int64}
             values = np.frombuffer(entry["data"], dtypes[entry["dtype"]])
         tensors[name] = values.astype(np.float32).reshape(entry["shape"])
+    tails = {name: tail for name in tensors if (tail := tail_in(config, name))}
+    for name, tail in tails.items():
+        end = np.float32(tail.factor) * tensors[tail.tensor]
+        tensors[name] = np.concatenate([tensors[name], end], axis=int(tail.columns))
+    for name in {tail.tensor for tail in tails.values()}:
+        del tensors[name]
     return config, tensors
 
 
@@ -53,15 +59,16 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     if where.height:
         tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]
-    whole = whole.reshape(-1) if whole.ndim == 3 or where.as_vector else whole
+    whole = whole.reshape(-1) if whole.ndim > 2 or where.as_vector else whole
     rows = whole.T if where.transposed else whole
     if where.turned:
         (run,) = where.runs
         starts = range(run.start, run.start + run.period * run.repeats, run.period)
         return np.concatenate([rows[start : start + run.length].T for start in starts])
     taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
-    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken), "whole": taken}[where.change]
-    return np.ascontiguousarray(changed)
+    unchanged = {"none": taken, "whole": taken}
+    changed = unchanged | {"plus_one": 1 + taken, "minus_exp": -np.exp(taken), "minus": -taken}
+    return np.ascontiguousarray(changed[where.change])
 
 
 class Reference:

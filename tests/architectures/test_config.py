@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemoe.architectures import FAMILIES, checkpoint_shapes, model_spec
+from edgemoe.architectures import FAMILIES, Tail, checkpoint_shapes, model_spec, tail_in, unused_tensors
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import RELU2, Activation
@@ -21,6 +21,7 @@ from edgemoe.model.blocks import (
     GatedDelta,
     GatedFfn,
     LatentAttention,
+    Mamba,
     Mamba2,
     Moe,
     OutputGate,
@@ -53,8 +54,10 @@ from tests.architectures.published import (
     GRANITE_1B_A400M,
     GRANITE_4_H_TINY,
     GRANITE_SHARED,
+    GROVE_MOE_INST,
     HUNYUAN_A13B,
     HY3_PREVIEW,
+    JAMBA_V01,
     KIMI_K2,
     KIMI_K25,
     LFM2_8B_A1B,
@@ -62,6 +65,7 @@ from tests.architectures.published import (
     LLAMA4_MAVERICK,
     LLAMA4_SCOUT,
     LLAMA_31_8B,
+    LONGCAT_FLASH,
     MINIMAX_M2,
     MISTRAL_SMALL_4,
     MIXTRAL_8X7B,
@@ -225,6 +229,39 @@ def test_arctic_has_a_dense_ffn_beside_experts_that_read_before_attention():
     assert [layer.routed is not None for layer in plain.layers[:4]] == [False, True] * 2
     assert [len(layer.blocks) for layer in plain.layers[:4]] == [2] * 4
     assert "own.Arctic2" in refusal(ARCTIC_INSTRUCT | {"auto_map": {"AutoModelForCausalLM": "own.Arctic2"}})
+
+
+def test_grove_moe_has_an_adjugate_expert_in_each_expert():
+    spec = model_spec(GROVE_MOE_INST)
+    first = spec.layers[0]
+    assert attention(first) == attention(model_spec(QWEN3_30B_A3B).layers[0])
+    assert ffn(first) == Moe(128, 8, 768 + 128, RouterSpec(normalise=True))
+    dense = model_spec(GROVE_MOE_INST | {"mlp_only_layers": [3]}).layers[3]
+    assert ffn(dense) == GatedFfn(6144)
+    assert tail_in(GROVE_MOE_INST, "model.layers.7.mlp.experts.5.up_proj.weight") == Tail(
+        "model.layers.7.mlp.chunk_experts.2.up_proj.weight"
+    )
+    assert tail_in(GROVE_MOE_INST, "model.layers.7.mlp.experts.4.down_proj.weight") == Tail(
+        "model.layers.7.mlp.chunk_experts.2.down_proj.weight", columns=True, factor=0.05
+    )
+    assert tail_in(GROVE_MOE_INST, "model.layers.7.mlp.gate.weight") is None
+    assert tail_in(QWEN3_30B_A3B, "model.layers.7.mlp.experts.4.down_proj.weight") is None
+    names = [f"model.layers.{number}.mlp.expert_bias" for number in range(2)]
+    assert unused_tensors(GROVE_MOE_INST, names).keys() == set(names)
+    assert not unused_tensors(QWEN3_30B_A3B, names)
+
+
+@every_case(
+    ("keys", "words"),
+    [
+        ({"num_experts": 127}, "num_experts is 127; edgemoe implements groups of 2 experts only"),
+        ({"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ({"moe_intermediate_size": 1 << 20}, "moe_intermediate_size is 1048576"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Grove"}}, "own.Grove"),
+    ],
+)
+def test_grove_moe_refuses_what_it_has_not(keys, words):
+    assert words in refusal(GROVE_MOE_INST | keys)
 
 
 def test_dbrx_reads_its_two_objects():
@@ -963,6 +1000,81 @@ def test_nemotron_h_that_cannot_be_run_is_refused(changes, words):
 def test_steps_without_limits_are_spelled_in_three_ways():
     for infinity in (float("inf"), None, {"__float__": "Infinity"}):
         assert model_spec(NEMOTRON_3_NANO | {"time_step_limit": [0.0, infinity]}) == model_spec(NEMOTRON_3_NANO)
+
+
+def test_longcat_flash():
+    spec = model_spec(LONGCAT_FLASH)
+    assert spec.layers == (spec.layers[0],) * 28
+    first, dense, experts, second, other = spec.layers[0].blocks
+    assert (first.prefix, dense.prefix, second.prefix, other.prefix) == ("first.", "first.", "second.", "second.")
+    assert (first.body, dense.body) == (second.body, other.body) == (first.body, GatedFfn(12288))
+    router = RouterSpec(normalise=False, choice_bias=True, scale=6.0)
+    assert experts.body == Moe(512, 12, 2048, router, passing=256)
+    assert (experts.input_norm, experts.parallel, experts.late, experts.prefix) == (False, True, True, "")
+    attention = first.body
+    assert (attention.query_scale, attention.latent_scale, attention.latent_epsilon) == (2, 12**0.5, 1e-6)
+    assert (attention.scale, attention.rope) == (192**-0.5, RopeSpec(1e7, 64, pairing="neighbours"))
+    assert experts.body.routed.mean_top_k == 8
+    assert model_spec(without(LONGCAT_FLASH, "rope_theta", "routed_scaling_factor", "mla_scale_q_lora")) == spec
+    assert model_spec(LONGCAT_FLASH | {"zero_expert_num": None}).layers[0].blocks[2].body.passing == 0
+    for count in (28, 56):
+        assert model_spec(LONGCAT_FLASH | {"num_hidden_layers": count}) == spec
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"zero_expert_type": "copy"}, 'zero_expert_type is "copy"; edgemoe implements "identity" only'),
+        ({"attention_method": "GQA"}, 'attention_method is "GQA"; edgemoe implements "MLA" only'),
+        ({"mla_scale_q_lora": False}, "mla_scale_q_lora is false; edgemoe implements true only"),
+        ({"mla_scale_kv_lora": False}, "mla_scale_kv_lora is false; edgemoe implements true only"),
+        ({"router_bias": True}, "router_bias is true; edgemoe implements false only"),
+        ({"norm_topk_prob": True}, "norm_topk_prob is true; edgemoe implements false only"),
+        ({"q_lora_rank": None}, "q_lora_rank is missing; expected a whole number"),
+        ({"moe_topk": 513}, "moe_topk is 513; expected at most the number of experts, 512"),
+        ({"num_layers": 129}, "129 layers of 512 experts; expected at most 65536 experts in all"),
+        ({"num_hidden_layers": 27}, "num_hidden_layers is 27; edgemoe implements 28 or 56 only"),
+        ({"zero_expert_num": -1}, "zero_expert_num is -1; expected a whole number from 0"),
+    ],
+)
+def test_longcat_flash_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(LONGCAT_FLASH | changes)
+
+
+def test_longcat_flash_says_how_many_choices_are_of_no_expert():
+    assert "zero_expert_num is missing" in refusal(without(LONGCAT_FLASH, "zero_expert_num"))
+
+
+def test_jamba():
+    spec = model_spec(JAMBA_V01)
+    mixers = [layer.blocks[0].body for layer in spec.layers]
+    assert {n for n, mixer in enumerate(mixers) if isinstance(mixer, Attention)} == {4, 12, 20, 28}
+    assert {mixer for mixer in mixers if not isinstance(mixer, Attention)} == {Mamba(8192, 16, 256, 4)}
+    assert (mixers[4].rope, mixers[4].heads, mixers[4].kv_heads, mixers[4].scale) == (None, 32, 8, 128**-0.5)
+    experts = Moe(16, 2, 14336, RouterSpec(normalise=False))
+    assert [ffn(layer) for layer in spec.layers] == [GatedFfn(14336), experts] * 16
+    assert model_spec(JAMBA_V01 | {"mamba_dt_rank": "auto"}) == spec
+    assert model_spec(without(JAMBA_V01, "mamba_dt_rank", "attn_layer_offset", "expert_layer_period")) == spec
+    dense = model_spec(JAMBA_V01 | {"num_experts": 1, "num_experts_per_tok": 1})
+    assert {ffn(layer) for layer in dense.layers} == {GatedFfn(14336)}
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"attn_layer_offset": 8}, "attn_layer_offset is 8; expected less than attn_layer_period, which is 8"),
+        ({"expert_layer_period": 0}, "expert_layer_period is 0; expected a whole number from 1"),
+        ({"mamba_dt_rank": "half"}, 'mamba_dt_rank is "half"; expected a whole number'),
+        ({"mamba_d_conv": 1}, "mamba_d_conv is 1; expected a whole number from 2 to 64"),
+        ({"mamba_d_state": 257}, "mamba_d_state is 257; expected a whole number from 1 to 256"),
+        ({"mamba_expand": 257}, "1052672 channels of a Mamba layer; expected at most 1048576"),
+        ({"mamba_proj_bias": True}, "mamba_proj_bias is true; edgemoe implements false only"),
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"layers_block_type": ["mamba"] * 32}, 'layers_block_type" is a list of 32; edgemoe does not know this key'),
+    ],
+)
+def test_jamba_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(JAMBA_V01 | changes)
 
 
 def test_granite_4():

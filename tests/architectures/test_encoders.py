@@ -36,6 +36,7 @@ def test_logits_agree_with_the_golden_ones(name: str) -> None:
         np.testing.assert_array_equal(model.logits(golden["ids"][:40], chunk_tokens=chunk_tokens), whole[:40])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,13 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import relative_error
 from tests.golden.cases import CASES, PROMPT_TOKENS
-from tests.golden.covering import GOLDEN, covering_models
+from tests.golden.covering import GOLDEN, covering_models, covering_names
 
 TOLERANCE = 1e-4
+
+
+def f32_store(name: str, folder: Path) -> Path:
+    return convert_checkpoint(str(GOLDEN / name), folder / name, experts="f32", dense="f32")
 
 
 class Resident:
@@ -27,7 +30,7 @@ class Resident:
     def __init__(self, name: str, folder: Path) -> None:
         self.golden = np.load(GOLDEN / name / "golden.npz")
         self.ids = self.golden["ids"]
-        self.store = convert_checkpoint(str(GOLDEN / name), folder / name, experts="f32", dense="f32")
+        self.store = f32_store(name, folder)
         self.engine = open_engine(self.store, EngineOptions(threads=1, context_length=PROMPT_TOKENS))
 
     @functools.cached_property
@@ -58,21 +61,23 @@ def test_the_engine_agrees_with_the_golden_logits_however_ids_are_grouped_in_cal
         for piece in np.split(resident.ids, [1, 17, 18, 128, 129, 299]):
             last = engine.forward(piece)
             np.testing.assert_array_equal(last, resident.whole[engine.position - 1])
+    if name in covering_names():
+        paging_and_threads_change_no_bit(resident)
 
 
-@pytest.mark.parametrize("name", covering_models())
-def test_kernels_in_numba_agree_and_neither_paging_nor_threads_change_a_bit(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resident = Resident(name, tmp_path)
-    options = EngineOptions(threads=1, context_length=PROMPT_TOKENS)
-    with open_engine(resident.store, dataclasses.replace(options, ram="floor", threads=3)) as engine:
+def paging_and_threads_change_no_bit(resident: Resident) -> None:
+    options = EngineOptions("floor", threads=3, context_length=PROMPT_TOKENS)
+    with open_engine(resident.store, options) as engine:
         fits = engine.spec.total_experts <= engine.memory.slots
         assert engine.memory.all_resident == fits
         np.testing.assert_array_equal(run(engine, resident.ids[:60], [*range(50, 60)]), resident.whole[:60])
         assert (engine.statistics.disk_bytes > 0) == (not fits)
-    resident.engine.close()
+
+
+@pytest.mark.parametrize("name", covering_models())
+def test_kernels_in_numba_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden, store = np.load(GOLDEN / name / "golden.npz"), f32_store(name, tmp_path)
     monkeypatch.setenv("EDGEMOE_KERNELS", "jit")
-    with open_engine(resident.store, options) as engine:
+    with open_engine(store, EngineOptions(threads=1, context_length=PROMPT_TOKENS)) as engine:
         assert engine.backend.name == "jit"
-        assert_golden(run(engine, resident.ids), resident.golden)
+        assert_golden(run(engine, golden["ids"]), golden)

@@ -37,6 +37,7 @@ def test_logits_agree_with_the_golden_ones(name):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", covering_models())
 def test_how_a_prompt_is_cut_never_changes_a_bit(name):
     ids = np.load(GOLDEN / name / "golden.npz")["ids"][:40]
@@ -53,6 +54,7 @@ def test_a_wrong_weight_shows():
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -75,6 +77,7 @@ def test_each_number_of_a_router_shows(change):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -104,6 +107,7 @@ def test_each_part_of_gpt_oss_shows(change):
     assert relative_error(model.logits(golden["ids"], golden["positions"]), golden["logits"]) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     [

@@ -18,6 +18,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import Reference, load_checkpoint, relative_error
+from tests.architectures.published_strategies import OWN_CONFIGS
 from tests.golden.cases import CASES, KIMI, LINEAR, LLAMA3, LONGROPE, MISTRAL3, YARN, YARN_WITH_ALL, Case
 
 pytestmark = pytest.mark.oracle
@@ -31,10 +32,14 @@ LLAMA4 = ("llama4", "llama4_text")
 VISION = CASES["gemma4"].config["vision_config"]
 """Families whose head width is always the model's width over the number of heads."""
 DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
-MAMBA = ("granitemoehybrid", "nemotron_h")
+MAMBA = ("granitemoehybrid", "jamba", "nemotron_h")
+KDA = ("bailing_hybrid", "kimi_linear")
 NEWER = (
+    *KDA,
+    "minimax",
     "dbrx",
     "deepseek_v4",
+    "jamba",
     "llama4",
     "phimoe",
     "granitemoe_swa",
@@ -63,14 +68,18 @@ NO_ATTENTION_BIAS = (
     "deepseek_v4",
     "ernie4_5_moe",
     "exaone_moe",
+    "jamba",
     "kolibri1",
     "lfm2_moe",
+    "longcat_flash",
+    "minimax",
     "minimax_m2",
     "mixtral",
     "nemotron_h",
     *LATENT,
     *PUBLISHED_CODE,
     *DELTA,
+    *KDA,
 )
 
 
@@ -167,6 +176,15 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
             whole = KIMI if model_type == "kimi_k25" else MISTRAL3
             config = whole | {"text_config": config, "tie_word_embeddings": tied}
             return Case(model_type, number(0, 1 << 30), config, draw(st.sampled_from(["files", "fused"])))
+    elif model_type in KDA:
+        return Case(model_type, number(0, 1 << 30), draw(kimi_delta_attention(model_type, config)))
+    elif model_type == "minimax":
+        config |= draw(experts(model_type)) | draw(lightning(config["num_hidden_layers"]))
+    elif model_type == "longcat_flash":
+        for key in ("head_dim", "intermediate_size", "num_key_value_heads"):
+            del config[key]
+        config["num_layers"] = config.pop("num_hidden_layers")
+        config |= draw(longcat_flash(heads))
     elif model_type in PUBLISHED_CODE:
         for key in ("rope_parameters", "tie_word_embeddings"):
             del config[key]
@@ -196,6 +214,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         return Case(model_type, number(0, 1 << 30), draw(arctic(config)), "files")
     elif model_type == "grok-1":
         return Case(model_type, number(0, 1 << 30), draw(grok_1(config)), "files")
+    elif model_type in OWN_CONFIGS:
+        return Case(model_type, number(0, 1 << 30), draw(OWN_CONFIGS[model_type](config)), "files")
     elif model_type == "dbrx":
         return Case(model_type, number(0, 1 << 30), draw(dbrx(heads, kv_heads, head_width)), "files")
     elif model_type in LLAMA4:
@@ -212,6 +232,10 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     elif model_type == "granitemoehybrid":
         del config["head_dim"]  # the reference's attention has no such key
         config |= draw(granitemoehybrid(config, heads * head_width))
+    elif model_type == "jamba":
+        for key in ("rope_parameters", "head_dim"):  # without positions; heads fill the model
+            del config[key]
+        config |= draw(jamba()) | {"hidden_size": heads * head_width}
     elif model_type == "nemotron_h":
         for key in ("num_hidden_layers", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"):
             del config[key]  # the reference ties no head
@@ -403,6 +427,24 @@ def granitemoehybrid(draw: st.DrawFn, config: dict[str, Any], hidden_size: int) 
         "mamba_conv_bias": draw(st.booleans()),
         "mamba_chunk_size": draw(st.integers(1, 70)),
         "position_embedding_type": draw(st.sampled_from([None, "rope"])),
+    }
+
+
+@st.composite
+def jamba(draw: st.DrawFn) -> dict[str, Any]:
+    count, periods = draw(st.integers(1, 12)), [draw(st.integers(1, 3)) for _ in range(2)]
+    return {
+        "attn_layer_period": periods[0],
+        "attn_layer_offset": 0,  # the reference cannot run a model without any attention
+        "expert_layer_period": periods[1],
+        "expert_layer_offset": draw(st.integers(0, periods[1] - 1)),
+        "num_experts": count,
+        "num_experts_per_tok": draw(st.integers(1, count)),
+        "mamba_d_state": draw(st.integers(1, 40)),
+        "mamba_d_conv": draw(st.integers(2, 6)),
+        "mamba_dt_rank": draw(st.just("auto") | st.integers(1, 20)),
+        "mamba_expand": draw(st.integers(1, 3)),
+        "mamba_conv_bias": draw(st.booleans()),
     }
 
 
@@ -680,12 +722,75 @@ def latent_attention(draw: st.DrawFn, model_type: str, heads: int) -> dict[str, 
     }
     if model_type == "deepseek_v2":
         return keys | {"topk_method": draw(st.sampled_from(["greedy", "group_limited_greedy"]))}
-    if model_type in ("axk1", "kimi_k25", *INDEXED):  # of kimi_k25 the reference's saving breaks another query
+    if model_type in (
+        "axk1",
+        "kimi_k25",
+        "longcat_flash",
+        *INDEXED,
+    ):  # of kimi_k25 the reference's saving breaks another query
         keys["q_lora_rank"] = draw(st.integers(1, 40))
     if model_type in INDEXED:
         widths = {"index_head_dim": rotated + draw(st.integers(0, 8)), "index_n_heads": draw(st.integers(1, 3))}
         return keys | widths | {"index_topk": 512}
     return keys | {"rope_interleave": draw(st.booleans())}
+
+
+@st.composite
+def kimi_delta_attention(draw: st.DrawFn, model_type: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Models with layers of Kimi Delta Attention; the references tie no head."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    keys = draw(grouped_experts()) | draw(latent_attention(model_type, heads))
+    keys["num_local_experts"] = keys.pop("n_routed_experts")
+    del keys["rope_interleave"]
+    types = draw(layer_words(layers, "dense", "sparse"))
+    width, length = draw(st.integers(1, 40)), draw(st.integers(2, 6))
+    own = config | keys | {"tie_word_embeddings": False, "mlp_layer_types": types}
+    kinds = layer_words(layers, "linear_attention", "full_attention")
+    own["layer_types"] = draw(kinds.filter(lambda found: "full_attention" in found))  # the references insist on it
+    if model_type == "kimi_linear":
+        del own["head_dim"], own["rope_parameters"]
+        own["linear_num_heads"] = draw(st.integers(1, 6))
+        return own | {"linear_head_dim": width, "linear_conv_kernel_dim": length}
+    limits = st.sampled_from([0.0, 0.2, 1.0])
+    shared = draw(st.lists(limits, min_size=layers, max_size=layers))
+    return own | {
+        "head_dim": width,
+        "short_conv_kernel_size": length,
+        "kda_safe_gate": draw(st.booleans()),
+        "kda_lower_bound": draw(st.sampled_from([-5.0, -0.5])),
+        "expert_swiglu_limit_list": draw(st.none() | st.lists(limits, min_size=layers, max_size=layers)),
+        "share_expert_swiglu_limit_list": [
+            limit if kind == "sparse" else 0.0 for limit, kind in zip(shared, types, strict=True)
+        ],
+        "num_mtp_layers": 0,
+        "rope_theta": config["rope_parameters"]["rope_theta"],
+    }
+
+
+@st.composite
+def lightning(draw: st.DrawFn, layers: int) -> dict[str, Any]:
+    factors = st.sampled_from([1.0, 0.6, 3.5])
+    names = [f"{kind}_{letter}_factor" for kind in ("full_attn", "linear_attn", "mlp") for letter in ("alpha", "beta")]
+    return {name: draw(factors) for name in names} | {
+        "block_size": draw(st.integers(1, 70)),
+        "layer_types": draw(layer_words(layers, "linear_attention", "full_attention")),
+    }
+
+
+@st.composite
+def longcat_flash(draw: st.DrawFn, heads: int) -> dict[str, Any]:
+    keys = draw(latent_attention("longcat_flash", heads))
+    del keys["rope_interleave"]
+    experts, passing = draw(st.integers(2, 12)), draw(st.integers(0, 8))
+    return keys | {
+        "expert_ffn_hidden_size": draw(st.integers(1, 40)),
+        "ffn_hidden_size": draw(st.integers(1, 70)),
+        "head_dim": keys["qk_rope_head_dim"],
+        "moe_topk": draw(st.integers(2, experts)),  # the reference fails with one
+        "n_routed_experts": experts,
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 6.0])),
+        "zero_expert_num": passing,
+    }
 
 
 @st.composite
@@ -714,7 +819,11 @@ def partial_factors(head_width: int) -> st.SearchStrategy[float]:
     )
 
 
-@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "switch_transformers"])
+OTHER_WORDS = ("minimax_m1", "minimax_text_01")
+"""Families that are others under the keys of published files, which transformers does not read."""
+
+
+@pytest.mark.parametrize("model_type", [n for n in FAMILIES if n not in ("switch_transformers", *OTHER_WORDS)])
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_logits_agree_with_transformers(model_type, data):
@@ -736,7 +845,7 @@ def test_logits_agree_with_transformers(model_type, data):
         with open_engine(store, EngineOptions(threads=1, context_length=len(ids))) as engine:
             found = np.concatenate([engine.forward(part, all_logits=True) for part in np.split(ids, cuts)])
         assert relative_error(found[clear], expected[clear]) < TOLERANCE, "the engine"
-        if model_type in (*DELTA, *MAMBA):
+        if model_type in (*DELTA, *MAMBA, *KDA):
             chunked, clear_too = oracle.run(model, ids)
             both = clear & clear_too
             assert relative_error(found[both], chunked[both]) < CHUNKED_TOLERANCE, "in chunks"

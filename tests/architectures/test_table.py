@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from edgemoe.architectures import FAMILIES, SourceSlice, model_spec, resolve, unused_tensors
-from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD, Runs, resolve_tensors
+from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD, Row, Runs, resolve_tensors
 from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B
 from tests.golden.cases import CASES
 from tests.support.every_case import every_case
 
-LEFT_OUT = re.compile(r"visual|vision|multi_modal|mm_projector|\.indexer\.")
+LEFT_OUT = re.compile(r"visual|vision|multi_modal|mm_projector|\.indexer\.|slope_rate|(query|key|diagonal)_decay")
+LEFT_OUT_OF = {"longcat_flash": re.compile(r"experts\.(8|9|1\d)\.")}
+"""The same of models that leave out something else: choices of no expert."""
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
+@functools.cache
 def checkpoint(name: str):
     """Config and shapes of a golden checkpoint."""
     config, tensors = load_checkpoint(GOLDEN / name)
@@ -49,7 +54,7 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
     ]
     assert len(taken) == len(set(taken))
     held, unused = 0, unused_tensors(config, shapes)
-    assert {tensor for tensor in shapes if LEFT_OUT.search(tensor)} == unused.keys()
+    assert {tensor for tensor in shapes if LEFT_OUT_OF.get(name, LEFT_OUT).search(tensor)} == unused.keys()
     for tensor, shape in shapes.items():
         if tensor in unused:
             continue
@@ -57,14 +62,12 @@ def test_every_element_of_a_checkpoint_is_used_exactly_once(name):
         experts, own = (1, shape) if one.index is None else (shape[0], shape[1:])
         if one.height:
             experts, own = shape[0] // one.height, (one.height, shape[1])
-        held += experts * (math.prod(own) if len(own) == 3 or one.as_vector else own[-1 if one.transposed else 0])
+        held += experts * (math.prod(own) if len(own) > 2 or one.as_vector else own[-1 if one.transposed else 0])
     assert len(taken) == held
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("all_layers", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name, all_layers):
-    """The default tests take one tensor for each line of the table: the last layer and expert that has it."""
+def assert_missed_and_held_to_its_shape(name: str, tensors: Iterable[str], other_dimensions: bool) -> None:
+    """`other_dimensions`: whether a tensor of one dimension more is tried too."""
     config, shapes = checkpoint(name)
     spec, table = model_spec(config), FAMILIES[config["model_type"]].TENSORS
 
@@ -74,24 +77,67 @@ def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name, all_l
         assert caught.value.hint
         return caught.value.message
 
-    alike = Counter(re.sub(r"\.\d+\.", ".N.", tensor) for tensor in shapes if not LEFT_OUT.search(tensor))
-    # Two experts of a layer say as much as seventy.
-    repeated = re.compile(r"experts\.([2-9]|\d\d)\.")
-    tensors = [tensor for tensor in shapes if not repeated.search(tensor) and not LEFT_OUT.search(tensor)]
-    kinds = {re.sub(r"\.\d+\.", ".N.", tensor): tensor for tensor in tensors}
-    for tensor in tensors if all_layers else kinds.values():
+    left_out = LEFT_OUT_OF.get(name, LEFT_OUT)
+    alike = Counter(kind(tensor) for tensor in shapes if not left_out.search(tensor))
+    for tensor in tensors:
         shape = shapes[tensor]
         without = {other: s for other, s in shapes.items() if other != tensor}
         # Of a row that only one layer has, nothing says in which layout it should have been.
-        only_one = alike[re.sub(r"\.\d+\.", ".N.", tensor)] == 1
-        assert f"{tensor}: missing" in refusal(without) or only_one
+        assert f"{tensor}: missing" in refusal(without) or alike[kind(tensor)] == 1, tensor
         longer = (shape[0] + 1, *shape[1:])
         message = refusal(shapes | {tensor: longer})
         assert message.startswith(f"{tensor}: expected (")
         assert f"found {longer}" in message
         assert str(shape) in message
-        if all_layers and tensor in kinds.values():  # a line of the table gives its tensors one number of dimensions
+        if other_dimensions:
             assert f"found {(*shape, 1)}" in refusal(shapes | {tensor: (*shape, 1)}), tensor
+
+
+def kind(tensor: str) -> str:
+    """The name without the numbers of layer and expert."""
+    return re.sub(r"\.\d+\.", ".N.", tensor)
+
+
+def tensors_tried(name: str) -> list[str]:
+    """All tensors that are used, those of two experts of each layer, which say as much as seventy."""
+    repeated, left_out = re.compile(r"experts\.([2-9]|\d\d)\."), LEFT_OUT_OF.get(name, LEFT_OUT)
+    return [tensor for tensor in checkpoint(name)[1] if not repeated.search(tensor) and not left_out.search(tensor)]
+
+
+def test_a_tensor_of_each_line_of_the_tables_is_missed_and_held_to_its_shape():
+    """The last layer and expert of the smallest checkpoint that has a line, which many families share."""
+    tried: set[Row] = set()
+    for name in sorted(CASES, key=lambda name: len(checkpoint(name)[1])):
+        new = {kind(tensor): tensor for tensor in tensors_tried(name)}
+        lines = [line for line in FAMILIES[checkpoint(name)[0]["model_type"]].TENSORS if line not in tried]
+        held = {line: kind(line.source.format(layer="0", expert="0")) for line in lines}
+        tried.update(line for line in lines if held[line] in new)
+        kinds = {*held.values()} & new.keys()
+        assert_missed_and_held_to_its_shape(name, [new[one] for one in sorted(kinds)], other_dimensions=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_each_tensor_of_a_checkpoint_is_missed_and_held_to_its_shape(name):
+    tensors = tensors_tried(name)
+    of_each_kind = {kind(tensor): tensor for tensor in tensors}.values()  # a line gives them one number of dimensions
+    assert_missed_and_held_to_its_shape(name, of_each_kind, other_dimensions=True)
+    assert_missed_and_held_to_its_shape(name, [*{*tensors} - {*of_each_kind}], other_dimensions=False)
+
+
+def test_matrices_of_choices_of_no_expert_are_left_out_in_either_layout():
+    config, shapes = checkpoint("longcat_flash")
+    separate = unused_tensors(config, shapes)
+    assert len(separate) == 2 * 4 * 2  # gate and up
+    assert all("of no expert" in reason for reason in separate.values())
+    stacked = {name: shape for name, shape in shapes.items() if ".experts." not in name}
+    for layer in range(2):
+        stacked[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = (12, 40, 36)
+        stacked[f"model.layers.{layer}.mlp.experts.down_proj"] = (8, 36, 20)
+    places = resolve(config, stacked)
+    assert places["layers.1.experts.7.up"].index == 7
+    assert "layers.1.experts.8.up" not in places
+    assert "missing" in refusal(config, {name: s for name, s in shapes.items() if ".experts.7.gate" not in name})
 
 
 def test_rows_that_repeat_a_pattern_of_blocks():

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import model_spec
-from edgemoe.model.blocks import GatedFfn, Moe, OutputGate, RouterSpec, SharedExpert
+from edgemoe.kernels.operations import Activation
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, OutputGate, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec
 from tests.architectures import published
@@ -21,6 +22,9 @@ from tests.architectures.published import (
     LAGUNA_XS2,
     MELLUM2_12B_A25B,
     MIMO_V2_FLASH,
+    SMALLTHINKER_4B,
+    SMALLTHINKER_21B,
+    STEP_35_FLASH,
     TRINITY_MINI,
 )
 from tests.architectures.test_config import attention, ffn, refusal, without
@@ -109,6 +113,96 @@ def test_granite_with_windows():
     assert attention(bare.layers[1]) == attention(second)
     nulls = GRANITE_SWA | {"layer_rope_theta": [None, 10000, 10000, 10000] * 6}
     assert model_spec(nulls) == model_spec(GRANITE_SWA)
+
+
+def test_smallthinker_chooses_experts_before_attention():
+    first, second = layers_at(SMALLTHINKER_21B, 0, 1)
+    assert (attention(first).window, attention(first).rope) == (0, None)
+    assert attention(second) == replace(attention(first), window=4096, rope=RopeSpec(1.5e6, 128))
+    router = RouterSpec(True, score="sigmoid", choose_by="logit", early=True)
+    assert ffn(first) == Moe(64, 6, 768, router, activation=Activation("relu"))
+    small = model_spec(SMALLTHINKER_4B)
+    assert small.tied_embeddings
+    assert {attention(layer) for layer in small.layers} == {replace(attention(second), heads=12, kv_heads=2, window=0)}
+    assert model_spec(without(SMALLTHINKER_4B, "rope_layout", "sliding_window_layout")) == small
+    saved = SMALLTHINKER_21B | {"sliding_window": 4096, "sliding_window_pattern": [0, 1, 1, 1] * 13}
+    assert model_spec(saved) == model_spec(SMALLTHINKER_21B)  # what its class adds
+    softmax = model_spec(SMALLTHINKER_4B | {"moe_primary_router_apply_softmax": True})
+    assert ffn(softmax.layers[0]).router == RouterSpec(True, early=True)
+
+
+@every_case(
+    ("keys", "words"),
+    [
+        ({"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ({"moe_enable_early_router": False}, "moe_enable_early_router is false"),
+        ({"moe_enable_secondary_experts": True}, "moe_enable_secondary_experts is true"),
+        ({"use_qk_norm": True}, "use_qk_norm is true"),
+        ({"moe_shared_primary_experts": 1}, "moe_shared_primary_experts is 1"),
+        ({"moe_layer_layout": [0, 1] * 26}, "moe_layer_layout is 0; edgemoe implements layers with experts (1) only"),
+        ({"rope_layout": [0, 1]}, "rope_layout lists 2 layers; expected 52"),
+        ({"rope_layout": [0, 2] * 26}, "rope_layout holds 2; expected 0 or 1"),
+        ({"sliding_window_pattern": [1] * 52}, "sliding_window_pattern differs from sliding_window_layout"),
+        ({"sliding_window": 1024}, "sliding_window_size is 4096 and sliding_window is 1024"),
+        ({"moe_num_active_primary_experts": 65}, "moe_num_active_primary_experts is 65"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Thinker"}}, "own.Thinker"),
+    ],
+)
+def test_smallthinker_refuses_what_it_has_not(keys, words):
+    assert words in refusal(SMALLTHINKER_21B | keys)
+
+
+def test_step_has_heads_and_positions_by_the_type_of_layer():
+    spec = model_spec(STEP_35_FLASH)
+    first, second, fourth, last = (spec.layers[number] for number in (0, 1, 3, 44))
+    assert len(spec.layers) == 45
+    scaled = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 32.0}
+    rope = RopeSpec(5e6, 64, "llama3", scaled | {"original_max_position_embeddings": 131072.0})
+    assert attention(first) == Attention(
+        64, 8, 128, 128**-0.5, rope, qk_norm="head", output_gate=OutputGate("head", "sigmoid")
+    )
+    assert attention(second) == replace(attention(first), heads=96, window=512, rope=RopeSpec(1e4, 128))
+    router = RouterSpec(True, score="sigmoid", choice_bias=True, epsilon=1e-20, scale=3.0)
+    assert (ffn(first), ffn(fourth)) == (GatedFfn(11264), Moe(288, 8, 1280, router, SharedExpert(1280)))
+    held, shared = Activation("capped_silu", limit=7.0), Activation("capped_silu", limit=16.0)
+    assert ffn(last) == Moe(288, 8, 1280, router, SharedExpert(1280, activation=shared), held)
+    images = {"model_type": "step3p7", "text_config": STEP_35_FLASH, "vision_config": {"width": 1536}}
+    assert model_spec(images) == spec
+    listed = STEP_35_FLASH | {"moe_layers_enum": list(range(3, 45))}
+    assert model_spec(listed) == spec
+    typed = without(STEP_35_FLASH, "moe_layers_enum") | {"mlp_layer_types": ["dense"] * 3 + ["sparse"] * 42}
+    assert model_spec(typed) == spec
+    further = STEP_35_FLASH | {"rope_theta": [*STEP_35_FLASH["rope_theta"][:45], 1.5, 2.5, 3.5]}
+    assert model_spec(further) == spec  # only layers that run must be alike
+    dense = model_spec(STEP_35_FLASH | {"swiglu_limits_shared": [16] * 48}).layers[0]
+    assert ffn(dense) == GatedFfn(11264, shared)
+
+
+@every_case(
+    ("keys", "words"),
+    [
+        ({"moe_layers_enum": None}, "moe_layers_enum is missing; expected the numbers of layers"),
+        ({"moe_layers_enum": "3,x"}, 'moe_layers_enum is "3,x"'),
+        ({"mlp_layer_types": ["hash"] * 45}, 'mlp_layer_types is "hash"'),
+        ({"layer_types": ["full_attention"] * 44}, "layer_types lists 44 layers; expected 45 or 48"),
+        ({"rope_theta": [5e6, *[1e4] * 47]}, "rope_theta is a list of 48; edgemoe implements one value for all layers"),
+        ({"partial_rotary_factors": [1.0]}, "partial_rotary_factors lists 1 layers"),
+        ({"yarn_only_types": ["sliding_attention"]}, "yarn_only_types is a list of 1"),
+        ({"use_rope_layers": [True, False]}, "use_rope_layers is false"),
+        ({"use_head_wise_attn_gate": False}, "use_head_wise_attn_gate is false"),
+        ({"moe_router_activation": "softmax"}, 'moe_router_activation is "softmax"'),
+        ({"norm_expert_weight": False}, "norm_expert_weight is false"),
+        ({"sink": True}, "sink is true"),
+        ({"att_impl_type": "MFA"}, 'att_impl_type is "MFA"'),
+        ({"swiglu_limits": [-1.0] * 48}, "swiglu_limits is -1.0"),
+        ({"attention_other_setting": {"head_dim": 64}}, "head_dim is 64; edgemoe implements 128 only"),
+        ({"per_layer_config": {"0": {"head_dim": 64}}}, "per_layer_config is an object of 1"),
+        ({"num_key_value_heads": 4}, "num_attention_groups is 8 and num_key_value_heads is 4"),
+        ({"moe_top_k": 289}, "moe_top_k is 289"),
+    ],
+)
+def test_step_refuses_what_it_has_not(keys, words):
+    assert words in refusal(STEP_35_FLASH | keys)
 
 
 def test_mimo_has_narrow_values_and_more_key_heads_within_windows():

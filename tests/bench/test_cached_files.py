@@ -9,6 +9,8 @@ from edgemoe.bench import cached_files
 from edgemoe.bench.cached_files import bring_into_cache, drop_from_cache
 from edgemoe.kernels.native.page_cache import cached_bytes
 
+SYNCHRONISES = True
+
 
 def test_files_keep_their_contents(tmp_path: Path) -> None:
     path = tmp_path / "file"

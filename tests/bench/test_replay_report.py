@@ -119,6 +119,7 @@ def test_a_tokens_work_is_that_of_its_layers() -> None:
     assert work.rest_bytes > 48 * 11e6
 
 
+@pytest.mark.slow
 def test_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     report = small_report()

@@ -21,6 +21,7 @@ from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
+from tests.golden.covering import covering_names
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.every_case import every_case
@@ -57,7 +58,18 @@ def same(made: Store, *forecasts: Store) -> None:
         assert all(file.name.endswith(".safetensors") for file in forecast.manifest.files)
 
 
-@pytest.mark.parametrize(("family", "formats"), default_pairs(FAMILIES, FORMATS), ids=str)
+PAIRS = [
+    *default_pairs(covering_names(), FORMATS),
+    *(
+        pytest.param(name, formats, marks=pytest.mark.slow)
+        for name in FAMILIES
+        if name not in covering_names()
+        for formats in FORMATS
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "formats"), PAIRS, ids=str)
 def test_sizes_are_those_of_the_store_that_conversion_makes_and_bytes_of_a_token_those_of_what_runs(
     tmp_path: Path, family: str, formats: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +101,9 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
         traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
     # A convolution reads one input less than it has taps from its sequence's state.
     state = sum(4 * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, so.ShortConv))
-    state += sum(o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan)))
+    state += sum(
+        o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan, so.ChannelScan))
+    )
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
     assert traffic.kv_bytes_per_position == sum(
@@ -119,7 +133,10 @@ def weight_bytes(operation: op.Operation) -> int:
     if isinstance(operation, so.DeltaRule):
         return operation.decay_bias.nbytes + operation.rate.nbytes
     if isinstance(operation, so.SelectiveScan):
-        return operation.step_bias.nbytes + operation.rate.nbytes + operation.skip.nbytes
+        vectors = (operation.step_bias, operation.rate, operation.skip)
+        return sum(vector.nbytes for vector in vectors if vector is not None)
+    if isinstance(operation, so.ChannelScan):
+        return operation.rate.nbytes + operation.skip.nbytes
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.PlainFfn):

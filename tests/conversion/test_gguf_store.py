@@ -61,10 +61,10 @@ def landed(store: Store) -> list[np.ndarray]:
 
 
 RUN = ("mixtral", "gpt_oss")
-"""Models whose logits are compared too; those of the others follow from their weights."""
+"""Models whose logits are compared too; those of the others follow from their weights, which slow tests compare."""
 PAIRS = [
     *default_pairs(RUN, [*ROW_TYPES]),
-    *((name, "Q4_0") for name in ROUTED if name not in RUN),
+    *(pytest.param(name, "Q4_0", marks=pytest.mark.slow) for name in ROUTED if name not in RUN),
 ]
 
 

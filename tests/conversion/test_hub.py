@@ -284,6 +284,7 @@ def test_a_conversion_that_the_server_broke_off_goes_on_and_ends_in_the_same_sto
         assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "from folder" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_environment_says_which_hub(
     server: HubServer, model: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

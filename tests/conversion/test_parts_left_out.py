@@ -48,6 +48,19 @@ def test_the_vision_tower_and_layers_for_further_tokens_are_left_out_once_for_ea
     assert files[0] == files[1]
 
 
+def test_the_tower_and_further_layers_of_step_are_left_out_under_the_names_of_files(tmp_path: Path) -> None:
+    tower = ("vision_model.conv1.weight", "vit_large_projector.weight")
+    further = ("eh_proj", "enorm", "moe.gate", "transformer.shared_head.output")
+    names = (*tower, *(f"model.layers.5.{name}.weight" for name in further))
+    shutil.copy(FAMILIES / "step3p5" / "config.json", tmp_path)
+    held = read_tensors(FAMILIES / "step3p5") | {name: np.ones((4, 4), np.float32) for name in names}
+    save_file(held, tmp_path / "model.safetensors", {"format": "pt"})
+    notes: list[str] = []
+    convert_checkpoint(str(tmp_path), tmp_path / "store", notice=notes.append)
+    counted = [note.partition(",")[0] for note in notes if "left out" in note]
+    assert counted == ["4 tensors", "2 tensors"]
+
+
 @pytest.mark.parametrize(
     ("family", "count", "part"),
     [

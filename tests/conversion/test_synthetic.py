@@ -96,6 +96,7 @@ def test_an_affine_groups_middle_is_zero_to_the_bit() -> None:
     np.testing.assert_array_equal(blocks.minimums.astype(np.float64), blocks.scales.astype(np.float64) * -7.5)
 
 
+@pytest.mark.slow
 def test_rows_of_a_large_tensor_are_had_without_the_rest() -> None:
     source = SyntheticSource("qwen3-30b-a3b", 0, FormatChoice("q4", "q8"))
     assert source.tensors()[EMBEDDING].shape == (151936, 2048)
@@ -149,6 +150,7 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
     assert abs(logits.mean()) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

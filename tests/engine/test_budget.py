@@ -37,6 +37,7 @@ print(peak_rss_bytes(), engine.memory.budget_bytes, engine.memory.workspace_byte
 """
 
 
+@pytest.mark.slow
 def test_a_long_context_on_many_threads_with_the_portable_kernels(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", WIDE_HEADS)
     store = convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store")

@@ -184,10 +184,11 @@ def test_what_is_kept_of_an_input_is_in_the_plan(store: Path) -> None:
         pages, layers, heads, width = 2, 3, 6, 16
         assert engine.memory.input_bytes == 3 * pages * PAGE_TOKENS * layers * heads * width * 2 * 2
         assert engine.memory.kv_cache_bytes == engine.memory.input_bytes  # as many layers see earlier tokens
-        planned = engine.memory.planned_bytes
+        planned = engine.memory.planned_bytes - engine.memory.interpreter_bytes  # which is measured, so it varies
         assert engine._space.nbytes <= engine.memory.workspace_bytes + 2 * engine.memory.input_bytes
     with engine_with_slots(store, EXPERTS, sequences=3, context_length=200) as engine:
-        assert engine.memory.planned_bytes > planned + engine.memory.input_bytes // 2
+        longer = engine.memory
+        assert longer.planned_bytes - longer.interpreter_bytes > planned + longer.input_bytes // 2
     opened = Store.open(store)
     graph = build_graph(store_spec(opened))
     assert {value.name for value in graph.state}.isdisjoint(value.name for value in graph.written_once)

@@ -26,12 +26,15 @@ from tests.engine.test_engine import CONFIG, EXPERTS
 from tests.support.checkpoints import (
     SMALL_DEEPSEEK,
     SMALL_DEEPSEEK_V4,
+    SMALL_JAMBA,
     SMALL_LFM2,
+    SMALL_LONGCAT,
     SMALL_NEMOTRON,
     SMALL_QWEN,
     write_checkpoint,
 )
 from tests.support.engines import engine_with_slots
+from tests.support.pairs import default_pairs
 
 VOCABULARY = 12
 """Few tokens, so that sequences often agree and prefixes are found."""
@@ -247,6 +250,36 @@ LLAMA4 = PLAIN | {
 }
 """Chunks, which begin together, queries that grow with their positions, weights of what experts read."""
 
+LING = PLAIN | {
+    "model_type": "bailing_hybrid",
+    "expert_swiglu_limit_list": [0.0, 0.5, 0.0, 0.5],
+    "first_k_dense_replace": 0,
+    "head_dim": 20,
+    "kv_lora_rank": 40,
+    "layer_group_size": 2,
+    "moe_intermediate_size": CONFIG["intermediate_size"],
+    "num_attention_heads": 4,
+    "num_experts": CONFIG["num_local_experts"],
+    "num_key_value_heads": None,
+    "num_shared_experts": 1,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+}
+del LING["num_local_experts"]
+"""Decays by channel beside gated latent rows, and limits of experts."""
+MINIMAX = PLAIN | {
+    "model_type": "minimax",
+    "head_dim": 20,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_attn_alpha_factor": 1.5,
+    "mlp_beta_factor": 0.7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Lightning attention, and residuals of normalised rows with factors."""
+
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
@@ -256,6 +289,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),
+    "channels with rates": (SMALL_JAMBA, ()),
+    "late experts": (SMALL_LONGCAT, ()),
     "windows alone": (WINDOWED, (37, 70)),
     "windows and convolutions": (LONG_LFM2, (65,)),
     "gates and unlike heads": (LAGUNA, (0, 65, 0, 37)),
@@ -263,16 +298,16 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "sums of blocks": (GEMMA, (37, 0)),
     "chunks": (LLAMA4, (37, 0, 100, 0)),
     "norms around": (KOLIBRI, (0, 100, 0, 37)),
+    "decays by channel": (LING, ()),
+    "lightning": (MINIMAX, ()),
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
+SETTINGS = [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)]
+"""Formats of keys and values, slots and threads."""
 
-SLOW = {"windows alone", "values of another width", "norms around"}
 
-
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
-)
+@pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp("invariants")
     config, windows = FAMILIES[request.param]
@@ -281,7 +316,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Family(store, windows)
 
 
-@pytest.fixture(scope="module", params=["f16", "q8"])
+@pytest.fixture(scope="module")
 def alone(family: Family, request: pytest.FixtureRequest) -> Iterator[tuple[Alone, str]]:
     reference = Alone(family, request.param)
     yield reference, request.param
@@ -308,7 +343,9 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
 
 
 @pytest.mark.parametrize(
-    ("alone", "slots", "threads"), [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)], indirect=["alone"]
+    ("family", "alone", "slots", "threads"),
+    [pytest.param(name, *setting, marks=marks) for (name, setting), marks, _ in default_pairs([*FAMILIES], SETTINGS)],
+    indirect=["family", "alone"],
 )
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int
@@ -318,11 +355,13 @@ def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("alone", ["f16", "q8"], indirect=True)
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 @pytest.mark.parametrize(("slots", "threads"), [(EXPERTS, 1), (EXPERTS, 3), (17, 2), (6, 1), (6, 3), (1, 2)])
 def test_ten_thousand_combinations(
     family: Family, alone: tuple[Alone, str], slots: int, threads: int, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fourteen models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
+    """All models, two KV formats, six budgets and thread counts, each instruction set: 425 of each."""
     monkeypatch.setenv("EDGEMOE_ISA", isa)
     seed, compared = 100, 0
     while compared < 425:

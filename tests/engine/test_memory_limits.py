@@ -90,6 +90,8 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.process import peak_rss_bytes
 
+SYNCHRONISES = True
+
 model, ram, prefetch = sys.argv[1], sys.argv[2], sys.argv[3]
 options = EngineOptions(int(ram) if ram.isdigit() else ram, 2, 256, prefetch=prefetch, sequences=8)
 with open_engine(model, options) as engine:

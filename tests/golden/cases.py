@@ -54,6 +54,24 @@ def _common(model: int, layers: int, heads: int, kv_heads: int, **others: Any) -
     }
 
 
+LONGCAT = {
+    **_common(36, 2, 3, 3, rms_norm_eps=1e-2),
+    "num_layers": 2,
+    "ffn_hidden_size": 40,
+    "expert_ffn_hidden_size": 20,
+    "n_routed_experts": 8,
+    "zero_expert_num": 4,
+    "moe_topk": 4,
+    "routed_scaling_factor": 1.5,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 10,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+del LONGCAT["num_hidden_layers"]
 LATENT = _common(
     32,
     3,
@@ -79,6 +97,17 @@ _LATENT_V3 = LATENT | {
     "topk_group": 1,
     "n_shared_experts": 1,
     "routed_scaling_factor": 1.8,
+}
+LATENT_OF_KIMI = {
+    name: value for name, value in LATENT.items() if name not in ("first_k_dense_replace", "n_routed_experts")
+}
+LATENT_OF_KIMI |= {
+    "num_hidden_layers": 5,
+    "num_local_experts": 8,
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.446,
 }
 _INDEXER = {"index_head_dim": 16, "index_n_heads": 2, "index_topk": 512}
 KIMI = {
@@ -958,6 +987,149 @@ CASES: dict[str, Case] = {
         layout="fused",
         legacy=True,
     ),
+    # Kimi Delta Attention around latent attention without positions, a dense layer, groups of experts; linear heads
+    # that are wider than a panel, and fewer than attention's.
+    "kimi_linear": Case(
+        "kimi_linear",
+        90,
+        LATENT_OF_KIMI
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "linear_attn_config": {
+                "full_attn_layers": [3, 5],
+                "kda_layers": [1, 2, 4],
+                "num_heads": 3,
+                "head_dim": 20,
+                "short_conv_kernel_size": 4,
+            },
+        },
+    ),
+    # Queries of latents, two dense layers, a longer convolution, weights that do not sum to one; newer keys.
+    "kimi_linear_latent": Case(
+        "kimi_linear",
+        91,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 4,
+            "q_lora_rank": 24,
+            "norm_topk_prob": False,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "linear_conv_kernel_dim": 6,
+        },
+    ),
+    # The same with a bound of the decays, projections of full rank, and attention with positions and gates; groups of
+    # experts, limits of the last two layers, which cut a part of their numbers off.
+    "bailing_hybrid": Case(
+        "bailing_hybrid",
+        92,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 1,
+            "layer_group_size": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "head_dim": 20,
+            "num_mtp_layers": 0,
+            "expert_swiglu_limit_list": [0, 0.0, 0.3, 0.2],
+            "share_expert_swiglu_limit_list": [0.0, 0.0, 0.0, 0.25],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 6e6},
+        },
+    ),
+    # Decays without a bound, queries of latents, a shorter convolution, weights that do not sum to one, and scaled
+    # positions.
+    "bailing_hybrid_unbounded": Case(
+        "bailing_hybrid",
+        94,
+        LATENT_OF_KIMI
+        | {
+            "num_hidden_layers": 3,
+            "q_lora_rank": 24,
+            "norm_topk_prob": False,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "head_dim": 16,
+            "kda_safe_gate": False,
+            "short_conv_kernel_size": 3,
+            "n_shared_experts": 1,
+            "num_mtp_layers": 0,
+            "rope_parameters": YARN | {"rope_theta": 6e6, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    # Lightning attention around softmax attention, residuals of normalised rows with factors.
+    "minimax": Case(
+        "minimax",
+        95,
+        _common(
+            32,
+            4,
+            3,
+            1,
+            head_dim=20,
+            intermediate_size=24,
+            num_local_experts=8,
+            num_experts_per_tok=3,
+            layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            block_size=8,
+            full_attn_alpha_factor=0.7,
+            full_attn_beta_factor=1.3,
+            linear_attn_alpha_factor=1.6,
+            linear_attn_beta_factor=0.8,
+            mlp_alpha_factor=1.4,
+            mlp_beta_factor=0.9,
+            rms_norm_eps=1e-2,  # not that of the norm within lightning attention
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ),
+    ),
+    # The same with the keys of published files.
+    **{
+        model_type: Case(
+            model_type,
+            seed,
+            _common(
+                24,
+                3,
+                2,
+                1,
+                head_dim=12,
+                intermediate_size=16,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                layer_types=["linear_attention", "full_attention", "linear_attention"],
+                block_size=8,
+                full_attn_alpha_factor=3.5,
+                linear_attn_alpha_factor=2.5,
+                mlp_alpha_factor=1.5,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+            ),
+            legacy=True,
+        )
+        for model_type, seed in (("minimax_m1", 97), ("minimax_text_01", 98))
+    },
+    # Layers in turn, as the config says nothing of them; stacked experts, a tied head, one factor alone.
+    "minimax_fused": Case(
+        "minimax",
+        96,
+        _common(
+            32,
+            3,
+            2,
+            2,
+            intermediate_size=17,
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            block_size=16,
+            mlp_alpha_factor=3.5,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        ),
+        layout="fused",
+        legacy=True,
+    ),
     # Layers of one block each: Mamba-2 whose heads are wider than a panel, groups of experts, attention without
     # positions, a convolution without a bias.
     "nemotron_h": Case(
@@ -1066,6 +1238,70 @@ CASES: dict[str, Case] = {
         ),
         layout="fused",
         legacy=True,
+    ),
+    # Mamba-1 with channels that do not fill panels, attention without positions, experts in every second layer whose
+    # weights do not sum to one.
+    "jamba": Case(
+        "jamba",
+        44,
+        _common(
+            36,
+            5,
+            3,
+            1,
+            intermediate_size=20,
+            attn_layer_period=3,
+            attn_layer_offset=1,
+            num_experts=6,
+            num_experts_per_tok=2,
+            mamba_d_state=12,
+            mamba_dt_rank=5,
+            rms_norm_eps=1e-3,
+        ),
+    ),
+    # A width of heads of its own, three channels for each of the model's, a shorter convolution without a bias.
+    "jamba_fused": Case(
+        "jamba",
+        45,
+        _common(
+            24,
+            4,
+            4,
+            2,
+            head_dim=10,
+            intermediate_size=20,
+            attn_layer_period=4,
+            attn_layer_offset=0,
+            expert_layer_period=3,
+            expert_layer_offset=0,
+            num_experts=8,
+            num_experts_per_tok=3,
+            mamba_d_conv=3,
+            mamba_expand=3,
+            mamba_conv_bias=False,
+            tie_word_embeddings=True,
+        ),
+        layout="fused",
+    ),
+    # Two latent attentions and two FFNs in a layer, beside which experts are computed; a third of the router's choices
+    # pass on their input.
+    "longcat_flash": Case(
+        "longcat_flash",
+        46,
+        LONGCAT,
+    ),
+    # Every choice has an expert; scaled positions.
+    "longcat_flash_fused": Case(
+        "longcat_flash",
+        48,
+        LONGCAT
+        | {
+            "zero_expert_num": 0,
+            "moe_topk": 2,
+            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4},
+            "tie_word_embeddings": True,
+        },
+        layout="fused",
     ),
     # The text part of a model for images, three value heads for each key head.
     "qwen3_5_moe": Case(
@@ -1732,6 +1968,149 @@ CASES: dict[str, Case] = {
             "output_multiplier_scale": 0.6,
             "rms_norm_eps": 1e-3,
             "tie_word_embeddings": False,
+            "vocab_size": 96,
+        },
+    ),
+    # Experts chosen before attention by sigmoid, ReLU; layers with and without positions and windows, in all pairs.
+    "smallthinker": Case(
+        "smallthinker",
+        103,
+        {
+            "head_dim": 10,
+            "hidden_size": 24,
+            "max_position_embeddings": 512,
+            "moe_ffn_hidden_size": 20,
+            "moe_num_active_primary_experts": 3,
+            "moe_num_primary_experts": 7,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-3,
+            "rope_layout": [0, 1, 1, 0],
+            "rope_theta": 1.5e6,
+            "sliding_window_layout": [0, 1, 0, 1],
+            "sliding_window_size": 37,
+            "tie_word_embeddings": False,
+            "vocab_size": 96,
+        },
+    ),
+    # Softmax of the chosen, tied, no windows.
+    "smallthinker_softmax": Case(
+        "smallthinker",
+        104,
+        {
+            "head_dim": 8,
+            "hidden_size": 20,
+            "max_position_embeddings": 512,
+            "moe_ffn_hidden_size": 33,
+            "moe_num_active_primary_experts": 2,
+            "moe_num_primary_experts": 5,
+            "moe_primary_router_apply_softmax": True,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-5,
+            "rope_layout": [1, 1],
+            "rope_theta": 1e4,
+            "sliding_window_layout": [0, 0],
+            "sliding_window_size": 4096,
+            "tie_word_embeddings": True,
+            "vocab_size": 101,
+        },
+    ),
+    # More heads, other positions and key heads within windows, limits that bite, lists that count a further layer.
+    "step3p5": Case(
+        "step3p5",
+        105,
+        {
+            "attention_other_setting": {
+                "attention_type": "sliding_attention",
+                "head_dim": 16,
+                "num_attention_groups": 2,
+                "num_attention_heads": 6,
+            },
+            "head_dim": 16,
+            "hidden_size": 24,
+            "intermediate_size": 28,
+            "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention", "sliding_attention"],
+            "max_position_embeddings": 512,
+            "moe_intermediate_size": 20,
+            "moe_layers_enum": "1,2,4,5",
+            "moe_num_experts": 7,
+            "moe_router_scaling_factor": 3.0,
+            "moe_top_k": 3,
+            "num_attention_groups": 2,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 5,
+            "num_nextn_predict_layers": 1,
+            "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0, 0.5, 1.0],
+            "rms_norm_eps": 1e-3,
+            "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"},
+            "rope_theta": [5e5, 1e4, 1e4, 1e4, 5e5, 1e4],
+            "share_expert_dim": 12,
+            "sliding_window": 37,
+            "swiglu_limits": [0.0, None, 0.3, 0.0, 0.5, 0.0],
+            "swiglu_limits_shared": [0.2, 0.0, 0.4, 0.6, None, 0.0],
+            "tie_word_embeddings": False,
+            "use_moe_router_bias": True,
+            "vocab_size": 96,
+            "yarn_only_types": ["full_attention"],
+        },
+    ),
+    # The model for images too, whose config transformers writes, under the names that it has while it runs.
+    "step3p7": Case(
+        "step3p7",
+        106,
+        {
+            "text_config": _common(
+                20,
+                3,
+                2,
+                1,
+                head_dim=10,
+                intermediate_size=33,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                mlp_layer_types=["sparse", "dense", "sparse"],
+                moe_intermediate_size=17,
+                n_routed_experts=5,
+                num_experts_per_tok=2,
+                num_sliding_attention_heads=3,
+                pad_token_id=0,
+                query_pre_attn_scalar=20,
+                rope_parameters={
+                    "full_attention": YARN | {"partial_rotary_factor": 0.6},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                },
+                share_expert_dim=9,
+                sliding_window=70,
+                vocab_size=101,
+            ),
+            "vision_config": {"width": 8, "heads": 1, "layers": 1, "image_size": 28, "mlp_ratio": 1.0},
+            "tie_word_embeddings": False,
+        },
+        layout="fused",
+    ),
+    # Adjugate experts, a dense layer, tied.
+    "grove_moe": Case(
+        "grove_moe",
+        107,
+        {
+            "decoder_sparse_step": 1,
+            "head_dim": 10,
+            "hidden_size": 20,
+            "intermediate_size": 33,
+            "max_position_embeddings": 512,
+            "mlp_only_layers": [1],
+            "moe_intermediate_size": 17,
+            "norm_topk_prob": True,
+            "num_attention_heads": 4,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-3,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": True,
             "vocab_size": 96,
         },
     ),

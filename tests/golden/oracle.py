@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from tests.golden import published_code
+from tests.golden import published_code, published_more
 from tests.golden.cases import PROMPT_TOKENS, Case
 
 _CLASSES = {
     "afmoe": "Afmoe",
     "axk1": "AXK1",
+    "bailing_hybrid": "BailingHybrid",
     "cohere2_moe": "Cohere2Moe",
     "exaone_moe": "ExaoneMoe",
     "flint": "Flint",
@@ -52,13 +54,19 @@ _CLASSES = {
     "granitemoehybrid": "GraniteMoeHybrid",
     "hunyuan_v1_moe": "HunYuanMoEV1",
     "hy_v3": "HYV3",
+    "jamba": "Jamba",
     "kimi_k2": "DeepseekV3",
     "kimi_k25": "Kimi_K25",
+    "kimi_linear": "KimiLinear",
     "lfm2_moe": "Lfm2Moe",
     "llama": "Llama",
     "llama4": "Llama4",
+    "longcat_flash": "LongcatFlash",
     "llama4_text": "Llama4",
+    "minimax": "MiniMax",
+    "minimax_m1": "MiniMax",
     "minimax_m2": "MiniMaxM2",
+    "minimax_text_01": "MiniMax",
     "mistral3": "Mistral3",
     "mistral4": "Mistral4",
     "mixtral": "Mixtral",
@@ -73,6 +81,8 @@ _CLASSES = {
     "sarvam_mla": "SarvamMLA",
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
+    "step3p5": "Step3p7",
+    "step3p7": "Step3p7",
     "switch_transformers": "SwitchTransformers",
 }
 _CONFIG_CLASSES = {
@@ -89,12 +99,18 @@ _MODELS = {
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
+    "step3p5": "Step3p7ForConditionalGeneration",
+    "step3p7": "Step3p7ForConditionalGeneration",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }
 """The class of the model, where it is not `ForCausalLM` behind the name above. Of one for images the text part is the
 reference."""
-AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+STEP_VISION = {"width": 8, "heads": 1, "layers": 1, "image_size": 28, "mlp_ratio": 1.0}
+"""The smallest vision tower of Step 3.7, whose class is the only one for the text model too."""
+AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "step3p5", "step3p7")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
+KDA = ("kimi_linear", "bailing_hybrid")
+PUBLISHED_MINIMAX = ("minimax_m1", "minimax_text_01")
 TRANSPOSED = ("gpt_oss", "llama4", "llama4_text")
 """Families whose matrices of experts have a row for each input."""
 _LISTED = (
@@ -118,13 +134,16 @@ CLEAR_ROUTING = 2e-5
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
     if case.model_type in published_code.FAMILIES:
-        return published_code.make_model(case)
+        return published_code.make_model(case, published_more.KINDS.get(case.model_type, published_code.Model))
     torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = _CLASSES[case.model_type]
     config_class = _CONFIG_CLASSES.get(case.model_type, f"{name}Config")
-    config = getattr(transformers, config_class)(**json.loads(json.dumps(case.config)))
+    given = json.loads(json.dumps(case.config))
+    if case.model_type == "step3p5":
+        given = {"text_config": given, "vision_config": dict(STEP_VISION)}
+    config = getattr(transformers, config_class)(**given)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     model_class = _MODELS.get(case.model_type, f"{name}ForCausalLM")
@@ -134,6 +153,8 @@ def make_model(case: Case) -> Any:
             # The class holds the steps of prompts, not those of single tokens, above a minimum that the published code
             # of the model has for its training alone.
             module.time_step_limit = (0.0, float("inf"))
+    if case.model_type == "bailing_hybrid":
+        _limit_experts(model, case)
     random = torch.Generator().manual_seed(case.seed)
     if case.model_type == "switch_transformers":
         model.set_input_embeddings(model.shared)  # one for both stacks, though the head is not tied
@@ -146,7 +167,7 @@ def make_model(case: Case) -> Any:
                 around_zero = case.model_type in AROUND_ZERO and "linear_attn.norm" not in parameter_name
                 values = 0.3 * values if around_zero else 1 + 0.2 * values
             elif parameter_name.endswith(("A_log", "dt_bias")):
-                pass
+                values = 0.5 * values if case.model_type in KDA and parameter_name.endswith("A_log") else values
             elif parameter_name.endswith("sinks"):
                 values = 2 * values  # as large as scores are
             elif parameter_name.endswith("moe_statics.e_score_correction_bias"):
@@ -155,7 +176,7 @@ def make_model(case: Case) -> Any:
                 values = 0.3 * values
             elif "embed" in parameter_name or "wte" in parameter_name:
                 # A tied head would mostly say the last token again, and hide what the layers add.
-                values = 0.25 * values if config.tie_word_embeddings else values
+                values = 0.25 * values if getattr(config, "tie_word_embeddings", False) else values
             else:
                 routers = ("router", "mlp.gate.", "feed_forward.gate.", "mixer.gate.")
                 spread = 2.0 if any(name in parameter_name for name in routers) else 1.0
@@ -164,7 +185,8 @@ def make_model(case: Case) -> Any:
             parameter.copy_(values.bfloat16().float())
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):
-                buffer.copy_((0.3 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
+                spread = 0.1 if case.model_type == "longcat_flash" else 0.3  # of shares by softmax or sigmoids
+                buffer.copy_((spread * torch.randn(buffer.shape, generator=random)).bfloat16().float())
             elif buffer_name.endswith("layer_scalar"):
                 buffer.copy_((0.6 + 0.2 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
             elif buffer_name.endswith("tid2eid"):  # of each token as many experts as it uses, in any order
@@ -176,6 +198,33 @@ def make_model(case: Case) -> Any:
         if positions.rope_type == "longrope":
             positions.rope_init_fn = functools.partial(positions.rope_init_fn, seq_len=PROMPT_TOKENS)
     return model
+
+
+class _Capped:
+    """The result of an activation whose product with up's numbers is held to a limit on both sides."""
+
+    def __init__(self, gated: torch.Tensor, limit: float) -> None:
+        self._gated, self._limit = gated.clamp(max=limit), limit
+
+    def __mul__(self, up: torch.Tensor) -> torch.Tensor:
+        return self._gated * up.clamp(-self._limit, self._limit)
+
+
+class _CappedSilu(torch.nn.Module):
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def forward(self, gate: torch.Tensor) -> _Capped:
+        return _Capped(torch.nn.functional.silu(gate), self._limit)
+
+
+def _limit_experts(model: Any, case: Case) -> None:
+    """Apply the limits of a config, which the class ignores, as the vLLM of the model's makers does."""
+    for part, name in (("experts", "expert_swiglu_limit_list"), ("shared_experts", "share_expert_swiglu_limit_list")):
+        for layer, limit in zip(model.model.layers, case.config.get(name) or (), strict=False):
+            if limit and hasattr(layer.mlp, part):  # not in dense layers
+                getattr(layer.mlp, part).act_fn = _CappedSilu(limit)
 
 
 def prompt(case: Case, tokens: int) -> np.ndarray:
@@ -191,6 +240,9 @@ def recurrent(model: Any) -> Iterator[None]:
             if hasattr(module, "torch_chunk_gated_delta_rule"):
                 recurrence = module.torch_recurrent_gated_delta_rule
                 changes.enter_context(mock.patch.object(module, "torch_chunk_gated_delta_rule", recurrence))
+            if hasattr(module, "chunk_kimi_delta_attention"):
+                recurrence = module.recurrent_kimi_delta_attention
+                changes.enter_context(mock.patch.object(module, "chunk_kimi_delta_attention", recurrence))
             if hasattr(module, "mamba2_chunk_scan"):
                 scan = functools.partial(_scan_by_token, module.mamba2_selective_state_update)
                 changes.enter_context(mock.patch.object(module, "mamba2_chunk_scan", scan))
@@ -276,6 +328,8 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             add_margin(sums, module.topk_group)
             kept = sums >= sums.sort(dim=-1, descending=True).values[:, module.topk_group - 1, None]
             scores = groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
+        elif "Longcat" in type(module).__name__:
+            scores = output[0].softmax(dim=-1) + bias
         elif hasattr(module, "moe_statics"):
             scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
         add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)
@@ -352,13 +406,34 @@ def save(model: Any, case: Case, folder: Path) -> None:
         state = {
             name.replace("language_model.model.blocks.", "language_model.model.layers."): state[name] for name in state
         }
+        if "linear_attn_config" in case.config:  # as published, where a rule for experts leaves dense layers alone
+            state = {re.sub(r"block_sparse_moe\.(\w+_proj)", r"mlp.\1", name): state[name] for name in state}
+        if case.model_type == "step3p5":
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("vi")}
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
     kept = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / "model.safetensors")
     path = folder / "config.json"
+    if case.model_type == "step3p5":  # the class writes the other kind of config
+        config = {"architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", **case.config}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        return
     config = json.loads(path.read_text()) | {"model_type": case.model_type}  # some classes have several
+    if case.model_type in PUBLISHED_MINIMAX:
+        config = _published_minimax(config)
     path.write_text(json.dumps(_legacy(config) if case.legacy else config, indent=2, sort_keys=True) + "\n")
+
+
+def _published_minimax(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with the keys of published files, of which transformers has a copy with others."""
+    config = dict(config)
+    kinds = config.pop("layer_types")
+    for kind, older in (("full_attn", "full_attention"), ("linear_attn", "linear_attention"), ("mlp", "mlp")):
+        for letter in ("alpha", "beta"):
+            config[f"layernorm_{older}_{letter}"] = config.pop(f"{kind}_{letter}_factor")
+    config |= {"attn_type_list": [int(kind == "full_attention") for kind in kinds], "postnorm": True}
+    return config | {"rotary_dim": config["head_dim"], "shared_intermediate_size": 0}
 
 
 def _is_tied(name: str, case: Case) -> bool:

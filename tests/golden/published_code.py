@@ -3,6 +3,7 @@
 Read from: `modeling_deepseek.py` of deepseek-ai/deepseek-moe-16b-base, `modeling_bailing_moe_v2.py` of
 inclusionAI/Ling-mini-2.0, `modeling_arctic.py` of Snowflake/snowflake-arctic-instruct, and `model.py` of xai-org/grok-1
 (its names are those of hpcai-tech/grok-1). Names of tensors and keys of config.json are those of these checkpoints.
+More families are in `published_more.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ FAMILIES = {
     "bailing_moe_v2": "BailingMoeV2ForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "grok-1": "Grok1ModelForCausalLM",
+    "grove_moe": "GroveMoeForCausalLM",
+    "smallthinker": "SmallThinkerForCausalLM",
 }
 """The class of each family's published code, by `model_type`."""
+_ROUTERS = ("mlp.gate.weight", "moe.gate.weight", "block.gate.weight", "primary_router.weight")
 CLEAR_ROUTING = 2e-5
 """As in `oracle.py`."""
 
@@ -39,6 +43,11 @@ class Model:
     tensors: dict[str, Array]
     margins: list[Array] = field(default_factory=list)
     """How clear each choice of a run was, of experts or of groups, `(T,)` each."""
+
+    @classmethod
+    def shapes(cls, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The tensors of a checkpoint, by the names of its published code."""
+        return _shapes(config)
 
     def logits(self, ids: Array) -> Array:
         """Logits after each token, `(T, V)`."""
@@ -161,12 +170,15 @@ class Model:
         cosine, sine = np.cos(angles), np.sin(angles)
         return np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=2)
 
-    def _attend(self, query: Array, key: Array, value: Array, scale: float | None = None, cap: float = 0.0) -> Array:
+    def _attend(
+        self, query: Array, key: Array, value: Array, scale: float | None = None, cap: float = 0.0, window: int = 0
+    ) -> Array:
         shared = query.shape[1] // key.shape[1]
         key, value = np.repeat(key, shared, axis=1), np.repeat(value, shared, axis=1)
         scores = np.einsum("qhw,khw->hqk", query, key) * (self._head_dim**-0.5 if scale is None else scale)
         scores = cap * np.tanh(scores / cap) if cap else scores
-        scores = np.where(np.tri(len(query), dtype=bool), scores, -np.inf)
+        seen = np.tri(len(query), dtype=bool) & ~np.tri(len(query), k=-(window or len(query)), dtype=bool)
+        scores = np.where(seen, scores, -np.inf)
         shares = np.exp(scores - scores.max(axis=2, keepdims=True))
         shares /= shares.sum(axis=2, keepdims=True)
         return np.einsum("hqk,khw->qhw", shares, value).reshape(len(query), -1)
@@ -205,23 +217,23 @@ class Model:
         return order[:, :count]
 
 
-def make_model(case: Case) -> Model:
+def make_model(case: Case, kind: type[Model] = Model) -> Model:
     """A model of random weights, every constant of which acts."""
     config = {"model_type": case.model_type, "architectures": [FAMILIES[case.model_type]], **case.config}
     random = np.random.default_rng(case.seed)
     tensors = {}
-    for name, shape in _shapes(config).items():
+    for name, shape in kind.shapes(config).items():
         values = random.standard_normal(shape)
         if "norm" in name:
             values = 1 + 0.2 * values
         elif name.endswith("bias"):
             values *= 0.3
-        elif "embed" not in name:
-            values *= (
-                2.0 if name.endswith(("mlp.gate.weight", "moe.gate.weight", "block.gate.weight")) else 1.0
-            ) / np.sqrt(shape[-1])
+        elif "embed" in name:
+            values *= 0.25 if config.get("tie_word_embeddings") else 1.0  # as in `oracle.py`
+        else:
+            values *= (2.0 if name.endswith(_ROUTERS) else 1.0) / np.sqrt(shape[-1])
         tensors[name] = (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
-    return Model(config, tensors)
+    return kind(config, tensors)
 
 
 def run(model: Model, ids: Array) -> tuple[Array, Array]:

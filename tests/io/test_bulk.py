@@ -19,6 +19,8 @@ from edgemoe.io.reads import RecordReader, ThreadedReader, open_reader
 from edgemoe.kernels.reads import RecordRead
 from tests.support.examples import examples
 
+SYNCHRONISES = True
+
 PAGE = 4096
 SIZE = 40 * PAGE + 123
 

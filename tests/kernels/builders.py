@@ -130,7 +130,15 @@ CLAMPED = Activation("clamped_silu", 1.702, 0.7, 1.0)
 """The activation of gpt-oss, with a limit that the numbers of these tests often exceed."""
 
 activations = st.sampled_from(
-    [SILU, CLAMPED, Activation("clamped_silu", 1.0, 10.0), GELU_TANH, Activation("relu"), Activation("relu2")]
+    [
+        SILU,
+        CLAMPED,
+        Activation("clamped_silu", 1.0, 10.0),
+        GELU_TANH,
+        Activation("relu"),
+        Activation("relu2"),
+        Activation("capped_silu", limit=0.4),
+    ]
 )
 plain_activations = st.sampled_from(
     [RELU, RELU2, Activation("silu", gated=False), Activation("gelu_tanh", gated=False)]

@@ -20,6 +20,7 @@ from tests.kernels.conftest import make_backend
 from tests.support.every_case import every_case
 
 KINDS = st.sampled_from(["normal", "zeros", "equal", "spike", "halves"])
+FORMS = ("head", "channel", "bounded")
 
 
 def delta_rule(
@@ -29,19 +30,32 @@ def delta_rule(
     random: np.random.Generator,
     kind: str = "normal",
     position: int = 0,
+    form: str = "head",
 ) -> so.DeltaRule:
-    """The operation on rows of the second of two sequences, `(key heads, heads)` and `(W, Wv)` as given."""
+    """The operation on rows of the second of two sequences, `(key heads, heads)` and `(W, Wv)` as given.
+
+    By its `form` a head has one decay, or one for each row of its state, which a bound may hold; then queries, keys and
+    values lie apart.
+    """
     (G, H), (W, Wv) = heads, widths
     positions, sequences, _ = places(tokens, position)
     sequences.fill(1)
     states = np.full((2, H, panel_count(Wv) * PANEL_ROWS, W), np.nan, np.float32)
     if position:
         states = panels(random.standard_normal((2, H, W, Wv)).astype(np.float32))
+    mixed, decays, apart = numbers(kind, (tokens, 2 * G * W + H * Wv), random), H, {}
+    if form != "head":
+        queries, keys, values = np.split(mixed, [G * W, 2 * G * W], axis=1)
+        mixed, decays, apart = (
+            aligned_copy(queries),
+            H * W,
+            {"keys": aligned_copy(keys), "values": aligned_copy(values)},
+        )
     return so.DeltaRule(
-        numbers(kind, (tokens, 2 * G * W + H * Wv), random),
+        mixed,
         numbers("normal", (tokens, H), random),
-        numbers("normal", (tokens, H), random),
-        numbers("normal", (H,), random),
+        numbers("normal", (tokens, decays), random),
+        numbers("normal", (decays,), random),
         aligned_copy(-np.exp(random.uniform(-2, 2, H)).astype(np.float32)),
         1e-6,
         G,
@@ -49,6 +63,8 @@ def delta_rule(
         sequences,
         aligned_copy(states),
         aligned((tokens, H * Wv), np.float32),
+        **apart,
+        lower_bound=-3.0 if form == "bounded" else 0.0,
     )
 
 
@@ -78,7 +94,9 @@ def by_hand(o: so.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     tokens, H = o.strength.shape
     G, W = o.key_heads, o.states.shape[3]
     Wv = o.output.shape[1] // H
-    rows = o.mixed.astype(np.float64)
+    parts = [o.mixed] if o.keys is None or o.values is None else [o.mixed, o.keys, o.values]
+    rows = np.concatenate(parts, axis=1).astype(np.float64)
+    inputs = (o.decay_input.astype(np.float64) + o.decay_bias).reshape(tokens, H, -1)
     output, bound = np.empty((2, tokens, H, Wv))
     states = matrices(o)[1].astype(np.float64) if o.positions[0] else np.zeros((H, W, Wv))
     for h in range(H):
@@ -89,11 +107,13 @@ def by_hand(o: so.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             value = rows[t, 2 * G * W + h * Wv : 2 * G * W + (h + 1) * Wv]
             q = query / np.sqrt(query @ query + o.epsilon) / np.sqrt(W)
             k = key / np.sqrt(key @ key + o.epsilon)
-            exponent = float(o.rate[h]) * np.logaddexp(0, float(o.decay_input[t, h]) + float(o.decay_bias[h]))
+            exponent = float(o.rate[h]) * np.logaddexp(0, inputs[t, h])
+            if o.lower_bound:
+                exponent = o.lower_bound / (1 + np.exp(float(o.rate[h]) * inputs[t, h]))
             decay, strength = np.exp(exponent), 1 / (1 + np.exp(-float(o.strength[t, h])))
-            S *= decay
-            rounding = tolerance.UNIT * (4 * W + 40 + 8 * abs(exponent))
-            error = decay * error + rounding * (np.linalg.norm(S, axis=0) + np.abs(value))
+            S *= decay[:, None]
+            rounding = tolerance.UNIT * (4 * W + 40 + 8 * np.abs(exponent).max())
+            error = decay.max() * error + rounding * (np.linalg.norm(S, axis=0) + np.abs(value))
             S += np.outer(k, strength * (value - S.T @ k))
             output[t, h] = S.T @ q
             bound[t, h] = error + tolerance.UNIT * (W + 20) * np.linalg.norm(S, axis=0)
@@ -107,6 +127,7 @@ def by_hand(o: so.DeltaRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     st.sampled_from([(1, 1), (4, 16), (7, 20), (16, 16), (18, 40), (128, 32), (256, 17)]),
     st.sampled_from([0, 5]),
     KINDS,
+    st.sampled_from(FORMS),
     seeds,
 )
 def test_delta_rule(
@@ -116,10 +137,11 @@ def test_delta_rule(
     widths: tuple[int, int],
     position: int,
     kind: str,
+    form: str,
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
-    operation = delta_rule(tokens, heads, widths, random, kind, position)
+    operation = delta_rule(tokens, heads, widths, random, kind, position, form)
     expected, states, bound = by_hand(operation)
     other = operation.states[0].copy()
     any_backend.program([operation]).run(tokens)
@@ -133,11 +155,13 @@ def test_delta_rule(
 
 @pytest.mark.parametrize("threads", ["", " 3 threads"])
 @pytest.mark.parametrize("isa", available_isas())
-@pytest.mark.parametrize("heads", [(1, 2), (4, 8)])
-def test_the_bits_are_the_same_on_every_instruction_set(isa: str, threads: str, heads: tuple[int, int]) -> None:
+@every_case(("heads", "form"), [((1, 2), "head"), ((4, 8), "head"), ((1, 2), "channel"), ((4, 4), "bounded")])
+def test_the_bits_are_the_same_on_every_instruction_set(
+    isa: str, threads: str, heads: tuple[int, int], form: str
+) -> None:
     found = []
     for name in ("native generic", f"native {isa}{threads}"):
-        operation = delta_rule(90, heads, (37, 50), np.random.default_rng(1), position=3)
+        operation = delta_rule(90, heads, (37, 50), np.random.default_rng(1), position=3, form=form)
         backend = make_backend(name)
         backend.program([operation]).run(90)
         backend.close()
@@ -145,12 +169,14 @@ def test_the_bits_are_the_same_on_every_instruction_set(isa: str, threads: str, 
     assert found[0] == found[1]
 
 
-def test_cuts_and_company_change_no_bit(any_backend: Backend) -> None:
+@every_case("form", FORMS)
+def test_cuts_and_company_change_no_bit(any_backend: Backend, form: str) -> None:
     """A sequence alone; token by token; and in turn with another one, each row of which is the same."""
     random = np.random.default_rng(2)
-    alone = delta_rule(80, (2, 4), (20, 24), random)
+    alone = delta_rule(80, (2, 4), (20, 24), random, form=form)
     single = replace(alone, states=aligned_copy(alone.states), output=aligned(alone.output.shape, np.float32))
-    double = {name: np.repeat(getattr(alone, name), 2, axis=0) for name in ("mixed", "strength", "decay_input")}
+    apart = ("keys", "values") if alone.keys is not None else ()
+    double = {name: np.repeat(getattr(alone, name), 2, axis=0) for name in ("mixed", "strength", "decay_input", *apart)}
     together = replace(
         alone,
         **{name: aligned_copy(rows) for name, rows in double.items()},
@@ -163,7 +189,7 @@ def test_cuts_and_company_change_no_bit(any_backend: Backend) -> None:
     any_backend.program([together]).run(160)
     assert together.output[::2].tobytes() == together.output[1::2].tobytes() == alone.output.tobytes()
     assert together.states[0].tobytes() == together.states[1].tobytes() == alone.states[1].tobytes()
-    rows = ("mixed", "strength", "decay_input", "positions", "sequences", "output")
+    rows = ("mixed", "strength", "decay_input", "positions", "sequences", *apart, "output")
     one = replace(single, **{name: aligned_copy(getattr(single, name)[:1]) for name in rows})
     program = any_backend.program([one])
     for t in range(80):
@@ -174,16 +200,25 @@ def test_cuts_and_company_change_no_bit(any_backend: Backend) -> None:
     assert one.states[1].tobytes() == alone.states[1].tobytes()
 
 
-@every_case(("shift", "decays_to"), [(-200.0, 1.0), (200.0, 0.0)])
-def test_extreme_decays(any_backend: Backend, shift: float, decays_to: float) -> None:
-    """A softplus of nearly 0 keeps the state as it is, a very large one forgets it; neither is NaN."""
+@every_case(
+    ("form", "shift", "decays_to"),
+    [
+        *((form, shift, decay) for form in ("head", "channel") for shift, decay in ((-200.0, 1.0), (200.0, 0.0))),
+        ("bounded", -2000.0, 1.0),
+        ("bounded", 2000.0, np.exp(-3.0)),
+    ],
+)
+def test_extreme_decays(any_backend: Backend, form: str, shift: float, decays_to: float) -> None:
+    """A softplus or sigmoid of nearly 0 keeps the state as it is, a very large softplus forgets it, and a sigmoid of
+    nearly 1 decays it to the bound; none is NaN.
+    """
     random = np.random.default_rng(3)
-    operation = delta_rule(1, (1, 1), (8, 16), random, position=1)
+    operation = delta_rule(1, (1, 1), (8, 16), random, position=1, form=form)
     operation.decay_input.fill(shift)
     operation.strength.fill(-200)  # nothing is written
     before = matrices(operation)[1].copy()
     any_backend.program([operation]).run(1)
-    np.testing.assert_allclose(matrices(operation)[1], decays_to * before, rtol=1e-6)
+    np.testing.assert_allclose(matrices(operation)[1], decays_to * before, rtol=1e-6, atol=1e-15)
 
 
 @every_case(
@@ -191,6 +226,12 @@ def test_extreme_decays(any_backend: Backend, shift: float, decays_to: float) ->
     [
         ({"key_heads": 3}, "key_heads: expected a divisor of 4 heads, found 3"),
         ({"mixed": np.zeros((5, 100), np.float32)}, "mixed: expected 176 columns, found 100"),
+        ({"keys": np.zeros((5, 40), np.float32)}, "values: expected a buffer if keys have one"),
+        ({"lower_bound": 1.0}, "lower_bound: expected 0 or a number below it, found 1.0"),
+        (
+            {"decay_input": np.zeros((5, 8), np.float32), "decay_bias": np.zeros(8, np.float32)},
+            "decay_input: expected 4 or 80 columns, found 8",
+        ),
     ],
 )
 def test_contradictions_are_refused(any_backend: Backend, change: dict[str, object], message: str) -> None:

@@ -314,6 +314,28 @@ def test_route_with_a_bonus(
 
 
 @few_examples
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 20), token_counts, st.booleans(), st.booleans(), seeds)
+def test_choices_of_no_expert_are_minus_1_and_need_no_slot(
+    backend: Backend, experts: int, count: int, passing: int, tokens: int, biased: bool, with_slots: bool, seed: int
+) -> None:
+    """And all else of a route is as it would be without them; the bonus counts for them as for what is in memory."""
+    random = np.random.default_rng(seed)
+    choices, count = experts + passing, min(count, experts + passing)
+    logits = aligned_copy(numbers("normal", (tokens, choices), random) * np.float32(3))
+    bias = numbers("normal", (choices,), random) if biased else None
+    slots = random.integers(-2, 3, experts).astype(np.int32)
+    options = {"choice_bias": bias, "scale": 6.0, "bonus": 0.4 if with_slots else 0.0}
+    found = []
+    for own in (passing, 0):
+        chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+        held = aligned_copy(np.append(slots, np.full(passing - own, 7, np.int32))) if with_slots else None
+        backend.program([ex.Route(logits, False, chosen, weights, held, passing=own, **options)]).run(tokens)
+        found.append((chosen, weights.tobytes()))
+    assert found[0][1] == found[1][1]
+    np.testing.assert_array_equal(found[0][0], np.where(found[1][0] < experts, found[1][0], -1))
+
+
+@few_examples
 @given(st.integers(1, 70), st.integers(1, 9), token_counts, st.booleans(), st.sampled_from(["none", "all", "0"]), seeds)
 def test_a_bonus_for_none_for_all_or_of_nothing_changes_no_bit(
     any_backend: Backend, experts: int, count: int, tokens: int, renormalise: bool, case: str, seed: int

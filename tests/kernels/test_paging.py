@@ -130,7 +130,8 @@ def paged(setting: Setting, backend: Backend, cache: Cache, arena: np.ndarray, d
 
 
 def draw(random: np.random.Generator, tokens: int) -> np.ndarray:
-    return np.array([random.permutation(EXPERTS)[:USED] for _ in range(tokens)], np.int32)
+    chosen = np.array([random.permutation(EXPERTS)[:USED] for _ in range(tokens)], np.int32)
+    return np.where(random.random(chosen.shape) < 0.1, np.int32(-1), chosen)  # some are of no expert
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, LAYERS * EXPERTS])

@@ -187,6 +187,22 @@ def test_a_clamped_activation_by_its_formula(any_backend: Backend) -> None:
     np.testing.assert_allclose(output[:, 0], expected, rtol=1e-6)
 
 
+def test_a_capped_activation_is_held_after_its_function(any_backend: Backend) -> None:
+    one = np.ones((1, 1), np.float32)
+    both = np.zeros((32, 1), np.float32)
+    both[0], both[16] = 1, -1
+    gate_up, down = (
+        Matrix(aligned_copy(pack(Blocks(FORMATS["f32"], x))), FORMATS["f32"], *x.shape) for x in (both, one)
+    )
+    values = aligned_copy(np.array([[0.5], [1.5], [9.0], [-2.0]], np.float32))
+    output = aligned((4, 1), np.float32)
+    activation = op.Activation("capped_silu", limit=1.3)
+    any_backend.program([op.GatedFfn(values, gate_up, down, output, activation)]).run(4)
+    gates, ups = np.array([0.5, 1.5, 9.0, -2.0]), np.array([-0.5, -1.3, -1.3, 1.3])
+    expected = np.minimum(gates / (1 + np.exp(-gates)), 1.3) * ups  # of 1.5 the function is 1.226, below the limit
+    np.testing.assert_allclose(output[:, 0], expected, rtol=1e-6)
+
+
 @few_examples
 @given(
     format_names,
@@ -221,6 +237,7 @@ def test_experts(
     slots[random.random(expert_count) < 0.3] = -1
     arena, layouts = pack_experts(ffns, slots)
     chosen = np.array([random.permutation(expert_count)[:per_token] for _ in range(tokens)], np.int32)
+    chosen[random.random(chosen.shape) < 0.2] = -1
     values = numbers("normal", (tokens, width), random)
     output = aligned((tokens, per_token, width), np.float32)
     output[...] = 7
@@ -228,7 +245,9 @@ def test_experts(
     backend.program([operation]).run(tokens)
     for t in range(tokens):
         for k, expert in enumerate(chosen[t]):
-            if slots[expert] < 0:
+            if expert == -1:
+                assert output[t, k].tobytes() == values[t].tobytes()
+            elif slots[expert] < 0:
                 assert (output[t, k] == 7).all()
             else:
                 gate_up, down, *biases = ffns[expert]

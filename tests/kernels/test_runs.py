@@ -16,7 +16,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend, Program
-from edgemoe.kernels.formats import PANEL_ROWS
+from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
     CLAMPED,
@@ -81,6 +81,7 @@ class TinyWeights:
         self.delta = [(matrix(rows, WIDTH), vector(rows)) for rows in (CHANNELS, 2, 2, 2 * DELTA_VALUES)]
         self.kernel, self.decay_bias, self.rate = vector(CHANNELS * 4), vector(2), -np.abs(vector(2))
         self.scan_skip, self.scan_norm = vector(2), vector(2 * DELTA_VALUES)
+        self.channel_rates, self.channel_skip = -np.abs(vector(WIDTH * ROTARY)), vector(WIDTH)
         latent_rows = LATENT, ROTARY, HEADS * HEAD_WIDTH, HEADS * ROTARY
         self.latent = [(matrix(rows, WIDTH), vector(rows)) for rows in latent_rows]
         self.key_up, self.value_up = matrix(HEADS * LATENT, HEAD_WIDTH), matrix(HEADS * HEAD_WIDTH, LATENT)
@@ -159,8 +160,10 @@ class TinyLayer:
         scores = aligned((3, PAGES, PAGE_TOKENS // RATE), np.float32)
         seen, named = aligned((tokens, PAGES), np.int32), aligned((tokens, PER_TOKEN), np.int32)
         named_weights = buffer(PER_TOKEN)
+        self.channel_states = aligned((sequences, panel_count(WIDTH) * PANEL_ROWS, ROTARY), np.float32)
         rings = self.ring, self.spread_ring, self.block_ring
-        for state in (*rings, self.delta_states, self.scan_states):
+        self.states = *rings, self.delta_states, self.scan_states, self.channel_states
+        for state in self.states:
             state.fill(np.nan)  # what is there before the first tokens is never read
         projections = [
             op.LinearPart(*own.query, query), op.LinearPart(*own.keys, keys), op.LinearPart(*own.values, values),
@@ -211,6 +214,11 @@ class TinyLayer:
             op.Gate(self.gate, over, "silu"),
             op.RmsNorm(over, own.scan_norm, 1e-5, over, 2, own_weights=2),
             op.Linear(over, (op.LinearPart(own.delta_out, None, self.residual),), 0.5, True),
+            so.ChannelScan(
+                *(convolved, normed, rotary, rotary, own.channel_rates, own.channel_skip),
+                *(*self.places[:2], self.channel_states, shared),
+            ),
+            op.Mix(self.residual, shared, 0.5, None, None, None, self.residual),
             op.Embed(self.ids, own.embedding, 1.3, streams, STREAMS),
             op.Linear(
                 normed,
@@ -323,7 +331,7 @@ PLACE_FAULTS = {
 }
 
 
-@every_case("kind", [so.StoreKv, so.Attention, so.ShortConv, so.DeltaRule, so.SelectiveScan])
+@every_case("kind", [so.StoreKv, so.Attention, so.ShortConv, so.DeltaRule, so.SelectiveScan, so.ChannelScan])
 def test_rows_without_a_place_are_refused(any_backend: Backend, kind: type) -> None:
     """And nothing is written, not even for the rows before."""
     for fault in PLACE_FAULTS:
@@ -341,6 +349,7 @@ def refuse_rows(any_backend: Backend, fault: str, kind: type) -> None:
         so.ShortConv: [layer.ring],
         so.DeltaRule: [layer.delta_states],
         so.SelectiveScan: [layer.scan_states],
+        so.ChannelScan: [layer.channel_states],
     }
     written = states.get(kind) or [operation.output]
     for array in written:
@@ -418,7 +427,7 @@ def test_shared_pages_change_no_bit(any_backend: Backend) -> None:
     program = any_backend.program(layer.operations)
     layer.ids[:] = first
     program.run(PAGE_TOKENS)
-    for state in (layer.ring, layer.spread_ring, layer.block_ring, layer.delta_states, layer.scan_states):
+    for state in layer.states:
         state[1] = state[0]
     tail = np.arange(PAGE_TOKENS, CONTEXT)
     layer.places.positions[: len(tail)] = tail

@@ -18,6 +18,7 @@ from tests.kernels import tolerance
 from tests.kernels.builders import aligned, aligned_copy, few_examples, numbers, places, seeds
 from tests.kernels.conftest import make_backend
 from tests.kernels.test_delta_rule import KINDS, matrices, panels
+from tests.support.every_case import every_case
 
 
 def scan(
@@ -27,8 +28,12 @@ def scan(
     random: np.random.Generator,
     kind: str = "normal",
     position: int = 0,
+    steps: bool = True,
 ) -> so.SelectiveScan:
-    """The operation on rows of the second of two sequences, `(groups, heads)` and `(W, Wv)` as given."""
+    """The operation on rows of the second of two sequences, `(groups, heads)` and `(W, Wv)` as given.
+
+    Without steps it has no skip either.
+    """
     (G, H), (W, Wv) = heads, widths
     positions, sequences, _ = places(tokens, position)
     sequences.fill(1)
@@ -37,10 +42,10 @@ def scan(
         states = panels(random.standard_normal((2, H, W, Wv)).astype(np.float32))
     return so.SelectiveScan(
         numbers(kind, (tokens, H * Wv + 2 * G * W), random),
-        numbers("normal", (tokens, H), random),
-        numbers("normal", (H,), random),
+        numbers("normal", (tokens, H), random) if steps else None,
+        numbers("normal", (H,), random) if steps else None,
         aligned_copy(-np.exp(random.uniform(-2, 2, H)).astype(np.float32)),
-        numbers("normal", (H,), random),
+        numbers("normal", (H,), random) if steps else None,
         G,
         positions,
         sequences,
@@ -54,10 +59,13 @@ def by_hand(o: so.SelectiveScan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Errors of a column of the state, which decays, add up over rows; the bound follows magnitudes.
     """
-    tokens, H = o.step.shape
+    (tokens, outputs), H = o.output.shape, len(o.rate)
     G, W = o.groups, o.states.shape[3]
-    Wv = o.output.shape[1] // H
+    Wv = outputs // H
     rows = o.mixed.astype(np.float64)
+    skip = np.zeros(H) if o.skip is None else o.skip
+    if o.step is None:  # queries, keys and values in the order of the others
+        rows = np.concatenate([rows[:, 2 * G * W :], rows[:, G * W : 2 * G * W], rows[:, : G * W]], axis=1)
     output, bound = np.empty((2, tokens, H, Wv))
     states = matrices(o)[1].astype(np.float64) if o.positions[0] else np.zeros((H, W, Wv))
     for h in range(H):
@@ -66,15 +74,17 @@ def by_hand(o: so.SelectiveScan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for t in range(tokens):
             x, shared = rows[t, h * Wv : (h + 1) * Wv], rows[t, H * Wv :]
             key, query = shared[g * W : (g + 1) * W], shared[(G + g) * W : (G + g + 1) * W]
-            step = np.logaddexp(0, float(o.step[t, h]) + float(o.step_bias[h]))
+            step = 1.0
+            if o.step is not None and o.step_bias is not None:
+                step = np.logaddexp(0, float(o.step[t, h]) + float(o.step_bias[h]))
             exponent = float(o.rate[h]) * step
             rounding = tolerance.UNIT * (20 + 8 * abs(exponent))
             error = np.exp(exponent) * error + rounding * np.abs(np.exp(exponent) * S)
             error += tolerance.UNIT * 40 * np.abs(np.outer(key, step * x))
             S *= np.exp(exponent)
             S += np.outer(key, step * x)
-            output[t, h] = S.T @ query + o.skip[h] * x
-            terms = np.abs(S).T @ np.abs(query) + np.abs(o.skip[h] * x)
+            output[t, h] = S.T @ query + skip[h] * x
+            terms = np.abs(S).T @ np.abs(query) + np.abs(skip[h] * x)
             bound[t, h] = error.T @ np.abs(query) + tolerance.UNIT * (W + 20) * terms
     return output.reshape(tokens, -1).astype(np.float32), states, bound.reshape(tokens, -1)
 
@@ -86,6 +96,7 @@ def by_hand(o: so.SelectiveScan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     st.sampled_from([(1, 1), (4, 16), (7, 20), (16, 16), (18, 40), (128, 32), (256, 17)]),
     st.sampled_from([0, 5]),
     KINDS,
+    st.booleans(),
     seeds,
 )
 def test_selective_scan(
@@ -95,10 +106,11 @@ def test_selective_scan(
     widths: tuple[int, int],
     position: int,
     kind: str,
+    steps: bool,
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
-    operation = scan(tokens, heads, widths, random, kind, position)
+    operation = scan(tokens, heads, widths, random, kind, position, steps)
     expected, states, bound = by_hand(operation)
     other = operation.states[0].copy()
     any_backend.program([operation]).run(tokens)
@@ -112,11 +124,13 @@ def test_selective_scan(
 
 @pytest.mark.parametrize("threads", ["", " 3 threads"])
 @pytest.mark.parametrize("isa", available_isas())
-@pytest.mark.parametrize("heads", [(1, 2), (4, 8)])
-def test_the_bits_are_the_same_on_every_instruction_set(isa: str, threads: str, heads: tuple[int, int]) -> None:
+@every_case(("heads", "steps"), [((1, 2), True), ((4, 8), True), ((4, 4), False)])
+def test_the_bits_are_the_same_on_every_instruction_set(
+    isa: str, threads: str, heads: tuple[int, int], steps: bool
+) -> None:
     found = []
     for name in ("native generic", f"native {isa}{threads}"):
-        operation = scan(90, heads, (37, 50), np.random.default_rng(1), position=3)
+        operation = scan(90, heads, (37, 50), np.random.default_rng(1), position=3, steps=steps)
         backend = make_backend(name)
         backend.program([operation]).run(90)
         backend.close()
@@ -124,14 +138,15 @@ def test_the_bits_are_the_same_on_every_instruction_set(isa: str, threads: str, 
     assert found[0] == found[1]
 
 
-def test_cuts_and_company_change_no_bit(any_backend: Backend) -> None:
+@every_case("steps", [True, False])
+def test_cuts_and_company_change_no_bit(any_backend: Backend, steps: bool) -> None:
     """A sequence alone; token by token; and in turn with another one, each row of which is the same."""
-    alone = scan(80, (2, 4), (20, 24), np.random.default_rng(2))
+    alone = scan(80, (2, 4), (20, 24), np.random.default_rng(2), steps=steps)
     single = replace(alone, states=aligned_copy(alone.states), output=aligned(alone.output.shape, np.float32))
     together = replace(
         alone,
         mixed=aligned_copy(np.repeat(alone.mixed, 2, axis=0)),
-        step=aligned_copy(np.repeat(alone.step, 2, axis=0)),
+        step=None if alone.step is None else aligned_copy(np.repeat(alone.step, 2, axis=0)),
         positions=aligned_copy(np.repeat(alone.positions, 2)),
         sequences=aligned_copy(np.tile(np.array([0, 1], np.int32), 80)),
         states=aligned_copy(alone.states),
@@ -141,7 +156,7 @@ def test_cuts_and_company_change_no_bit(any_backend: Backend) -> None:
     any_backend.program([together]).run(160)
     assert together.output[::2].tobytes() == together.output[1::2].tobytes() == alone.output.tobytes()
     assert together.states[0].tobytes() == together.states[1].tobytes() == alone.states[1].tobytes()
-    rows = ("mixed", "step", "positions", "sequences", "output")
+    rows = ("mixed", *(("step",) if steps else ()), "positions", "sequences", "output")
     one = replace(single, **{name: aligned_copy(getattr(single, name)[:1]) for name in rows})
     program = any_backend.program([one])
     for t in range(80):
@@ -156,6 +171,7 @@ def test_cuts_and_company_change_no_bit(any_backend: Backend) -> None:
 def test_extreme_steps(any_backend: Backend, shift: float, decays_to: float) -> None:
     """A step of nearly 0 keeps the state as it is, a very large one forgets it; neither is NaN."""
     operation = scan(1, (1, 1), (8, 16), np.random.default_rng(3), position=1)
+    assert operation.step is not None
     operation.step.fill(shift)
     operation.mixed[:, :16] = 0  # nothing is added
     before = matrices(operation)[1].copy()
@@ -168,6 +184,7 @@ def test_extreme_steps(any_backend: Backend, shift: float, decays_to: float) -> 
     [
         ({"groups": 3}, "groups: expected a divisor of 4 heads, found 3"),
         ({"mixed": np.zeros((5, 100), np.float32)}, "mixed: expected 176 columns, found 100"),
+        ({"step": None}, "step_bias: expected none without steps, found True"),
     ],
 )
 def test_contradictions_are_refused(any_backend: Backend, change: dict[str, object], message: str) -> None:

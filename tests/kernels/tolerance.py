@@ -127,7 +127,8 @@ def _hidden(
             up = up + biases.up
             up_slack = up_slack + UNIT * np.abs(up)
     if activation.limit is not None:  # what is clamped is no further apart than before
-        gate, up = np.minimum(gate, activation.limit), np.clip(up, -activation.limit, activation.limit)
+        gate = gate if activation.function == "capped_silu" else np.minimum(gate, activation.limit)
+        up = np.clip(up, -activation.limit, activation.limit)
     up = up + (activation.offset or 0)
     up_slack = up_slack + UNIT * np.abs(up)
     argument = activation.alpha * gate
@@ -140,6 +141,8 @@ def _hidden(
     # |gate| units; in gelu_tanh up to five times.
     rounded = EXPONENTIAL + 4 * UNIT + 5 * UNIT * np.abs(argument) * (1 - share) * (activation.function == "gelu_tanh")
     gated_slack = 1.13 * (gate_slack + UNIT * np.abs(gate)) + np.abs(gated) * rounded
+    if activation.function == "capped_silu":
+        gated = np.minimum(gated, activation.limit)
     if activation.function in ("relu", "relu2"):
         gated, gated_slack = np.maximum(gate, 0), gate_slack
         if activation.function == "relu2":

@@ -9,13 +9,14 @@ import pytest
 from edgemoe.architectures import model_spec
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks import GatedFfn, Moe, RouterSpec
 from edgemoe.model.build import build_graph
 from edgemoe.model.graph import BuildOptions, Section, Weight
 from edgemoe.model.listing import list_layer
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import GLM_45_AIR, MIXTRAL_8X7B
-from tests.support.checkpoints import SMALL_NEMOTRON
+from tests.support.checkpoints import SMALL_LONGCAT, SMALL_NEMOTRON
 
 SETTINGS = ("renormalise", "score", "groups", "kept_groups", "epsilon", "scale")
 
@@ -83,3 +84,18 @@ def test_a_layer_without_experts_guesses_before_it_is_computed() -> None:
         assert isinstance(guess[-1].operation, ex.Prefetch)
         assert set(stages[number][len(guess) :]) == {"beside"}
         assert named(guess[0].operation.weight) == f"layers.{number + 1}.ffn_norm"
+
+
+def test_experts_that_are_late_are_read_while_the_blocks_after_them_are_computed() -> None:
+    """Their routing is known before the first FFN, whose rows they share, and their sum joins the stream last."""
+    steps = build_graph(model_spec(SMALL_LONGCAT)).layers[0].steps
+    kinds = [type(step.operation) for step in steps]
+    fetch, experts = kinds.index(ex.Fetch), kinds.index(ex.Experts)
+    attentions = [number for number, kind in enumerate(kinds) if kind is so.Attention]
+    ffns = [number for number, kind in enumerate(kinds) if kind is op.GatedFfn]
+    assert attentions[0] < fetch < ffns[0] < attentions[1] < ffns[1] < experts
+    assert [step.stage for step in steps[experts:]] == ["experts", "combine"]
+    assert {step.stage for step in steps[ffns[0] : experts]} == {"beside"}
+    assert steps[experts].operation.input is steps[ffns[0]].operation.input
+    guess = [step.operation for step in steps if step.stage == "guess"]
+    assert named(guess[0].weight) == "layers.1.first.ffn_norm"

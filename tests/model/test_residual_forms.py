@@ -11,12 +11,13 @@ import pytest
 from edgemoe.architectures import model_spec
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks import Attention, GatedFfn
 from edgemoe.model.build import build_graph
 from edgemoe.model.graph import STAGES, Value, values_of
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
-from tests.architectures.published import GEMMA4_26B_A4B, MIXTRAL_8X7B
+from tests.architectures.published import GEMMA4_26B_A4B, MIXTRAL_8X7B, SMALLTHINKER_21B
 from tests.model.test_attention_block import D, G, H, V, W, formula, rms, run
 from tests.support.every_case import every_case
 
@@ -113,6 +114,22 @@ def test_parallel_ffns_take_turns_at_each_stage() -> None:
     assert len(joined) == 2
     assert len({id(mix.result) for mix in joined}) == 2
     assert all(isinstance(mix.output, Value) and mix.output.name == "residual" for mix in joined)
+
+
+def test_experts_that_are_known_as_a_layer_begins_are_read_while_attention_is_computed() -> None:
+    graph = build_graph(model_spec(SMALLTHINKER_21B))
+    for layer in graph.layers[:2]:
+        kinds = [type(step.operation) for step in layer.steps]
+        order = [kinds.index(kind) for kind in (ex.Route, ex.Fetch, ex.Prefetch, so.Attention, ex.Experts)]
+        assert order == sorted(order)
+        router, guess = (step.operation for step in layer.steps[:-1] if type(step.operation) is ex.Route)
+        products = [step.operation for step in layer.steps if isinstance(step.operation, op.Linear)]
+        # Both read the stream as it is, under no norm.
+        assert [product.input is graph.residual for product in products[:2]] == [True, True]
+        assert (products[0].parts[0].output, products[1].parts[0].output) == (router.logits, guess.logits)
+        for value, (first, last) in layer.lives().items():
+            uses = [number for number, step in enumerate(layer.steps) if value in set(values_of(step.operation))]
+            assert (first, last) == (uses[0], uses[-1])
 
 
 def test_experts_that_read_the_stream_itself_are_summed_with_the_dense_ffn_beside_them() -> None:

@@ -17,8 +17,10 @@ from edgemoe.model.blocks import (
     GatedDelta,
     GatedFfn,
     LatentAttention,
+    Mamba,
     Mamba2,
     Moe,
+    OutputGate,
     PlainFfn,
     RouterSpec,
     SharedExpert,
@@ -35,6 +37,7 @@ ATTENTION = Attention(4, 2, 16, 0.25, RopeSpec(1e4, 16, "linear", {"factor": 2.0
 COMPRESSED = CompressedAttention(
     4, 16, 24, 2, 12, 32, RopeSpec(1e4, 8, pairing="neighbours"), rate=4, overlap=True, index=BlockIndex(2, 8, 5)
 )
+LATENT = LatentAttention(2, 32, 16, 8, 16, 0.2, RopeSpec(1e4, 8))
 MOE = Moe(8, 2, 48, RouterSpec(True), SharedExpert(32, gate=True))
 SPEC = ModelSpec(
     "test", 101, 64, (LayerSpec.of(ATTENTION, GatedFfn(80)), LayerSpec.of(ATTENTION, MOE)), 1e-5, 256, False
@@ -137,6 +140,20 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(GatedDelta(2, 3, 16, 16, 4)), "3 heads that share 2 heads of keys"),
         (LayerSpec.of(GatedDelta(1, 1, 257, 16, 4)), "keys of 257 channels: expected at most 256"),
         (LayerSpec.of(GatedDelta(1, 1, 16, 16, 1)), "a convolution over 1 tokens: expected 2 to 64"),
+        (LayerSpec.of(Mamba(32, 257, 2, 4)), "257 numbers of each channel: expected at most 256"),
+        (LayerSpec.of(Mamba(32, 16, 2, 1)), "a convolution over 1 tokens: expected 2 to 64"),
+        (
+            LayerSpec.of(LatentAttention(4, 32, 16, 8, 16, 0.2, None, output_gate=OutputGate("channel"))),
+            "a gate of latent attention that is not one of its heads",
+        ),
+        (
+            LayerSpec((Block(GatedFfn(8), residual=Residual(keep=True, base_scale=2.0)),)),
+            "a residual with two factors of its base",
+        ),
+        (
+            LayerSpec.of(GatedFfn(8, Activation("capped_silu"))),
+            "activation: limit: expected a limit for capped_silu",
+        ),
         (LayerSpec.of(Mamba2(3, 16, 2, 16, 4)), "3 heads in 2 groups"),
         (LayerSpec.of(Mamba2(2, 16, 2, 16, 65)), "a convolution over 65 tokens: expected 2 to 64"),
         (
@@ -156,6 +173,14 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (routed(True, groups=4, top_k=3), "router: experts: expected at most 2 per token, found 3"),
         (routed(True, top_k=9), "router: experts: expected at most 8 per token, found 9"),
         (LayerSpec((Block(MOE, input_norm=False, early=True),)), "reads the stream early without an input norm"),
+        (LayerSpec((Block(MOE, late=True), Block(ATTENTION))), "a late block but of experts that are parallel"),
+        (LayerSpec((Block(ATTENTION), Block(GatedFfn(8), parallel=True, late=True))), "a late block but of experts"),
+        (
+            LayerSpec((Block(ATTENTION), Block(MOE, parallel=True, post_norm=True, late=True))),
+            "that are parallel to another one and plainly added",
+        ),
+        (LayerSpec.of(replace(MOE, passing=2, capacity=3)), "choices of no expert beside a capacity or weights of"),
+        (LayerSpec.of(replace(LATENT, query_scale=2.0)), "a factor of queries that are made of the stream itself"),
         (LayerSpec.of(replace(ATTENTION, chunked=True, window=0)), "chunks of no width"),
         (LayerSpec.of(replace(MOE, weigh_inputs=True)), "weights of the inputs of 2 experts for each token"),
         (

@@ -24,6 +24,7 @@ from tests.conversion.gguf.test_tokenizer import reference
 from tests.golden.cases import CASES
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.hybrid_models import SMALL_HYBRID
 from tests.support.mamba_models import SMALL_MAMBA
 
 pytestmark = pytest.mark.peer
@@ -37,6 +38,7 @@ PLAIN = {
     # llama.cpp cuts the ends of gpt-oss's ramp of positions to whole channels, which its config says not to.
     **{name: config for name, config in EXPRESSIBLE.items() if name != "gpt_oss"},
     **SMALL_MAMBA,
+    **SMALL_HYBRID,
 }
 WORDS = (
     "Hello, world! What's 12345 + 67890? It's 3.14, I'LL say; don't. you'Re SHE'D",
@@ -187,7 +189,10 @@ def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
     print(f"{name}: relative error {apart.max():.2g}, mean KL {agreement(ours, theirs)[1]:.2g}")
     # llama.cpp brings keys of recurrent layers to unit length without an epsilon, which tells with narrow heads.
     # It finds DeepSeek's factor of the scores by logarithms in float32, and takes it off the rotation again.
-    bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3, "deepseek_v3": 3e-5}
+    # It computes recurrent layers in chunks, whose sums have another order. The decays of Mamba-1 have exponents that
+    # are products of two rounded numbers.
+    bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3}
+    bounds |= dict.fromkeys(("deepseek_v3", "jamba", "bailing_hybrid", "minimax"), 3e-5)
     assert apart.max() < next((bound for start, bound in bounds.items() if name.startswith(start)), 1e-5)
 
 

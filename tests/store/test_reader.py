@@ -32,6 +32,8 @@ from tests.support.examples import examples
 from tests.support.page_cache import cached_pages
 from tests.support.stores import edit_manifest, flip_bit, sealed, small_store, version_1
 
+SYNCHRONISES = True
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Store:

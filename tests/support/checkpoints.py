@@ -115,6 +115,44 @@ SMALL_NEMOTRON: dict[str, Any] = {
 }
 """Layers of one block each: two of Mamba-2, two of 10 experts on latent rows, one of attention, and an FFN
 without a gate."""
+SMALL_JAMBA: dict[str, Any] = {
+    "model_type": "jamba",
+    "attn_layer_offset": 1,
+    "attn_layer_period": 3,
+    "hidden_size": 72,
+    "intermediate_size": 40,
+    "mamba_d_state": 12,
+    "mamba_dt_rank": 6,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 6,
+    "num_experts": 10,
+    "num_experts_per_tok": 3,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 193,
+}
+"""Three layers of Mamba-1 and one of attention; every second one has 10 experts."""
+SMALL_LONGCAT: dict[str, Any] = {
+    "model_type": "longcat_flash",
+    "expert_ffn_hidden_size": 40,
+    "ffn_hidden_size": 24,
+    "hidden_size": 72,
+    "kv_lora_rank": 32,
+    "max_position_embeddings": 512,
+    "moe_topk": 4,
+    "n_routed_experts": 10,
+    "num_attention_heads": 6,
+    "num_layers": 4,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "v_head_dim": 16,
+    "vocab_size": 193,
+    "zero_expert_num": 5,
+}
+"""Four layers of two attentions, two FFNs, and 10 experts beside 5 choices of none."""
 SMALL_DEEPSEEK: dict[str, Any] = {
     "model_type": "deepseek_v3",
     "hidden_size": 72,

@@ -1,4 +1,4 @@
-"""Small models with Mamba-2 layers that llama.cpp can run."""
+"""Small models with Mamba layers that llama.cpp can run."""
 
 from __future__ import annotations
 
@@ -30,6 +30,27 @@ SMALL_MAMBA: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "vocab_size": 128,
     },
+    "jamba": {
+        "model_type": "jamba",
+        "attn_layer_offset": 1,
+        "attn_layer_period": 3,
+        "expert_layer_offset": 1,
+        "expert_layer_period": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "mamba_d_conv": 3,
+        "mamba_d_state": 16,
+        "mamba_dt_rank": 32,
+        "mamba_expand": 2,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 128,
+    },
     "nemotron_h": {
         "model_type": "nemotron_h",
         "conv_kernel": 4,
@@ -58,5 +79,7 @@ SMALL_MAMBA: dict[str, dict[str, Any]] = {
 SMALL_MAMBA |= {
     "granitemoehybrid with positions, without experts": SMALL_MAMBA["granitemoehybrid"]
     | {"attention_bias": True, "num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "rope"},
+    "jamba without experts": SMALL_MAMBA["jamba"]
+    | {"num_experts": 1, "num_experts_per_tok": None, "tie_word_embeddings": True},
     "nemotron_h without latent rows": SMALL_MAMBA["nemotron_h"] | {"moe_latent_size": None, "norm_topk_prob": False},
 }

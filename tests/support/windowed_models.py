@@ -116,9 +116,55 @@ SMALL_WINDOWED: dict[str, dict[str, Any]] = {
         },
         "v_head_dim": 32,
     },
+    "step3p5": {
+        key: value for key, value in _COMMON.items() if key not in ("num_experts_per_tok", "num_key_value_heads")
+    }
+    | {
+        "attention_other_setting": {"num_attention_groups": 2, "num_attention_heads": 6},
+        "head_dim": 32,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3],
+        "moe_layers_enum": "1,2,3",
+        "moe_num_experts": 8,
+        "moe_router_scaling_factor": 3.0,
+        "moe_top_k": 3,
+        "num_attention_groups": 2,
+        "partial_rotary_factors": [0.5, 1.0, 1.0, 1.0],
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 2.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 32.0,
+            "original_max_position_embeddings": 131072,
+        },
+        "rope_theta": [5e6, 1e4, 1e4, 1e4],
+        "share_expert_dim": 64,
+        "swiglu_limits": [0.0, 0.0, 0.5, 0.25],
+        "swiglu_limits_shared": [0.5, 0.0, 0.0, 0.25],
+        "yarn_only_types": ["full_attention"],
+    },
 }
 for _name, _config in SMALL_WINDOWED.items():
     _config["model_type"] = _name
+
+_SMALLTHINKER: dict[str, Any] = {
+    "head_dim": 32,
+    "hidden_size": 64,
+    "max_position_embeddings": 512,
+    "model_type": "smallthinker",
+    "moe_ffn_hidden_size": 96,
+    "moe_num_active_primary_experts": 3,
+    "moe_num_primary_experts": 8,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 5,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_layout": [0, 1, 1, 1, 0],
+    "rope_theta": 1.5e6,
+    "sliding_window_layout": [0, 1, 1, 1, 0],
+    "sliding_window_size": 4096,
+    "tie_word_embeddings": False,
+    "vocab_size": 128,
+}
 
 SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
     "arctic": {
@@ -136,6 +182,14 @@ SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e4,
         "vocab_size": 128,
+    },
+    "smallthinker": _SMALLTHINKER,
+    "smallthinker without windows": _SMALLTHINKER
+    | {
+        "moe_primary_router_apply_softmax": True,
+        "rope_layout": None,
+        "sliding_window_layout": None,
+        "tie_word_embeddings": True,
     },
     "dbrx": {
         "attn_config": {"clip_qkv": 2.0, "kv_n_heads": 2, "rope_theta": 5e5},

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
+from edgemoe.conversion.gguf.kda import KDA, kda_problems
 from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
 from edgemoe.conversion.gguf.latent import latent_problems
 from edgemoe.conversion.gguf.layers import (
@@ -21,6 +22,8 @@ from edgemoe.conversion.gguf.layers import (
     mixers,
     plain_scale,
 )
+from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
+from edgemoe.conversion.gguf.lightning import lightning_problems
 from edgemoe.conversion.gguf.mamba import MAMBA
 from edgemoe.conversion.gguf.mamba_metadata import mamba_problems
 from edgemoe.conversion.gguf.windowed import WINDOWED
@@ -44,6 +47,7 @@ _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 """Its activation; the numbers stand in llama.cpp, not in the file."""
 
 _COMPUTED_OTHERWISE = {
+    "grove_moe": "adjugate experts of what the others give, in place of what they read",
     "grok-1": "weights of a token's experts divided by their sum",
     "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
 }
@@ -91,6 +95,12 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         return
     if architecture in MAMBA:
         yield from mamba_problems(architecture, spec)
+        return
+    if architecture in KDA:
+        yield from kda_problems(architecture, spec)
+        return
+    if architecture == LIGHTNING:
+        yield from lightning_problems(spec)
         return
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (

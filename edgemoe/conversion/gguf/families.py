@@ -7,9 +7,10 @@ which models a file of an architecture cannot express is in `expressible.py`.
 
 from __future__ import annotations
 
+from edgemoe.architectures.table import SUM_SUFFIX
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
-from edgemoe.conversion.gguf.mamba_tensors import MAMBA_FLAT, mamba_names
+from edgemoe.conversion.gguf.mamba_tensors import JAMBA_NAMES, MAMBA_FLAT, mamba_names
 from edgemoe.model.blocks import RouterSpec
 
 _SPLIT = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
@@ -65,6 +66,15 @@ _ARCTIC_NAMES = {
     "ffn_up.weight": "residual_mlp.w3.weight",
     "ffn_down.weight": "residual_mlp.w2.weight",
 }
+_STEP_NAMES = {
+    "output_norm.weight": "model.norm" + SUM_SUFFIX,
+    "attn_norm.weight": "input_layernorm" + SUM_SUFFIX,
+    "ffn_norm.weight": "post_attention_layernorm" + SUM_SUFFIX,
+    "attn_q_norm.weight": "self_attn.q_norm" + SUM_SUFFIX,
+    "attn_k_norm.weight": "self_attn.k_norm" + SUM_SUFFIX,
+    "attn_gate.weight": "self_attn.g_proj.weight",
+    "exp_probs_b.bias": "moe.router_bias",
+}
 _LLAMA4_NAMES = {f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")}
 _HUNYUAN_NAMES = {
     "attn_q_norm.weight": "self_attn.query_layernorm.weight",
@@ -88,6 +98,32 @@ _LING_NAMES = {
     "attn_q_norm.weight": "attention.query_layernorm.weight",
     "attn_k_norm.weight": "attention.key_layernorm.weight",
     "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+
+_KDA_NAMES = {
+    "ssm_beta.weight": "self_attn.b_proj.weight",
+    "ssm_dt.bias": "self_attn.dt_bias",
+    "ssm_a": "self_attn.rate",
+    "ssm_norm.weight": "self_attn.o_norm.weight",
+    **{f"ssm_conv1d_{letter}.weight": f"self_attn.{letter}_conv1d.weight" for letter in "qkv"},
+    **{f"ssm_{part}_{end}.weight": f"self_attn.{part}_{end}_proj.weight" for part in "fg" for end in "ab"},
+}
+_LING_3_NAMES = {
+    name: own.replace("self_attn.", "attention.") for name, own in (_LATENT_NAMES | _KDA_NAMES).items()
+} | {
+    "token_embd.weight": "model.word_embeddings.weight",
+    **{f"attn_{letter}.weight": f"attention.{letter}_proj.weight" for letter in "qkv"},
+    "attn_output.weight": "attention.dense.weight",
+    "attn_gate.weight": "attention.g_proj.weight",
+    "ssm_f_a.weight": "attention.f_proj.weight",
+    "ssm_g_a.weight": "attention.g_proj.weight",
+    "ssm_a": "attention.rate_without_sign",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+_LIGHTNING_NAMES = {
+    "attn_qkv.weight": "self_attn.qkv_proj.weight",
+    "attn_gate.weight": "self_attn.output_gate.weight",
+    "attn_norm_2.weight": "self_attn.norm.weight",
 }
 
 _GRANITE_MAMBA_NAMES = mamba_names("mamba")
@@ -121,6 +157,19 @@ FAMILIES: dict[str, Family] = {
         qk_norm=("head",),
         full_width=True,
         never_tied=True,
+    ),
+    "bailingmoe3": Family(
+        "bailing_hybrid",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LING_3_NAMES,
+        flat=frozenset({"ssm_a"}),
+        value_width=True,
     ),
     "dbrx": Family(
         "dbrx",
@@ -249,7 +298,7 @@ FAMILIES: dict[str, Family] = {
         "experts.{matrix}",
         matrices={"gate_up": "gate_up_proj", "down": "down_proj"},
         own_names=_GEMMA_NAMES,
-        proportional=True,
+        own_divisors=True,
     ),
     "glm4moe": Family(
         "glm4_moe",
@@ -314,6 +363,38 @@ FAMILIES: dict[str, Family] = {
         own_names=_NEMOTRON_NAMES,
         taps=("ssm_conv1d.weight", "mixer.conv1d.weight"),
         flat=MAMBA_FLAT,
+    ),
+    "jamba": Family(
+        "jamba",
+        False,
+        "feed_forward.router.weight",
+        "feed_forward.experts.{expert}.{matrix}.weight",
+        matrices=_SPLIT,
+        own_names=JAMBA_NAMES,
+        taps=("ssm_conv1d.weight", "mamba.conv1d.weight"),
+        full_width=True,
+    ),
+    "kimi-linear": Family(
+        "kimi_linear",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        _SHARED_EXPERTS,
+        partial_rotation=True,
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_LATENT_NAMES | _KDA_NAMES,
+        flat=frozenset({"ssm_a"}),
+        value_width=True,
+    ),
+    "minimax-01": Family(
+        "minimax",
+        False,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_W123,
+        own_names=_LIGHTNING_NAMES,
     ),
     "lfm2moe": Family(
         "lfm2_moe",
@@ -462,6 +543,24 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         value_width=True,
     ),
+    "smallthinker": Family(
+        "smallthinker",
+        False,
+        "block_sparse_moe.primary_router.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        matrices={"gate": "gate", "up": "up", "down": "down"},
+    ),
+    "step35": Family(
+        "step3p5",
+        False,
+        "moe.gate.weight",
+        "moe.{matrix}.weight",
+        "share_expert.{matrix}.weight",
+        leading_dense=True,
+        matrices=_SPLIT,
+        own_names=_STEP_NAMES,
+        own_divisors=True,
+    ),
 }
 
 ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
@@ -472,9 +571,12 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "kimi_k2": "deepseek2",
     "kimi_k25": "deepseek2",
     "llama4_text": "llama4",
+    "minimax_m1": "minimax-01",
+    "minimax_text_01": "minimax-01",
     "sarvam_mla": "deepseek2",
     "sarvam_moe": "bailingmoe2",
     "solar_open": "glm4moe",
+    "step3p7": "step35",
 }
 """GGUF architecture of each family, by `model_type`."""
 

@@ -48,8 +48,8 @@ class Family:
     """Whether heads of values lie in turn in the file (`Turns`)."""
     value_width: bool = False
     """Whether the file may say that values have another width than keys."""
-    proportional: bool = False
-    """Whether divisors of frequencies say which pairs turn in layers that see all tokens."""
+    own_divisors: bool = False
+    """Whether divisors of frequencies are of layers that see all tokens alone, and mean what `windowed.py` reads."""
     routing: RouterSpec = SOFTMAX_ROUTER
     """Its router but for the numbers that its files say."""
     routing_words: str = " of the logits"

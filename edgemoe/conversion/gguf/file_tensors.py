@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgemoe.conversion.formats import expert_of
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY, INTERLEAVED
+from edgemoe.conversion.gguf.kda import KDA, KIMI, LING
 from edgemoe.conversion.gguf.layers import attention_and_ffn
 from edgemoe.conversion.gguf.linear import LinearOrders, Turns, linear_orders
 from edgemoe.conversion.gguf.mamba_tensors import mamba_rows
@@ -15,7 +17,7 @@ from edgemoe.conversion.places import Place, tensor_places
 from edgemoe.errors import StoreError
 from edgemoe.kernels.file_rows import TYPE_NAMES
 from edgemoe.kernels.formats import GROUP_COLUMNS
-from edgemoe.model.blocks import LatentAttention
+from edgemoe.model.blocks import GatedDelta, LatentAttention, Lightning
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 
@@ -60,6 +62,11 @@ NAMES = {
     "mamba_taps": MODEL_TENSOR.SSM_CONV1D,
     "mamba_group_norm": MODEL_TENSOR.SSM_NORM,
     "mamba_out": MODEL_TENSOR.SSM_OUT,
+    "lightning_norm": MODEL_TENSOR.ATTN_NORM,
+    "lightning_in": MODEL_TENSOR.ATTN_QKV,
+    "lightning_gate": MODEL_TENSOR.ATTN_GATE,
+    "lightning_head_norm": MODEL_TENSOR.ATTN_NORM_2,
+    "lightning_out": MODEL_TENSOR.ATTN_OUT,
     "ffn_norm": MODEL_TENSOR.FFN_NORM,
     "sinks": MODEL_TENSOR.ATTN_SINKS,
     "router": MODEL_TENSOR.FFN_GATE_INP,
@@ -80,7 +87,24 @@ NAMES = {
 _POST_NORM = {"ffn_norm": MODEL_TENSOR.ATTN_POST_NORM}
 _GATED_QUERY = {"output_gate": MODEL_TENSOR.ATTN_Q}
 """Query and gate of each head in turn."""
+_OF_KDA = {
+    "delta_query": MODEL_TENSOR.ATTN_Q,
+    "delta_key": MODEL_TENSOR.ATTN_K,
+    "delta_value": MODEL_TENSOR.ATTN_V,
+    "delta_query_taps": MODEL_TENSOR.SSM_CONV1D_Q,
+    "delta_key_taps": MODEL_TENSOR.SSM_CONV1D_K,
+    "delta_value_taps": MODEL_TENSOR.SSM_CONV1D_V,
+    "delta_out": MODEL_TENSOR.ATTN_OUT,
+}
 _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
+    KIMI: _OF_KDA
+    | {
+        "delta_decays_latent": MODEL_TENSOR.SSM_F_A,
+        "delta_decays": MODEL_TENSOR.SSM_F_B,
+        "delta_gate_latent": MODEL_TENSOR.SSM_G_A,
+        "delta_gate": MODEL_TENSOR.SSM_G_B,
+    },
+    LING: _OF_KDA | {"delta_decays": MODEL_TENSOR.SSM_F_A, "delta_gate": MODEL_TENSOR.SSM_G_A},
     "bailingmoe2": dict.fromkeys(("query", "key", "value"), MODEL_TENSOR.ATTN_QKV),
     "arctic": {
         "dense.ffn.gate": MODEL_TENSOR.FFN_GATE,
@@ -102,6 +126,13 @@ _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
         "post_ffn_norm": MODEL_TENSOR.FFN_POST_NORM_2,
         "router_norm": MODEL_TENSOR.FFN_GATE_INP,
         "router_expert_scales": MODEL_TENSOR.FFN_DOWN_EXP,
+    },
+    "jamba": {
+        **dict.fromkeys(("mamba_step_latent", "mamba_write", "mamba_read"), MODEL_TENSOR.SSM_X),
+        "mamba_step": MODEL_TENSOR.SSM_DT,
+        "mamba_step_norm": MODEL_TENSOR.SSM_DT_NORM,
+        "mamba_write_norm": MODEL_TENSOR.SSM_B_NORM,
+        "mamba_read_norm": MODEL_TENSOR.SSM_C_NORM,
     },
     "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
     "nemotron_h_moe": {"ffn_norm": MODEL_TENSOR.ATTN_NORM},
@@ -153,6 +184,10 @@ class FileTensor:
     turns: Turns | None = None
     """From the order of the file to that of the store."""
     heads: int = 0
+    in_planes: bool = False
+    """Whether such a matrix has a dimension of one in the middle."""
+    negative: bool = False
+    """Whether the file has its numbers with the other sign."""
     places: list[Place] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """How many rows a block of each of its places has."""
@@ -164,6 +199,8 @@ class FileTensor:
             return (sum(one.rows for one in self.places), place.columns)
         if self.heads:
             return (self.heads, place.rows // self.heads, place.columns)
+        if self.rows and self.in_planes:
+            return (self.rows, 1, place.rows // self.rows)
         if self.rows:
             return (self.rows, place.rows // self.rows)
         rows = place.rows if self.stacked else sum(part.rows for part in self.places)
@@ -175,6 +212,17 @@ class FileTensor:
         """Size in the file in bytes, without the padding before the next tensor."""
         block_weights, block_bytes = GGML_QUANT_SIZES[self.type]
         return math.prod(self.shape) // block_weights * block_bytes
+
+
+def kda_rows(mixer: GatedDelta) -> Mapping[str, int]:
+    """The rows that vectors of a layer of Kimi Delta Attention have in the file, by their names in the model."""
+    keys, values = mixer.key_heads * mixer.key_dim, mixer.heads * mixer.value_dim
+    return {
+        "delta_query_taps": keys,
+        "delta_key_taps": keys,
+        "delta_value_taps": values,
+        "delta_rate": mixer.heads,
+    }
 
 
 def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
@@ -213,6 +261,8 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
             orders = LinearOrders({"query": body.nope_dim, "query_rotary": body.rotary_dim}, {}, {})
             heads = body.heads if own in ("key_up", "value_up") else 0
         turns = orders.turns.get(own)
+        if isinstance(body, Lightning) and own == "lightning_in":  # in a file by heads: query, key and value of each
+            turns = Turns(body.heads, 3 * body.heads, 0, body.head_dim)
         blocks_of_columns = turns is not None and turns.columns and place.format and place.format.quantised
         if turns is not None and blocks_of_columns and turns.width % GROUP_COLUMNS:
             raise StoreError(
@@ -222,7 +272,10 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
             )
         rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
         rows = mamba_rows(spec.layers[int(layer)].blocks[0].body).get(own, rows) if layer else rows
+        rows = kda_rows(body).get(own, rows) if architecture in KDA and isinstance(body, GatedDelta) else rows
         made = FileTensor(kind, dimensions, expert is not None, rotated, rows, turns, heads)
+        made.in_planes = own.endswith("_taps") and architecture in KDA
+        made.negative = architecture == LING and own == "delta_rate"
         tensor = tensors.setdefault(target, made)
         if tensor.type != kind:
             raise StoreError(

@@ -79,6 +79,14 @@ _KEYS = {
     "moe_num_experts": "expert_count",
     "moe_k": "expert_used_count",
     "moe_topk": "expert_used_count",
+    "moe_ffn_hidden_size": "expert_feed_forward_length",
+    "moe_router_scaling_factor": "expert_weights_scale",
+    "num_attention_groups": "attention.head_count_kv",
+    "share_expert_dim": "expert_shared_feed_forward_length",
+    "swiglu_limits": "swiglu_clamp_exp",
+    "swiglu_limits_shared": "swiglu_clamp_shexp",
+    "moe_num_active_primary_experts": "expert_used_count",
+    "moe_num_primary_experts": "expert_count",
     "moe_layer_start_index": "leading_dense_block_count",
     "moe_layer_interval": "interleave_moe_layer_step",
     "router_scaling_factor": "expert_weights_scale",
@@ -93,6 +101,8 @@ _KEYS = {
     "mamba_d_conv": "ssm.conv_kernel",
     "mamba_d_head": "ssm.inner_size",
     "mamba_d_state": "ssm.state_size",
+    "mamba_dt_rank": "ssm.time_step_rank",
+    "mamba_expand": "ssm.inner_size",
     "mamba_head_dim": "ssm.inner_size",
     "mamba_n_groups": "ssm.group_count",
     "mamba_n_heads": "ssm.time_step_rank",
@@ -125,8 +135,8 @@ _KEYS = {
     "logits_scaling": "logit_scale",
 }
 """The GGUF key that each config key comes from."""
-SIGMOID = 2
-"""The gating function by which each expert is weighed by itself."""
+SOFTMAX, SIGMOID = 1, 2
+"""The gating functions: by which experts share, or by which each is weighed by itself."""
 _CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
 
 

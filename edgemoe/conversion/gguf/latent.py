@@ -25,7 +25,7 @@ _GLM_FLASH = {"block_count": (47, 48), "vocab_size": (154_880,)}
 """llama.cpp knows GLM-4.7-Flash by these, whose first files do not say that its gating function is a sigmoid."""
 _V2_EXPERTS, _V2_GROUPS, _V2_KEPT = 160, 8, 3
 """DeepSeek-V2's, whose files before 2026 do not say that it has groups; Lite has fewer experts, and none."""
-_LARGEST_DIFFERENCE = 1e-4
+LARGEST_DIFFERENCE = 1e-4
 """How far the epsilon of the latents may be from that of other norms, which llama.cpp takes for both."""
 
 
@@ -116,11 +116,14 @@ def latent_problems(spec: ModelSpec) -> Iterator[str]:
         yield "models without routed experts"
         return
     own, rope = latents[0], latents[0].rope
+    if rope is None:
+        yield "attention without rotary positions"
+        return
     if rope.pairing != "neighbours":
         yield f"rotation of {rope.pairing}"
     if rope.scaling == "yarn" and not math.isclose(rope.parameters["attention_factor"], 1.0):
         yield "YaRN with a factor of the rotation"
-    if abs(own.latent_epsilon - spec.norm_epsilon) > _LARGEST_DIFFERENCE:
+    if abs(own.latent_epsilon - spec.norm_epsilon) > LARGEST_DIFFERENCE:
         yield f"epsilon of {own.latent_epsilon:g} for norms of latents beside {spec.norm_epsilon:g} for others"
     for ffn in dict.fromkeys(ffns):
         if isinstance(ffn, Moe):
@@ -186,6 +189,7 @@ def write_latent(writer: GGUFWriter, spec: ModelSpec) -> None:
     if router.groups > 1:
         writer.add_expert_group_count(router.groups)
         writer.add_expert_group_used_count(router.kept_groups)
+    assert own.rope is not None
     write_rope(writer, own.rope)
     if own.rope.scaling == "yarn":
         writer.add_rope_scaling_yarn_log_mul(0.1 * _score_weight(own))
@@ -194,5 +198,5 @@ def write_latent(writer: GGUFWriter, spec: ModelSpec) -> None:
 def _score_weight(own: LatentAttention) -> float:
     """The `mscale_all_dim` that the scale of the scores comes from."""
     gain = math.sqrt(own.scale * math.sqrt(own.nope_dim + own.rotary_dim))
-    factor = own.rope.parameters["factor"]
+    factor = own.rope.parameters["factor"] if own.rope else 1.0
     return round((gain - 1) / (0.1 * math.log(factor)), 9) if factor > 1 else 0.0

@@ -62,8 +62,9 @@ def has_rope(spec: ModelSpec) -> bool:
 def rope_of(spec: ModelSpec) -> RopeSpec:
     """The rotary positions of a model that a GGUF can hold: of all its attention, or of the layers without a window."""
     for layer in spec.layers:
-        if isinstance(layer.blocks[0].body, LatentAttention):
-            return layer.blocks[0].body.rope
+        own = layer.blocks[0].body.rope if isinstance(layer.blocks[0].body, LatentAttention) else None
+        if own is not None:
+            return own
     ropes = [own for own in attention_of(spec) if own.rope is not None]
     rope = min(ropes, key=lambda own: own.window > 0).rope
     assert rope is not None  # `check_expressible` has seen to it

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.architectures.qwen3_next import RATE, SUM_SUFFIX
+from edgemoe.architectures.qwen3_next import RATE
+from edgemoe.architectures.table import SUM_SUFFIX
 from edgemoe.model.blocks import Attention, Body, GatedDelta
 
 LINEAR_NAMES = {

@@ -1,7 +1,7 @@
-"""Configs of GGUF architectures with layers of Mamba-2: what files say, and what llama.cpp assumes where they do not.
+"""Configs of GGUF architectures with layers of Mamba: what files say, and what llama.cpp assumes where they do not.
 
 Each function gives the keys of a checkpoint's config that its architecture has beyond those that all have. Sources:
-src/models/granite-hybrid.cpp and nemotron-h.cpp in llama.cpp (2026).
+src/models/granite-hybrid.cpp and nemotron-h.cpp in llama.cpp (2026). Those with Mamba-1 are in `jamba.py`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.jamba import jamba_config
 from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 
 
 def _granite(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Granite 4: layers without key heads are of Mamba-2; rotary positions where the file does not say otherwise."""
-    kv_heads = _by_layer(metadata, "attention.head_count_kv", config["num_hidden_layers"])
+    kv_heads = by_layer(metadata, "attention.head_count_kv", config["num_hidden_layers"])
     heads, width = metadata.count("ssm.time_step_rank"), config["hidden_size"]
     inner = metadata.count("ssm.inner_size")
     if inner % heads or inner % width:
@@ -49,8 +50,8 @@ def _granite(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapp
 def _nemotron(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """Nemotron-H with experts: a layer with key heads is attention, one with a width of FFNs has experts."""
     layers = config["num_hidden_layers"]
-    kv_heads = _by_layer(metadata, "attention.head_count_kv", layers)
-    widths = _by_layer(metadata, "feed_forward_length", layers)
+    kv_heads = by_layer(metadata, "attention.head_count_kv", layers)
+    widths = by_layer(metadata, "feed_forward_length", layers)
     metadata.value("attention.layer_norm_epsilon")  # some loaders insist on it, though no norm uses it
     heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
     if inner % heads:
@@ -84,7 +85,13 @@ def _nemotron(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Map
     }
 
 
-def _by_layer(metadata: Metadata, key: str, layers: int) -> list[int]:
+def _jamba(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Jamba: layers without key heads are of Mamba-1."""
+    kv_heads = by_layer(metadata, "attention.head_count_kv", config["num_hidden_layers"])
+    return jamba_config(metadata, tensors, config, kv_heads)
+
+
+def by_layer(metadata: Metadata, key: str, layers: int) -> list[int]:
     """A number for each layer, 0 in some. Raises SourceError."""
     found = metadata.value(key)
     counts = found if isinstance(found, list) else [found] * layers
@@ -98,6 +105,7 @@ def _by_layer(metadata: Metadata, key: str, layers: int) -> list[int]:
 
 MAMBA: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, Any]], dict[str, Any]]] = {
     "granitehybrid": _granite,
+    "jamba": _jamba,
     "nemotron_h_moe": _nemotron,
 }
 """By the name of the architecture; the last argument is the config as far as it is the same for all."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edgemoe.conversion.gguf.jamba import ARCHITECTURE as JAMBA
+from edgemoe.conversion.gguf.jamba import jamba_problems, write_jamba
 from edgemoe.conversion.gguf.layers import attention_of, plain_scale
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
 from edgemoe.conversion.gguf.windowed_metadata import write_rope
@@ -18,6 +20,9 @@ _NEMOTRON = "nemotron_h_moe"
 
 def mamba_problems(architecture: str, spec: ModelSpec) -> Iterator[str]:
     """Yield what stands in the way of writing the model at all."""
+    if architecture == JAMBA:
+        yield from jamba_problems(spec)
+        return
     bodies = {block.body for layer in spec.layers for block in layer.blocks}
     if any(layer != LayerSpec.of(*(block.body for block in layer.blocks)) for layer in spec.layers):
         yield "blocks but with a norm before each, and plainly added"
@@ -40,6 +45,9 @@ def mamba_problems(architecture: str, spec: ModelSpec) -> Iterator[str]:
 
 def write_mamba(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> None:
     """Write all keys of the model itself."""
+    if architecture == JAMBA:
+        write_jamba(writer, spec)
+        return
     bodies = [[block.body for block in layer.blocks] for layer in spec.layers]
     flat = [body for layer in bodies for body in layer]
     mamba = next(body for body in flat if isinstance(body, Mamba2))

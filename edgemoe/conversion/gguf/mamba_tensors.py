@@ -1,14 +1,17 @@
-"""Layers of Mamba-2 in GGUF files: their names and shapes. Source: llama.cpp, conversion/mamba.py and nemotron.py."""
+"""Layers of Mamba in GGUF files: their names and shapes.
+
+Source: llama.cpp, conversion/mamba.py, nemotron.py and jamba.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgemoe.model.blocks import Body, Mamba2
+from edgemoe.model.blocks import Body, Mamba, Mamba2
 
 
 def mamba_names(mixer: str) -> dict[str, str]:
-    """The names in checkpoints of the tensors of such a layer, by those in the file; `mixer` precedes the former."""
+    """The checkpoint names of the tensors of a layer of Mamba-2, by those in the file; `mixer` precedes the former."""
     return {
         "ssm_in.weight": f"{mixer}.in_proj.weight",
         "ssm_conv1d.bias": f"{mixer}.conv1d.bias",
@@ -20,12 +23,31 @@ def mamba_names(mixer: str) -> dict[str, str]:
     }
 
 
+JAMBA_NAMES = {
+    "output_norm.weight": "model.final_layernorm.weight",
+    "ffn_norm.weight": "pre_ff_layernorm.weight",
+    **{f"ffn_{matrix}.weight": f"feed_forward.{matrix}_proj.weight" for matrix in ("gate", "up", "down")},
+    "ssm_in.weight": "mamba.in_proj.weight",
+    "ssm_conv1d.bias": "mamba.conv1d.bias",
+    "ssm_x.weight": "mamba.x_proj.weight",
+    "ssm_dt.weight": "mamba.dt_proj.weight",
+    "ssm_dt.bias": "mamba.dt_proj.bias",
+    "ssm_dt_norm.weight": "mamba.dt_layernorm.weight",
+    "ssm_b_norm.weight": "mamba.b_layernorm.weight",
+    "ssm_c_norm.weight": "mamba.c_layernorm.weight",
+    "ssm_a": "mamba.rate",
+    "ssm_d": "mamba.D",
+    "ssm_out.weight": "mamba.out_proj.weight",
+}
+"""The same of Jamba, whose Mamba-1 has matrices and norms of its own."""
 MAMBA_FLAT = frozenset({"ssm_a", "ssm_d", "ssm_norm.weight"})
 """Vectors of checkpoints that have a row for each head, or for each group, in the file."""
 
 
 def mamba_rows(mixer: Body) -> Mapping[str, int]:
     """The rows that vectors of a layer with this mixer have in the file, by their names in the model."""
+    if isinstance(mixer, Mamba):
+        return {"mamba_taps": mixer.inner, "mamba_rate": mixer.inner}
     if not isinstance(mixer, Mamba2):
         return {}
     return {

@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
+from edgemoe.conversion.gguf.kda import KDA, kda_remark, write_kda
 from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
 from edgemoe.conversion.gguf.latent import latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
+    attention_of,
     dense_layers,
     has_rope,
     leading_of,
@@ -21,6 +23,8 @@ from edgemoe.conversion.gguf.layers import (
     plain_scale,
     rope_of,
 )
+from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
+from edgemoe.conversion.gguf.lightning import write_lightning
 from edgemoe.conversion.gguf.mamba import MAMBA
 from edgemoe.conversion.gguf.mamba_metadata import write_mamba
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
@@ -43,6 +47,12 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         return
     if ARCHITECTURES[spec.family] == LATENT:
         write_latent(writer, spec)
+        return
+    if ARCHITECTURES[spec.family] in KDA:
+        write_kda(writer, ARCHITECTURES[spec.family], spec)
+        return
+    if ARCHITECTURES[spec.family] == LIGHTNING:
+        write_lightning(writer, spec)
         return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
@@ -152,6 +162,8 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
         )
     if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
         yield remark
+    if ARCHITECTURES[spec.family] in KDA:
+        yield from kda_remark(spec)
     if has_rope(spec) and rope_of(spec).parameters.get("truncate") == 0:
         yield (
             "llama.cpp rounds the ends of YaRN's ramp to whole pairs, which this model does not: positions differ a"
@@ -170,4 +182,8 @@ def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
         return divisors
     if rope.scaling != "llama3":
         return None
-    return rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)
+    divisors = rope_frequencies(RopeSpec(rope.theta, rope.rotated)) / rope_frequencies(rope)
+    widest = max(own.rope.rotated for own in attention_of(spec) if own.rope is not None)
+    if FAMILY[ARCHITECTURES[spec.family]].own_divisors:  # as many as the layer with most pairs has
+        divisors = np.append(divisors, np.ones(widest // 2 - len(divisors), np.float32))
+    return divisors

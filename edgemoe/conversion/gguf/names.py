@@ -63,6 +63,8 @@ _ROTATED_NAMES = {
 _OF_HEADS = ("attn_k_b.weight", "attn_v_b.weight")
 """A matrix for each head, which checkpoints would have one below the other; `attn_kv_b` beside them repeats both."""
 _WHOLE_EXPANSION = "attn_kv_b.weight"
+OWN_TAPS = frozenset(f"ssm_conv1d_{letter}.weight" for letter in "qkv")
+"""Taps of queries, keys and values that have convolutions of their own."""
 _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
 _MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.(weight|bias)")
 MERGED_GATE_UP = "ffn_gate_up_exps.weight"
@@ -144,6 +146,10 @@ def _views(
     if own == family.taps[0] and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
         return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
+    if own in OWN_TAPS and own in family.own_names:  # of four dimensions, of which two are one
+        shape = math.prod(tensor.shape[:-1]), 1, tensor.shape[-1]
+        flat = replace(tensor, shape=(shape[0], shape[2]))
+        return {prefix + family.own_names[own]: TensorView((flat,), shape, elements=True)}
     if own in family.flat:
         return {
             prefix + family.own_names[own]: TensorView(

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edgemoe.conversion.gguf.divisors import llama3_scaling
 from edgemoe.conversion.gguf.file import GgufTensor
-from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
+from edgemoe.conversion.gguf.keys import SIGMOID, SOFTMAX, Metadata
 from edgemoe.conversion.gguf.names import ROPE_FACTORS, TAKE_ANOTHER
 from edgemoe.errors import SourceError
 
@@ -196,6 +197,87 @@ def _llama4(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappi
 _LLAMA4_CHUNK, _WITHOUT_NORMS = 8192, 128
 
 
+def _smallthinker(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """SmallThinker: with a window the first of every four layers has neither the window nor positions; without one all
+    layers have positions. llama.cpp's window is that of the published models, whatever the file says.
+    """
+    _refuse_rules(metadata, config, "linear", "yarn", "llama3")
+    _require_normalised(metadata, default=True)
+    layers, window = config["num_hidden_layers"], metadata.value("attention.sliding_window", 0)
+    if window not in (0, _SMALLTHINKER_WINDOW):
+        raise metadata.wrong("attention.sliding_window", f"{_SMALLTHINKER_WINDOW}, or no such key", window)
+    for key, found in (("attention.sliding_window_pattern", 4), ("rope.freq_base_swa", config["rope_theta"])):
+        if metadata.value(key, found) != found:
+            raise metadata.wrong(key, f"{found}, or no such key", metadata.value(key))
+    gating = metadata.value("expert_gating_func")
+    if gating not in (SOFTMAX, SIGMOID):
+        raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax) or {SIGMOID} (sigmoid)", gating)
+    within = [int(window > 0 and number % 4 > 0) for number in range(layers)]
+    return {
+        "hidden_act": None,
+        "intermediate_size": None,
+        "moe_ffn_hidden_size": metadata.count("expert_feed_forward_length", config["intermediate_size"]),
+        "moe_num_active_primary_experts": metadata.count("expert_used_count"),
+        "moe_num_primary_experts": metadata.count("expert_count"),
+        "moe_primary_router_apply_softmax": gating == SOFTMAX,
+        "rope_layout": within if window else None,
+        "sliding_window_layout": within,
+    }
+
+
+_SMALLTHINKER_WINDOW = 4096
+
+
+def _step(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Step 3.5: layers that see the whole context rotate half of each head, the others all of it; heads, limits and
+    windows are listed by layer, and layers without a router are dense. Divisors of frequencies are those of the
+    published models, and 1 for the pairs that only layers with a window have.
+    """
+    _refuse_rules(metadata, config, "linear", "yarn")
+    _require_sigmoid(metadata, absent=True)
+    _require_normalised(metadata, default=False)
+    metadata.value("leading_dense_block_count")  # the tensors say more
+    layers, width, theta = config["num_hidden_layers"], config["head_dim"], config["rope_theta"]
+    types = _types(metadata, layers, whole_first=True)
+    heads, kv_heads = (_heads_by_type(metadata, types, f"attention.{key}") for key in ("head_count", "head_count_kv"))
+    factors, rotated = tensors.get(ROPE_FACTORS), width // 2
+    pairs = width // 2 if "sliding_attention" in types else rotated // 2
+    rule = llama3_scaling(metadata, rotated, theta, factors, ((32.0, 131_072),), pairs) if factors else None
+    limits = {
+        name: _by_layer(metadata, key, layers)
+        for name, key in (("swiglu_limits", "swiglu_clamp_exp"), ("swiglu_limits_shared", "swiglu_clamp_shexp"))
+    }
+    sparse = (str(number) for number in range(layers) if f"blk.{number}.ffn_gate_inp.weight" in tensors)
+    return limits | {
+        "attention_other_setting": {"num_attention_groups": kv_heads[1], "num_attention_heads": heads[1]},
+        "layer_types": types,
+        "moe_intermediate_size": metadata.count("expert_feed_forward_length"),
+        "moe_layers_enum": ",".join(sparse),
+        "moe_num_experts": metadata.count("expert_count"),
+        "moe_router_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
+        "moe_top_k": metadata.count("expert_used_count"),
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": kv_heads[0],
+        "rope_parameters": {
+            "full_attention": {"rope_theta": theta, "partial_rotary_factor": 0.5, **(rule or {})},
+            "sliding_attention": {"rope_theta": metadata.value("rope.freq_base_swa", theta)},
+        },
+        "rope_theta": None,
+        "share_expert_dim": metadata.count("expert_shared_feed_forward_length"),
+        "sliding_window": metadata.count("attention.sliding_window"),
+        "use_moe_router_bias": any(name.endswith(".exp_probs_b.bias") for name in tensors),
+    }
+
+
+def _by_layer(metadata: Metadata, key: str, layers: int) -> list[Any]:
+    """A number for each layer that runs, by a list or one for all; 0 without the key. Raises SourceError."""
+    found = metadata.value(key, 0.0)
+    numbers = found[:layers] if isinstance(found, list) else [found] * layers
+    if len(numbers) < layers or not all(type(number) in (int, float) for number in numbers):
+        raise metadata.wrong(key, f"a number for each of {layers} layers", found)
+    return numbers
+
+
 def _turning(tensors: Mapping[str, GgufTensor], width: int) -> dict[str, Any]:
     """How many pairs of a head turn: the others have a divisor that leaves nothing of their frequency."""
     factors, path = tensors.get(ROPE_FACTORS), next(iter(tensors.values())).path
@@ -213,15 +295,13 @@ def _turning(tensors: Mapping[str, GgufTensor], width: int) -> dict[str, Any]:
     return {"rope_type": "proportional", **partial}
 
 
-def _heads_by_type(metadata: Metadata, types: Sequence[str]) -> tuple[int, int]:
+def _heads_by_type(metadata: Metadata, types: Sequence[str], key: str = "attention.head_count_kv") -> tuple[int, int]:
     """The number of key heads of layers without a window, and of those with one. Raises SourceError."""
-    found = metadata.value("attention.head_count_kv")
+    found = metadata.value(key)
     kv_heads = found if isinstance(found, list) else [found] * len(types)
     by_type = {kind: {count for count, own in zip(kv_heads, types, strict=False) if own == kind} for kind in types}
     if len(kv_heads) < len(types) or any(len(counts) != 1 for counts in by_type.values()):
-        raise metadata.wrong(
-            "attention.head_count_kv", f"a number for each of {len(types)} layers, one for each type", found
-        )
+        raise metadata.wrong(key, f"a number for each of {len(types)} layers, one for each type", found)
     whole, within = (by_type.get(kind) for kind in ("full_attention", "sliding_attention"))
     return min(whole or within or {1}), min(within or whole or {1})
 
@@ -235,6 +315,8 @@ WINDOWED: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, A
     "llama4": _llama4,
     "mellum": _mellum,
     "mimo2": _mimo,
+    "smallthinker": _smallthinker,
+    "step35": _step,
 }
 """By the name of the architecture; the last argument is the config as far as it is the same for all."""
 

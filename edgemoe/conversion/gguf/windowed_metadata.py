@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from edgemoe.conversion.gguf.layers import attention_of
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter, RopeScalingType
-from edgemoe.model.blocks import Attention, GatedFfn, Moe
+from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import ModelSpec
 
-_ARCTIC, _GEMMA, _LLAMA4 = "arctic", "gemma4", "llama4"
-_LISTED = frozenset({"exaone-moe", _GEMMA, "mellum", "mimo2"})
+_ARCTIC, _GEMMA, _LLAMA4, _SMALLTHINKER, _STEP = "arctic", "gemma4", "llama4", "smallthinker", "step35"
+_LISTED = frozenset({"exaone-moe", _GEMMA, "mellum", "mimo2", _STEP})
 """Architectures whose files list the layers with a window; in the others every fourth layer has none."""
 
 
@@ -48,11 +48,16 @@ def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> No
             writer.add_sliding_window_pattern([own.window > 0 for own in attention])
     if attention[0].output_scale != 1:
         writer.add_float32(f"{architecture}.attention.value_scale", attention[0].output_scale)
-    writer.add_feed_forward_length(moe.intermediate_size if architecture == _ARCTIC else dense)
+    of_experts = architecture in (_ARCTIC, _SMALLTHINKER)
+    writer.add_feed_forward_length(moe.intermediate_size if of_experts else dense)
     leading = next(number for number, ffn in enumerate(ffns) if isinstance(ffn, Moe))
     if leading and architecture not in (_ARCTIC, _LLAMA4):
         writer.add_leading_dense_block_count(leading)
     _write_experts(writer, moe)
+    if architecture == _STEP:
+        _write_limits(writer, spec)
+        # The loader halves the rotated width of layers without a window.
+        attention = [replace(own, rope=own.rope and replace(own.rope, rotated=own.head_dim)) for own in attention]
     _write_positions(writer, attention)
 
 
@@ -73,6 +78,17 @@ def _write_llama4(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_interleave_moe_layer_step(steps[0])
     if not any(own.window for own in attention_of(spec)):
         writer.add_sliding_window(0)
+
+
+def _write_limits(writer: GGUFWriter, spec: ModelSpec) -> None:
+    """Write the limit of SwiGLU of each layer's experts, and of its shared expert or dense FFN; 0: none."""
+    ffns = [layer.blocks[-1].body for layer in spec.layers]
+    shared = (ffn.shared if isinstance(ffn, Moe) else ffn for ffn in ffns)
+    bounds = ((own.activation.limit or 0.0) if isinstance(own, Moe) else 0.0 for own in ffns)
+    writer.add_swiglu_clamp_exp(list(bounds))
+    writer.add_swiglu_clamp_shexp(
+        [(own.activation.limit or 0.0) if isinstance(own, (GatedFfn, SharedExpert)) else 0.0 for own in shared]
+    )
 
 
 def _one_or_all(counts: Sequence[int]) -> int | list[int]:

@@ -249,6 +249,14 @@ class JitBackend(StepwiseBackend):
         layers.selective_scan(np.ascontiguousarray(value), keys, queries, step, decay, skip, state, output)
         return output
 
+    def channel_scan(
+        self, value: Floats, keys: Floats, queries: Floats, step: Floats, rate: Floats, skip: Floats, state: Floats
+    ) -> Floats:
+        """The rows of a segment: value and step `(T, I)`, keys and queries `(T, W)`; changes `state (W, I)`."""
+        output = np.empty(value.shape, np.float32)
+        layers.channel_scan(value, keys, queries, step, rate, skip, state, output)
+        return output
+
     def within_capacity(self, chosen: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:
         """The weights `(T, K)` of choices, 0 beyond the capacity of their experts: see `ex.Capacity`."""
         output = weights.copy()
@@ -342,6 +350,8 @@ class JitBackend(StepwiseBackend):
             layers.gelu_gate(products, hidden)
         elif activation.function in ("relu", "relu2"):
             layers.relu_gate(products, activation.function == "relu2", hidden)
+        elif activation.function == "capped_silu":
+            layers.capped_gate(products, np.float32(activation.limit), hidden)
         else:
             assert activation.limit is not None
             alpha, limit, offset = (np.float32(n) for n in (activation.alpha, activation.limit, activation.offset or 0))

@@ -106,22 +106,26 @@ def short_conv(values: Floats, taps: Floats, bias: Floats | None, inputs: Floats
 def delta_rule(
     query: Floats, key: Floats, value: Floats, decay: Floats, strength: Floats, state: Floats, output: Floats
 ) -> None:
-    """The rows of a segment, with query and key of unit length; see `reference.delta_rule`."""
+    """The rows of a segment, with query and key of unit length; see `reference.delta_rule`.
+
+    Each row of a state that has a decay of its own is decayed as it is read; else their sum is.
+    """
     tokens, heads, width = key.shape
-    values = value.shape[2]
+    values, by_channel = value.shape[2], decay.shape[2] > 1
     for h in range(heads):
         for t in range(tokens):
             kept, errors, sums = state[h], np.zeros(values, np.float32), np.zeros(values, np.float32)
             for i in range(width):
-                k = key[t, h, i]
+                k = key[t, h, i] * decay[t, h, i] if by_channel else key[t, h, i]
                 for c in range(values):
                     errors[c] += k * kept[i, c]
+            of_sum = _ONE if by_channel else decay[t, h, 0]
             for c in range(values):
-                errors[c] = strength[t, h] * (value[t, h, c] - decay[t, h] * errors[c])
+                errors[c] = strength[t, h] * (value[t, h, c] - of_sum * errors[c])
             for i in range(width):
-                k, q = key[t, h, i], query[t, h, i]
+                k, q, factor = key[t, h, i], query[t, h, i], decay[t, h, i if by_channel else 0]
                 for c in range(values):
-                    kept[i, c] = decay[t, h] * kept[i, c] + k * errors[c]
+                    kept[i, c] = factor * kept[i, c] + k * errors[c]
                     sums[c] += q * kept[i, c]
             output[t, h] = sums
 
@@ -153,6 +157,31 @@ def selective_scan(
 
 
 @jit
+def channel_scan(
+    value: Floats,
+    keys: Floats,
+    queries: Floats,
+    step: Floats,
+    rate: Floats,
+    skip: Floats,
+    state: Floats,
+    output: Floats,
+) -> None:
+    """The rows of a segment; see `reference.channel_scan`."""
+    tokens, channels = value.shape
+    for t in range(tokens):
+        sums = np.zeros(channels, np.float32)
+        for i in range(keys.shape[1]):
+            k, q = keys[t, i], queries[t, i]
+            for c in range(channels):
+                decay = np.float32(math.exp(rate[i, c] * step[t, c]))
+                state[i, c] = decay * state[i, c] + k * (step[t, c] * value[t, c])
+                sums[c] += q * state[i, c]
+        for c in range(channels):
+            output[t, c] = sums[c] + skip[c] * value[t, c]
+
+
+@jit
 def gate(gate_up: Floats, hidden: Floats) -> None:
     """`silu(gate) * up` from a `gate_up` product `(T, 2 * F rounded up to 16)`, panels interleaved; to `(T, F)`."""
     tokens, width = hidden.shape
@@ -175,6 +204,21 @@ def clamped_gate(gate_up: Floats, alpha: np.float32, limit: np.float32, offset: 
             u = limit if limit < u else u
             u = -limit if u < -limit else u
             hidden[t, column] = g / (_ONE + np.float32(math.exp(-(alpha * g)))) * (u + offset)
+
+
+@jit
+def capped_gate(gate_up: Floats, limit: np.float32, hidden: Floats) -> None:
+    """As `gate`, of `capped_silu`: see `operations.Activation`."""
+    tokens, width = hidden.shape
+    for t in range(tokens):
+        for column in range(width):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            g, u = gate_up[t, at], gate_up[t, at + PANEL_ROWS]
+            g = g / (_ONE + np.float32(math.exp(-g)))
+            g = limit if limit < g else g  # a NaN stays one
+            u = limit if limit < u else u
+            u = -limit if u < -limit else u
+            hidden[t, column] = g * u
 
 
 @jit

@@ -37,6 +37,7 @@ LETTERS = {
     "F": "intermediate_size",
     "G": "kv_heads",
     "H": "heads",
+    "I": "channels",
     "K": "top_k",
     "M": "columns",
     "N": "rows",

@@ -9,6 +9,7 @@ from edgemoe.kernels.reference import compressed, sinkhorn  # noqa: F401 - whose
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.experts import combine, route, within_capacity
 from edgemoe.kernels.reference.layers import (
+    channel_scan,
     clip,
     delta_rule,
     gate,
@@ -44,6 +45,7 @@ class ReferenceBackend(StepwiseBackend):
     short_conv = staticmethod(short_conv)
     delta_rule = staticmethod(delta_rule)
     selective_scan = staticmethod(selective_scan)
+    channel_scan = staticmethod(channel_scan)
     route = staticmethod(route)
     within_capacity = staticmethod(within_capacity)
     gated_ffn = staticmethod(gated_ffn)

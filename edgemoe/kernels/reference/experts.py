@@ -131,11 +131,13 @@ def _raised_scores(choices: Floats, in_memory: Integers, bonus: float, groups: i
 
 @means(ex.Route, "route")
 def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
-    in_memory = None if o.slots is None else (o.slots >= 0).astype(np.int32)
+    in_memory = None if o.slots is None else np.append(o.slots >= 0, [True] * o.passing).astype(np.int32)
     choice = o.score, o.choice_bias, o.groups, o.kept_groups
     weighing = o.epsilon, o.scale, o.least_sum, o.choose_by, o.expert_scales, o.group_best, o.jitter
     chosen = kernels.route(o.logits[:tokens], o.experts.shape[1], o.renormalise, in_memory, o.bonus, *choice, *weighing)
     o.experts[:tokens], o.weights[:tokens] = chosen
+    if o.passing:
+        o.experts[:tokens][o.experts[:tokens] >= o.logits.shape[1] - o.passing] = -1
 
 
 @means(ex.TableRoute)
@@ -188,15 +190,18 @@ def _prefetch(kernels: Any, o: ex.Prefetch, tokens: int) -> int:
     if o.paged is None:
         return 0
     pager, layer = o.paged.pager, o.paged.layer
-    wanted = list(dict.fromkeys(o.experts[:tokens].reshape(-1).tolist()))
+    wanted = list(dict.fromkeys(expert for expert in o.experts[:tokens].reshape(-1).tolist() if expert != -1))
     return _waited_ns(pager, lambda: pager.prefetch(layer, wanted))
 
 
 @means(ex.Experts, "gated_ffn", _experts_scratch)
 def _experts(kernels: Any, o: ex.Experts, tokens: int) -> int:
     chosen = o.experts[:tokens]
+    passed, ranks = np.nonzero(chosen == -1)
+    o.output[passed, ranks] = o.input[passed]
     if o.paged is None:
-        here = ((int(expert), int(o.slots[expert])) for expert in np.unique(chosen) if o.slots[expert] >= 0)
+        experts = np.unique(chosen[chosen != -1])
+        here = ((int(expert), int(o.slots[expert])) for expert in experts if o.slots[expert] >= 0)
         _run_experts(kernels, o, chosen, here)
         return 0
     pager, layer = o.paged.pager, o.paged.layer

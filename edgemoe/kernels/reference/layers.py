@@ -174,7 +174,7 @@ def _soft_cap(kernels: Any, o: op.SoftCap, tokens: int) -> None:
 def delta_rule(
     query: Floats, key: Floats, value: Floats, decay: Floats, strength: Floats, epsilon: float, state: Floats
 ) -> Floats:
-    """The rows of a segment: query and key `(T, H, W)`, value `(T, H, Wv)`, decay and strength `(T, H)`.
+    """The rows of a segment: query and key `(T, H, W)`, value `(T, H, Wv)`, decay `(T, H, 1 or W)`, strength `(T, H)`.
 
     `state (H, W, Wv)` is rounded to float32 after each row, so that cuts of a segment change no bit.
     """
@@ -183,7 +183,7 @@ def delta_rule(
     keys /= np.sqrt(np.square(keys).sum(axis=-1, keepdims=True) + epsilon)
     output = np.empty(value.shape, np.float64)
     for t in range(len(values)):
-        decayed = state * decay[t, :, None, None].astype(np.float64)
+        decayed = state * decay[t, :, :, None].astype(np.float64)
         error = values[t] - np.matmul(keys[t][:, None, :], decayed)[:, 0]
         correction = error * strength[t, :, None].astype(np.float64)
         state[...] = single(decayed + keys[t][:, :, None] * correction[:, None, :])
@@ -192,8 +192,10 @@ def delta_rule(
 
 
 def _delta_rule_scratch(kernels: StepwiseBackend, o: so.DeltaRule, sizes: Sizes) -> int:
-    elements = math.prod(o.states.shape[1:]) + sizes.rows * (math.prod(o.mixed.shape[1:]) + 4 * sizes.letters["H"])
-    return kernels.element_scratch_bytes * elements * -(-sizes.letters["H"] // sizes.letters["G"])
+    H, G, W, Wv = (sizes.letters[letter] for letter in ("H", "G", "W", "Wv"))
+    of_row = H * Wv + 2 * G * W + 2 * H
+    elements = math.prod(o.states.shape[1:]) + sizes.rows * (of_row + 2 * sizes.letters["decays"])
+    return kernels.element_scratch_bytes * elements * -(-H // G)
 
 
 @means(so.DeltaRule, "delta_rule", _delta_rule_scratch)
@@ -203,11 +205,16 @@ def _delta_rule(kernels: Any, o: so.DeltaRule, tokens: int) -> None:
     check_each("position", positions, LARGEST_EXTENT)
     _, H, _, W = o.states.shape
     G, Wv = o.key_heads, o.output.shape[1] // H
-    queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
+    if o.keys is not None and o.values is not None:
+        queries, keys, values = o.mixed[:tokens], o.keys[:tokens], o.values[:tokens]
+    else:
+        queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
     query, key = (np.repeat(heads.reshape(tokens, G, W), H // G, axis=1) for heads in (queries, keys))
     value = values.reshape(tokens, H, Wv)
-    inputs = o.decay_input[:tokens].astype(np.float64) + o.decay_bias
-    decay = single(np.exp(o.rate * np.logaddexp(0, inputs)))
+    inputs = (o.decay_input[:tokens].astype(np.float64) + o.decay_bias).reshape(tokens, H, -1)
+    rate = o.rate[:, None].astype(np.float64)
+    exponents = o.lower_bound * sigmoid(-rate * inputs) if o.lower_bound else rate * np.logaddexp(0, inputs)
+    decay = single(np.exp(exponents))
     strength = single(sigmoid(o.strength[:tokens].astype(np.float64)))
     for rows in segments(positions, sequences):
         parts = (array[rows] for array in (query, key, value, decay, strength))
@@ -258,14 +265,54 @@ def _selective_scan(kernels: Any, o: so.SelectiveScan, tokens: int) -> None:
     check_each("position", positions, LARGEST_EXTENT)
     (_, H, _, W), G = o.states.shape, o.groups
     Wv = o.output.shape[1] // H
-    values, *shared = np.split(o.mixed[:tokens], [H * Wv, H * Wv + G * W], axis=1)
+    if o.step is None or o.step_bias is None:
+        queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
+        step = np.ones((tokens, H), np.float32)
+    else:
+        values, keys, queries = np.split(o.mixed[:tokens], [H * Wv, H * Wv + G * W], axis=1)
+        step = single(np.logaddexp(0, o.step[:tokens].astype(np.float64) + o.step_bias))
     value = values.reshape(tokens, H, Wv)
-    keys, queries = (np.repeat(part.reshape(tokens, G, W), H // G, axis=1) for part in shared)
-    step = single(np.logaddexp(0, o.step[:tokens].astype(np.float64) + o.step_bias))
+    key, query = (np.repeat(part.reshape(tokens, G, W), H // G, axis=1) for part in (keys, queries))
+    skip = np.zeros(H, np.float32) if o.skip is None else o.skip
     for rows in segments(positions, sequences):
-        parts = (array[rows] for array in (value, keys, queries, step))
+        parts = (array[rows] for array in (value, key, query, step))
         with _states(o.states[sequences[rows[0]]], Wv, fresh=positions[rows[0]] == 0) as state:
-            o.output[rows] = kernels.selective_scan(*parts, o.rate, o.skip, state).reshape(len(rows), -1)
+            o.output[rows] = kernels.selective_scan(*parts, o.rate, skip, state).reshape(len(rows), -1)
+
+
+def channel_scan(
+    value: Floats, keys: Floats, queries: Floats, step: Floats, rate: Floats, skip: Floats, state: Floats
+) -> Floats:
+    """The rows of a segment: value and step (`dt`) `(T, I)`, keys (`B`) and queries (`C`) `(T, W)`, rate `(W, I)`.
+
+    `state (W, I)` is rounded to float32 after each row, so that cuts of a segment change no bit.
+    """
+    exact = value.astype(np.float64)
+    output = np.empty(value.shape, np.float64)
+    for t in range(len(value)):
+        decay = np.exp(rate * step[t].astype(np.float64))
+        state[...] = single(decay * state + keys[t][:, None] * (step[t] * exact[t]))
+        output[t] = queries[t].astype(np.float64) @ state
+    return single(output + skip * exact)
+
+
+def _channel_scan_scratch(kernels: StepwiseBackend, o: so.ChannelScan, sizes: Sizes) -> int:
+    channels, width = sizes.letters["I"], sizes.letters["W"]
+    return kernels.element_scratch_bytes * (3 * channels * width + sizes.rows * (4 * channels + 2 * width))
+
+
+@means(so.ChannelScan, "channel_scan", _channel_scan_scratch)
+def _channel_scan(kernels: Any, o: so.ChannelScan, tokens: int) -> None:
+    positions, sequences = o.positions[:tokens], o.sequences[:tokens]
+    check_each("sequence", sequences, len(o.states))
+    check_each("position", positions, LARGEST_EXTENT)
+    channels = o.output.shape[1]
+    step = single(np.logaddexp(0, o.step[:tokens].astype(np.float64)))
+    rate = np.ascontiguousarray(o.rate.reshape(channels, -1).T)
+    for rows in segments(positions, sequences):
+        parts = o.input[rows], o.keys[rows], o.queries[rows], step[rows], rate, o.skip
+        with _states(o.states[sequences[rows[0]]][None], channels, fresh=positions[rows[0]] == 0) as state:
+            o.output[rows] = kernels.channel_scan(*parts, state[0])
 
 
 def mix(

@@ -171,6 +171,9 @@ def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
         return single((g if activation.function == "relu" else np.square(g)) * u)
     if activation.function == "gelu_tanh":
         return single(g * sigmoid(g * (op.GELU_LINEAR + op.GELU_CUBIC * np.square(g))) * u)
+    if activation.function == "capped_silu":
+        limit = float(np.float32(activation.limit))
+        return single(np.minimum(g * sigmoid(g), limit) * np.clip(u, -limit, limit))
     if activation.limit is not None:
         limit = float(np.float32(activation.limit))
         g, u = np.minimum(g, limit), np.clip(u, -limit, limit)

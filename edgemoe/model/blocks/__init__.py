@@ -16,6 +16,8 @@ from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.latent_attention import LatentAttention
+from edgemoe.model.blocks.lightning import Lightning
+from edgemoe.model.blocks.mamba import Mamba
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.routers import RouterSpec
@@ -31,6 +33,8 @@ __all__ = [
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
+    "Lightning",
+    "Mamba",
     "Mamba2",
     "Moe",
     "OutputGate",
@@ -45,8 +49,8 @@ BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
         for body in (
-            *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe),
-            *(PlainFfn, ShortConv),
+            *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
+            *(Mamba2, Moe, PlainFfn, ShortConv),
         )
     }
 )

@@ -29,6 +29,15 @@ class RoutedExperts:
     """The width of the rows that experts read and write; 0: as wide as the model."""
     by_token: bool = False
     """Whether a table names the experts of each token, whatever the stream says."""
+    passing: int = 0
+    """How many further choices the router has, which are of no expert."""
+    early: bool = False
+    """Whether a layer's stream chooses them as the layer begins, so that they are read while all else is computed."""
+
+    @property
+    def mean_top_k(self) -> float:
+        """How many experts a token uses on average, if all choices are alike."""
+        return self.top_k * self.num_experts / (self.num_experts + self.passing)
 
     def width(self, hidden_size: int) -> int:
         """The width of the rows that experts read and write."""

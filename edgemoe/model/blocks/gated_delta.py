@@ -1,17 +1,21 @@
-"""Gated DeltaNet: linear attention whose state of fixed size each token decays and corrects (Yang et al. 2024)."""
+"""Gated DeltaNet: linear attention whose state of fixed size each token decays and corrects (Yang et al. 2024).
+
+Kimi Delta Attention (Kimi Team 2025) is the same with a decay for each channel of a key.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
-from edgemoe.model.builder import Builder
+from edgemoe.model.builder import Builder, row_size
 from edgemoe.model.graph import Part
+from edgemoe.model.plain import ZERO_ALLOWED
 
 LENGTH_EPSILON = 1e-6
 """The number that is added to the squared lengths of queries and keys before they are brought to unit length."""
@@ -19,7 +23,7 @@ LENGTH_EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class GatedDelta:
-    """`out (norm(delta(silu(conv(in x)))) * silu(gate x))`, with a norm over each head.
+    """`out (norm(delta(silu(conv(in x)))) * gating(gate x))`, with a norm over each head.
 
     A causal convolution over `length` tokens, each channel by itself, mixes queries, keys and values, which `in` holds
     one after the other: `key_heads` heads of queries and of keys of width `key_dim`, `heads` heads of values of width
@@ -36,6 +40,17 @@ class GatedDelta:
     key_dim: int
     value_dim: int
     length: int
+    apart: bool = False
+    """Whether queries, keys and values have a matrix and a convolution each, in the place of one for all."""
+    decay_per: Literal["head", "channel"] = "head"
+    """Whether a head's matrix has one decay, or each of its `key_dim` rows."""
+    decay_rank: int = field(default=0, metadata=ZERO_ALLOWED)
+    """The channels between the two matrices that decays go through; 0: there is one matrix."""
+    decay_bound: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """Decays lie above `exp(-decay_bound)`, by a sigmoid in the place of softplus; 0: they have no such bound."""
+    gate_rank: int = field(default=0, metadata=ZERO_ALLOWED)
+    """The same as `decay_rank`, of the gate."""
+    gating: Literal["silu", "sigmoid"] = "silu"
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -44,7 +59,39 @@ class GatedDelta:
     @property
     def channels(self) -> int:
         """The channels of the convolution: queries, keys and values."""
-        return 2 * self.key_heads * self.key_dim + self.heads * self.value_dim
+        return 2 * self._keys + self._values
+
+    @property
+    def _keys(self) -> int:
+        return self.key_heads * self.key_dim
+
+    @property
+    def _values(self) -> int:
+        return self.heads * self.value_dim
+
+    @property
+    def _decays(self) -> int:
+        return self.heads * (self.key_dim if self.decay_per == "channel" else 1)
+
+    @property
+    def _convolved(self) -> Mapping[str, int]:
+        """The channels of each convolution, by the name of the matrix before it."""
+        if self.apart:
+            return {"delta_query": self._keys, "delta_key": self._keys, "delta_value": self._values}
+        return {"delta_in": self.channels}
+
+    @property
+    def _projections(self) -> tuple[tuple[str, int, int], ...]:
+        """The names and widths of what is made of a row of the stream, with the channels of a latent between, or 0.
+
+        Decays of heads are few, and their matrix stays float32 (`conversion/formats.py`); not so those of channels.
+        """
+        return (
+            *((name, width, 0) for name, width in self._convolved.items()),
+            ("delta_gate", self._values, self.gate_rank),
+            ("delta_strength", self.heads, 0),
+            ("delta_decay" if self.decay_per == "head" else "delta_decays", self._decays, self.decay_rank),
+        )
 
     def check(self) -> None:
         if self.heads % self.key_heads:
@@ -55,29 +102,36 @@ class GatedDelta:
             raise ValueError(f"a convolution over {self.length} tokens: expected 2 to {so.MOST_TAPS}")
 
     def tensors(self, hidden_size: int) -> Shapes:
-        D, H, V = hidden_size, self.heads, self.heads * self.value_dim
-        return {
-            "delta_in": (self.channels, D),
-            "delta_gate": (V, D),
-            "delta_strength": (H, D),
-            "delta_decay": (H, D),
-            "delta_decay_bias": (H,),
-            "delta_rate": (H,),
-            "delta_taps": (self.channels * self.length,),
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, width, rank in self._projections:
+            if rank:
+                shapes[f"{name}_latent"] = (rank, hidden_size)
+            shapes[name] = (width, rank or hidden_size)
+        return shapes | {
+            "delta_decay_bias": (self._decays,),
+            "delta_rate": (self.heads,),
+            **{self._taps(name): (width * self.length,) for name, width in self._convolved.items()},
             "delta_head_norm": (self.value_dim,),
-            "delta_out": (D, V),
+            "delta_out": (hidden_size, self._values),
         }
+
+    def _taps(self, name: str) -> str:
+        return f"{name}_taps" if self.apart else "delta_taps"
 
     def sizes(self) -> Mapping[str, int]:
         return {
-            "delta_channels": self.channels,
+            "delta_channels": 0 if self.apart else self.channels,
             "delta_heads": self.heads,
             "delta_key_dim": self.key_dim,
             "delta_value_dim": self.value_dim,
-            "delta_values": self.heads * self.value_dim,
+            "delta_keys": self._keys,
+            "delta_values": self._values,
+            "delta_decays": self._decays,
+            "delta_decay_rank": self.decay_rank,
+            "delta_gate_rank": self.gate_rank,
             "delta_group": self.heads // self.key_heads,
-            "delta_group_values": self.heads // self.key_heads * self.value_dim,
-            "delta_all": self.channels + self.heads * self.value_dim,
+            "delta_group_values": self._values // self.key_heads,
+            "delta_all": 0 if self.apart else self.channels + self._values,
             "taps": self.length,
         }
 
@@ -85,28 +139,46 @@ class GatedDelta:
         return self
 
     def emit(self, build: Builder, source: op.Floats) -> None:
-        D, H, W, Wv, C = build.hidden_size, self.heads, self.key_dim, self.value_dim, self.channels
-        widths = {"delta_in": C, "delta_gate": H * Wv, "delta_strength": H, "delta_decay": H}
-        inputs, gate, strength, decay = (build.rows(name, width) for name, width in widths.items())
-        parts = (
-            op.LinearPart(build.matrix(name, width, D), None, output)
-            for (name, width), output in zip(widths.items(), (inputs, gate, strength, decay), strict=True)
-        )
-        build.add(op.Linear(source, tuple(parts)))
-        places, mixed = build.places(), build.rows("delta_mixed", C)
-        taps = build.vector("delta_taps", C * self.length)
-        earlier = build.fixed_state("inputs", self.length - 1, C)
-        build.add(so.ShortConv(inputs, taps, None, *places, earlier, mixed, parts=1))
-        bias, rate = build.vector("delta_decay_bias", H), build.vector("delta_rate", H)
+        H, W, Wv = self.heads, self.key_dim, self.value_dim
+        outputs = {name: build.rows(name, width) for name, width, _ in self._projections}
+        latents = {name: build.rows(f"{name}_latent", rank) for name, _, rank in self._projections if rank}
+        self._multiply(build, source, outputs, latents)
+        *inputs, gate, strength, decay = outputs.values()
+        places, mixed = build.places(), []
+        for (name, width), rows in zip(self._convolved.items(), inputs, strict=True):
+            own = name.replace("delta_", "of_") if self.apart else "delta"
+            taps = build.vector(self._taps(name), width * self.length)
+            earlier = build.fixed_state(f"{own}_inputs" if self.apart else "inputs", self.length - 1, width)
+            mixed.append(build.rows(f"{own}_mixed", width))
+            build.add(so.ShortConv(rows, taps, None, *places, earlier, mixed[-1], parts=1))
+        bias, rate = build.vector("delta_decay_bias", self._decays), build.vector("delta_rate", H)
         # Columns of values in whole panels, as the rule keeps them.
         states = build.fixed_state("states", H, -(-Wv // PANEL_ROWS) * PANEL_ROWS, W)
         output = build.rows("delta_output", H * Wv)
-        build.add(
-            so.DeltaRule(mixed, strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output)
-        )
-        norm = build.vector("delta_head_norm", Wv)
-        build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=gate))
+        of_rule = strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output
+        key, value = mixed[1:] if self.apart else (None, None)
+        build.add(so.DeltaRule(mixed[0], *of_rule, key, value, -self.decay_bound))
+        norm, silu = build.vector("delta_head_norm", Wv), self.gating == "silu"
+        build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=gate if silu else None))
+        if not silu:
+            build.add(op.Gate(gate, output, self.gating))
         build.deliver(output, "delta_out")
+
+    def _multiply(
+        self, build: Builder, source: op.Floats, outputs: Mapping[str, op.Floats], latents: Mapping[str, op.Floats]
+    ) -> None:
+        """Multiply rows by the matrices of these names, those with a latent by two."""
+        first = {
+            f"{name}_latent" if name in latents else name: latents.get(name, rows) for name, rows in outputs.items()
+        }
+        parts = [
+            op.LinearPart(build.matrix(name, row_size(rows), build.hidden_size), None, rows)
+            for name, rows in first.items()
+        ]
+        for start in range(0, len(parts), op.MOST_PARTS):
+            build.add(op.Linear(source, tuple(parts[start : start + op.MOST_PARTS])))
+        for name, latent in latents.items():
+            build.linear(latent, name, outputs[name])
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("a recurrent layer has no routing to guess")

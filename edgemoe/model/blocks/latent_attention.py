@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.model.blocks.attention import OutputGate
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder, row_size
 from edgemoe.model.graph import Part
@@ -35,22 +37,34 @@ class LatentAttention:
     rotary_dim: int
     value_dim: int
     scale: float
-    rope: RopeSpec
+    rope: RopeSpec | None
+    """Rotary positions of `rotary_dim` channels; None: these are as wide, and not rotated (Kimi-Linear)."""
     query_rank: int = field(default=0, metadata=ZERO_ALLOWED)
     """Channels of the latent that queries are made of; 0: they are made of the stream itself."""
     latent_epsilon: float = 1e-6
     """The epsilon of the norms of the latents, which most families have apart from that of the stream's norms."""
     temperature: Temperature | None = None
     """How queries grow with their position."""
+    output_gate: OutputGate | None = None
+    """The gate between attention and its last projection, of which each head has one number."""
+    query_scale: float = 1.0
+    """Factor of queries that are made of a latent (LongCat-Flash)."""
+    latent_scale: float = 1.0
+    """Factor of the latent that is kept, once it is normalised (LongCat-Flash)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
         return None
 
     def check(self) -> None:
-        self.rope.check(self.rotary_dim)
-        if self.rope.rotated != self.rotary_dim:
-            raise ValueError(f"{self.rope.rotated} of {self.rotary_dim} channels with positions are rotated")
+        if self.rope is not None:
+            self.rope.check(self.rotary_dim)
+            if self.rope.rotated != self.rotary_dim:
+                raise ValueError(f"{self.rope.rotated} of {self.rotary_dim} channels with positions are rotated")
+        if self.output_gate is not None and self.output_gate.per != "head":
+            raise ValueError("a gate of latent attention that is not one of its heads")
+        if self.query_scale != 1 and not self.query_rank:
+            raise ValueError("a factor of queries that are made of the stream itself")
 
     def tensors(self, hidden_size: int) -> Shapes:
         H, r, R = self.heads, self.latent_dim, self.rotary_dim
@@ -67,6 +81,8 @@ class LatentAttention:
         }
         if self.query_rank:
             shapes |= {"query_latent": (self.query_rank, hidden_size), "query_latent_norm": (self.query_rank,)}
+        if self.output_gate is not None:
+            shapes["output_gate"] = (H, hidden_size)
         return shapes
 
     def sizes(self) -> Mapping[str, int]:
@@ -83,6 +99,7 @@ class LatentAttention:
             "expanded": H * (self.nope_dim + self.value_dim),
             "absorbed": H * self.latent_dim,
             "attended": H * self.value_dim,
+            "output_gate": H if self.output_gate else 0,
         }
 
     def with_top_k(self, top_k: int) -> LatentAttention:
@@ -98,15 +115,20 @@ class LatentAttention:
             query_latent = build.rows("query_latent", self.query_rank)
             self._emit_linear(build, source, D, of_stream | {"query_latent": query_latent})
             self._emit_norm(build, query_latent, "query_latent_norm", self.query_rank)
-            self._emit_linear(build, query_latent, self.query_rank, of_query)
+            self._emit_linear(build, query_latent, self.query_rank, of_query, self.query_scale)
         else:
             self._emit_linear(build, source, D, of_stream | of_query)
         self._emit_norm(build, latent, "latent_norm", r)
+        if self.latent_scale != 1:
+            scaled = build.rows("scaled_latent", r)
+            build.add(ex.Combine(scaled, self.latent_scale, None, None, latent, None, accumulate=False))
+            latent = scaled
         places, pages = build.places(), build.pages()
-        cosine, sine = build.rope_tables(self.rope)
-        neighbours = self.rope.pairing == "neighbours"
-        build.add(op.Rope(query_rotary, H, places[0], cosine, sine, neighbours))
-        build.add(op.Rope(key_rotary, 1, places[0], cosine, sine, neighbours))
+        if self.rope is not None:
+            cosine, sine = build.rope_tables(self.rope)
+            neighbours = self.rope.pairing == "neighbours"
+            build.add(op.Rope(query_rotary, H, places[0], cosine, sine, neighbours))
+            build.add(op.Rope(key_rotary, 1, places[0], cosine, sine, neighbours))
         if self.temperature is not None:
             factors = build.temperatures(self.temperature)
             build.add(op.ScaleByPosition(query, places[0], factors))
@@ -120,18 +142,28 @@ class LatentAttention:
         build.add(so.Attention(absorbed, *places, pages, latents, None, self.scale, gathered))
         attended = build.rows("attended", H * self.value_dim)
         build.add(op.HeadLinear(gathered, value_up, None, H, attended))
+        if self.output_gate is not None:
+            gate = build.linear(source, "output_gate", build.rows("output_gate", H))
+            build.add(op.Gate(gate, attended, self.output_gate.gating))
         build.deliver(attended, "output")
 
     def _emit_norm(self, build: Builder, rows: op.Floats, name: str, size: int) -> None:
         build.add(op.RmsNorm(rows, build.vector(name, size), self.latent_epsilon, rows))
 
-    def _emit_linear(self, build: Builder, source: op.Floats, columns: int, outputs: Mapping[str, op.Floats]) -> None:
+    def _emit_linear(
+        self,
+        build: Builder,
+        source: op.Floats,
+        columns: int,
+        outputs: Mapping[str, op.Floats],
+        scale: float = 1.0,
+    ) -> None:
         """Multiply rows by the matrices of these names; an output is as wide as its matrix has rows."""
         parts = (
             op.LinearPart(build.matrix(name, row_size(output), columns), None, output)
             for name, output in outputs.items()
         )
-        build.add(op.Linear(source, tuple(parts)))
+        build.add(op.Linear(source, tuple(parts), scale=scale))
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("attention has no routing to guess")

@@ -60,17 +60,29 @@ class Moe:
     """Whether experts read the block's rows under a norm of their own, which the router does not see (Gemma 4)."""
     weigh_inputs: bool = False
     """Whether the weight of a token's one expert multiplies what the expert reads, not its output (Llama 4)."""
+    passing: int = field(default=0, metadata=ZERO_ALLOWED)
+    """How many further choices the router has, each of which passes on what experts read (LongCat-Flash)."""
 
     @property
     def routed(self) -> RoutedExperts | None:
+        sizes = self.num_experts, self.top_k, self.intermediate_size
         return RoutedExperts(
-            *(self.num_experts, self.top_k, self.intermediate_size, self.bias, self.activation.gated, self.latent),
+            *(*sizes, self.bias, self.activation.gated, self.latent),
             by_token=self.router.table > 0,
+            passing=self.passing,
+            early=self.router.early,
         )
 
+    @property
+    def choices(self) -> int:
+        """The number of what the router chooses from: experts, and what passes on its input."""
+        return self.num_experts + self.passing
+
     def check(self) -> None:
-        self.router.check(self.num_experts, self.top_k)
+        self.router.check(self.choices, self.top_k, self.passing)
         check_activation(self.activation)
+        if self.passing and (self.capacity or self.weigh_inputs):
+            raise ValueError("choices of no expert beside a capacity or weights of inputs")
         if self.weigh_inputs and self.top_k > 1:
             raise ValueError(f"weights of the inputs of {self.top_k} experts for each token, not of one")
         if self.shared is not None:
@@ -81,7 +93,7 @@ class Moe:
             raise ValueError("a norm before experts on latent rows")
 
     def tensors(self, hidden_size: int) -> Shapes:
-        shapes = dict(self.router.tensors(self.num_experts, self.top_k, hidden_size))
+        shapes = dict(self.router.tensors(self.choices, self.top_k, hidden_size))
         if self.shared is not None:
             own = self.shared
             shapes |= ffn_tensors("shared", own.intermediate_size, hidden_size, own.bias, own.activation.gated)
@@ -97,6 +109,7 @@ class Moe:
         return {
             "experts": self.num_experts,
             "used": self.top_k,
+            "choices": self.choices,
             "expert_width": self.intermediate_size,
             "shared_width": self.shared.intermediate_size if self.shared else 0,
             **({"expert_model": self.latent} if self.latent else {}),
@@ -108,13 +121,15 @@ class Moe:
     def emit(self, build: Builder, source: op.Floats) -> None:
         K, D = self.top_k, build.hidden_size
         build.routing = routing = self._routing(build)
-        with build.doing("router"):
+        early = self.router.early  # then all else of the layer comes after "attend" (`build._add_layer`)
+        with build.doing("router", "attend" if early else None):
             experts, weights = routing.experts, routing.weights
             if build.options.forced_routing:  # the router's choice goes aside; the caller fills `routing`
                 experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
-            logits, bonus = build.rows("router_logits", self.num_experts), build.options.cache_aware_routing
+            logits, bonus = build.rows("router_logits", self.choices), build.options.cache_aware_routing
             slots = routing.slots if bonus > 0 else None
-            self.router.emit(build, source, logits, experts, weights, slots, bonus)
+            reads = build.residual if early else source
+            self.router.emit(build, reads, logits, experts, weights, slots, bonus, self.passing)
             if self.capacity:
                 build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity))
         with build.doing("experts", "fetch"):
@@ -164,8 +179,8 @@ class Moe:
             self.router.emit_known(build, self.num_experts, experts, weights)
             build.add(ex.Prefetch(guessed.guess, build.paging()))
             return
-        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.num_experts)
-        self.router.emit(build, source, logits, experts, weights)
+        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.choices)
+        self.router.emit(build, source, logits, experts, weights, passing=self.passing)
         build.add(ex.Prefetch(guessed.guess, build.paging()))
 
     def _routing(self, build: Builder) -> RoutingValues:

@@ -48,8 +48,10 @@ class RouterSpec:
     table: int = field(default=0, metadata=ZERO_ALLOWED)
     """The size of the vocabulary, where a table names the experts of each token, and logits only weigh them
     (`ex.TableRoute`, DeepSeek-V4); 0: the logits choose."""
+    early: bool = False
+    """Whether its matrix reads the stream as the layer begins, before attention and without a norm (SmallThinker)."""
 
-    def check(self, num_experts: int, top_k: int) -> None:
+    def check(self, num_experts: int, top_k: int, passing: int = 0) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
         logits, chosen = op.Placeholder((1, num_experts)), op.Placeholder((1, top_k))
         bias = op.Placeholder((num_experts,)) if self.choice_bias else None
@@ -59,7 +61,7 @@ class RouterSpec:
         if self.epsilon and not self.normalise:
             raise ValueError(f"router: an epsilon of {self.epsilon:g} and no sum that it would be added to")
         try:
-            self._route(logits, chosen, chosen, bias, scales).measure()
+            self._route(logits, chosen, chosen, bias, scales, passing=passing).measure()
         except Misfit as misfit:
             raise ValueError(f"router: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
 
@@ -87,8 +89,12 @@ class RouterSpec:
         weights: op.Floats,
         slots: op.Integers | None = None,
         bonus: float = 0.0,
+        passing: int = 0,
     ) -> None:
-        """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller."""
+        """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller.
+
+        The last `passing` of the `E` are of no expert.
+        """
         if self.norm:
             normed = build.rows_like("router_input", logits, build.hidden_size)
             source = build.rms_norm(source, "router_norm", build.hidden_size, normed)
@@ -100,7 +106,7 @@ class RouterSpec:
             return
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
         scales = build.vector("router_expert_scales", logits.shape[1]) if self.expert_scales else None
-        build.add(self._route(logits, experts, weights, bias, scales, slots, bonus))
+        build.add(self._route(logits, experts, weights, bias, scales, slots, bonus, passing))
 
     def emit_known(self, build: Builder, num_experts: int, experts: op.Integers, weights: op.Floats) -> None:
         """Add the operation that names the experts of a table, though no row of their layer is known yet."""
@@ -122,6 +128,7 @@ class RouterSpec:
         expert_scales: Any,
         slots: Any = None,
         bonus: float = 0.0,
+        passing: int = 0,
     ) -> ex.Route:
         return ex.Route(
             logits,
@@ -141,6 +148,7 @@ class RouterSpec:
             expert_scales=expert_scales,
             group_best=self.group_best,
             jitter=self.jitter,
+            passing=passing,
         )
 
 

@@ -17,6 +17,13 @@ static inline float em_clamped_silu(const em_activation *a, float gate, float up
     return g / (1.0f + em_exp(-(a->alpha * g))) * (u + a->offset);
 }
 
+static inline float em_capped_silu(const em_activation *a, float gate, float up) {
+    const float silu = gate / (1.0f + em_exp(-gate)), g = a->limit < silu ? a->limit : silu;
+    float u = a->limit < up ? a->limit : up;
+    u = -a->limit > u ? -a->limit : u;
+    return g * u;
+}
+
 /* The argument of the sigmoid that is half of 1 + tanh. */
 static inline float em_gelu_argument(float gate) { return gate * (gate * gate * EM_GELU_CUBIC + EM_GELU_LINEAR); }
 

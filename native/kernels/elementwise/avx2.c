@@ -122,6 +122,20 @@ void em_relu2_avx2(const em_activation *a, const float *gate, const float *up, f
     for (; i < count; i++) output[i] = em_relu2(gate[i], up[i]);
 }
 
+void em_capped_silu_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+    const __m256 most = _mm256_set1_ps(a->limit), least = _mm256_set1_ps(-a->limit);
+    int32_t i = 0;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        /* With a NaN, minimum and maximum give their second operand. */
+        const __m256 g = _mm256_loadu_ps(gate + i);
+        const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exponential(_mm256_xor_ps(g, sign))));
+        const __m256 u = _mm256_max_ps(least, _mm256_min_ps(most, _mm256_loadu_ps(up + i)));
+        _mm256_storeu_ps(output + i, _mm256_mul_ps(_mm256_min_ps(most, silu), u));
+    }
+    for (; i < count; i++) output[i] = em_capped_silu(a, gate[i], up[i]);
+}
+
 void em_to_half_avx2(const float *input, uint16_t *output, int32_t count) {
     int32_t i = 0;
     for (; i + EM_LANES <= count; i += EM_LANES) {

@@ -42,6 +42,10 @@ void em_relu2_generic(const em_activation *a, const float *gate, const float *up
     for (int32_t i = 0; i < count; i++) output[i] = em_relu2(gate[i], up[i]);
 }
 
+void em_capped_silu_generic(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    for (int32_t i = 0; i < count; i++) output[i] = em_capped_silu(a, gate[i], up[i]);
+}
+
 void em_to_half_generic(const float *input, uint16_t *output, int32_t count) {
     for (int32_t i = 0; i < count; i++) output[i] = em_float_to_half(input[i]);
 }

@@ -117,6 +117,18 @@ void em_relu2_neon(const em_activation *a, const float *gate, const float *up, f
     for (; i < count; i++) output[i] = em_relu2(gate[i], up[i]);
 }
 
+void em_capped_silu_neon(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const float32x4_t most = vdupq_n_f32(a->limit), least = vdupq_n_f32(-a->limit);
+    int32_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const float32x4_t g = vld1q_f32(gate + i);
+        const float32x4_t silu = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1), exponential(vnegq_f32(g))));
+        const float32x4_t u = vmaxq_f32(least, vminq_f32(most, vld1q_f32(up + i))); /* a NaN stays one */
+        vst1q_f32(output + i, vmulq_f32(vminq_f32(most, silu), u));
+    }
+    for (; i < count; i++) output[i] = em_capped_silu(a, gate[i], up[i]);
+}
+
 void em_to_half_neon(const float *input, uint16_t *output, int32_t count) {
     int32_t i = 0;
     for (; i + 4 <= count; i += 4) vst1_u16(output + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(input + i))));

@@ -15,7 +15,7 @@
 #include "../../kernels/exponential.h"
 
 enum {
-    /* Two arrays of 32 KiB on the stack at most. */
+    /* Three arrays of 32 KiB on the stack at most. */
     BLOCK_ROWS = 32,
 };
 
@@ -37,8 +37,9 @@ static void normalise(const delta_task *task, int32_t key_head, block *rows) {
     const int32_t width = d->head_dim;
     const float query_length = 1.0f / sqrtf((float)width);
     for (int32_t r = 0; r < rows->count; r++) {
-        const float *query = d->mixed + (int64_t)(rows->first + r) * d->columns + (int64_t)key_head * width;
-        const float *key = query + (int64_t)d->key_heads * width;
+        const int64_t row = rows->first + r, all = (int64_t)d->key_heads * width;
+        const float *query = d->mixed + row * d->columns + (int64_t)key_head * width;
+        const float *key = d->keys ? d->keys + row * all + (int64_t)key_head * width : query + all;
         const float of_query = 1.0f / sqrtf(task->run->kernels->sum_squares(query, width) + d->epsilon) * query_length;
         const float of_key = 1.0f / sqrtf(task->run->kernels->sum_squares(key, width) + d->epsilon);
         for (int32_t i = 0; i < width; i++) rows->queries[r][i] = query[i] * of_query;
@@ -46,20 +47,34 @@ static void normalise(const delta_task *task, int32_t key_head, block *rows) {
     }
 }
 
+/* The decay that follows from a number, once its bias is added. */
+static float decay_of(const em_delta_rule *d, int32_t head, float number) {
+    if (d->lower_bound == 0) return em_exp(d->rate[head] * em_softplus(number));
+    return em_exp(d->lower_bound * (1.0f / (1.0f + em_exp(d->rate[head] * number))));
+}
+
 /* Panels begin .. end - 1 of a head take the rows of a block. */
 static void update_panels(const delta_task *task, const block *rows, int32_t head, int32_t begin, int32_t end) {
     const em_delta_rule *d = task->operation;
     const int32_t panels = em_panel_count(d->value_dim);
-    const int32_t values_at = 2 * d->key_heads * d->head_dim + head * d->value_dim;
+    const int32_t values_at = 2 * d->key_heads * d->head_dim, by_row = d->decays > d->heads;
+    const float *values_of = d->values ? d->values : d->mixed + values_at;
+    const int64_t columns = d->values ? (int64_t)d->heads * d->value_dim : d->columns;
+    float decays[BLOCK_ROWS][EM_WIDEST_KEYS];
     float *state = d->states + ((size_t)d->sequences[rows->first] * d->heads + head) * panels * d->head_dim * EM_PANEL_ROWS;
     em_delta_row of_panel[BLOCK_ROWS];
     for (int32_t r = 0; r < rows->count; r++) {
         const int64_t at = (int64_t)(rows->first + r) * d->heads + head;
-        const float step = em_softplus(d->decay_input[at] + d->decay_bias[head]);
         of_panel[r] = (em_delta_row){.query = rows->queries[r],
                                      .key = rows->keys[r],
-                                     .decay = em_exp(d->rate[head] * step),
                                      .strength = 1.0f / (1.0f + em_exp(-d->strength[at]))};
+        if (!by_row) {
+            of_panel[r].decay = decay_of(d, head, d->decay_input[at] + d->decay_bias[head]);
+            continue;
+        }
+        const float *inputs = d->decay_input + at * d->head_dim, *biases = d->decay_bias + (int64_t)head * d->head_dim;
+        for (int32_t i = 0; i < d->head_dim; i++) decays[r][i] = decay_of(d, head, inputs[i] + biases[i]);
+        of_panel[r].decays = decays[r];
     }
     for (int32_t panel = begin; panel < end; panel++) {
         const int32_t column = panel * EM_PANEL_ROWS, left = d->value_dim - column;
@@ -67,7 +82,7 @@ static void update_panels(const delta_task *task, const block *rows, int32_t hea
         float values[BLOCK_ROWS][EM_PANEL_ROWS], outputs[BLOCK_ROWS][EM_PANEL_ROWS];
         for (int32_t r = 0; r < rows->count; r++) {
             const int64_t row = rows->first + r;
-            const float *from = d->mixed + row * d->columns + values_at + column;
+            const float *from = values_of + row * columns + head * d->value_dim + column;
             float *to = d->output + (row * d->heads + head) * d->value_dim + column;
             of_panel[r].values = em_panel_values(from, left, values[r]);
             of_panel[r].output = left < EM_PANEL_ROWS ? outputs[r] : to;

@@ -15,6 +15,9 @@ typedef enum expert_state {
     READY = 2    /* all of it; its record is in the arena */
 } expert_state;
 
+/* Tokens of a chunk whose choices are passed on. */
+enum { PASSED_ROWS = 8 };
+
 /* Experts that have slots at the same time. */
 typedef struct expert_wave {
     const int32_t *experts;
@@ -57,9 +60,15 @@ size_t em_experts_scratch_bytes(const em_experts *e, int32_t tokens) {
     return layout.bytes;
 }
 
-static int32_t check_experts(const em_experts *e, int32_t choices) {
+/* `*passing`: whether a choice is of no expert. */
+static int32_t check_experts(const em_experts *e, int32_t choices, bool *passing) {
+    *passing = false;
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
+        if (expert == EM_NO_EXPERT) {
+            *passing = true;
+            continue;
+        }
         if (expert < 0 || expert >= e->num_experts || e->slots[expert] >= e->slot_count) return EM_BAD_EXPERT;
         if (e->layout_of[expert] >= e->layouts_count) return EM_BAD_EXPERT;
     }
@@ -72,7 +81,7 @@ static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory)
     memset(memory.wanted, 0, (size_t)tokens);
     for (int32_t i = 0; i < tokens * e->top_k; i++) {
         const int32_t expert = e->experts[i];
-        if (e->slots[expert] < 0) continue;
+        if (expert == EM_NO_EXPERT || e->slots[expert] < 0) continue;
         memory.wanted[i / e->top_k] = 1;
         memory.states[expert] = READY;
     }
@@ -82,7 +91,10 @@ static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory)
 static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memory) {
     const int32_t choices = tokens * e->top_k;
     memset(memory.starts, 0, ((size_t)e->num_experts + 1) * sizeof *memory.starts);
-    for (int32_t i = 0; i < choices; i++) memory.starts[e->experts[i] + 1] += memory.states[e->experts[i]] == READY;
+    for (int32_t i = 0; i < choices; i++) {
+        const int32_t expert = e->experts[i];
+        if (expert != EM_NO_EXPERT) memory.starts[expert + 1] += memory.states[expert] == READY;
+    }
     int32_t ffn_count = 0;
     for (int32_t expert = 0; expert < e->num_experts; expert++) {
         const int32_t count = memory.starts[expert + 1];
@@ -92,7 +104,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
     }
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
-        if (memory.states[expert] != READY) continue;
+        if (expert == EM_NO_EXPERT || memory.states[expert] != READY) continue;
         const int32_t pair = memory.starts[expert]++;
         memory.input_rows[pair] = i / e->top_k;
         memory.output_rows[pair] = i;
@@ -159,11 +171,22 @@ static int32_t run_wave(const em_experts *e, const em_run *run, expert_wave wave
  * might not be. */
 static int32_t clear_left_out(const em_experts *e, int32_t choices, const uint8_t *wanted) {
     for (int32_t i = 0; i < choices; i++) {
+        if (e->experts[i] == EM_NO_EXPERT) continue;
         const uint8_t wish = wanted[e->experts[i]];
         if (wish == EM_NOT_WANTED) return EM_BAD_EXPERT; /* it was not fetched */
         if (wish == EM_LEFT_OUT) memset(e->output + (size_t)i * e->hidden_size, 0, e->hidden_size * sizeof(float));
     }
     return EM_OK;
+}
+
+/* Passes on the input rows of choices that are of no expert. */
+static void pass_on(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const em_experts *e = context;
+    (void)thread;
+    for (int64_t i = begin * e->top_k; i < end * e->top_k; i++) {
+        if (e->experts[i] != EM_NO_EXPERT) continue;
+        memcpy(e->output + i * e->hidden_size, e->input + i / e->top_k * e->hidden_size, e->hidden_size * sizeof(float));
+    }
 }
 
 /* Computes the experts that were fetched, in waves where slots are too few for all. */
@@ -186,10 +209,12 @@ static int32_t run_paged(const em_experts *e, const em_run *run, ffn_memory memo
 }
 
 int32_t em_run_experts(const em_experts *e, const em_run *run) {
-    if (check_experts(e, run->tokens * e->top_k) != EM_OK) return EM_BAD_EXPERT;
+    bool passing;
+    if (check_experts(e, run->tokens * e->top_k, &passing) != EM_OK) return EM_BAD_EXPERT;
     em_layout layout = {.base = run->scratch};
     const ffn_sizes sizes = sizes_of_experts(e);
     const ffn_memory memory = em_ffn_lay_out(&layout, sizes, run->tokens, run->tokens * e->top_k, e->num_experts);
+    if (passing) em_pool_for(run->pool, run->tokens, PASSED_ROWS, pass_on, (void *)(uintptr_t)e);
     if (!e->paged.pager) {
         begin_states(e, run->tokens, memory);
         em_ffn_quantise_input(run, sizes, memory, e->input);

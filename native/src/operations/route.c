@@ -130,6 +130,7 @@ static void score_choices(const em_route *r, const em_kernels *kernels, const fl
 typedef struct scoring {
     const float *scores;
     const int32_t *slots; /* of the experts; negative: not in memory */
+    int32_t experts;      /* choices from here on are of no expert, and need no memory */
     float bonus; /* added to the scores of experts in memory */
 } scoring;
 
@@ -143,11 +144,11 @@ static scoring scoring_of(const em_route *r, const float *scores) {
         if (scores[e] < smallest) smallest = scores[e];
     }
     const float reach = largest - smallest;
-    return (scoring){scores, r->slots, isfinite(reach) ? r->bonus * reach : 0};
+    return (scoring){scores, r->slots, r->resident, isfinite(reach) ? r->bonus * reach : 0};
 }
 
 static inline float raised(const scoring *s, int32_t e) {
-    return s->slots[e] >= 0 ? s->scores[e] + s->bonus : s->scores[e];
+    return e >= s->experts || s->slots[e] >= 0 ? s->scores[e] + s->bonus : s->scores[e];
 }
 
 /* Whether `a` comes before `b`: by falling raised score, on a tie by falling score, then by number. */
@@ -267,6 +268,9 @@ static void route_token(const route_task *task, int64_t token) {
     }
     for (int32_t k = 0; k < r->top_k; k++) weights[k] *= r->scale;
     for (int32_t k = 0; r->expert_scales && k < r->top_k; k++) weights[k] *= r->expert_scales[experts[k]];
+    for (int32_t k = 0; r->passing && k < r->top_k; k++) {
+        if (experts[k] >= r->num_experts - r->passing) experts[k] = EM_NO_EXPERT;
+    }
 }
 
 static void route_tokens(void *context, int64_t begin, int64_t end, int32_t thread) {

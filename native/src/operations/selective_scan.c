@@ -23,25 +23,29 @@ typedef struct scan_task {
 static void update_panels(const scan_task *task, int32_t head, int32_t first, int32_t count, int32_t begin, int32_t end) {
     const em_selective_scan *s = task->operation;
     const int32_t panels = em_panel_count(s->value_dim), inputs = s->heads * s->value_dim;
-    const int32_t group = head / (s->heads / s->groups);
+    const int32_t group = head / (s->heads / s->groups), of_groups = s->groups * s->head_dim;
+    /* Where a row has its inputs, B and C; without steps C comes first. */
+    const int32_t values_at = s->step ? 0 : 2 * of_groups, keys_at = s->step ? inputs : of_groups;
+    const int32_t queries_at = s->step ? inputs + of_groups : 0;
     const size_t panel_floats = (size_t)s->head_dim * EM_PANEL_ROWS;
     float *state = s->states + ((size_t)s->sequences[first] * s->heads + head) * panels * panel_floats;
     em_scan_row rows[BLOCK_ROWS];
     for (int32_t r = 0; r < count; r++) {
         const float *mixed = s->mixed + (int64_t)(first + r) * s->columns;
-        const float step = em_softplus(s->step[(int64_t)(first + r) * s->heads + head] + s->step_bias[head]);
-        rows[r] = (em_scan_row){.key = mixed + inputs + group * s->head_dim,
-                                .query = mixed + inputs + (s->groups + group) * s->head_dim,
+        const int64_t at = (int64_t)(first + r) * s->heads + head;
+        const float step = s->step ? em_softplus(s->step[at] + s->step_bias[head]) : 1.0f;
+        rows[r] = (em_scan_row){.key = mixed + keys_at + group * s->head_dim,
+                                .query = mixed + queries_at + group * s->head_dim,
                                 .decay = em_exp(s->rate[head] * step),
                                 .step = step,
-                                .skip = s->skip[head]};
+                                .skip = s->skip ? s->skip[head] : 0.0f};
     }
     for (int32_t panel = begin; panel < end; panel++) {
         const int32_t column = panel * EM_PANEL_ROWS, left = s->value_dim - column;
         /* The last panel may have fewer columns than the kernel takes. */
         float values[BLOCK_ROWS][EM_PANEL_ROWS], outputs[BLOCK_ROWS][EM_PANEL_ROWS];
         for (int32_t r = 0; r < count; r++) {
-            const float *from = s->mixed + (int64_t)(first + r) * s->columns + head * s->value_dim + column;
+            const float *from = s->mixed + (int64_t)(first + r) * s->columns + values_at + head * s->value_dim + column;
             float *to = s->output + ((int64_t)(first + r) * s->heads + head) * s->value_dim + column;
             rows[r].values = em_panel_values(from, left, values[r]);
             rows[r].output = left < EM_PANEL_ROWS ? outputs[r] : to;

@@ -120,6 +120,7 @@ def test_blocks_are_what_the_formats_own_package_reads(dense: str, tmp_path: Pat
         np.testing.assert_array_equal(found[f"blk.1.ffn_{part}_exps.weight"], np.stack(stacked))
 
 
+@pytest.mark.slow
 def test_random_weights_give_the_same_logits_after_the_way_there_and_back(tiny: Store, tmp_path: Path) -> None:
     path = export_gguf(tiny, tmp_path / "tiny.gguf", name="tiny")
     back = convert_checkpoint(str(path), tmp_path / "back")
@@ -136,6 +137,7 @@ def test_random_weights_give_the_same_logits_after_the_way_there_and_back(tiny: 
     assert fields["general.name"].contents() == "tiny"
 
 
+@pytest.mark.slow
 def test_memory_depends_on_no_tensor(tiny: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "SLICE_WEIGHTS", 1 << 12)
     export_gguf(tiny, tmp_path / "first.gguf", name="x")

@@ -1,4 +1,4 @@
-"""GGUF files of families with Mamba-2 layers: written, read back as the same model, or refused."""
+"""GGUF files of families with Mamba layers: written, read back as the same model, or refused."""
 
 from __future__ import annotations
 
@@ -54,9 +54,27 @@ def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
     assert "blk.1.ffn_gate_exps.weight" not in shapes
 
 
+def test_a_file_of_jamba_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
+    """Rates have a row for each channel; what is made of the convolved channels lies in one matrix."""
+    _, path = exported(tmp_path, SMALL_MAMBA["jamba"])
+    shapes = {tensor.name: tuple(tensor.shape[::-1].tolist()) for tensor in gguf.GGUFReader(path).tensors}
+    assert shapes["blk.0.ssm_in.weight"] == (256, 64)
+    assert shapes["blk.0.ssm_conv1d.weight"] == (128, 3)
+    assert shapes["blk.0.ssm_x.weight"] == (32 + 16 + 16, 128)
+    assert shapes["blk.0.ssm_dt.weight"] == (128, 32)
+    assert (shapes["blk.0.ssm_a"], shapes["blk.0.ssm_d"]) == ((128, 16), (128,))
+    assert [shapes[f"blk.0.ssm_{part}_norm.weight"] for part in ("dt", "b", "c")] == [(32,), (16,), (16,)]
+    assert shapes["blk.1.ffn_up_exps.weight"] == (8, 96, 64)
+    assert shapes["blk.2.ffn_up.weight"] == (96, 64)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
+        ("jamba", {"mamba_conv_bias": False}, "no convolutions of Mamba-1 without a bias"),
+        ("jamba", {"mamba_expand": 1}, "no layers of Mamba-1 but of twice the model's"),
+        ("jamba", {"head_dim": 32}, "no heads that are not together as wide as the model"),
+        ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0}, "no models but with layers of both Mamba-1 and"),
         ("nemotron_h", {"use_conv_bias": False}, "no convolutions of Mamba-2 without a bias"),
         ("nemotron_h", {"layers_block_type": ["moe", "full_attention"] * 2 + ["moe"]}, "no models without Mamba-2"),
         ("nemotron_h", {"layers_block_type": ["moe", "linear_attention"] * 2 + ["moe"]}, "no models without attention"),
@@ -87,6 +105,8 @@ def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any]
         ("nemotron_h", {"ssm.inner_size": 127}, "ssm.inner_size: expected a multiple of 4, the number of heads"),
         ("nemotron_h", {"expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
         ("granitemoehybrid", {"ssm.inner_size": 96}, "ssm.inner_size: expected a multiple of 4 heads and of the width"),
+        ("jamba", {"ssm.inner_size": 96}, "ssm.inner_size: expected a multiple of the width, 64, found 96"),
+        ("jamba", {"attention.head_count_kv": [0, 2, 2, 0, 2]}, "head_count_kv: expected attention in one of every"),
         ("granitemoehybrid", {"ssm.group_count": 3}, "ssm.time_step_rank is 4; expected a multiple of .*group_count"),
     ],
     ids=str,
@@ -95,7 +115,7 @@ def test_keys_that_contradict_the_architecture_are_refused_by_name(
     name: str, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     _, path = exported(tmp_path, SMALL_MAMBA[name])
-    architecture = {"nemotron_h": "nemotron_h_moe", "granitemoehybrid": "granitehybrid"}[name]
+    architecture = {"nemotron_h": "nemotron_h_moe", "granitemoehybrid": "granitehybrid"}.get(name, name)
     renamed = {f"{architecture}.{key}": value for key, value in changes.items()}
     changed = rewritten(path, tmp_path / "changed.gguf", renamed)
     with pytest.raises(SourceError, match=words):

@@ -281,8 +281,7 @@ def model_rows(source: Any, start: int = 0, stop: int = 1 << 30) -> dict[str, An
     return rows
 
 
-@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "an expert at a time"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "stacked"), default_pairs([*CONFIGS], [True, False]))
 def test_the_model_is_that_of_the_checkpoint(
     name: str, stacked: bool, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
@@ -298,9 +297,15 @@ def test_the_model_is_that_of_the_checkpoint(
 
 
 MERGEABLE = [name for name in CONFIGS if not name.startswith("llama")]
+KINDS = ["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"]
+MERGED = [
+    pytest.param(name, kind, marks=[] if number == at else pytest.mark.slow)
+    for number, name in enumerate(MERGEABLE)
+    for at, kind in enumerate(KINDS)
+]
 
 
-@pytest.mark.parametrize(("name", "kind"), default_pairs(MERGEABLE, ["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"]))
+@pytest.mark.parametrize(("name", "kind"), MERGED)
 def test_gate_and_up_in_one_tensor_are_those_in_two(
     name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:

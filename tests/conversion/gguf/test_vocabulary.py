@@ -48,6 +48,7 @@ def write_folder(folder: Path, tokenizer: tokenizers.Tokenizer, **config: Any) -
     return folder
 
 
+@pytest.mark.slow
 def test_the_bundled_models_files_come_back_to_the_byte(tmp_path: Path) -> None:
     files = there_and_back(BUNDLED, 49152, tmp_path / "m.gguf")
     assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}

@@ -26,6 +26,7 @@ from tests.support.every_case import every_case
 from tests.support.windowed_models import SMALL_MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden"
+_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 IDS = np.random.default_rng(7).integers(0, 128, 60)
 
 
@@ -63,10 +64,7 @@ def test_a_file_is_the_same_model(family: str, exported: Exported, tmp_path: Pat
     [
         ("afmoe", {"mup_enabled": False}),
         ("afmoe", {"layer_types": ["full_attention", *["sliding_attention"] * 3]}),
-        (
-            "afmoe",
-            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
-        ),
+        ("afmoe", {"rope_scaling": _LLAMA3}),
         ("exaone_moe", {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "first_k_dense_replace": None}),
         ("gemma4", {"attention_bias": True}),
         ("arctic", {"head_dim": 32}),
@@ -85,6 +83,12 @@ def test_a_file_is_the_same_model(family: str, exported: Exported, tmp_path: Pat
             {"rope_parameters": {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}}},
         ),
         ("mimo_v2_flash", {"attention_bias": True}),
+        ("step3p5", {"partial_rotary_factors": [0.25, 1.0, 1.0, 1.0]}),
+        ("step3p5", {"partial_rotary_factors": None}),
+        ("step3p5", {"rope_scaling": _LLAMA3}),
+        ("smallthinker", {"sliding_window_size": 1024}),
+        ("smallthinker", {"rope_layout": [1] * 5}),
+        ("smallthinker without windows", {"rope_layout": [0, 1, 1, 1, 0]}),
     ],
     ids=str,
 )
@@ -130,6 +134,14 @@ def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path
         ("mellum", {"mellum.rope.dimension_count": 16}, "rope.dimension_count: expected 32"),
         ("mimo_v2_flash", {"mimo2.attention.head_count_kv": [1, 2, 4, 4]}, "head_count_kv: expected a number for each"),
         ("mimo_v2_flash", {"mimo2.rope.scaling.type": "yarn"}, "rope.scaling.type: expected not yarn"),
+        ("step3p5", {"step35.swiglu_clamp_exp": [0.0, 1.0]}, "swiglu_clamp_exp: expected a number for each of 4"),
+        ("step3p5", {"step35.attention.head_count": [4, 4, 6, 6]}, "attention.head_count: expected a number for each"),
+        ("step3p5", {"step35.rope.dimension_count": 16}, "rope.dimension_count: expected 32"),
+        ("step3p5", {"step35.rope.freq_base": 10000}, "rope.freq_base: expected a number"),
+        ("smallthinker", {"smallthinker.attention.sliding_window": 64}, "sliding_window: expected 4096, or no such"),
+        ("smallthinker", {"smallthinker.expert_gating_func": 0}, "expert_gating_func: expected 1 .softmax. or 2"),
+        ("smallthinker", {"smallthinker.rope.freq_base_swa": 10000}, "rope.freq_base_swa: expected 1500000.0, or no"),
+        ("smallthinker", {"smallthinker.expert_used_count": 9}, "expert_used_count is 9"),
     ],
     ids=str,
 )
