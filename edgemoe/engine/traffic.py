@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from edgemoe.engine.workspace import KvFormat, bytes_needed, bytes_of
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import Graph
@@ -61,7 +62,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             if step.stage == "guess":
                 continue
             size = sum(sizes[weight.name] for weight in weights_of(step.operation))
-            if isinstance(step.operation, op.Embed):
+            if isinstance(step.operation, (op.Embed, ex.TableRoute)):
                 size //= graph.spec.vocab_size
             fixed = {value for value in values_of(step.operation) if value.undo is not None}
             size += sum(map(bytes_needed, fixed))

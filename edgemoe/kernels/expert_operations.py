@@ -145,6 +145,10 @@ class TableRoute(Operation, code=48):
     experts: Annotated[Integers, rows("K"), OUTPUT]
     weights: Annotated[Floats, rows("K"), OUTPUT]
 
+    def weight_bytes(self) -> int:
+        used: int = self.experts.shape[1]
+        return used * self.table.itemsize
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Capacity(Operation, code=30):
