@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.definition import Field
 from edgemoe.kernels.formats import FORMATS
@@ -66,6 +67,12 @@ def _enumeration() -> list[str]:
         "",
         "/* The most channels of a head's keys in the delta rule. */",
         f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",
+        "",
+        "/* The most blocks of a page of which some are chosen. */",
+        f"enum {{ EM_MOST_BITS = {so.MOST_BITS} }};",
+        "",
+        "/* The most residual streams of a token. */",
+        f"enum {{ EM_MOST_STREAMS = {sk.MOST_STREAMS} }};",
     ]
 
 

@@ -22,9 +22,12 @@ from edgemoe.model.spec import LayerSpec, ModelSpec
 MISMATCH = "The config and the weights do not belong together, or a file is missing. Download the model again."
 
 
-Change = Literal["none", "plus_one", "minus_exp", "minus"]
+Change = Literal["none", "plus_one", "minus_exp", "minus", "whole"]
 """`1 + x`, for norms whose weights are kept as distances from 1; `-exp(x)`, for rates that are kept as logarithms;
-`-x`, for rates without their sign."""
+`-x`, for rates without their sign.
+
+`whole`: none, but each must be a whole number below a limit, as those of experts in a table are.
+"""
 
 
 Side = Literal["all", "encoder", "decoder"]
@@ -115,6 +118,8 @@ class SourceSlice:
     change: Change = "none"
     """The change of its numbers when they are read; only vectors have one."""
     height: int = 0
+    limit: int = 0
+    """The first of the whole numbers that it may not have, if it has such."""
 
     @property
     def rows(self) -> int:
@@ -476,9 +481,10 @@ def _slices(
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
             where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.as_vector, height=height)
-        slices[name.format(layer=layer, expert=expert)] = (
-            where if row.change == "none" else replace(where, change=row.change)
-        )
+        if row.change != "none":
+            limit = sizes.get("experts", 0) if row.change == "whole" else 0
+            where = replace(where, change=row.change, limit=limit)
+        slices[name.format(layer=layer, expert=expert)] = where
         start += count
     return slices
 
@@ -502,6 +508,7 @@ def _block_slices(row: Row, source: str, layer: int, sizes: Mapping[str, int]) -
 def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
     """The values of the symbols used in shapes, for the whole model or for a layer."""
     sizes = {"one": 1, "model": spec.hidden_size, "expert_model": spec.hidden_size, "vocabulary": spec.vocab_size}
+    sizes |= spec.streams.sizes() if spec.streams else {}
     if layer is None:
         return sizes
     return sizes | layer.sizes()

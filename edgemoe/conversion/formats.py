@@ -15,14 +15,20 @@ DEFAULT_DENSE = "q8"
 KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
-_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay")
-"""Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32."""
+_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads")
+"""Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
+
+So do the shares of a result that residual streams take (`_SHARES`).
+"""
+_SHARES = "_shares"
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
 _CLASSES = {
     **dict.fromkeys(("query", "key", "value", "output_gate", "output"), "attention"),
     **dict.fromkeys(("cross_query", "cross_key", "cross_value", "cross_output"), "attention"),
     **dict.fromkeys(("latent", "key_rotary", "query_latent", "query_rotary", "key_up", "value_up"), "attention"),
+    **dict.fromkeys(("group_output", "compress_values", "compress_gates"), "attention"),
+    **dict.fromkeys(("index_values", "index_gates", "index_query", "index_heads"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
     **dict.fromkeys(("delta_query", "delta_key", "delta_value", "delta_decays"), "delta"),
@@ -77,7 +83,7 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
     last = name.split(".")[2] if name.startswith("layers.") else name
     if last in ("first", "second"):  # of two attentions, and of two FFNs, of a layer
         last = name.split(".")[3]
-    return _CLASSES.get(last, last)
+    return "streams" if last.endswith(_SHARES) else _CLASSES.get(last, last)
 
 
 def choose_formats(
@@ -94,7 +100,7 @@ def choose_formats(
     for name, shape in shapes.items():
         if len(shape) == 1:
             formats[name] = None
-        elif name.rpartition(".")[2] in _EXACT:
+        elif name.rpartition(".")[2] in _EXACT or name.endswith(_SHARES):
             formats[name] = FORMATS["f32"]
         else:
             groups.setdefault(stored_name(name, shapes), []).append(name)

@@ -15,13 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.architectures import Change, SourceSlice
+from edgemoe.architectures import SourceSlice
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, dequantise
 
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""The dtypes of a safetensors file that are read, and what NumPy reads them as."""
+"""The dtypes of weights in a safetensors file that are read, and what NumPy reads them as."""
+_WHOLE_DTYPES: dict[str, npt.DTypeLike] = {"I64": "<i8"}
+"""Those of the tables of whole numbers that some models have (`table.Change`)."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,13 @@ def join_rows(pieces: Sequence[Rows]) -> Rows:
 
 def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
     """The NumPy dtype that reads a tensor of a safetensors file. Raises SourceError for an unsupported dtype."""
-    if info.dtype not in FLOAT_DTYPES:
+    dtypes = FLOAT_DTYPES | _WHOLE_DTYPES
+    if info.dtype not in dtypes:
         raise SourceError(
             f"{tensor}: expected weights of {', '.join(FLOAT_DTYPES)}, found {info.dtype}: they are quantised.",
             "Use the checkpoint's unquantised version.",
         )
-    return np.dtype(FLOAT_DTYPES[info.dtype])
+    return np.dtype(dtypes[info.dtype])
 
 
 def column_spans(
@@ -104,7 +107,7 @@ def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Row
     if where.turned:
         return _turned_rows(source, where, start, stop)
     rows = join_rows([_read_place(source, where, place) for place in where.places(start, stop)])
-    return rows if where.change == "none" else _changed(rows, where.change)
+    return rows if where.change == "none" else _changed(rows, where)
 
 
 def _read_place(source: Source, where: SourceSlice, place: range) -> Rows:
@@ -133,9 +136,17 @@ def _turned_rows(source: Source, where: SourceSlice, start: int, stop: int) -> n
     return np.ascontiguousarray(np.concatenate(pieces))
 
 
-def _changed(rows: Rows, change: Change) -> npt.NDArray[np.float32]:
+def _changed(rows: Rows, where: SourceSlice) -> npt.NDArray[np.float32]:
     """The numbers in the form that the model has; each is rounded to float32 once."""
-    values = (dequantise(rows) if isinstance(rows, Blocks) else rows).astype(np.float64)
+    values, change = (dequantise(rows) if isinstance(rows, Blocks) else rows).astype(np.float64), where.change
+    if change == "whole":
+        wrong = values[~((values >= 0) & (values < where.limit) & (values == np.floor(values)))]
+        if wrong.size:
+            raise SourceError(
+                f"{where.tensor}: expected whole numbers from 0 to {where.limit - 1}, found {wrong.flat[0]:g}.",
+                "Was the checkpoint damaged? Download it again.",
+            )
+        return values.astype(np.float32)
     with np.errstate(over="ignore"):  # conversion refuses numbers that are not finite
         made = {"plus_one": 1 + values, "minus_exp": -np.exp(values), "minus": -values}
         return made[change].astype(np.float32)

@@ -94,7 +94,8 @@ class Decoder:
             """Embeds all tokens of a step or, with `EmbeddingRows`, only the batch of rows just read."""
         else:
             rows = embedding_rows
-            self.embed = [op.Embed(rows.ids, rows.matrix, graph.spec.embedding_scale, rows.rows)]
+            scale, copies = graph.spec.embedding_scale, graph.spec.stream_count
+            self.embed = [op.Embed(rows.ids, rows.matrix, scale, rows.rows, copies)]
             self._parts[self.embed[0]] = "embedding"
         self.begin = self.embed if embedding_rows is None else []
         """Operations at the start of a step; empty if `EmbeddingRows` fills the residual stream before it."""

@@ -96,7 +96,7 @@ class LoadedModel:
             experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
             cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, self._backend)
         if not memory.embedding_resident:
-            self._embedding_rows = EmbeddingRows(store, options.direct_reads)
+            self._embedding_rows = EmbeddingRows(store, options.direct_reads, spec.stream_count)
         decoder = Decoder(
             graph,
             dense.tensors,

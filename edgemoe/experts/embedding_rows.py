@@ -46,8 +46,8 @@ def saved_bytes(store: Store) -> int:
 class EmbeddingRows:
     """Reads rows of an embedding from disk into the residual stream."""
 
-    def __init__(self, store: Store, direct: bool) -> None:
-        """Reads the embedding once to verify it, keeping only checksums.
+    def __init__(self, store: Store, direct: bool, copies: int = 1) -> None:
+        """Reads the embedding once to verify it, keeping only checksums; each row is repeated `copies` times.
 
         Raises StoreError where it cannot be read, or differs from its checksum; BudgetError.
         """
@@ -62,7 +62,7 @@ class EmbeddingRows:
         """The panels read last, as a matrix."""
         self.ids: Integers = np.zeros(BATCH_TOKENS, np.int32)
         """The rows to take from `matrix`, `(B,)`."""
-        self.rows: Floats = np.zeros((BATCH_TOKENS, panels.tensor.columns), np.float32)
+        self.rows: Floats = np.zeros((BATCH_TOKENS, copies * panels.tensor.columns), np.float32)
         """The buffer to which the program writes these rows, `(B, D)`."""
         self._reading: dict[int, int] = {}  # panels by the tickets of pending reads
         self._submitting = False

@@ -38,8 +38,14 @@ from edgemoe.kernels.operations import (
     check_activation,
 )
 
-Score = Literal["softmax", "sigmoid", "sparsemixer"]
-"""How a logit becomes the share of an expert: by all logits of the token, by itself, or by those near the largest."""
+Score = Literal["softmax", "sigmoid", "sparsemixer", "sqrt_softplus"]
+"""How a logit becomes the share of an expert: by all logits of the token, by itself, or by those near the largest.
+
+`sigmoid` and `sqrt_softplus`, which is `sqrt(log(1 + exp(logit)))` (DeepSeek-V4), go by the logit itself.
+"""
+
+BY_THEMSELVES = ("sigmoid", "sqrt_softplus")
+"""The scores of an expert that no other expert's logit changes."""
 
 Choice = Literal["score", "logit"]
 """The numbers by which experts are chosen: their shares, or their logits."""
@@ -49,9 +55,8 @@ Choice = Literal["score", "logit"]
 class Route(Operation, code=7):
     """The `K` experts of largest choice score (the lower number on a tie), in falling order, and their weights.
 
-    An expert's choice score is its logit; with `choice_bias` or `groups`, or of `sigmoid`, it is its score, plus
-    `choice_bias`, in float32;
-    chosen by `logit`, it is `logit + choice_bias` of either.
+    An expert's choice score is its logit; with `choice_bias` or `groups`, or of `sigmoid` and `sqrt_softplus`, it is
+    its score, plus `choice_bias`, in float32; chosen by `logit`, it is `logit + choice_bias` of either.
     Of several `groups`, equal runs of experts, the `kept_groups` of largest sum of their two largest choice scores are
     kept (the lower number on a tie), and experts of the others are not chosen. With a `group_best` of 1 a group's
     largest choice score counts alone (DeepSeek-V2: arXiv 2405.04434).
@@ -111,7 +116,7 @@ class Route(Operation, code=7):
         most = experts // self.groups * self.kept_groups
         if used > most:
             raise Misfit("experts", f"at most {most} per token", used)
-        require(not self.epsilon or self.score == "sigmoid", "epsilon", "0 for softmax", self.epsilon)
+        require(not self.epsilon or self.score in BY_THEMSELVES, "epsilon", "0 for softmax", self.epsilon)
         divided = self.renormalise and self.score == "softmax"
         require(not self.least_sum or divided, "least_sum", "0 but for softmax that is renormalised", self.least_sum)
         mixes = self.score == "sparsemixer"
@@ -120,6 +125,29 @@ class Route(Operation, code=7):
         require(0 <= self.jitter < math.inf, "jitter", "0 or a number above it", self.jitter)
         require(mixes or not self.jitter, "jitter", "0 but for sparsemixer", self.jitter)
         require(not mixes or not self.passing, "passing", "0 with sparsemixer", self.passing)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TableRoute(Operation, code=48):
+    """The `K` experts that a table has for each token's id, in its order, and their weights.
+
+    Weights are `sqrt(log(1 + exp(logit)))` of these experts, divided by their sum plus `epsilon`, times `scale`.
+    Without `logits` no weights are computed. Source: the first layers of DeepSeek-V4 (2026), which so have the hash
+    routing of Roller et al. 2021 (arXiv 2106.04426).
+    """
+
+    ids: Annotated[Integers, rows()]
+    table: Annotated[Floats, weight("V*K")]  # numbers of experts, whole
+    logits: Annotated[Floats | None, rows("E")]
+    num_experts: Annotated[int, size("E")]
+    epsilon: float
+    scale: float
+    experts: Annotated[Integers, rows("K"), OUTPUT]
+    weights: Annotated[Floats, rows("K"), OUTPUT]
+
+    def weight_bytes(self) -> int:
+        used: int = self.experts.shape[1]
+        return used * self.table.itemsize
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -19,9 +19,9 @@ Invariants:
 - The token in row `t` stands at position `positions[t]` of sequence `sequences[t]`, whose pages `pages[sequences[t]]`
   lists. The rows of a run belong to any sequences, in any order. The caller fills these three before each run.
 - Each token's result depends on other rows of the same run only through the state of its own sequence (its pages of
-  the KV cache, and its row of what `ShortConv`, `DeltaRule` and the scans keep, which is updated in the order
-  of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the number of
-  threads changes a single bit of an answer.
+  the KV cache, and its row of what `ShortConv`, `Compress`, `DeltaRule` and the scans keep, which is updated in the
+  order of positions), so neither the way a prompt is cut into runs, nor the company of other sequences, nor the number
+  of threads changes a single bit of an answer.
 """
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
@@ -156,12 +156,13 @@ def largest_rows(operation: Operation) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Embed(Operation, code=0):
-    """`output[t] = scale * matrix[ids[t]]`."""
+    """`output[t] = scale * matrix[ids[t]]`, as many times one after the other as there are `copies`."""
 
     ids: Annotated[Integers, rows()]
     matrix: Annotated[Matrix, matrix("V", "D")]
     scale: float
-    output: Annotated[Floats, rows("D"), OUTPUT]
+    output: Annotated[Floats, rows("copies*D"), OUTPUT]
+    copies: int = 1
 
     def weight_bytes(self) -> int:
         return self.matrix.nbytes // self.matrix.rows
@@ -228,8 +229,8 @@ class Linear(Operation, code=2):
 class Rope(Operation, code=3):
     """Rotates each head in place: `(a, b) -> (a cos - b sin, b cos + a sin)`.
 
-    `a` and `b` are the halves of its first `R` channels, or with `neighbours` the even and the odd ones; the other
-    `W - R` channels stay as they are.
+    `a` and `b` are the halves of its first `R` channels, or of the `last`, or with `neighbours` the even and the odd
+    ones of these; the other `W - R` channels stay as they are. With `back` it turns the other way.
     """
 
     values: Annotated[Floats, rows("heads*W"), IN_PLACE]
@@ -238,6 +239,8 @@ class Rope(Operation, code=3):
     cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
     sine: Annotated[Floats, buffer("C", "R/2")]
     neighbours: bool = False
+    last: bool = False
+    back: bool = False
 
     def check(self, sizes: Sizes) -> None:
         width, rotated = sizes.letters["W"], sizes.letters["R"]

@@ -31,6 +31,9 @@ from edgemoe.model.graph import (
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
+_SCORED_ROWS = 16
+"""Rows whose blocks are scored together: enough to keep all threads busy."""
+
 
 @dataclass(eq=False)
 class Builder:
@@ -180,6 +183,19 @@ class Builder:
         side = "input_" if self.letter == "C" else ""
         positions, sequences = self.shared[f"{side}positions"], self.shared[f"{side}sequences"]
         return cast("op.Integers", positions), cast("op.Integers", sequences)
+
+    def chosen_blocks(self, blocks: int) -> tuple[op.Floats, op.Integers]:
+        """Memory for some rows' scores of `blocks` blocks of each page, and for the bits of those chosen `(T, P)`.
+
+        All layers share them: a layer's choice is of no use to the next one.
+        """
+        scores = Value(f"scores_of_{blocks}", (_SCORED_ROWS, "P", blocks), "f32", "kept")
+        bits = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")
+        return cast("op.Floats", self._shared(scores)), cast("op.Integers", self._shared(bits))
+
+    def token_ids(self) -> op.Integers:
+        """The token of each row, `(T,)`."""
+        return cast("op.Integers", self.shared["input_ids" if self.letter == "C" else "ids"])
 
     def pages(self, window: int = 0) -> op.Integers:
         """The pages of each sequence `(S, P)` in layers with this window; 0: in those that see the whole context."""

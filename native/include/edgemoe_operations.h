@@ -16,8 +16,14 @@ enum { EM_MOST_TAPS = 64 };
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
 
+/* The most blocks of a page of which some are chosen. */
+enum { EM_MOST_BITS = 32 };
+
+/* The most residual streams of a token. */
+enum { EM_MOST_STREAMS = 16 };
+
 /* em_route.score */
-enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_SCORE_COUNT = 3 };
+enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_SCORE_SQRT_SOFTPLUS = 3, EM_SCORE_COUNT = 4 };
 
 /* em_route.choose_by */
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
@@ -28,12 +34,13 @@ enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
 
-/* output[t] = scale * matrix[ids[t]]. */
+/* output[t] = scale * matrix[ids[t]], as many times one after the other as there are copies. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
     em_matrix matrix;    /* (V, D) */
     float scale;
-    float *output;       /* (T, D) */
+    float *output;       /* (T, copies*D) */
+    int32_t copies;
     int32_t vocab_size;  /* V */
     int32_t hidden_size; /* D */
 } em_embed;
@@ -76,6 +83,8 @@ typedef struct em_rope {
     const float *cosine;      /* (C, R/2) */
     const float *sine;        /* (C, R/2) */
     int32_t neighbours;
+    int32_t last;
+    int32_t back;
     int32_t head_dim;         /* W */
     int32_t context;          /* C */
     int32_t rotated;          /* R */
@@ -351,7 +360,7 @@ typedef struct em_head_linear {
 /* Writes a row [latent | rotary] for each row's token to the page of its position, as StoreKv writes keys. */
 typedef struct em_store_latent {
     const float *latent;      /* (T, Wv) */
-    const float *rotary;      /* (T, R) */
+    const float *rotary;      /* (T, R), or NULL */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
@@ -430,6 +439,125 @@ typedef struct em_channel_scan {
     int32_t sequence_count;   /* S */
 } em_channel_scan;
 
+/* A token's streams become the row that a block reads: output = sum over i of share[i] * streams[i]. */
+typedef struct em_collapse_streams {
+    const float *streams; /* (T, n*D) */
+    const float *numbers; /* (T, n) */
+    const float *base;    /* (n,) */
+    const float *scale;   /* (1,) */
+    float epsilon;
+    int32_t count;        /* n */
+    float *output;        /* (T, D) */
+    int32_t hidden_size;  /* D */
+} em_collapse_streams;
+
+/* A block's result joins a token's streams: streams[j] = post[j] * result + sum over i of mix[i, j] * streams[i]. */
+typedef struct em_join_streams {
+    const float *result;  /* (T, D) */
+    const float *joining; /* (T, J) */
+    int32_t count;        /* n */
+    float *streams;       /* (T, n*D) */
+    int32_t hidden_size;  /* D */
+    int32_t J;            /* J */
+} em_join_streams;
+
+/* Each whole block of rate tokens becomes one row: a mean of theirs, weighed in each channel by a softmax. */
+typedef struct em_compress {
+    const float *values;      /* (T, parts*W) */
+    const float *gates;       /* (T, parts*W) */
+    const float *bias;        /* (rate*parts*W,) */
+    const float *norm;        /* (W,) */
+    float epsilon;
+    const float *cosine;      /* (C, R/2) */
+    const float *sine;        /* (C, R/2) */
+    int32_t rate;             /* rate */
+    int32_t parts;            /* parts */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    float *inputs;            /* (S, ring, 2*parts*W) */
+    em_cache compressed;      /* (N, 1, B, W) */
+    int32_t head_dim;         /* W */
+    int32_t context;          /* C */
+    int32_t rotated;          /* R */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t ring;             /* ring */
+    int32_t page_count;       /* N */
+    int32_t block_rows;       /* B */
+} em_compress;
+
+/* Causal attention over the last window rows of a sequence, and over one row for each rate tokens before. */
+typedef struct em_compressed_attention {
+    const float *query;          /* (T, H*W) */
+    const int32_t *positions;    /* (T,) */
+    const int32_t *sequences;    /* (T,) */
+    const int32_t *window_pages; /* (S, P) */
+    em_cache window_cache;       /* (N, 1, 64, W) */
+    const int32_t *pages;        /* (S, P) */
+    em_cache compressed;         /* (L, 1, B, W) */
+    int64_t rate;
+    float scale;
+    int64_t window;
+    float *output;               /* (T, H*W) */
+    const float *sinks;          /* (H,), or NULL */
+    const int32_t *chosen;       /* (T, P), or NULL */
+    int32_t sequence_count;      /* S */
+    int32_t table_pages;         /* P */
+    int32_t page_count;          /* N */
+    int32_t head_dim;            /* W */
+    int32_t heads;               /* H */
+    int32_t compressed_pages;    /* L */
+    int32_t block_rows;          /* B */
+} em_compressed_attention;
+
+/* The K experts that a table has for each token's id, in its order, and their weights. */
+typedef struct em_table_route {
+    const int32_t *ids;  /* (T,) */
+    const float *table;  /* (V*K,) */
+    const float *logits; /* (T, E), or NULL */
+    int32_t num_experts; /* E */
+    float epsilon;
+    float scale;
+    int32_t *experts;    /* (T, K) */
+    float *weights;      /* (T, K) */
+    int32_t top_k;       /* K */
+    int32_t vocab_size;  /* V */
+} em_table_route;
+
+/* Finds, in place, how a block's result joins the streams: [post | mix], which JoinStreams takes. */
+typedef struct em_balance_streams {
+    float *numbers;      /* (T, J) */
+    const float *base;   /* (J,) */
+    const float *scales; /* (2,) */
+    float epsilon;
+    int64_t iterations;
+    int32_t count;       /* n */
+    int32_t J;           /* J */
+} em_balance_streams;
+
+/* Chooses the most blocks of rate tokens that a row sees in CompressedAttention: those of largest score. */
+typedef struct em_choose_blocks {
+    const float *query;       /* (T, H*W) */
+    const float *shares;      /* (T, H) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    em_cache keys;            /* (N, 1, B, W) */
+    int64_t rate;
+    float scale;
+    int64_t most;
+    float *scores;            /* (at_once, P, B) */
+    int32_t *chosen;          /* (T, P) */
+    int32_t heads;            /* H */
+    int32_t head_dim;         /* W */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t page_count;       /* N */
+    int32_t block_rows;       /* B */
+    int32_t at_once;          /* at_once */
+} em_choose_blocks;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -457,7 +585,14 @@ typedef struct em_channel_scan {
     X(SELECTIVE_SCAN, selective_scan) \
     X(SCALE_BY_POSITION, scale_by_position) \
     X(CAPACITY, capacity) \
-    X(CHANNEL_SCAN, channel_scan)
+    X(CHANNEL_SCAN, channel_scan) \
+    X(COLLAPSE_STREAMS, collapse_streams) \
+    X(JOIN_STREAMS, join_streams) \
+    X(COMPRESS, compress) \
+    X(COMPRESSED_ATTENTION, compressed_attention) \
+    X(TABLE_ROUTE, table_route) \
+    X(BALANCE_STREAMS, balance_streams) \
+    X(CHOOSE_BLOCKS, choose_blocks)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -465,7 +600,8 @@ typedef struct em_channel_scan {
         FIELD(em_matrix, columns) \
     STRUCT(em_cache) FIELD(em_cache, elements) FIELD(em_cache, scales) FIELD(em_cache, format) \
     STRUCT(em_embed) FIELD(em_embed, ids) FIELD(em_embed, matrix) FIELD(em_embed, scale) \
-        FIELD(em_embed, output) FIELD(em_embed, vocab_size) FIELD(em_embed, hidden_size) \
+        FIELD(em_embed, output) FIELD(em_embed, copies) FIELD(em_embed, vocab_size) \
+        FIELD(em_embed, hidden_size) \
     STRUCT(em_rms_norm) FIELD(em_rms_norm, input) FIELD(em_rms_norm, weight) FIELD(em_rms_norm, epsilon) \
         FIELD(em_rms_norm, output) FIELD(em_rms_norm, heads) FIELD(em_rms_norm, gate) \
         FIELD(em_rms_norm, own_weights) FIELD(em_rms_norm, head_dim) \
@@ -474,8 +610,8 @@ typedef struct em_channel_scan {
     STRUCT(em_linear) FIELD(em_linear, input) FIELD(em_linear, parts) FIELD(em_linear, parts_count) \
         FIELD(em_linear, scale) FIELD(em_linear, accumulate) FIELD(em_linear, columns) \
     STRUCT(em_rope) FIELD(em_rope, values) FIELD(em_rope, heads) FIELD(em_rope, positions) \
-        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, neighbours) FIELD(em_rope, head_dim) \
-        FIELD(em_rope, context) FIELD(em_rope, rotated) \
+        FIELD(em_rope, cosine) FIELD(em_rope, sine) FIELD(em_rope, neighbours) FIELD(em_rope, last) \
+        FIELD(em_rope, back) FIELD(em_rope, head_dim) FIELD(em_rope, context) FIELD(em_rope, rotated) \
     STRUCT(em_store_kv) FIELD(em_store_kv, keys) FIELD(em_store_kv, values) FIELD(em_store_kv, positions) \
         FIELD(em_store_kv, sequences) FIELD(em_store_kv, pages) FIELD(em_store_kv, key_cache) \
         FIELD(em_store_kv, value_cache) FIELD(em_store_kv, sequence_count) FIELD(em_store_kv, table_pages) \
@@ -568,6 +704,47 @@ typedef struct em_channel_scan {
         FIELD(em_channel_scan, skip) FIELD(em_channel_scan, positions) FIELD(em_channel_scan, sequences) \
         FIELD(em_channel_scan, states) FIELD(em_channel_scan, output) FIELD(em_channel_scan, channels) \
         FIELD(em_channel_scan, head_dim) FIELD(em_channel_scan, sequence_count) \
+    STRUCT(em_collapse_streams) FIELD(em_collapse_streams, streams) FIELD(em_collapse_streams, numbers) \
+        FIELD(em_collapse_streams, base) FIELD(em_collapse_streams, scale) FIELD(em_collapse_streams, epsilon) \
+        FIELD(em_collapse_streams, count) FIELD(em_collapse_streams, output) \
+        FIELD(em_collapse_streams, hidden_size) \
+    STRUCT(em_join_streams) FIELD(em_join_streams, result) FIELD(em_join_streams, joining) \
+        FIELD(em_join_streams, count) FIELD(em_join_streams, streams) FIELD(em_join_streams, hidden_size) \
+        FIELD(em_join_streams, J) \
+    STRUCT(em_compress) FIELD(em_compress, values) FIELD(em_compress, gates) FIELD(em_compress, bias) \
+        FIELD(em_compress, norm) FIELD(em_compress, epsilon) FIELD(em_compress, cosine) \
+        FIELD(em_compress, sine) FIELD(em_compress, rate) FIELD(em_compress, parts) \
+        FIELD(em_compress, positions) FIELD(em_compress, sequences) FIELD(em_compress, pages) \
+        FIELD(em_compress, inputs) FIELD(em_compress, compressed) FIELD(em_compress, head_dim) \
+        FIELD(em_compress, context) FIELD(em_compress, rotated) FIELD(em_compress, sequence_count) \
+        FIELD(em_compress, table_pages) FIELD(em_compress, ring) FIELD(em_compress, page_count) \
+        FIELD(em_compress, block_rows) \
+    STRUCT(em_compressed_attention) FIELD(em_compressed_attention, query) \
+        FIELD(em_compressed_attention, positions) FIELD(em_compressed_attention, sequences) \
+        FIELD(em_compressed_attention, window_pages) FIELD(em_compressed_attention, window_cache) \
+        FIELD(em_compressed_attention, pages) FIELD(em_compressed_attention, compressed) \
+        FIELD(em_compressed_attention, rate) FIELD(em_compressed_attention, scale) \
+        FIELD(em_compressed_attention, window) FIELD(em_compressed_attention, output) \
+        FIELD(em_compressed_attention, sinks) FIELD(em_compressed_attention, chosen) \
+        FIELD(em_compressed_attention, sequence_count) FIELD(em_compressed_attention, table_pages) \
+        FIELD(em_compressed_attention, page_count) FIELD(em_compressed_attention, head_dim) \
+        FIELD(em_compressed_attention, heads) FIELD(em_compressed_attention, compressed_pages) \
+        FIELD(em_compressed_attention, block_rows) \
+    STRUCT(em_table_route) FIELD(em_table_route, ids) FIELD(em_table_route, table) \
+        FIELD(em_table_route, logits) FIELD(em_table_route, num_experts) FIELD(em_table_route, epsilon) \
+        FIELD(em_table_route, scale) FIELD(em_table_route, experts) FIELD(em_table_route, weights) \
+        FIELD(em_table_route, top_k) FIELD(em_table_route, vocab_size) \
+    STRUCT(em_balance_streams) FIELD(em_balance_streams, numbers) FIELD(em_balance_streams, base) \
+        FIELD(em_balance_streams, scales) FIELD(em_balance_streams, epsilon) \
+        FIELD(em_balance_streams, iterations) FIELD(em_balance_streams, count) FIELD(em_balance_streams, J) \
+    STRUCT(em_choose_blocks) FIELD(em_choose_blocks, query) FIELD(em_choose_blocks, shares) \
+        FIELD(em_choose_blocks, positions) FIELD(em_choose_blocks, sequences) FIELD(em_choose_blocks, pages) \
+        FIELD(em_choose_blocks, keys) FIELD(em_choose_blocks, rate) FIELD(em_choose_blocks, scale) \
+        FIELD(em_choose_blocks, most) FIELD(em_choose_blocks, scores) FIELD(em_choose_blocks, chosen) \
+        FIELD(em_choose_blocks, heads) FIELD(em_choose_blocks, head_dim) \
+        FIELD(em_choose_blocks, sequence_count) FIELD(em_choose_blocks, table_pages) \
+        FIELD(em_choose_blocks, page_count) FIELD(em_choose_blocks, block_rows) \
+        FIELD(em_choose_blocks, at_once) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -33,7 +33,11 @@ enum {
     LATENT_ROTARY = 8,
     LATENT_WIDTH = LATENT + LATENT_ROTARY,
     NOPE = 12,
-    OPERATIONS = 56, /* at most, with one that begins to read experts */
+    STREAMS = 3,
+    JOINING = STREAMS * (1 + STREAMS),
+    RATE = 4,
+    BLOCKS = EM_PAGE_TOKENS / RATE,
+    OPERATIONS = 72, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -79,6 +83,15 @@ typedef struct model {
     float gathered[TOKENS][HEADS * LATENT];
     float latents[PAGES][EM_PAGE_TOKENS][LATENT_WIDTH]; /* large enough for every format */
     uint16_t latent_scales[PAGES][EM_PAGE_TOKENS][2];
+    float streams[TOKENS][STREAMS * WIDTH], shares[TOKENS][STREAMS], joining[TOKENS][JOINING];
+    float block_values[TOKENS][2 * HEAD_WIDTH], block_gates[TOKENS][2 * HEAD_WIDTH], index[TOKENS][HEADS];
+    float block_ring[1][2 * RATE + 1][4 * HEAD_WIDTH], block_bias[RATE * 2 * HEAD_WIDTH];
+    float blocks[PAGES][BLOCKS][HEAD_WIDTH]; /* large enough for every format */
+    uint16_t block_scales[PAGES][BLOCKS][1];
+    float singles[PAGES][EM_PAGE_TOKENS][HEAD_WIDTH]; /* and so are these */
+    uint16_t single_scales[PAGES][EM_PAGE_TOKENS][1];
+    float block_scores[2][PAGES][BLOCKS], table[VOCABULARY][USED], named_weights[TOKENS][USED];
+    int32_t seen[TOKENS][PAGES], named[TOKENS][USED];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -254,6 +267,61 @@ static inline void add_scan(model *m) {
     out->parts[0] = part_of(owned_matrix(m, EM_Q8, WIDTH, DELTA_OUTPUTS), NULL, *m->hidden);
 }
 
+static inline void add_streams(model *m) {
+    add(m, EM_EMBED)->as.embed = (em_embed){.ids = m->ids, .output = *m->streams, .copies = STREAMS, .scale = 1.5f,
+                                            .matrix = owned_matrix(m, EM_F16, VOCABULARY, WIDTH)};
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 2, .scale = 1};
+    in->parts[0] = part_of(owned_matrix(m, EM_F32, STREAMS, WIDTH), NULL, *m->shares);
+    in->parts[1] = part_of(owned_matrix(m, EM_F32, JOINING, WIDTH), NULL, *m->joining);
+    add(m, EM_BALANCE_STREAMS)->as.balance_streams = (em_balance_streams){
+        .numbers = *m->joining, .base = m->bias, .scales = m->norm, .epsilon = 1e-3f, .iterations = 3, .count = STREAMS,
+        .J = JOINING};
+    add(m, EM_JOIN_STREAMS)->as.join_streams = (em_join_streams){
+        .result = *m->hidden, .joining = *m->joining, .count = STREAMS, .streams = *m->streams, .hidden_size = WIDTH,
+        .J = JOINING};
+    add(m, EM_COLLAPSE_STREAMS)->as.collapse_streams = (em_collapse_streams){
+        .streams = *m->streams, .numbers = *m->shares, .base = m->bias, .scale = m->norm, .epsilon = 1e-3f,
+        .count = STREAMS, .output = *m->hidden, .hidden_size = WIDTH};
+}
+
+static inline void add_compressed_attention(model *m, int32_t cache_format) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 4, .scale = 1};
+    in->parts[0] = part_of(owned_matrix(m, EM_Q8, 2 * HEAD_WIDTH, WIDTH), NULL, *m->block_values);
+    in->parts[1] = part_of(owned_matrix(m, EM_Q4, 2 * HEAD_WIDTH, WIDTH), NULL, *m->block_gates);
+    in->parts[2] = part_of(owned_matrix(m, EM_Q8, HEAD_WIDTH, WIDTH), NULL, *m->latent);
+    in->parts[3] = part_of(owned_matrix(m, EM_F32, HEADS, WIDTH), NULL, *m->index);
+    em_rope *back = &add(m, EM_ROPE)->as.rope;
+    *back = rope_of(m, *m->query, HEADS);
+    back->neighbours = back->last = back->back = 1;
+    const em_cache blocks = {**m->blocks, **m->block_scales, cache_format};
+    add(m, EM_COMPRESS)->as.compress = (em_compress){
+        .values = *m->block_values, .gates = *m->block_gates, .bias = m->block_bias, .norm = m->norm, .epsilon = 1e-5f,
+        .cosine = *m->cosine, .sine = *m->sine, .rate = RATE, .parts = 2, .positions = m->positions,
+        .sequences = m->sequences, .pages = *m->pages, .inputs = **m->block_ring, .compressed = blocks,
+        .head_dim = HEAD_WIDTH, .context = CONTEXT, .rotated = HEAD_WIDTH, .sequence_count = 1, .table_pages = PAGES,
+        .ring = 2 * RATE + 1, .page_count = PAGES, .block_rows = BLOCKS};
+    const em_cache singles = {**m->singles, **m->single_scales, cache_format};
+    add(m, EM_STORE_LATENT)->as.store_latent = (em_store_latent){
+        .latent = *m->latent, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
+        .latent_cache = singles, .value_dim = HEAD_WIDTH, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .head_dim = HEAD_WIDTH};
+    add(m, EM_CHOOSE_BLOCKS)->as.choose_blocks = (em_choose_blocks){
+        .query = *m->query, .shares = *m->index, .positions = m->positions, .sequences = m->sequences,
+        .pages = *m->pages, .keys = blocks, .rate = RATE, .scale = 0.2f, .most = 3, .scores = **m->block_scores,
+        .chosen = *m->seen, .head_dim = HEAD_WIDTH, .heads = HEADS, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .block_rows = BLOCKS, .at_once = 2};
+    add(m, EM_COMPRESSED_ATTENTION)->as.compressed_attention = (em_compressed_attention){
+        .query = *m->query, .positions = m->positions, .sequences = m->sequences, .window_pages = *m->pages,
+        .window_cache = singles, .pages = *m->pages, .compressed = blocks, .rate = RATE, .scale = 0.2f, .window = 20,
+        .output = *m->attended, .sinks = m->norm, .chosen = *m->seen, .sequence_count = 1, .table_pages = PAGES,
+        .page_count = PAGES, .head_dim = HEAD_WIDTH, .heads = HEADS, .compressed_pages = PAGES, .block_rows = BLOCKS};
+    em_linear *output = &add(m, EM_LINEAR)->as.linear;
+    *output = (em_linear){.input = *m->attended, .parts_count = 1, .scale = 0.5f, .accumulate = 1};
+    output->parts[0] = part_of(owned_matrix(m, EM_Q4, WIDTH, WIDTH), NULL, *m->hidden);
+}
+
 static inline void add_channels(model *m) {
     add(m, EM_CHANNEL_SCAN)->as.channel_scan = (em_channel_scan){
         .input = *m->convolved, .step = *m->normed, .keys = *m->rotary, .queries = *m->rotary, .rate = *m->channel_rates,
@@ -272,6 +340,9 @@ static inline void add_moe(model *m) {
     add(m, EM_ROUTE)->as.route = (em_route){
         .logits = *m->logits, .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .top_k = USED,
         .renormalise = 1, .groups = 1, .kept_groups = 1, .scale = 1, .expert_scales = m->norm};
+    add(m, EM_TABLE_ROUTE)->as.table_route = (em_table_route){
+        .ids = m->ids, .table = *m->table, .logits = *m->logits, .num_experts = EXPERTS, .epsilon = 1e-20f, .scale = 1.5f,
+        .experts = *m->named, .weights = *m->named_weights, .top_k = USED, .vocab_size = VOCABULARY};
     add(m, EM_CAPACITY)->as.capacity = (em_capacity){ /* never reached: it counts the choices of a run */
         .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .capacity = TOKENS * USED, .top_k = USED};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
@@ -352,6 +423,9 @@ static inline model *make_model_with(int32_t cache_format) {
     memset(m->apart_states, 0xff, sizeof m->apart_states);
     memset(m->still_states, 0xff, sizeof m->still_states);
     memset(m->delta_ring, 0xff, sizeof m->delta_ring);
+    memset(m->block_ring, 0xff, sizeof m->block_ring);
+    for (int i = 0; i < RATE * 2 * HEAD_WIDTH; i++) m->block_bias[i] = random_float();
+    for (int i = 0; i < VOCABULARY * USED; i++) m->table[i / USED][i % USED] = (float)(random_bits() % EXPERTS);
     memset(m->channel_states, 0xff, sizeof m->channel_states);
     for (int i = 0; i < CONTEXT * HEAD_WIDTH / 2; i++) {
         /* Not cosf and sinf, which no two C libraries compute alike. */
@@ -359,13 +433,16 @@ static inline model *make_model_with(int32_t cache_format) {
         m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
     }
     add(m, EM_EMBED)->as.embed = (em_embed){
-        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
+        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f,
+        .copies = 1};
     add_attention(m, cache_format);
     add_latent_attention(m, cache_format);
     add_convolution(m);
     add_delta(m);
     add_scan(m);
     add_channels(m);
+    add_compressed_attention(m, cache_format);
+    add_streams(m);
     add_moe(m);
     return m;
 }

@@ -36,7 +36,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
         if entry["dtype"] == "BF16":
             values = (np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:
-            values = np.frombuffer(entry["data"], {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
+            dtypes = {"F32": np.float32, "F16": np.float16, "I64": np.int64}
+            values = np.frombuffer(entry["data"], dtypes[entry["dtype"]])
         tensors[name] = values.astype(np.float32).reshape(entry["shape"])
     tails = {name: tail for name in tensors if (tail := tail_in(config, name))}
     for name, tail in tails.items():
@@ -65,8 +66,9 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
         starts = range(run.start, run.start + run.period * run.repeats, run.period)
         return np.concatenate([rows[start : start + run.length].T for start in starts])
     taken = rows[np.concatenate([np.array(place) for place in where.places(0, where.rows)])]
-    changed = {"none": taken, "plus_one": 1 + taken, "minus_exp": -np.exp(taken), "minus": -taken}[where.change]
-    return np.ascontiguousarray(changed)
+    unchanged = {"none": taken, "whole": taken}
+    changed = unchanged | {"plus_one": 1 + taken, "minus_exp": -np.exp(taken), "minus": -taken}
+    return np.ascontiguousarray(changed[where.change])
 
 
 class Reference:

@@ -17,6 +17,7 @@ from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import RELU2, Activation
 from edgemoe.model.blocks import (
     Attention,
+    CompressedAttention,
     GatedDelta,
     GatedFfn,
     LatentAttention,
@@ -40,6 +41,7 @@ from tests.architectures.published import (
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
+    DEEPSEEK_V4_FLASH,
     DEEPSEEK_V32,
     DOTS_LLM1,
     ERNIE_45_21B_A3B,
@@ -618,6 +620,71 @@ def test_models_with_an_indexer_have_as_many_positions_as_it_chooses(config):
     if config is DEEPSEEK_V32:
         plain = replace(spec, family="deepseek_v3", max_positions=163840, positions_limit="none")
         assert plain == model_spec(DEEPSEEK_V3)  # whose positions follow from the config's own number
+
+
+def test_deepseek_v4_means_the_same_by_numbers_and_by_words():
+    """Older keys, which published configs have, and those that transformers saves."""
+    spec = model_spec(DEEPSEEK_V4_FLASH)
+    words = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
+    partial = {"partial_rotary_factor": 64 / 512}
+    scaling = {key: value for key, value in DEEPSEEK_V4_FLASH["rope_scaling"].items() if key != "type"}
+    compress = scaling | {"rope_type": "yarn", "rope_theta": 160000, "attention_factor": 1.0}
+    main = {"rope_type": "default", "rope_theta": 10000}
+    older = ("compress_ratios", "num_hash_layers", "qk_rope_head_dim", "rope_scaling")
+    newer = {key: value for key, value in DEEPSEEK_V4_FLASH.items() if key not in older} | partial
+    newer |= {
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128},
+        "layer_types": [words[ratio] for ratio in DEEPSEEK_V4_FLASH["compress_ratios"][:43]],
+        "mlp_layer_types": ["hash_moe"] * 3 + ["moe"] * 40,
+        "rope_parameters": {"main": main | partial, "compress": compress | partial},
+    }
+    assert model_spec(newer) == spec
+    flat = newer | {"rope_parameters": scaling | {"rope_type": "yarn", "rope_theta": 10000}}
+    assert model_spec(flat) == spec
+    assert "rope_theta is 160000, but 1000 in rope_parameters" in refusal(
+        newer | {"rope_parameters": {"main": main, "compress": compress | {"rope_theta": 1000}}}
+    )
+    assert [layer.routed.by_token for layer in spec.layers if layer.routed] == [True] * 3 + [False] * 40
+    assert spec.layers[0].with_top_k(2) == spec.layers[0]  # a table names as many experts as it does
+    nothing = {"compress_ratios": None, "num_hash_layers": None}
+    types = [attention.rate for layer in model_spec(DEEPSEEK_V4_FLASH | nothing).layers for attention in [mixer(layer)]]
+    assert types == [128, 128, *[128, 4] * 20, 128]
+
+
+def mixer(layer: LayerSpec) -> CompressedAttention:
+    body = layer.blocks[0].body
+    assert isinstance(body, CompressedAttention)
+    return body
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"compress_ratios": [8] * 43}, "compress_ratios is 8; edgemoe implements 0, 4, 128 only"),
+        ({"compress_ratios": [4] * 42}, "compress_ratios lists 42 layers; expected 43"),
+        ({"layer_types": ["full_attention"] * 43}, 'layer_types is "full_attention"'),
+        ({"compress_rates": {"heavily_compressed_attention": 96}}, "compress_rates.heavily_compressed_attention is 96"),
+        ({"compress_rates": {"compressed_sparse_attention": 1}}, "compress_rates.compressed_sparse_attention is 1"),
+        ({"compress_rates": {"other": 4}}, '"other" is 4; edgemoe does not know this key'),
+        ({"mlp_layer_types": ["dense"] * 43}, 'mlp_layer_types is "dense"'),
+        ({"mlp_layer_types": ["moe"]}, "mlp_layer_types lists 1 layers; expected 43"),
+        ({"expert_dtype": "fp4"}, 'expert_dtype is "fp4"; edgemoe implements "bf16" or "bfloat16" only'),
+        ({"quantization_config": {"quant_method": "fp8"}}, "expected unquantised weights, found quantised ones (fp8)"),
+        ({"scoring_func": "sigmoid"}, 'scoring_func is "sigmoid"'),
+        ({"norm_topk_prob": False}, "norm_topk_prob is false"),
+        ({"n_group": 8}, "n_group is 8"),
+        ({"n_shared_experts": 2}, "n_shared_experts is 2"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads is 8"),
+        ({"attention_bias": True}, "attention_bias is true"),
+        ({"hc_mult": 1}, "hc_mult is 1; expected a whole number from 2 to 16"),
+        ({"o_groups": 5}, "num_attention_heads is 64, each 512 wide; expected a multiple of o_groups, which is 5"),
+        ({"partial_rotary_factor": 0.25}, "qk_rope_head_dim is 64, but partial_rotary_factor means 128 channels"),
+        ({"index_head_dim": 32}, "index_head_dim is 32; expected 64 channels at least"),
+        ({"swiglu_limit": 0}, "swiglu_limit is 0"),
+    ],
+)
+def test_deepseek_v4_refuses_what_it_does_not_have(changes, words):
+    assert words in refusal(DEEPSEEK_V4_FLASH | changes)
 
 
 def test_olmoe_may_limit_query_key_and_value():

@@ -38,6 +38,7 @@ NEWER = (
     *KDA,
     "minimax",
     "dbrx",
+    "deepseek_v4",
     "jamba",
     "llama4",
     "phimoe",
@@ -64,6 +65,7 @@ PUBLISHED_CODE = ("bailing_moe", "bailing_moe_v2", "deepseek")
 """Families that `published_code.py` computes: without scaled positions, and with a head of their own."""
 NO_ATTENTION_BIAS = (
     "dbrx",
+    "deepseek_v4",
     "ernie4_5_moe",
     "exaone_moe",
     "jamba",
@@ -659,9 +661,42 @@ def laguna(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@st.composite
+def deepseek_v4(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    layers, heads, width = config["num_hidden_layers"], config["num_attention_heads"], config["head_dim"]
+    kinds = ("compressed_sparse_attention", "heavily_compressed_attention")
+    rotated = 2 * draw(st.integers(1, width // 2))
+    own = draw(windowed(config, count="n_routed_experts"))
+    partial = {"partial_rotary_factor": rotated / width}
+    assume(int(width * (rotated / width)) == rotated)
+    main = {"rope_type": "default", "rope_theta": 1e4} | partial
+    rule = draw(st.sampled_from([{"rope_type": "default"}, YARN | {"attention_factor": 1.0}]))
+    return own | {
+        "compress_rates": {kind: draw(st.sampled_from([2, 4, 16, 64, 128])) for kind in kinds},
+        "compress_rope_theta": 160_000.0,
+        "hc_eps": draw(st.sampled_from([1e-6, 1e-2])),
+        "hc_mult": draw(st.integers(2, 5)),
+        "hc_sinkhorn_iters": draw(st.sampled_from([1, 2, 20])),
+        "index_head_dim": rotated + draw(st.integers(0, 8)),
+        "index_n_heads": draw(st.integers(6, 9)),  # few heads give many blocks a score of 0
+        "index_topk": draw(st.sampled_from([3, 20, 512])),
+        "layer_types": draw(layer_words(layers, "sliding_attention", *kinds)),
+        "mlp_layer_types": draw(layer_words(layers, "hash_moe", "moe")),
+        "num_key_value_heads": 1,
+        "o_groups": draw(st.sampled_from([groups for groups in range(1, heads + 1) if heads % groups == 0])),
+        "o_lora_rank": draw(st.integers(1, 40)),
+        "q_lora_rank": draw(st.integers(1, 40)),
+        "qk_rope_head_dim": rotated,
+        "rope_parameters": {"main": main, "compress": rule | {"rope_theta": 160_000.0} | partial},
+        "routed_scaling_factor": draw(st.sampled_from([1.0, 1.5])),
+        "swiglu_limit": draw(st.sampled_from([0.3, 1.0, 10.0])),
+    }
+
+
 WINDOWED: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
     "afmoe": afmoe,
     "cohere2_moe": cohere2_moe,
+    "deepseek_v4": deepseek_v4,
     "exaone_moe": exaone_moe,
     "flint": flint,
     "granitemoe_swa": granitemoe_swa,

@@ -17,6 +17,7 @@ from edgemoe.engine.traffic import token_traffic
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
@@ -104,6 +105,8 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     state += sum(
         o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan, so.ChannelScan))
     )
+    # What becomes rows of blocks reads all tokens that its next row may need, but the one that comes.
+    state += sum(4 * (o.rate * o.parts - 1) * o.inputs.shape[2] for o in operations if isinstance(o, so.Compress))
     # Some of a router's choices may be of no expert.
     routes = [o for o in operations if isinstance(o, ex.Route)]
     experts = [o for o in operations if isinstance(o, ex.Experts)]
@@ -113,6 +116,8 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     )
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state - spared
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
+    caches += [c for o in operations if isinstance(o, so.CompressedAttention) for c in (o.window_cache, o.compressed)]
+    caches += [o.keys for o in operations if isinstance(o, so.ChooseBlocks)]
     assert traffic.kv_bytes_per_position == sum(
         cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
     )
@@ -144,6 +149,16 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, so.ChannelScan):
         return operation.rate.nbytes + operation.skip.nbytes
+    if isinstance(operation, so.Compress):
+        return operation.bias.nbytes + operation.norm.nbytes
+    if isinstance(operation, so.CompressedAttention):
+        return operation.sinks.nbytes if operation.sinks is not None else 0
+    if isinstance(operation, ex.TableRoute):
+        return operation.experts.shape[1] * operation.table.itemsize
+    if isinstance(operation, sk.CollapseStreams):
+        return operation.base.nbytes + operation.scale.nbytes
+    if isinstance(operation, sk.BalanceStreams):
+        return operation.base.nbytes + operation.scales.nbytes
     if isinstance(operation, op.GatedFfn):
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.PlainFfn):

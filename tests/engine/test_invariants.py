@@ -25,6 +25,7 @@ from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
 from tests.support.checkpoints import (
     SMALL_DEEPSEEK,
+    SMALL_DEEPSEEK_V4,
     SMALL_JAMBA,
     SMALL_LFM2,
     SMALL_LONGCAT,
@@ -284,6 +285,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
     "latent rows": (SMALL_DEEPSEEK, ()),
     "windowed": (WINDOWED, (64, 0, 100, 65)),
+    "compressed rows": (SMALL_DEEPSEEK_V4, (64, 37, 100, 65)),
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),

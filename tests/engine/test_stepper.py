@@ -11,7 +11,7 @@ from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.experts.prefetch import BLOCK_TOKENS, WARM_UP_TOKENS
 from edgemoe.model.graph import GUESSED_ROWS
 from tests.engine.test_engine import CONFIG, EXPERTS, PROMPT
-from tests.support.checkpoints import write_checkpoint
+from tests.support.checkpoints import SMALL_DEEPSEEK_V4, write_checkpoint
 from tests.support.engines import engine_with_slots
 
 
@@ -40,6 +40,21 @@ def test_sequences_that_decode_together_prefetch_and_change_no_bit(store: Path, 
             assert (cache.guessable_uses > 0) == (together <= GUESSED_ROWS)
             assert (cache.prefetched_reads > 0) >= (slots == 17 and together <= GUESSED_ROWS)
     np.testing.assert_array_equal(found["on"], found["off"])
+
+
+def test_experts_that_a_table_names_are_guessed_right(tmp_path: Path) -> None:
+    """All of them, in every layer after the first one with a guess before it, and with the bits of no guess at all."""
+    write_checkpoint(tmp_path / "source", SMALL_DEEPSEEK_V4 | {"num_hash_layers": 4})
+    store = convert_checkpoint(str(tmp_path / "source"), tmp_path / "store", experts="q4", dense="q8")
+    logits = {}
+    for prefetch in ("on", "off"):
+        with engine_with_slots(store, 17, prefetch=prefetch, context_length=256) as engine:
+            engine.forward(PROMPT)
+            engine.sequence.turn.begin_decoding()
+            logits[prefetch] = [engine.forward([token]) for token in range(20)]
+            cache = engine.statistics.cache
+            assert cache.guessed_uses == cache.guessable_uses == (3 * 3 * 20 if prefetch == "on" else 0)
+    np.testing.assert_array_equal(logits["on"], logits["off"])
 
 
 def test_each_number_of_sequences_has_a_trial_of_its_own(store: Path) -> None:

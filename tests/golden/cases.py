@@ -125,6 +125,47 @@ KIMI = {
     },
 }
 
+DEEPSEEK_V4 = _common(
+    32,
+    4,
+    4,
+    1,
+    compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 16},
+    compress_rope_theta=5_000.0,
+    head_dim=16,
+    index_head_dim=8,
+    index_n_heads=2,
+    index_topk=128,
+    layer_types=[
+        "sliding_attention",
+        "compressed_sparse_attention",
+        "heavily_compressed_attention",
+        "compressed_sparse_attention",
+    ],
+    mlp_layer_types=["hash_moe", "moe", "hash_moe", "moe"],
+    moe_intermediate_size=20,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    num_nextn_predict_layers=0,
+    o_groups=2,
+    o_lora_rank=12,
+    partial_rotary_factor=0.5,
+    q_lora_rank=24,
+    rms_norm_eps=1e-3,
+    rope_parameters={
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+    },
+    routed_scaling_factor=1.3,
+    sliding_window=8,
+    swiglu_limit=0.5,
+    tie_word_embeddings=False,
+)
+"""A window, compressed history of which an indexer chooses all, streams that are balanced, routing by a table."""
+
 MISTRAL4 = LATENT | {
     "q_lora_rank": 24,
     "n_group": 2,
@@ -811,6 +852,27 @@ CASES: dict[str, Case] = {
         _LATENT_V3
         | _INDEXER
         | {"n_group": 4, "topk_group": 2, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    # All three types of layers, of which two route by a table; blocks shorter than a page.
+    "deepseek_v4": Case("deepseek_v4", 101, DEEPSEEK_V4),
+    # Blocks as long as the published ones, of which an indexer chooses; another number of streams, which settle less.
+    "deepseek_v4_fused": Case(
+        "deepseek_v4",
+        102,
+        DEEPSEEK_V4
+        | {
+            "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128},
+            "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
+            "mlp_layer_types": ["moe", "hash_moe"],
+            "num_hidden_layers": 2,
+            "sliding_window": 70,
+            "hc_mult": 3,
+            "hc_sinkhorn_iters": 2,
+            "hc_eps": 1e-3,
+            "index_n_heads": 8,
+            "index_topk": 9,
+        },
+        layout="fused",
     ),
     "mistral4": Case("mistral4", 84, MISTRAL4),
     # Queries of the stream itself that do not grow, halves rotated together, weights that do not sum to one.
@@ -2194,7 +2256,7 @@ ENCODER_CASES: dict[str, Case] = {
     # Every second layer of the encoder sparse, and one of the decoder; a router's bias, tied, experts that are full.
     "switch_transformers": Case(
         "switch_transformers",
-        101,
+        102,
         {
             "d_model": 40,
             "d_kv": 16,

@@ -39,6 +39,7 @@ _CLASSES = {
     "deepseek_v2": "DeepseekV2",
     "deepseek_v3": "DeepseekV3",
     "deepseek_v32": "DeepseekV32",
+    "deepseek_v4": "DeepseekV4",
     "dots1": "Dots1",
     "ernie4_5_moe": "Ernie4_5_Moe",
     "flex_olmo": "FlexOlmo",
@@ -188,6 +189,9 @@ def make_model(case: Case) -> Any:
                 buffer.copy_((spread * torch.randn(buffer.shape, generator=random)).bfloat16().float())
             elif buffer_name.endswith("layer_scalar"):
                 buffer.copy_((0.6 + 0.2 * torch.randn(buffer.shape, generator=random)).bfloat16().float())
+            elif buffer_name.endswith("tid2eid"):  # of each token as many experts as it uses, in any order
+                experts = torch.rand(buffer.shape[0], config.n_routed_experts, generator=random).argsort(dim=1)
+                buffer.copy_(experts[:, : buffer.shape[1]])
     if case.model_type == "phimoe":
         # The class asks for the factors of LongRoPE without a length, and so has those of short contexts in all.
         positions = model.model.rotary_emb
@@ -307,6 +311,9 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if name == "PhimoeTopKRouter":
             add_nearness(output[0], module.router_jitter_noise)
         scores = output[0].float()
+        if name == "DeepseekV4TopKRouter":
+            add_margin(torch.nn.functional.softplus(scores).sqrt() + module.e_score_correction_bias, module.top_k)
+            return
         if name == "Mistral4TopkRouter":
             scores = scores.softmax(dim=-1)
         bias = getattr(module, "e_score_correction_bias", None)
@@ -327,12 +334,25 @@ def run(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             scores = scores.softmax(dim=-1) + module.moe_statics.e_score_correction_bias
         add_margin(scores, module.config.top_k_experts if "Gemma" in type(module).__name__ else module.top_k)
 
+    def watch_choice(indexer: Any, module: Any, inputs: Any, output: torch.Tensor) -> None:
+        """How clear it is which blocks each token chooses of those that it may see."""
+        scores, kept = output[0], indexer.index_topk
+        seen = (torch.arange(len(scores)) + 1) // indexer.compress_rate
+        visible = torch.arange(scores.shape[1]) < seen[:, None]
+        ordered = torch.sort(scores.masked_fill(~visible, -torch.inf), dim=-1, descending=True).values
+        if kept < ordered.shape[1]:
+            gaps = ordered[:, kept - 1] - ordered[:, kept]
+            margins.append(torch.where(seen > kept, gaps, torch.inf).numpy())
+
     routers = ("topkrouter", "moev1gate", "choicerouter", "textrouter", "llama4router", "dbrxrouter")
     hooks = [
         module.register_forward_hook(watch)
         for module in model.modules()
         if type(module).__name__.lower().endswith(routers)
     ]
+    for indexer in model.modules():
+        if type(indexer).__name__ == "DeepseekV4Indexer":
+            hooks.append(indexer.scorer.register_forward_hook(functools.partial(watch_choice, indexer)))
     # The model for images too cannot run without one in this class; the text part is the same.
     text = model.language_model if type(model).__name__ == "Llama4ForConditionalGeneration" else model
     with torch.no_grad():
@@ -392,7 +412,8 @@ def save(model: Any, case: Case, folder: Path) -> None:
             state = {name: tensor for name, tensor in state.items() if not name.startswith("vi")}
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
-    save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    kept = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / "model.safetensors")
     path = folder / "config.json"
     if case.model_type == "step3p5":  # the class writes the other kind of config
         config = {"architectures": ["Step3p5ForCausalLM"], "model_type": "step3p5", **case.config}

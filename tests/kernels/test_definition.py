@@ -177,7 +177,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
             "found int8",
         ),
         (ex.Route(floats(TOKENS, 3), True, chosen, floats(TOKENS, 2)), "weights", "shape (T, 1)"),
-        (replace(route, score="tanh"), "score", "softmax or sigmoid or sparsemixer, found tanh"),  # type: ignore[arg-type]
+        (replace(route, score="tanh"), "score", "softmax or sigmoid or sparsemixer or sqrt_softplus, found tanh"),  # type: ignore[arg-type]
         (replace(route, choice_bias=floats(5)), "choice_bias", "shape (6,), found shape (5,)"),
         (replace(route, groups=4), "groups", "equal runs of at least 2 of 6 experts, found 4"),
         (replace(route, groups=6), "groups", "equal runs of at least 2 of 6 experts, found 6"),

@@ -71,8 +71,21 @@ def test_what_has_no_kernel_runs_as_the_reference_does(any_backend: Backend) -> 
     assert together.buffers[-1].any()
 
 
+OF_THE_REFERENCE = (
+    "BalanceStreams",
+    "ChooseBlocks",
+    "CollapseStreams",
+    "Compress",
+    "CompressedAttention",
+    "JoinStreams",
+    "TableRoute",
+)
+"""Operations that Numba does not compile: those of DeepSeek-V4 alone, which is far too large for that backend."""
+
+
 def test_backends_say_what_they_have_no_kernel_for(any_backend: Backend) -> None:
-    assert any_backend.fallbacks == (() if any_backend.name == "reference" else ("Doubled",))
+    of_jit = OF_THE_REFERENCE if any_backend.name == "jit" else ()
+    assert any_backend.fallbacks == (() if any_backend.name == "reference" else tuple(sorted((*of_jit, "Doubled"))))
 
 
 def test_every_operation_of_a_mixed_program_is_timed(any_backend: Backend) -> None:

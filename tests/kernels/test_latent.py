@@ -130,7 +130,8 @@ def test_heads_of_another_width_are_refused(any_backend: Backend) -> None:
 
 def store(tokens: int, widths: tuple[int, int], format_name: str, seed: int, position: int = 0) -> so.StoreLatent:
     random = np.random.default_rng(seed)
-    latent, rotary = (numbers("normal", (tokens, width), random) for width in widths)
+    latent, rotary = (numbers("normal", (tokens, width), random) if width else None for width in widths)
+    assert latent is not None
     where = mixed_places(random, tokens, position)
     cache = empty_cache(format_name, (where.pages.max() + 2, 1, PAGE_TOKENS, sum(widths)))
     for array in cache_arrays(cache):
@@ -139,12 +140,13 @@ def store(tokens: int, widths: tuple[int, int], format_name: str, seed: int, pos
 
 
 @few_examples
-@given(st.sampled_from([(32, 8), (20, 12), (512, 64), (1, 2), (250, 30)]), token_counts, cache_formats, seeds)
+@given(st.sampled_from([(32, 8), (20, 12), (512, 64), (1, 2), (250, 30), (64, 0)]), token_counts, cache_formats, seeds)
 def test_store_latent(any_backend: Backend, widths: tuple[int, int], tokens: int, format_name: str, seed: int) -> None:
     """Both parts are one row, whose groups in 8 bits may have elements of both."""
     operation = store(tokens, widths, format_name, seed, position=60)
     any_backend.program([operation]).run(tokens)
-    rows = np.concatenate([operation.latent, operation.rotary], axis=1)[:, None]
+    parts = [operation.latent] if operation.rotary is None else [operation.latent, operation.rotary]
+    rows = np.concatenate(parts, axis=1)[:, None]
     dtype = CACHE_FORMATS[format_name]
     stored = REFERENCE.quantise_cache_rows(rows) if dtype is None else [rows.astype(dtype)]
     for array, here in zip(cache_arrays(operation.latent_cache), stored, strict=True):

@@ -123,10 +123,11 @@ def test_weights_for_some_runs_are_refused(backend: Backend) -> None:
 
 
 @few_examples
-@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), st.booleans(), kinds, seeds)
+@given(st.integers(1, 6), head_widths, token_counts, st.booleans(), st.tuples(*[st.booleans()] * 3), kinds, seeds)
 def test_rope(
-    backend: Backend, heads: int, width: int, tokens: int, whole: bool, neighbours: bool, kind: str, seed: int
+    backend: Backend, heads: int, width: int, tokens: int, whole: bool, way: tuple[bool, ...], kind: str, seed: int
 ) -> None:
+    neighbours, last, back = way
     random = np.random.default_rng(seed)
     values = numbers(kind, (tokens, heads * width), random)
     before = values.reshape(tokens, heads, width).copy()
@@ -134,9 +135,13 @@ def test_rope(
     half = width // 2 if whole else int(random.integers(1, width // 2 + 1))
     angles = random.random((60, half)) * 7
     cosine, sine = (aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin))
-    backend.program([op.Rope(values, heads, positions, cosine, sine, neighbours)]).run(tokens)
-    expected = REFERENCE.rope(before, cosine[positions], sine[positions], neighbours)
+    backend.program([op.Rope(values, heads, positions, cosine, sine, *way)]).run(tokens)
+    expected = REFERENCE.rope(before, cosine[positions], sine[positions], *way)
+    if back:
+        np.testing.assert_array_equal(expected, REFERENCE.rope(before, cosine[positions], -sine[positions], *way[:2]))
     after = values.reshape(before.shape)
+    if last:  # as what comes first, of channels in another order
+        before, after, expected = (np.roll(array, 2 * half, axis=2) for array in (before, after, expected))
     order = np.arange(2 * half).reshape(half, 2).T.reshape(-1) if neighbours else np.arange(2 * half)
     bound = tolerance.rope(before[:, :, order], cosine[positions], sine[positions])
     tolerance.assert_within(after[:, :, order], expected[:, :, order], bound)
@@ -356,21 +361,22 @@ def rules(draw: st.DrawFn) -> dict[str, Any]:
     groups = draw(st.integers(1, 8))
     kept_groups = draw(st.integers(1, groups))
     size = draw(st.integers(2 if groups > 1 else 1, 12 if groups > 1 else 130))
-    sigmoid, renormalise = draw(st.booleans()), draw(st.booleans())
+    score, renormalise = draw(st.sampled_from(["sigmoid", "sqrt_softplus", "softmax", "softmax"])), draw(st.booleans())
+    alone = score in ex.BY_THEMSELVES
     return {
         "experts": groups * size,
         "count": draw(st.integers(1, size * kept_groups)),
         "renormalise": renormalise,
-        "score": "sigmoid" if sigmoid else "softmax",
+        "score": score,
         "biased": draw(st.booleans()),
         "groups": groups,
         "kept_groups": kept_groups,
         "group_best": draw(st.sampled_from([1, 2])),
-        "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if sigmoid else 0.0,
+        "epsilon": draw(st.sampled_from([0.0, 1e-20, 0.1])) if alone else 0.0,
         "scale": draw(st.sampled_from([1.0, 2.5, 0.1])),
         "choose_by": draw(st.sampled_from(["score", "score", "logit"])),
         "scaled": draw(st.booleans()),
-        "least_sum": draw(st.sampled_from([0.0, 1e-12, 0.7])) if renormalise and not sigmoid else 0.0,
+        "least_sum": draw(st.sampled_from([0.0, 1e-12, 0.7])) if renormalise and not alone else 0.0,
     }
 
 
@@ -437,6 +443,36 @@ def _apart(values: op.Floats, relative: bool = False) -> npt.NDArray[np.bool_]:
     least = 4e-6 * np.abs(ordered[:, 1:]) if relative else 4e-6
     result: npt.NDArray[np.bool_] = ((gaps == 0) | (gaps > least)).all(axis=1)
     return result
+
+
+@few_examples
+@given(token_counts, st.integers(1, 40), st.integers(1, 9), st.booleans(), seeds)
+def test_route_by_a_table(
+    any_backend: Backend, tokens: int, experts: int, count: int, weighed: bool, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    ids = aligned_copy(random.integers(0, 7, tokens).astype(np.int32))
+    table = aligned_copy(random.integers(0, experts, 7 * count).astype(np.float32))
+    logits = numbers("normal", (tokens, experts), random) * np.float32(3) if weighed else None
+    chosen, weights = aligned((tokens, count), np.int32), aligned((tokens, count), np.float32)
+    any_backend.program([ex.TableRoute(ids, table, logits, experts, 1e-20, 1.5, chosen, weights)]).run(tokens)
+    np.testing.assert_array_equal(chosen, table.reshape(7, count)[ids])
+    if logits is None:
+        assert not weights.any()
+        return
+    shares = np.sqrt(np.log1p(np.exp(np.take_along_axis(logits.astype(np.float64), chosen, axis=1))))
+    expected = (1.5 * shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    tolerance.assert_within(weights, expected, 2 * tolerance.route(expected, count))
+
+
+@pytest.mark.parametrize(("token", "expert"), [(-1, 0.0), (7, 0.0), (0, -1.0), (0, 5.0), (0, np.nan)])
+def test_a_table_without_an_expert_of_the_model_is_refused(any_backend: Backend, token: int, expert: float) -> None:
+    table = np.zeros(14, np.float32)
+    table[1] = expert
+    chosen, weights = aligned((1, 2), np.int32), aligned((1, 2), np.float32)
+    operation = ex.TableRoute(np.array([token], np.int32), table, None, 5, 0.0, 1.0, chosen, weights)
+    with pytest.raises(KernelError):
+        any_backend.program([operation]).run(1)
 
 
 @few_examples

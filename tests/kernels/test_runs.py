@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend, Program
 from edgemoe.kernels.formats import PANEL_ROWS, panel_count
@@ -46,6 +47,8 @@ CHANNELS = 2 * HEAD_WIDTH + 2 * DELTA_VALUES
 """A delta rule of two heads that share keys, which are as wide as a head of attention."""
 LATENT, ROTARY = 40, HEAD_WIDTH
 """Channels of a latent row without and with positions: in 8 bits a group has elements of both."""
+STREAMS, RATE = 2, 4
+"""Residual streams that are balanced; tokens of a block that becomes one row."""
 CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8", "m4": "f16"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
 
@@ -97,6 +100,13 @@ class TinyWeights:
         self.length = 2 + seed % 3
         self.taps, added = vector(WIDTH * self.length), vector(WIDTH)
         self.added = added if seed % 2 else None
+        stream_numbers = STREAMS, STREAMS * (1 + STREAMS)
+        self.streams = [(matrix(rows, WIDTH), vector(rows)) for rows in stream_numbers]
+        self.shares, self.joins = (vector(STREAMS), vector(1)), (vector(stream_numbers[1]), vector(2))
+        of_blocks = 2 * HEAD_WIDTH, 2 * HEAD_WIDTH, HEAD_WIDTH, HEADS
+        self.blocks = [(matrix(rows, WIDTH), vector(rows)) for rows in of_blocks]
+        self.block_bias, self.block_norm = vector(RATE * 2 * HEAD_WIDTH), vector(HEAD_WIDTH)
+        self.table = aligned_copy(random.integers(0, EXPERTS, VOCABULARY * PER_TOKEN).astype(np.float32))
 
 
 known_weights = functools.lru_cache(maxsize=16)(TinyWeights)
@@ -137,8 +147,22 @@ class TinyLayer:
         self.latents = empty_cache(CACHE_FORMAT[format_name], (table.max() + 1, 1, PAGE_TOKENS, LATENT + ROTARY))
         self.delta_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
         self.scan_states = aligned((sequences, 2, 2 * PANEL_ROWS, HEAD_WIDTH), np.float32)
+        streams, collapsed, shares, joining = (
+            buffer(width) for width in (STREAMS * WIDTH, WIDTH, STREAMS, STREAMS * (1 + STREAMS))
+        )
+        block_values, block_gates, single, index = (
+            buffer(width) for width in (2 * HEAD_WIDTH, 2 * HEAD_WIDTH, HEAD_WIDTH, HEADS)
+        )
+        self.block_ring = aligned((sequences, 2 * RATE - 1 + seed % 2 * 5, 4 * HEAD_WIDTH), np.float32)
+        block_shape = (table.max() + 1, 1, PAGE_TOKENS // RATE, HEAD_WIDTH)
+        self.compressed = empty_cache(CACHE_FORMAT[format_name], block_shape)
+        self.singles = empty_cache(CACHE_FORMAT[format_name], (table.max() + 1, 1, PAGE_TOKENS, HEAD_WIDTH))
+        scores = aligned((3, PAGES, PAGE_TOKENS // RATE), np.float32)
+        seen, named = aligned((tokens, PAGES), np.int32), aligned((tokens, PER_TOKEN), np.int32)
+        named_weights = buffer(PER_TOKEN)
         self.channel_states = aligned((sequences, panel_count(WIDTH) * PANEL_ROWS, ROTARY), np.float32)
-        self.states = self.ring, self.spread_ring, self.delta_states, self.scan_states, self.channel_states
+        rings = self.ring, self.spread_ring, self.block_ring
+        self.states = *rings, self.delta_states, self.scan_states, self.channel_states
         for state in self.states:
             state.fill(np.nan)  # what is there before the first tokens is never read
         projections = [
@@ -195,13 +219,46 @@ class TinyLayer:
                 *(*self.places[:2], self.channel_states, shared),
             ),
             op.Mix(self.residual, shared, 0.5, None, None, None, self.residual),
+            op.Embed(self.ids, own.embedding, 1.3, streams, STREAMS),
+            op.Linear(
+                normed,
+                tuple(
+                    op.LinearPart(*weights, output)
+                    for weights, output in zip(own.streams, (shares, joining), strict=True)
+                ),
+            ),
+            sk.BalanceStreams(joining, *own.joins, 1e-3, 3, STREAMS),
+            sk.CollapseStreams(streams, shares, *own.shares, 1e-3, STREAMS, collapsed),
+            sk.JoinStreams(collapsed, joining, STREAMS, streams),
+            sk.CollapseStreams(streams, shares, *own.shares, 1e-3, STREAMS, collapsed),
+            op.Mix(self.residual, collapsed, 0.5, None, None, None, self.residual),
+            op.Linear(
+                normed,
+                tuple(
+                    op.LinearPart(*weights, output)
+                    for weights, output in zip(own.blocks, (block_values, block_gates, single, index), strict=True)
+                ),
+            ),
+            so.Compress(
+                *(block_values, block_gates, own.block_bias, own.block_norm, 1e-5, *own.tables, RATE, 2),
+                *(*self.places, self.block_ring, self.compressed),
+            ),
+            so.StoreLatent(single, None, *self.places, self.singles),
+            so.ChooseBlocks(query, index, *self.places, self.compressed, RATE, 0.2, 3, scores, seen),
+            so.CompressedAttention(
+                *(query, *self.places, self.singles, self.places.pages, self.compressed, RATE, 0.2),
+                *((5, 40)[seed % 2], mixed, own.sinks, seen if seed % 3 else None),
+            ),
+            op.Linear(mixed, (op.LinearPart(own.mixed, None, self.residual),), 0.5, True),
             op.RmsNorm(self.residual, own.second_norm, 1e-5, normed),
             op.Linear(normed, (op.LinearPart(*own.router, logits),)),
+            ex.TableRoute(self.ids, own.table, logits, EXPERTS, 1e-20, 1.5, named, named_weights),
             ex.Route(logits, True, self.chosen, self.weights),
             op.GatedFfn(normed, own.gate_up, own.down, shared, own.activation, *own.biases),
             op.PlainFfn(shared, own.plain_up, own.plain_down, plain, own.plain_activation, own.plain_biases),
             ex.Experts(normed, self.chosen, own.slots, own.arena, *own.layouts, routed, None, own.activation),
             ex.Combine(self.residual, 0.7, routed, self.weights, plain, None),
+            ex.Combine(self.residual, 0.1, routed, named_weights, None, None),
         ]
 
 
@@ -221,7 +278,7 @@ def run_tokens(layer: TinyLayer, program: Program, ids: np.ndarray, cuts: list[i
         for name, pieces in results.items():
             pieces.append(getattr(layer, name)[: end - start].copy())
     found = {name: np.concatenate(pieces) for name, pieces in results.items()}
-    cached = [array for cache in (*layer.caches, layer.latents) for array in cache_arrays(cache)]
+    cached = [array for cache in (*layer.caches, layer.latents, layer.compressed) for array in cache_arrays(cache)]
     return found | {f"cache array {number}": array for number, array in enumerate(cached)}
 
 

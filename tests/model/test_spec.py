@@ -12,6 +12,8 @@ from edgemoe.architectures import model_spec
 from edgemoe.kernels.operations import RELU, RELU2, SILU, Activation
 from edgemoe.model.blocks import (
     Attention,
+    BlockIndex,
+    CompressedAttention,
     GatedDelta,
     GatedFfn,
     LatentAttention,
@@ -26,11 +28,15 @@ from edgemoe.model.blocks import (
 )
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import RopeSpec
+from edgemoe.model.sinkhorn_streams import SinkhornStreams
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
 from tests.architectures.published import ALL_FAMILIES
 from tests.support.every_case import every_case
 
 ATTENTION = Attention(4, 2, 16, 0.25, RopeSpec(1e4, 16, "linear", {"factor": 2.0}), qkv_bias=True, qk_norm="head")
+COMPRESSED = CompressedAttention(
+    4, 16, 24, 2, 12, 32, RopeSpec(1e4, 8, pairing="neighbours"), rate=4, overlap=True, index=BlockIndex(2, 8, 5)
+)
 LATENT = LatentAttention(2, 32, 16, 8, 16, 0.2, RopeSpec(1e4, 8))
 MOE = Moe(8, 2, 48, RouterSpec(True), SharedExpert(32, gate=True))
 SPEC = ModelSpec(
@@ -116,6 +122,13 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
             LayerSpec.of(replace(MOE, activation=Activation("clamped_silu", 1.0, 7.0, gated=False))),
             "activation: gated: expected a gate for clamped_silu, found none",
         ),
+        (LayerSpec.of(replace(COMPRESSED, groups=3)), "4 heads in 3 groups"),
+        (LayerSpec.of(replace(COMPRESSED, rate=24)), "blocks of 24 tokens: expected a divisor or a multiple of 64"),
+        (LayerSpec.of(replace(COMPRESSED, rate=1024)), "rows of 2048 tokens: expected at most 1024"),
+        (LayerSpec.of(replace(COMPRESSED, rate=0)), "blocks that overlap or are chosen, of no tokens"),
+        (LayerSpec.of(replace(COMPRESSED, rate=1)), "a choice among blocks of 1 token"),
+        (LayerSpec.of(replace(COMPRESSED, index=BlockIndex(2, 6, 5))), "8 of 6 channels are rotated"),
+        (routed(True, score="sqrt_softplus", choice_bias=True, table=9), "router: a table of experts with weights"),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
         (
@@ -260,6 +273,28 @@ def test_a_layer_may_have_any_blocks() -> None:
     assert "layers.0.moe.experts.7.down" in names
     assert names["layers.0.conv_taps"] == (3 * 64,)
     assert spec.routed[0].num_experts == 8
+
+
+def test_several_streams_survive_json_and_name_their_tensors() -> None:
+    table = RouterSpec(True, score="sqrt_softplus", epsilon=1e-20, scale=1.5, table=101)
+    layer = LayerSpec.of(COMPRESSED, Moe(8, 2, 48, table))
+    spec = ModelSpec("test", 101, 64, (layer,), 1e-5, 256, False, streams=SinkhornStreams(4, 20, 1e-6))
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    names = spec.tensors()
+    assert names["layers.0.attention_balance_shares"] == (20, 256)
+    assert names["layers.0.ffn_norm"] == names["final_norm"] == (64,)
+    assert names["layers.0.router_table"] == (202,)
+    assert "final_balance_shares" not in names
+    scaled = replace(spec, residual_scale=0.5)
+    other = replace(spec, layers=(LayerSpec((Block(COMPRESSED, residual=Residual(keep=True)),)),))
+    alone = replace(spec, streams=SinkhornStreams(1, 20, 1e-6))
+    for wrong, message in (
+        (scaled, "several residual streams with an encoder"),
+        (other, "a block that joins one in a way of its own"),
+        (alone, "1 residual streams: expected 2 to 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ModelSpec.from_json(wrong.to_json())
 
 
 def test_only_layer_norms_have_biases() -> None:

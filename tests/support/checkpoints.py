@@ -179,7 +179,33 @@ SMALL_DEEPSEEK: dict[str, Any] = {
 }
 """Four layers of 10 experts, and a dense one before them, with latent attention over rows of a group and a half."""
 
-ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+SMALL_DEEPSEEK_V4: dict[str, Any] = {
+    "model_type": "deepseek_v4",
+    "hidden_size": 72,
+    "moe_intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "compress_ratios": [4, 128, 0, 4],
+    "num_hash_layers": 2,
+    "num_attention_heads": 6,
+    "head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "q_lora_rank": 36,
+    "o_groups": 2,
+    "o_lora_rank": 24,
+    "index_head_dim": 12,
+    "index_n_heads": 4,
+    "index_topk": 7,
+    "sliding_window": 48,
+    "n_routed_experts": 10,
+    "num_experts_per_tok": 3,
+    "vocab_size": 193,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+}
+"""Four layers of 10 experts, two of which a table of token ids chooses, with windows and, in three, compressed rows, of
+which two layers choose some."""
+
+ELEMENT_BYTES = {"I64": 8, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
 
 
@@ -216,18 +242,30 @@ def write_checkpoint(
     for number, group in enumerate(groups, 1):
         file_name = "model.safetensors" if shards == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         weight_map |= dict.fromkeys(group, file_name)
-        _write_shard(folder / file_name, {name: shapes[name] for name in group}, dtype, generator)
+        own = {name: shapes[name] for name in group}
+        _write_shard(folder / file_name, own, dtype, generator, config.get("n_routed_experts", 1))
     if shards > 1:
         index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return shapes
 
 
-def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, generator: np.random.Generator) -> None:
-    size = ELEMENT_BYTES[dtype]
+def _write_shard(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, generator: np.random.Generator, experts: int
+) -> None:
+    types = {name: "I64" if name.endswith("tid2eid") else dtype for name in shapes}
     with path.open("wb") as file:
-        file.write(build_header((name, dtype, shape, math.prod(shape) * size) for name, shape in shapes.items()))
-        for shape in shapes.values():
+        file.write(
+            build_header(
+                (name, types[name], shape, math.prod(shape) * ELEMENT_BYTES[types[name]])
+                for name, shape in shapes.items()
+            )
+        )
+        for name, shape in shapes.items():
+            if types[name] == "I64":  # of each token as many experts as it uses, in any order
+                table = generator.random((shape[0], experts)).argsort(axis=1)[:, : shape[1]]
+                file.write(table.astype("<i8").tobytes())
+                continue
             left = math.prod(shape)
             while left:
                 count = min(left, _ROWS_AT_ONCE)
@@ -245,7 +283,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
             if entry["dtype"] == "BF16":
                 values = (np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16).view(np.float32)
             else:
-                dtypes = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+                dtypes = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
                 values = np.frombuffer(entry["data"], dtypes[entry["dtype"]]).astype(np.float32)
             tensors[name] = values.reshape(entry["shape"])
     return tensors

@@ -19,7 +19,7 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.io.reads import RecordReader, ThreadedReader
 from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
-from edgemoe.model.blocks import Attention
+from edgemoe.model.blocks import Attention, CompressedAttention
 from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.model.graph import BuildOptions
@@ -48,7 +48,7 @@ def with_windows(spec: ModelSpec, windows: Sequence[int]) -> ModelSpec:
     for layer in spec.layers:
         blocks = tuple(
             dataclasses.replace(block, body=_with_window(block.body, next(turn)))
-            if isinstance(block.body, Attention)
+            if isinstance(block.body, (Attention, CompressedAttention))
             else block
             for block in layer.blocks
         )
@@ -56,7 +56,9 @@ def with_windows(spec: ModelSpec, windows: Sequence[int]) -> ModelSpec:
     return dataclasses.replace(spec, layers=tuple(layers))
 
 
-def _with_window(body: Attention, window: int) -> Attention:
+def _with_window(body: Attention | CompressedAttention, window: int) -> Attention | CompressedAttention:
+    if isinstance(body, CompressedAttention):
+        return dataclasses.replace(body, window=window)
     return dataclasses.replace(body, window=window, chunked=body.chunked and window > 0)
 
 

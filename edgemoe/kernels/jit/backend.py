@@ -130,10 +130,19 @@ class JitBackend(StepwiseBackend):
         layers.soft_cap(values, np.float32(limit), output)
         return output
 
-    def rope(self, values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False) -> Floats:
+    def rope(
+        self,
+        values: Floats,
+        cosine: Floats,
+        sine: Floats,
+        neighbours: bool = False,
+        last: bool = False,
+        back: bool = False,
+    ) -> Floats:
         """Rotary positions: values `(T, heads, W)`, tables `(T, R / 2)`."""
         output = np.empty(values.shape, np.float32)
-        layers.rope(values, cosine, sine, neighbours, output)
+        start = values.shape[2] - 2 * cosine.shape[1] if last else 0
+        layers.rope(values, cosine, -sine if back else sine, neighbours, start, output)
         return output
 
     def scale_by_position(self, values: Floats, factors: Floats) -> Floats:
@@ -274,6 +283,9 @@ class JitBackend(StepwiseBackend):
         jitter: float = 0.0,
     ) -> tuple[Integers, Floats]:
         """Experts `(T, K)` of largest choice score, the lower number on a tie, and their weights `(T, K)`."""
+        if score == "sqrt_softplus":
+            choosing = choice_bias, groups, kept_groups, epsilon, scale, least_sum, choose_by, expert_scales, group_best
+            return REFERENCE.route(logits, count, renormalise, in_memory, bonus, score, *choosing, jitter)
         chosen = np.empty((len(logits), count), np.int32)
         weights = np.empty((len(logits), count), np.float32)
         choices, sigmoid = logits, score == "sigmoid"

@@ -62,19 +62,20 @@ def soft_cap(values: Floats, limit: np.float32, output: Floats) -> None:
 
 
 @jit
-def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool, output: Floats) -> None:
-    """Rotary positions: values and output `(T, heads, W)`, tables `(T, R / 2)`; channels from R on stay as they are."""
+def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool, start: int, output: Floats) -> None:
+    """Rotary positions: values and output `(T, heads, W)`, tables `(T, R / 2)`; the R channels from `start` on turn."""
     tokens, heads, width = values.shape
     half = cosine.shape[1]
     for t in range(tokens):
         for head in range(heads):
+            for i in range(width):
+                if i < start or i >= start + 2 * half:
+                    output[t, head, i] = values[t, head, i]
             for i in range(half):
                 first, second = (2 * i, 2 * i + 1) if neighbours else (i, half + i)
-                a, b = values[t, head, first], values[t, head, second]
-                output[t, head, first] = a * cosine[t, i] - b * sine[t, i]
-                output[t, head, second] = b * cosine[t, i] + a * sine[t, i]
-            for i in range(2 * half, width):
-                output[t, head, i] = values[t, head, i]
+                a, b = values[t, head, start + first], values[t, head, start + second]
+                output[t, head, start + first] = a * cosine[t, i] - b * sine[t, i]
+                output[t, head, start + second] = b * cosine[t, i] + a * sine[t, i]
 
 
 @jit

@@ -21,6 +21,7 @@ import numpy as np
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.landing import PART, PLACE
@@ -50,10 +51,14 @@ LETTERS = {
 """Names in C of the letters in shapes; one that is a word is its own name."""
 
 _CACHE_LETTERS = {"N": "page_count"}
+_OF_BLOCKS = {"B": "block_rows"}
 _OWN_LETTERS: dict[type, dict[str, str]] = {
     so.StoreKv: _CACHE_LETTERS,
     so.StoreLatent: _CACHE_LETTERS,
     so.Attention: _CACHE_LETTERS,
+    so.ChooseBlocks: _CACHE_LETTERS | _OF_BLOCKS,
+    so.Compress: _CACHE_LETTERS | _OF_BLOCKS,
+    so.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
     ex.Experts: {"S": "slot_count"},
 }
 
@@ -139,7 +144,7 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, ex), key=operator.itemgetter(0)))
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, sk, ex), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {

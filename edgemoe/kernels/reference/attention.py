@@ -45,7 +45,7 @@ def _store_scratch(kernels: StepwiseBackend, o: so.StoreKv, sizes: Sizes) -> int
 @means(so.StoreKv, "quantise_cache_rows", _store_scratch)
 def _store_kv(kernels: Any, o: so.StoreKv, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
+    check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
     for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
         rows = source[:tokens].reshape(tokens, cache.shape[1], cache.shape[3])
@@ -62,16 +62,17 @@ def _store_latent_scratch(kernels: StepwiseBackend, o: so.StoreLatent, sizes: Si
 @means(so.StoreLatent, "quantise_cache_rows", _store_latent_scratch)
 def _store_latent(kernels: Any, o: so.StoreLatent, tokens: int) -> None:
     positions, sequences, cache = o.positions[:tokens], o.sequences[:tokens], o.latent_cache
-    _check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
+    check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
-    rows = np.concatenate([o.latent[:tokens], o.rotary[:tokens]], axis=1)[:, None]
+    parts = [o.latent[:tokens]] if o.rotary is None else [o.latent[:tokens], o.rotary[:tokens]]
+    rows = np.concatenate(parts, axis=1)[:, None]
     if isinstance(cache, QuantisedCache):
         cache.values[pages, :, places], cache.scales[pages, :, places] = kernels.quantise_cache_rows(rows)
     else:
         cache[pages, :, places] = rows
 
 
-def _first_seen(position: int, window: int, chunked: bool) -> int:
+def first_seen(position: int, window: int, chunked: bool) -> int:
     """The first position that the token at a position sees; a window of 0 is none."""
     if not window:
         return 0
@@ -83,7 +84,7 @@ def seen_ends(positions: Integers, sequences: Integers, lengths: Integers | None
     return positions + 1 if lengths is None else lengths[sequences]
 
 
-def _check_pages(
+def check_pages(
     positions: Integers,
     sequences: Integers,
     pages: Integers,
@@ -98,7 +99,7 @@ def _check_pages(
     ends = seen_ends(positions, sequences, lengths)
     check_each("position", ends - 1, pages.shape[1] * PAGE_TOKENS)
     seen = (
-        (sequence, _first_seen(end - 1, window, chunked) // PAGE_TOKENS, (end - 1) // PAGE_TOKENS)
+        (sequence, first_seen(end - 1, window, chunked) // PAGE_TOKENS, (end - 1) // PAGE_TOKENS)
         for sequence, end in zip(sequences.tolist(), ends.tolist(), strict=True)
     )
     for sequence, first, last in dict.fromkeys(seen):  # most rows see the pages that the row before sees
@@ -106,11 +107,11 @@ def _check_pages(
 
 
 def cache_elements(cache: Cache, pages: Integers) -> Doubles:
-    """Return the elements of some pages, one after the other: `(G, 64 * pages, W)`."""
-    _, kv_heads, _, width = cache.shape
-    elements = np.empty((kv_heads, len(pages) * PAGE_TOKENS, width), np.float64)
+    """Return the elements of some pages, one after the other: `(G, rows of a page * pages, W)`."""
+    _, kv_heads, length, width = cache.shape
+    elements = np.empty((kv_heads, len(pages) * length, width), np.float64)
     for block, page in enumerate(pages.tolist()):
-        here = elements[:, block * PAGE_TOKENS : (block + 1) * PAGE_TOKENS]
+        here = elements[:, block * length : (block + 1) * length]
         if isinstance(cache, QuantisedCache):
             here[:] = np.repeat(cache.scales[page].astype(np.float64), GROUP_COLUMNS, axis=2)[:, :, :width]
             here *= cache.values[page]
@@ -147,11 +148,11 @@ def attention(
     ends = seen_ends(positions, sequences, lengths)
     for sequence in np.unique(sequences):
         rows = np.flatnonzero(sequences == sequence)
-        begin = _first_seen(int(ends[rows].min()) - 1, window, chunked) // PAGE_TOKENS
+        begin = first_seen(int(ends[rows].min()) - 1, window, chunked) // PAGE_TOKENS
         held = pages[sequence, begin : (ends[rows].max() - 1) // PAGE_TOKENS + 1]
         keys, values = (cache_elements(cache, held) for cache in (key_cache, value_cache))
         for t in rows:
-            first = _first_seen(int(ends[t]) - 1, window, chunked)
+            first = first_seen(int(ends[t]) - 1, window, chunked)
             seen = slice(first - begin * PAGE_TOKENS, int(ends[t]) - begin * PAGE_TOKENS)
             scores = grouped[t] @ keys[:, seen].transpose(0, 2, 1) * scale
             if cap:
@@ -188,7 +189,7 @@ def _attention_scratch(kernels: StepwiseBackend, o: so.Attention, sizes: Sizes) 
 @means(so.Attention, "attention", _attention_scratch)
 def _attention(kernels: Any, o: so.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked, o.lengths)
+    check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked, o.lengths)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
     if o.bias is not None:
         check_buckets(o.bias, heads.shape[1])

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
-from edgemoe.kernels.definition import Sizes
+from edgemoe.kernels.definition import HINT, Sizes
 from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.paging import Pager
 from edgemoe.kernels.reference.common import Doubles, check_each, sigmoid, single, softmax
@@ -50,8 +51,8 @@ def route(
         chosen = np.take_along_axis(chosen, ranks, axis=1)
     chosen = chosen[:, :count]
     exact = logits.astype(np.float64)
-    if score == "sigmoid":
-        weights = sigmoid(np.take_along_axis(exact, chosen, axis=1))
+    if score in ex.BY_THEMSELVES:
+        weights = _alone(np.take_along_axis(exact, chosen, axis=1), score)
         if renormalise:
             with np.errstate(invalid="ignore"):  # 0 / 0 without an epsilon
                 weights /= weights.sum(axis=1, keepdims=True) + np.float32(epsilon)
@@ -67,6 +68,11 @@ def route(
     if expert_scales is not None:
         weights = weights * expert_scales[chosen]
     return chosen.astype(np.int32), single(weights)
+
+
+def _alone(logits: Doubles, score: ex.Score) -> Doubles:
+    """The scores that follow from each logit by itself."""
+    return sigmoid(logits) if score == "sigmoid" else np.sqrt(np.logaddexp(0, logits))
 
 
 def _sparsemixer_weights(logits: Floats, chosen: npt.NDArray[np.signedinteger], jitter: float) -> Doubles:
@@ -96,9 +102,10 @@ def choice_scores(
 ) -> Floats:
     """The scores `(T, E)` by which experts are chosen; -infinity for those of groups that are not kept."""
     choices = logits
-    if choose_by == "score" and (score == "sigmoid" or choice_bias is not None or groups > 1):
+    alone = score in ex.BY_THEMSELVES
+    if choose_by == "score" and (alone or choice_bias is not None or groups > 1):
         exact = logits.astype(np.float64)
-        choices = single(sigmoid(exact) if score == "sigmoid" else softmax(exact))
+        choices = single(_alone(exact, score) if alone else softmax(exact))
     if choice_bias is not None:
         choices = choices + choice_bias
     if groups == 1:
@@ -131,6 +138,22 @@ def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
     o.experts[:tokens], o.weights[:tokens] = chosen
     if o.passing:
         o.experts[:tokens][o.experts[:tokens] >= o.logits.shape[1] - o.passing] = -1
+
+
+@means(ex.TableRoute)
+def _table_route(kernels: Any, o: ex.TableRoute, tokens: int) -> None:
+    top_k = o.experts.shape[1]
+    table = o.table.reshape(-1, top_k)
+    check_each("token id", o.ids[:tokens], len(table))
+    rows = table[o.ids[:tokens]]
+    if not ((rows >= 0) & (rows < o.num_experts)).all():
+        raise KernelError(f"experts of a table: expected 0 to {o.num_experts - 1}, found others.", HINT)
+    o.experts[:tokens] = rows
+    if o.logits is not None:
+        chosen = np.take_along_axis(o.logits[:tokens].astype(np.float64), o.experts[:tokens], axis=1)
+        shares = _alone(chosen, "sqrt_softplus")
+        total = shares.sum(axis=1, keepdims=True) + np.float32(o.epsilon)
+        o.weights[:tokens] = single(shares / total * np.float32(o.scale))
 
 
 def within_capacity(experts: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:

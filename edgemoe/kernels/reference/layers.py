@@ -51,11 +51,16 @@ def _layer_norm(kernels: Any, o: op.LayerNorm, tokens: int) -> None:
     o.output[:tokens] = kernels.layer_norm(o.input[:tokens], o.weight, o.epsilon, o.bias)
 
 
-def rope(values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False) -> Floats:
+def rope(
+    values: Floats, cosine: Floats, sine: Floats, neighbours: bool = False, last: bool = False, back: bool = False
+) -> Floats:
     """Rotary positions (Su et al. 2021): values `(T, heads, W)`, tables `(T, R / 2)`; R is at most W."""
     rotated = 2 * cosine.shape[1]
     exact = values.astype(np.float64)
-    parts = (slice(0, rotated, 2), slice(1, rotated, 2)) if neighbours else np.split(np.arange(rotated), 2)
+    turning = np.arange(rotated) + (values.shape[2] - rotated if last else 0)
+    parts = (turning[::2], turning[1::2]) if neighbours else np.split(turning, 2)
+    if back:
+        sine = -sine
     first, second = (exact[:, :, part] for part in parts)
     cosine, sine = cosine[:, None, :], sine[:, None, :]
     turned = exact.copy()
@@ -69,7 +74,7 @@ def _rope(kernels: Any, o: op.Rope, tokens: int) -> None:
     positions = o.positions[:tokens]
     check_each("position", positions, len(o.cosine))
     heads = o.values[:tokens].reshape(tokens, o.heads, -1)
-    turned = kernels.rope(heads, o.cosine[positions], o.sine[positions], o.neighbours)
+    turned = kernels.rope(heads, o.cosine[positions], o.sine[positions], o.neighbours, o.last, o.back)
     o.values[:tokens] = turned.reshape(tokens, -1)
 
 

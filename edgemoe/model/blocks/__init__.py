@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from edgemoe.model.blocks.attention import Attention, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
+from edgemoe.model.blocks.compressed_attention import BlockIndex, CompressedAttention
 from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
 from edgemoe.model.blocks.gated_delta import GatedDelta
@@ -25,7 +26,9 @@ from edgemoe.model.blocks.short_conv import ShortConv
 __all__ = [
     "BODIES",
     "Attention",
+    "BlockIndex",
     "Body",
+    "CompressedAttention",
     "CrossAttention",
     "GatedDelta",
     "GatedFfn",
@@ -46,9 +49,8 @@ BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
         for body in (
-            *(Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba, Mamba2, Moe),
-            PlainFfn,
-            ShortConv,
+            *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
+            *(Mamba2, Moe, PlainFfn, ShortConv),
         )
     }
 )

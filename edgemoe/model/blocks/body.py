@@ -27,6 +27,8 @@ class RoutedExperts:
     """Whether each expert has a gate."""
     latent: int = 0
     """The width of the rows that experts read and write; 0: as wide as the model."""
+    by_token: bool = False
+    """Whether a table names the experts of each token, whatever the stream says."""
     passing: int = 0
     """How many further choices the router has, which are of no expert."""
     early: bool = False

@@ -67,7 +67,10 @@ class Moe:
     def routed(self) -> RoutedExperts | None:
         sizes = self.num_experts, self.top_k, self.intermediate_size
         return RoutedExperts(
-            *sizes, self.bias, self.activation.gated, self.latent, self.passing, early=self.router.early
+            *(*sizes, self.bias, self.activation.gated, self.latent),
+            by_token=self.router.table > 0,
+            passing=self.passing,
+            early=self.router.early,
         )
 
     @property
@@ -90,7 +93,7 @@ class Moe:
             raise ValueError("a norm before experts on latent rows")
 
     def tensors(self, hidden_size: int) -> Shapes:
-        shapes = dict(self.router.tensors(self.choices, hidden_size))
+        shapes = dict(self.router.tensors(self.choices, self.top_k, hidden_size))
         if self.shared is not None:
             own = self.shared
             shapes |= ffn_tensors("shared", own.intermediate_size, hidden_size, own.bias, own.activation.gated)
@@ -105,6 +108,7 @@ class Moe:
     def sizes(self) -> Mapping[str, int]:
         return {
             "experts": self.num_experts,
+            "used": self.top_k,
             "choices": self.choices,
             "expert_width": self.intermediate_size,
             "shared_width": self.shared.intermediate_size if self.shared else 0,
@@ -112,7 +116,7 @@ class Moe:
         }
 
     def with_top_k(self, top_k: int) -> Moe:
-        return replace(self, top_k=top_k)
+        return self if self.router.table else replace(self, top_k=top_k)  # a table names as many as it does
 
     def emit(self, build: Builder, source: op.Floats) -> None:
         K, D = self.top_k, build.hidden_size
@@ -171,6 +175,10 @@ class Moe:
         if build.options.forced_routing:
             experts = build.row_numbers("guessed_experts", self.top_k, rows=GUESSED_ROWS)
             weights = build.fixed_rows("guessed_weights", GUESSED_ROWS, self.top_k)
+        if self.router.table:
+            self.router.emit_known(build, self.num_experts, experts, weights)
+            build.add(ex.Prefetch(guessed.guess, build.paging()))
+            return
         logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.choices)
         self.router.emit(build, source, logits, experts, weights, passing=self.passing)
         build.add(ex.Prefetch(guessed.guess, build.paging()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgemoe.kernels import expert_operations as ex
@@ -45,6 +45,9 @@ class RouterSpec:
     """How many of its largest scores make a group's: 1 (DeepSeek-V2) or 2."""
     jitter: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """Half the distance from the largest logit within which others count, of `sparsemixer` (Phi-3.5-MoE)."""
+    table: int = field(default=0, metadata=ZERO_ALLOWED)
+    """The size of the vocabulary, where a table names the experts of each token, and logits only weigh them
+    (`ex.TableRoute`, DeepSeek-V4); 0: the logits choose."""
     early: bool = False
     """Whether its matrix reads the stream as the layer begins, before attention and without a norm (SmallThinker)."""
 
@@ -52,6 +55,8 @@ class RouterSpec:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
         logits, chosen = op.Placeholder((1, num_experts)), op.Placeholder((1, top_k))
         bias = op.Placeholder((num_experts,)) if self.choice_bias else None
+        if self.table and replace(self, table=0, epsilon=0.0, scale=1.0) != _OF_TABLES:
+            raise ValueError("router: a table of experts with weights that are not shares of sqrt_softplus")
         scales = op.Placeholder((num_experts,)) if self.expert_scales else None
         if self.epsilon and not self.normalise:
             raise ValueError(f"router: an epsilon of {self.epsilon:g} and no sum that it would be added to")
@@ -60,7 +65,7 @@ class RouterSpec:
         except Misfit as misfit:
             raise ValueError(f"router: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
 
-    def tensors(self, num_experts: int, hidden_size: int) -> Shapes:
+    def tensors(self, num_experts: int, top_k: int, hidden_size: int) -> Shapes:
         """The names of its tensors within a layer, with their shapes."""
         shapes: dict[str, tuple[int, ...]] = {"router": (num_experts, hidden_size)}
         if self.logit_bias:
@@ -71,6 +76,8 @@ class RouterSpec:
             shapes["router_norm"] = (hidden_size,)
         if self.expert_scales:
             shapes["router_expert_scales"] = (num_experts,)
+        if self.table:
+            shapes["router_table"] = (self.table * top_k,)
         return shapes
 
     def emit(
@@ -94,9 +101,23 @@ class RouterSpec:
         build.linear(source, "router", logits, bias=self.logit_bias, scale=self.logit_scale)
         if self.logit_cap:
             build.add(op.SoftCap(logits, self.logit_cap))
+        if self.table:
+            self._look_up(build, logits, experts, weights)
+            return
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
         scales = build.vector("router_expert_scales", logits.shape[1]) if self.expert_scales else None
         build.add(self._route(logits, experts, weights, bias, scales, slots, bonus, passing))
+
+    def emit_known(self, build: Builder, num_experts: int, experts: op.Integers, weights: op.Floats) -> None:
+        """Add the operation that names the experts of a table, though no row of their layer is known yet."""
+        self._look_up(build, None, experts, weights, num_experts)
+
+    def _look_up(
+        self, build: Builder, logits: Any, experts: op.Integers, weights: op.Floats, num_experts: int = 0
+    ) -> None:
+        table = build.vector("router_table", self.table * experts.shape[1])
+        count = num_experts or logits.shape[1]
+        build.add(ex.TableRoute(build.token_ids(), table, logits, count, self.epsilon, self.scale, experts, weights))
 
     def _route(
         self,
@@ -129,3 +150,7 @@ class RouterSpec:
             jitter=self.jitter,
             passing=passing,
         )
+
+
+_OF_TABLES = RouterSpec(normalise=True, score="sqrt_softplus")
+"""What a router with a table is beside its epsilon and scale."""

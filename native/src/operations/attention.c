@@ -13,9 +13,12 @@
  * A tile's queries and outputs are copied together: one head's rows lie a power of two apart in most models, on a few
  * lines of the first-level cache, and would drive each other out between two blocks.
  *
+ * Compressed attention goes through the blocks of its window as all attention does, and then on through those of the
+ * compressed cache, of which a page has as many rows as blocks of tokens end in it.
+ *
  * A single row's time is that of reading the keys and values from memory. A page holds the blocks of all heads one after
  * the other, so such a row goes through several heads together, page by page, and reads longer runs of memory. */
-#include "../operations.h"
+#include "blocks.h"
 
 #include <math.h>
 #include <string.h>
@@ -35,6 +38,10 @@ typedef struct attention_task {
     int32_t tile_count;
     int32_t heads_together;    /* query heads of one key/value head */
     int32_t kv_heads_together; /* more than one only where heads_together is all of them */
+    int32_t block_rows;        /* of the cache's pages */
+    const struct attention_task *history; /* the same over the compressed cache; NULL: there is none */
+    int32_t rate;                         /* of the history */
+    const int32_t *chosen;                /* (T, table_pages): what rows see of it; NULL: all */
 } attention_task;
 
 /* One query head of one row: the state of its online softmax over the blocks seen so far. */
@@ -47,17 +54,8 @@ typedef struct query_state {
     int32_t end;
     int32_t position;
     int32_t head;
+    const int32_t *chosen; /* of each page the keys that it sees, as bits; NULL: all from first to end */
 } query_state;
-
-/* Keys or values from row `row` of the cache's (N * G * 64) rows on, which are `width` wide. */
-static em_cached cached_rows(em_cache cache, int32_t width, size_t row) {
-    static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
-    return (em_cached){
-        .elements = (const uint8_t *)cache.elements + row * width * element_bytes[cache.format],
-        .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(width) : NULL,
-        .row_width = width,
-    };
-}
 
 static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -95,8 +93,8 @@ static void mix_part(const attention_task *task, const em_attending *rows, int32
     }
     /* Without a cache of its own a value is the beginning of its key. */
     const int own = a->value_cache.elements != NULL;
-    const em_cached values = own ? cached_rows(a->value_cache, a->value_dim, cache_row + from)
-                                 : cached_rows(a->key_cache, a->head_dim, cache_row + from);
+    const em_cached values = own ? em_cached_rows(a->value_cache, a->value_dim, cache_row + from)
+                                 : em_cached_rows(a->key_cache, a->head_dim, cache_row + from);
     task->run->kernels->mix[a->key_cache.format](shifted, row_count, values, to - from, a->value_dim);
 }
 
@@ -144,6 +142,13 @@ static void cap_scores(const em_kernels *kernels, float cap, float *scores, int3
     }
 }
 
+/* Lets keys whose bit is not set weigh nothing: exp(-infinity) is 0. */
+static void leave_out(int32_t chosen, int32_t from, int32_t to, float *scores) {
+    for (int32_t key = from; key < to; key++) {
+        if (((uint32_t)chosen >> key & 1u) == 0) scores[key] = -INFINITY;
+    }
+}
+
 /* The block that begins at position `start`, whose first key is row `cache_row` of the cache's (N * G * 64) rows. */
 static void attend_block(const attention_task *task, query_state *states, int32_t state_count, int32_t start,
                          size_t cache_row) {
@@ -155,22 +160,25 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     int32_t from[EM_ROWS_AT_ONCE], to[EM_ROWS_AT_ONCE], row_count = 0, least = EM_PAGE_TOKENS, most = 0;
     for (int32_t s = 0; s < state_count; s++) {
         from[row_count] = larger(0, states[s].first - start);
-        to[row_count] = smaller(EM_PAGE_TOKENS, states[s].end - start);
+        to[row_count] = smaller(task->block_rows, states[s].end - start);
         if (from[row_count] >= to[row_count]) continue;
+        if (states[s].chosen && states[s].chosen[start / task->block_rows] == 0) continue;
         least = smaller(least, from[row_count]);
         most = larger(most, to[row_count]);
         own[row_count++] = &states[s];
     }
+    if (row_count == 0) return;
     for (int32_t r = 0; r < row_count; r++) {
         rows[r] = (em_attending){own[r]->query, own[r]->output, weights[r] + least, 0};
     }
     /* Scores of keys that only some of the rows see are computed for all of them, and not used. So a row that sees few
      * keys reads later ones too: all were stored before, by this run or an earlier one. */
-    const em_cached keys = cached_rows(a->key_cache, a->head_dim, cache_row + least);
+    const em_cached keys = em_cached_rows(a->key_cache, a->head_dim, cache_row + least);
     kernels->scores[a->key_cache.format](rows, row_count, keys, most - least, a->head_dim, a->scale);
     for (int32_t r = 0; r < row_count; r++) {
         query_state *state = own[r];
         if (a->cap > 0) cap_scores(kernels, a->cap, weights[r] + from[r], to[r] - from[r]);
+        if (state->chosen) leave_out(state->chosen[start / task->block_rows], from[r], to[r], weights[r]);
         if (a->bias.table) add_bias(a, state, start, from[r], to[r], weights[r]);
         const float largest = largest_of(state->largest, weights[r] + from[r], to[r] - from[r]);
         rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
@@ -180,6 +188,25 @@ static void attend_block(const attention_task *task, query_state *states, int32_
         state->largest = largest;
     }
     mix_parts(task, rows, row_count, cache_row, from, to);
+}
+
+/* Goes on over the compressed rows of a sequence: each query sees those of the blocks that end no later than itself. */
+static void attend_history(const attention_task *task, query_state *states, int32_t state_count, int32_t first_row,
+                           int32_t row_count) {
+    const em_attention *a = task->attention;
+    const int32_t *pages = a->pages + (size_t)a->sequences[first_row] * a->table_pages;
+    int32_t end = 0;
+    for (int32_t s = 0; s < state_count; s++) {
+        states[s].first = 0;
+        states[s].end = (states[s].position + 1) / task->rate;
+        const size_t row = (size_t)(first_row + s % row_count); /* states are those of one head's rows after another */
+        if (task->chosen) states[s].chosen = task->chosen + row * a->table_pages;
+        end = larger(end, states[s].end);
+    }
+    for (int32_t row = 0; row < end; row += task->block_rows) {
+        const size_t page = (size_t)pages[((row + 1) * task->rate - 1) / EM_PAGE_TOKENS];
+        attend_block(task, states, state_count, row, page * task->block_rows);
+    }
 }
 
 /* Attention of query heads first .. first + count - 1 for one tile: heads_together of each key/value head. */
@@ -217,6 +244,7 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
             attend_block(task, states + s, together, block * EM_PAGE_TOKENS, cache_row);
         }
     }
+    if (task->history) attend_history(task->history, states, state_count, begin, end - begin);
     const query_state *state = states;
     for (int32_t head = first; head < first + count; head++) {
         for (int32_t row = begin; row < end; row++, state++) {
@@ -295,7 +323,7 @@ static void choose_heads(attention_task *task, int32_t most_rows) {
     if (pairs_each < task->kv_heads_together) task->kv_heads_together = larger(1, (int32_t)pairs_each);
 }
 
-int32_t em_run_attention(const em_attention *attention, const em_run *run) {
+static int32_t run_attention(const em_attention *attention, const em_run *run, const attention_task *history) {
     const em_cache *values = attention->value_cache.elements ? &attention->value_cache : &attention->key_cache;
     if (!em_is_cache_format(attention->key_cache.format) || values->format != attention->key_cache.format) {
         return EM_BAD_OPERATION;
@@ -308,7 +336,8 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
         tile_rows /= 2;
     }
     const int32_t tile_count = cut_into_tiles(attention, run->tokens, tile_rows, tiles);
-    attention_task task = {.attention = attention, .run = run, .tiles = tiles, .tile_count = tile_count};
+    attention_task task = {.attention = attention, .run = run, .tiles = tiles, .tile_count = tile_count,
+                           .block_rows = EM_PAGE_TOKENS, .history = history};
     int32_t most_rows = 0;
     int64_t seen = 0;
     for (int32_t i = 0; i < tile_count; i++) most_rows = larger(most_rows, tiles[i + 1] - tiles[i]);
@@ -320,4 +349,37 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     const int64_t chunk = products_per_item < 8192 ? 8192 / (products_per_item + 1) + 1 : 1;
     em_pool_for(run->pool, items, chunk, attend_items, &task);
     return EM_OK;
+}
+
+int32_t em_run_attention(const em_attention *attention, const em_run *run) { return run_attention(attention, run, NULL); }
+
+/* ---- compressed attention ------------------------------------------------------------------------------ */
+
+size_t em_compressed_attention_scratch_bytes(const em_compressed_attention *attention, int32_t tokens) {
+    (void)attention;
+    return em_attention_scratch_bytes(NULL, tokens);
+}
+
+int32_t em_run_compressed_attention(const em_compressed_attention *c, const em_run *run) {
+    const int32_t block_rows = c->rate < 1 ? 0 : larger(1, (int32_t)(EM_PAGE_TOKENS / c->rate));
+    if (c->rate < 1 || c->block_rows != block_rows || c->compressed.format != c->window_cache.format) {
+        return EM_BAD_OPERATION;
+    }
+    em_attention of_window = {.query = c->query, .positions = c->positions, .sequences = c->sequences,
+                              .pages = c->window_pages, .key_cache = c->window_cache, .scale = c->scale,
+                              .output = c->output, .window = c->window, .sinks = c->sinks,
+                              .sequence_count = c->sequence_count, .table_pages = c->table_pages,
+                              .page_count = c->page_count, .kv_heads = 1, .head_dim = c->head_dim, .heads = c->heads,
+                              .value_dim = c->head_dim};
+    em_attention of_history = of_window;
+    of_history.pages = c->pages;
+    of_history.key_cache = c->compressed;
+    of_history.page_count = c->compressed_pages;
+    const int32_t rate = (int32_t)c->rate;
+    const int32_t status = em_check_blocks(c->positions, c->sequences, c->pages, rate, run->tokens, c->sequence_count,
+                                           c->table_pages, c->compressed_pages);
+    if (status != EM_OK) return status;
+    const attention_task history = {
+        .attention = &of_history, .run = run, .block_rows = block_rows, .rate = rate, .chosen = c->chosen};
+    return run_attention(&of_window, run, &history);
 }

@@ -8,10 +8,13 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "../../kernels/exponential.h"
+
 enum { EXPONENTIALS_AT_ONCE = 64 };
 
 typedef struct route_task {
     const em_route *route;
+    const em_table_route *table; /* in its place */
     const em_run *run;
     float *scores; /* (T, E): choice scores; NULL if they are the logits as they stand */
     float *groups; /* (T, groups): what groups are kept for */
@@ -54,6 +57,34 @@ static void sigmoids(const em_kernels *kernels, float *values, int32_t count) {
     for (int32_t i = 0; i < count; i++) values[i] = 1.0f / (1.0f + values[i]);
 }
 
+/* sqrt(log(1 + exp(x))) of each number: em_softplus, whose exponentials are those of the instruction set. */
+static void roots_of_softplus(const em_kernels *kernels, float *values, int32_t count) {
+    for (int32_t start = 0; start < count; start += EXPONENTIALS_AT_ONCE) {
+        const int32_t here = count - start < EXPONENTIALS_AT_ONCE ? count - start : EXPONENTIALS_AT_ONCE;
+        float powers[EXPONENTIALS_AT_ONCE];
+        for (int32_t i = 0; i < here; i++) powers[i] = -fabsf(values[start + i]);
+        kernels->exponentials(powers, here, 0);
+        for (int32_t i = 0; i < here; i++) {
+            const float x = values[start + i];
+            values[start + i] = sqrtf((x > 0.0f ? x : 0.0f) + em_log_of_one_plus(powers[i]));
+        }
+    }
+}
+
+/* Whether an expert's score depends on its own logit alone. */
+static bool by_themselves(const em_route *r) {
+    return r->score == EM_SCORE_SIGMOID || r->score == EM_SCORE_SQRT_SOFTPLUS;
+}
+
+/* Turns logits into such scores. */
+static void score_alone(const em_route *r, const em_kernels *kernels, float *values, int32_t count) {
+    if (r->score == EM_SCORE_SIGMOID) {
+        sigmoids(kernels, values, count);
+    } else {
+        roots_of_softplus(kernels, values, count);
+    }
+}
+
 /* Sets the scores of all groups to -infinity but those of the largest sums of their largest scores, one or two. */
 static void drop_groups(const em_route *r, float *scores, float *sums) {
     const int32_t size = r->num_experts / r->groups;
@@ -72,7 +103,7 @@ static void drop_groups(const em_route *r, float *scores, float *sums) {
 
 /* Whether every expert's choice score is its logit. */
 static bool by_logits(const em_route *r) {
-    return (r->score != EM_SCORE_SIGMOID || r->choose_by == EM_CHOOSE_BY_LOGIT) && !r->choice_bias && r->groups == 1;
+    return (!by_themselves(r) || r->choose_by == EM_CHOOSE_BY_LOGIT) && !r->choice_bias && r->groups == 1;
 }
 
 static void score_choices(const em_route *r, const em_kernels *kernels, const float *logits, float *scores,
@@ -81,8 +112,8 @@ static void score_choices(const em_route *r, const em_kernels *kernels, const fl
     for (int32_t e = 0; e < count; e++) scores[e] = logits[e];
     if (r->choose_by == EM_CHOOSE_BY_LOGIT) {
         /* as they stand */
-    } else if (r->score == EM_SCORE_SIGMOID) {
-        sigmoids(kernels, scores, count);
+    } else if (by_themselves(r)) {
+        score_alone(r, kernels, scores, count);
     } else if (r->choice_bias || r->groups > 1) {
         const float largest = logits[next_best(logits, count, -1)];
         const float sum = sum_of_exponentials(kernels, logits, count, largest);
@@ -174,8 +205,8 @@ static void weigh_by_softmax(const em_route *r, const em_kernels *kernels, const
     for (int32_t k = 0; k < r->top_k; k++) weights[k] /= divisor;
 }
 
-static void weigh_by_sigmoid(const em_route *r, const em_kernels *kernels, float *weights) {
-    sigmoids(kernels, weights, r->top_k);
+static void weigh_alone(const em_route *r, const em_kernels *kernels, float *weights) {
+    score_alone(r, kernels, weights, r->top_k);
     if (!r->renormalise) return;
     float sum = 0;
     for (int32_t k = 0; k < r->top_k; k++) sum += weights[k];
@@ -228,8 +259,8 @@ static void route_token(const route_task *task, int64_t token) {
         }
     }
     for (int32_t k = 0; k < r->top_k; k++) weights[k] = logits[experts[k]];
-    if (r->score == EM_SCORE_SIGMOID) {
-        weigh_by_sigmoid(r, kernels, weights);
+    if (by_themselves(r)) {
+        weigh_alone(r, kernels, weights);
     } else if (r->score == EM_SCORE_SPARSEMIXER) {
         weigh_by_sparsemixer(r, kernels, logits, experts, weights);
     } else {
@@ -266,5 +297,39 @@ int32_t em_run_route(const em_route *route, const em_run *run) {
     route_task task = {.route = route, .run = run};
     lay_out(&layout, &task, run->tokens);
     em_pool_for(run->pool, run->tokens, 8, route_tokens, &task);
+    return EM_OK;
+}
+
+/* ---- experts that a table names ------------------------------------------------------------------------ */
+
+static void look_up_tokens(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const route_task *task = context;
+    const em_table_route *r = task->table;
+    (void)thread;
+    for (int64_t token = begin; token < end; token++) {
+        const float *row = r->table + (int64_t)r->ids[token] * r->top_k;
+        int32_t *experts = r->experts + token * r->top_k;
+        for (int32_t k = 0; k < r->top_k; k++) experts[k] = (int32_t)row[k];
+        if (!r->logits) continue;
+        float *weights = r->weights + token * r->top_k, sum = 0;
+        for (int32_t k = 0; k < r->top_k; k++) weights[k] = r->logits[token * r->num_experts + experts[k]];
+        roots_of_softplus(task->run->kernels, weights, r->top_k);
+        for (int32_t k = 0; k < r->top_k; k++) sum += weights[k];
+        for (int32_t k = 0; k < r->top_k; k++) weights[k] = weights[k] / (sum + r->epsilon) * r->scale;
+    }
+}
+
+EM_NO_SCRATCH(table_route)
+
+int32_t em_run_table_route(const em_table_route *route, const em_run *run) {
+    for (int32_t t = 0; t < run->tokens; t++) {
+        if (route->ids[t] < 0 || route->ids[t] >= route->vocab_size) return EM_BAD_TOKEN_ID;
+        for (int32_t k = 0; k < route->top_k; k++) {
+            const float expert = route->table[(int64_t)route->ids[t] * route->top_k + k];
+            if (!(expert >= 0 && expert < (float)route->num_experts)) return EM_BAD_OPERATION;
+        }
+    }
+    route_task task = {.table = route, .run = run};
+    em_pool_for(run->pool, run->tokens, 64, look_up_tokens, &task);
     return EM_OK;
 }

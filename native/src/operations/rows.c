@@ -63,14 +63,19 @@ static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread
     const em_embed *e = ((const rows_task *)context)->operation;
     const em_matrix *matrix = &e->matrix;
     const int32_t groups = em_group_count(matrix->columns);
+    const size_t row_bytes = (size_t)matrix->columns * sizeof(float);
     (void)thread;
     for (int64_t t = begin; t < end; t++) {
         const int32_t id = e->ids[t];
         const size_t panel = (size_t)(id / EM_PANEL_ROWS) * em_panel_bytes(matrix->format, matrix->columns);
+        float *output = e->output + t * e->copies * matrix->columns;
         for (int32_t column = 0; column < matrix->columns; column++) {
             const float weight =
                 weight_at(matrix->data + panel, matrix->format, groups, id % EM_PANEL_ROWS, column);
-            e->output[t * matrix->columns + column] = weight * e->scale;
+            output[column] = weight * e->scale;
+        }
+        for (int32_t copy = 1; copy < e->copies; copy++) {
+            memcpy(output + (size_t)copy * matrix->columns, output, row_bytes);
         }
     }
 }
@@ -172,20 +177,21 @@ static void rope_rows(void *context, int64_t begin, int64_t end, int32_t thread)
     for (int64_t row = begin; row < end; row++) {
         const size_t table_row = (size_t)r->positions[row / r->heads] * half;
         const float *cosine = r->cosine + table_row, *sine = r->sine + table_row;
-        float *first = r->values + row * r->head_dim;
+        float *first = r->values + row * r->head_dim + (r->last ? r->head_dim - r->rotated : 0);
+        const float side = r->back ? -1.0f : 1.0f; /* a factor of the sine that rounds nothing */
         if (r->neighbours) {
             for (int32_t i = 0; i < half; i++) {
                 const float a = first[2 * i], b = first[2 * i + 1];
-                first[2 * i] = a * cosine[i] - b * sine[i];
-                first[2 * i + 1] = b * cosine[i] + a * sine[i];
+                first[2 * i] = a * cosine[i] - b * (side * sine[i]);
+                first[2 * i + 1] = b * cosine[i] + a * (side * sine[i]);
             }
             continue;
         }
         float *second = first + half;
         for (int32_t i = 0; i < half; i++) {
             const float a = first[i], b = second[i];
-            first[i] = a * cosine[i] - b * sine[i];
-            second[i] = b * cosine[i] + a * sine[i];
+            first[i] = a * cosine[i] - b * (side * sine[i]);
+            second[i] = b * cosine[i] + a * (side * sine[i]);
         }
     }
 }

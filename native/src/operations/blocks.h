@@ -1,0 +1,38 @@
+/* Rows of the KV cache, and those of whole blocks of tokens among them. */
+#ifndef EDGEMOE_BLOCKS_H
+#define EDGEMOE_BLOCKS_H
+
+#include "../operations.h"
+
+/* Rows from row `row` of a cache's rows on, which are `width` wide. */
+static inline em_cached em_cached_rows(em_cache cache, int32_t width, size_t row) {
+    static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
+    return (em_cached){
+        .elements = (const uint8_t *)cache.elements + row * width * element_bytes[cache.format],
+        .scales = cache.format == EM_Q8 ? cache.scales + row * em_group_count(width) : NULL,
+        .row_width = width,
+    };
+}
+
+/* Checks that the pages exist in which the blocks of `rate` tokens end that each row may see. */
+static inline int32_t em_check_blocks(const int32_t *positions, const int32_t *sequences, const int32_t *pages,
+                                      int32_t rate, int32_t tokens, int32_t sequence_count, int32_t table_pages,
+                                      int32_t page_count) {
+    for (int32_t t = 0; t < tokens; t++) {
+        if (sequences[t] < 0 || sequences[t] >= sequence_count || positions[t] < 0) return EM_BAD_POSITION;
+        const int64_t seen = ((int64_t)positions[t] + 1) / rate;
+        if (t > 0 && sequences[t] == sequences[t - 1] && positions[t] == positions[t - 1] + 1 &&
+            ((int64_t)positions[t] + 1) % rate) {
+            continue; /* it sees what the row before sees */
+        }
+        for (int64_t row = 0; row < seen; row += rate < EM_PAGE_TOKENS ? EM_PAGE_TOKENS / rate : 1) {
+            const int64_t block = ((row + 1) * rate - 1) / EM_PAGE_TOKENS;
+            if (block >= table_pages) return EM_BAD_POSITION;
+            const int32_t page = pages[(size_t)sequences[t] * table_pages + block];
+            if (page < 0 || page >= page_count) return EM_BAD_POSITION;
+        }
+    }
+    return EM_OK;
+}
+
+#endif

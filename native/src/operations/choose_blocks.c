@@ -1,0 +1,140 @@
+/* ChooseBlocks: of the blocks of tokens that each row may see, those of largest score.
+ *
+ * Threads first share out the pages of some rows, whose blocks they score, and then the rows, which each choose by
+ * themselves. Where a row sees no more blocks than it may choose, none is scored. */
+#include "blocks.h"
+
+#include <string.h>
+
+enum {
+    /* A chunk of fewer products than this costs more to hand out than to do. */
+    CHUNK_PRODUCTS = 8192,
+    PAGES_AT_ONCE = 8,
+};
+
+typedef struct choose_task {
+    const em_choose_blocks *operation;
+    const em_run *run;
+    int64_t stride;
+    int32_t first;  /* of the rows at once */
+    int32_t spans;  /* of PAGES_AT_ONCE pages in a row */
+} choose_task;
+
+static int32_t seen_blocks(const em_choose_blocks *c, int32_t row) {
+    return (int32_t)(((int64_t)c->positions[row] + 1) / c->rate);
+}
+
+static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+
+/* The scores of the first `count` blocks of a page. */
+static void score_page(const choose_task *task, int32_t row, int32_t page, int32_t count, float *scores) {
+    const em_choose_blocks *c = task->operation;
+    const int32_t number = c->pages[(size_t)c->sequences[row] * c->table_pages + page];
+    const em_cached keys = em_cached_rows(c->keys, c->head_dim, (size_t)number * c->block_rows);
+    float products[EM_ROWS_AT_ONCE][EM_PAGE_TOKENS];
+    em_attending heads[EM_ROWS_AT_ONCE];
+    for (int32_t k = 0; k < count; k++) scores[k] = 0;
+    for (int32_t first = 0; first < c->heads; first += EM_ROWS_AT_ONCE) {
+        const int32_t together = smaller(c->heads - first, EM_ROWS_AT_ONCE);
+        for (int32_t h = 0; h < together; h++) {
+            const size_t at = (size_t)row * c->heads + first + h;
+            heads[h] = (em_attending){.query = c->query + at * c->head_dim, .weights = products[h]};
+        }
+        task->run->kernels->scores[c->keys.format](heads, together, keys, count, c->head_dim, c->scale);
+        for (int32_t h = 0; h < together; h++) {
+            const float share = c->shares[(size_t)row * c->heads + first + h];
+            for (int32_t k = 0; k < count; k++) scores[k] += share * (products[h][k] > 0 ? products[h][k] : 0.0f);
+        }
+    }
+}
+
+static void score_pages(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const choose_task *task = context;
+    const em_choose_blocks *c = task->operation;
+    (void)thread;
+    for (int64_t item = begin; item < end; item++) {
+        const int32_t own = (int32_t)(item / task->spans), row = task->first + own, seen = seen_blocks(c, row);
+        if (seen <= c->most) continue;
+        const int32_t start = (int32_t)(item % task->spans) * PAGES_AT_ONCE;
+        for (int32_t page = start; page < start + PAGES_AT_ONCE && page * c->block_rows < seen; page++) {
+            const int32_t count = smaller(c->block_rows, seen - page * c->block_rows);
+            score_page(task, row, page, count, c->scores + own * task->stride + (int64_t)page * c->block_rows);
+        }
+    }
+}
+
+/* A number whose order is that of scores. */
+static uint32_t rank_of(float score) {
+    const float positive_zero = score + 0.0f;
+    uint32_t bits;
+    memcpy(&bits, &positive_zero, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* The rank of the `most`-th largest score of more than so many, digit by digit; `left` becomes how many of that very
+ * rank are among the largest. */
+static uint32_t least_rank(const float *scores, int32_t count, int64_t most, int64_t *left) {
+    uint32_t rank = 0, known = 0;
+    *left = most;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        int64_t counts[256] = {0};
+        for (int32_t i = 0; i < count; i++) {
+            const uint32_t own = rank_of(scores[i]);
+            if ((own & known) == rank) counts[own >> shift & 255u]++;
+        }
+        uint32_t digit = 255;
+        for (; digit > 0 && counts[digit] < *left; digit--) *left -= counts[digit];
+        rank |= digit << shift;
+        known |= 255u << shift;
+    }
+    return rank;
+}
+
+static void choose_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const choose_task *task = context;
+    const em_choose_blocks *c = task->operation;
+    (void)thread;
+    for (int64_t own = begin; own < end; own++) {
+        const int32_t row = task->first + (int32_t)own, seen = seen_blocks(c, row);
+        const float *scores = c->scores + own * task->stride;
+        int32_t *chosen = c->chosen + (size_t)row * c->table_pages;
+        const int all = seen <= c->most;
+        int64_t left = 0;
+        const uint32_t least = all ? 0 : least_rank(scores, seen, c->most, &left);
+        for (int32_t page = 0; page * c->block_rows < seen; page++) {
+            uint32_t bits = 0;
+            for (int32_t b = 0; b < smaller(c->block_rows, seen - page * c->block_rows); b++) {
+                const uint32_t rank = all ? 1 : rank_of(scores[page * c->block_rows + b]);
+                if (rank > least || (rank == least && left-- > 0)) bits |= 1u << b;
+            }
+            chosen[page] = (int32_t)bits;
+        }
+    }
+}
+
+EM_NO_SCRATCH(choose_blocks)
+
+int32_t em_run_choose_blocks(const em_choose_blocks *c, const em_run *run) {
+    if (c->rate < 1 || c->block_rows > EM_MOST_BITS || !em_is_cache_format(c->keys.format)) return EM_BAD_OPERATION;
+    const int32_t status = em_check_blocks(c->positions, c->sequences, c->pages, (int32_t)c->rate, run->tokens,
+                                           c->sequence_count, c->table_pages, c->page_count);
+    if (status != EM_OK) return status;
+    choose_task task = {.operation = c, .run = run, .stride = (int64_t)c->table_pages * c->block_rows};
+    for (; task.first < run->tokens; task.first += c->at_once) {
+        const int32_t count = smaller(c->at_once, run->tokens - task.first);
+        int32_t most = 0;
+        for (int32_t row = task.first; row < task.first + count; row++) {
+            const int32_t seen = seen_blocks(c, row);
+            if (seen > c->most && seen > most) most = seen;
+        }
+        const int32_t pages = (int32_t)(((int64_t)most + c->block_rows - 1) / c->block_rows);
+        task.spans = (pages + PAGES_AT_ONCE - 1) / PAGES_AT_ONCE;
+        const int64_t products = (int64_t)c->heads * c->head_dim * c->block_rows * PAGES_AT_ONCE;
+        if (most > 0) {
+            const int64_t items = (int64_t)count * task.spans;
+            em_pool_for(run->pool, items, (CHUNK_PRODUCTS + products - 1) / products, score_pages, &task);
+        }
+        em_pool_for(run->pool, count, most > 0 ? 1 : 64, choose_rows, &task);
+    }
+    return EM_OK;
+}
