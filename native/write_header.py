@@ -64,6 +64,9 @@ def _enumeration() -> list[str]:
         "/* The most tokens that a short convolution runs over. */",
         f"enum {{ EM_MOST_TAPS = {so.MOST_TAPS} }};",
         "",
+        "/* The most positions from one of these tokens to the next. */",
+        f"enum {{ EM_MOST_DILATION = {so.MOST_DILATION} }};",
+        "",
         "/* The most channels of a head's keys in the delta rule. */",
         f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",
     ]

@@ -54,6 +54,7 @@ from edgemoe.architectures import (
     qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
+    qwen4_exp,
     switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
@@ -133,6 +134,8 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3_5_moe_text": qwen3_5_moe,
     "qwen3_moe": qwen3_moe,
     "qwen3_next": qwen3_next,
+    "qwen4_exp": qwen4_exp,
+    "qwen4_exp_text": qwen4_exp,
     "sarvam_mla": deepseek_v3,
     "sarvam_moe": bailing_moe,
     "solar_open": glm4_moe,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import BLOCK_FORMATS
 from edgemoe.kernels.formats import FORMATS, Format
+from edgemoe.store.manifest import is_table
 
 DEFAULT_EXPERTS = "q4"
 DEFAULT_DENSE = "q8"
@@ -16,7 +17,11 @@ KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
 _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay")
-"""Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32."""
+"""Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
+
+So do the shares of a result that residual streams take (`_SHARES`).
+"""
+_SHARES = "_shares"
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
 _CLASSES = {
@@ -28,6 +33,7 @@ _CLASSES = {
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),
+    **dict.fromkeys(("row_table", "table_key", "table_value"), "table"),
 }
 
 
@@ -71,7 +77,7 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
     if expert_of(name):
         return "experts"
     last = name.split(".")[2] if name.startswith("layers.") else name
-    return _CLASSES.get(last, last)
+    return "streams" if last.endswith(("_mix_down", "_mix_up", _SHARES)) else _CLASSES.get(last, last)
 
 
 def choose_formats(
@@ -88,8 +94,10 @@ def choose_formats(
     for name, shape in shapes.items():
         if len(shape) == 1:
             formats[name] = None
-        elif name.rpartition(".")[2] in _EXACT:
+        elif name.rpartition(".")[2] in _EXACT or name.endswith(_SHARES):
             formats[name] = FORMATS["f32"]
+        elif is_table(name):  # the parts of a table have one format
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
         else:
             groups.setdefault(stored_name(name, shapes), []).append(name)
     head = "head" if "head" in shapes else "embedding"

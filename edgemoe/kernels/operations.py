@@ -156,12 +156,13 @@ def largest_rows(operation: Operation) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Embed(Operation, code=0):
-    """`output[t] = scale * matrix[ids[t]]`."""
+    """`output[t] = scale * matrix[ids[t]]`, as many times one after the other as there are `copies`."""
 
     ids: Annotated[Integers, rows()]
     matrix: Annotated[Matrix, matrix("V", "D")]
     scale: float
-    output: Annotated[Floats, rows("D"), OUTPUT]
+    output: Annotated[Floats, rows("copies*D"), OUTPUT]
+    copies: int = 1
 
     def weight_bytes(self) -> int:
         return self.matrix.nbytes // self.matrix.rows

@@ -124,6 +124,8 @@ class Attention(Operation, code=5):
 
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
+MOST_DILATION = 64
+"""The most positions from one of these tokens to the next."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,7 +136,7 @@ class ShortConv(Operation, code=6):
     sum` (LFM2: Liquid AI 2025, arXiv 2511.23404). With 1 part a row is `u`, and `output = silu(sum)` (Mamba: Gu and Dao
     2023). Each product and sum is rounded to float32. `sum[t] = bias + taps[:, 0] * u[t - length + 1] + ... + taps[:,
     length - 1] * u[t]`, where `t` counts positions of the row's sequence, and `u` before position 0 is zero. The sum
-    runs in this order.
+    runs in this order. With a `dilation` neighbouring taps lie that many positions apart.
 
     `inputs` is a ring for each sequence that holds `u` of earlier runs: that of position `p` lies at `p % ring`. The
     operation puts `u` of all its rows there too. Rows of one sequence come in the order of their positions, and may
@@ -149,11 +151,14 @@ class ShortConv(Operation, code=6):
     inputs: Annotated[Floats, buffer("S", "ring", "D"), IN_PLACE]
     output: Annotated[Floats, rows("D"), output(apart_from="input")]
     parts: int = 3
+    dilation: int = 1
 
     def check(self, sizes: Sizes) -> None:
-        least = sizes.letters["length"] - 1
+        length = sizes.letters["length"]
         require(self.parts in (1, 3), "parts", "1 or 3", self.parts)
-        require(least < MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", sizes.letters["length"])
+        require(length <= MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", length)
+        require(1 <= self.dilation <= MOST_DILATION, "dilation", f"1 to {MOST_DILATION}", self.dilation)
+        least = (length - 1) * self.dilation
         require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
 
 

@@ -11,6 +11,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import GUESSED_ROWS, PLAIN, STAGES, BuildOptions, Section, Stage, Value
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec, Residual
+from edgemoe.model.streams import Streams
 
 HEAD_ROWS = 8
 """Positions whose logits are computed in one run."""
@@ -44,8 +45,8 @@ class Graph:
     positions: Value  # (T,)
     sequences: Value  # (T,)
     pages: Value  # (S, P)
-    residual: Value  # (T, D)
-    head_input: Value  # (HEAD_ROWS, D)
+    residual: Value  # (T, D), or (T, streams * D)
+    head_input: Value  # (HEAD_ROWS, as many columns)
     logits: Value  # (HEAD_ROWS, V)
     embed: Section
     """Writes the embedding of a run's tokens to the residual stream."""
@@ -81,6 +82,11 @@ class Graph:
     def written_once(self) -> list[Value]:
         """The values that sequences keep of their inputs, in all layers."""
         return [value for value in self.lasting if value.home == "written_once"]
+
+    @property
+    def row_tables(self) -> list[Value]:
+        """The values that hold rows of tables on disk, which are read before a run."""
+        return [value for value in self.lasting if value.table is not None]
 
     @property
     def fixed_state(self) -> list[Value]:
@@ -134,8 +140,9 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     positions = Value("positions", ("T",), "i32", "kept")
     sequences = Value("sequences", ("T",), "i32", "kept")
     pages = Value("pages", ("S", "P"), "i32", "kept")
-    residual = Value("residual", ("T", D), "f32", "kept")
-    head_input = Value("head_input", (HEAD_ROWS, D), "f32", "kept")
+    width = spec.stream_count * D
+    residual = Value("residual", ("T", width), "f32", "kept")
+    head_input = Value("head_input", (HEAD_ROWS, width), "f32", "kept")
     logits = Value("logits", (HEAD_ROWS, V), "f32", "kept")
 
     inputs = ids, positions, sequences, pages
@@ -150,18 +157,22 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     embed = builder()
     with embed.doing("embedding"):
         matrix = embed.matrix("embedding", V, D)
-        embed.add(op.Embed(cast(Any, ids), matrix, spec.embedding_scale, cast(Any, residual)))
+        embed.add(op.Embed(cast(Any, ids), matrix, spec.embedding_scale, cast(Any, residual), spec.stream_count))
     guesses = not options.forced_routing or options.forced_guesses
     layers = encoder_layers
     for number, layer in enumerate(spec.layers[spec.encoder_layers :], spec.encoder_layers):
         build = builder(ending=ending)
         following = spec.layers[number + 1] if number + 1 < len(spec.layers) else None
         if guesses and following is not None and following.routed:
-            build.guess_next = functools.partial(_guess, number + 1, following)
-        layers.append(_add_layer(build, number, layer, spec.residual_scale))
+            build.guess_next = functools.partial(_guess, number + 1, following, spec.streams)
+        layers.append(_add_layer(build, number, layer, spec))
     head = builder()
     with head.doing("head"):
-        normed = head.stream_norm(cast(Any, head_input), "final_norm", head.fixed_rows("head_normed", HEAD_ROWS, D))
+        normed = head.fixed_rows("head_normed", HEAD_ROWS, D)
+        if spec.streams is None:
+            head.stream_norm(cast(Any, head_input), "final_norm", normed)
+        else:
+            spec.streams.read(head, "final_", cast(Any, head_input), normed, writes=False)
         matrix = head.matrix("embedding" if spec.tied_embeddings else "head", V, D)
         bias = head.vector("head_bias", V) if spec.head_bias else None
         head.add(op.Linear(normed, (op.LinearPart(matrix, bias, cast(Any, logits)),), scale=spec.logit_scale))
@@ -188,7 +199,7 @@ def _encoder(
         matrix = embed.matrix("embedding", V, D)
         embed.add(op.Embed(cast(Any, ids), matrix, spec.embedding_scale, cast(Any, residual)))
     layers = [
-        _add_layer(builder(residual, "C"), number, layer, spec.residual_scale)
+        _add_layer(builder(residual, "C"), number, layer, spec)
         for number, layer in enumerate(spec.layers[: spec.encoder_layers])
     ]
     ending = builder(residual, "C")
@@ -200,7 +211,7 @@ _OF_ROWS = ("ids", "positions", "sequences")
 """The values by which the engine says what each row of a run is."""
 
 
-def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> Section:
+def _add_layer(build: Builder, number: int, layer: LayerSpec, spec: ModelSpec) -> Section:
     """Add the blocks of a layer; returns the section."""
     *before, last = layer.groups()
     early = _early_sources(build, number, layer)
@@ -211,7 +222,10 @@ def _add_layer(build: Builder, number: int, layer: LayerSpec, scale: float) -> S
             # Nothing else of such a layer is staged: what it reads ahead for the next one arrives meanwhile.
             build.guess_next_routing()
             start = "beside"
-        _add_group(build, number, group, scale, early, start)
+        if spec.streams is None:
+            _add_group(build, number, group, spec.residual_scale, early, start)
+        else:
+            _add_block_of_streams(build, number, group[0], spec.streams, start)
     return build.section()
 
 
@@ -266,6 +280,21 @@ def _add_group(
                     _join(build, block, source, scale, waiting)
 
 
+def _add_block_of_streams(build: Builder, layer: int, block: Block, streams: Streams, start: Stage) -> None:
+    """Add a block that reads a mix of several streams and joins all of them, or one that reads and joins them itself."""
+    with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
+        build.result, build.result_scale = None, 1.0
+        if not block.input_norm:
+            block.body.emit(build, build.residual)
+            return
+        source = build.rows("mixed", build.hidden_size)
+        kept = streams.read(build, block.name(""), build.residual, source, writes=True)
+        build.result = build.rows("result", build.hidden_size)
+        block.body.emit(build, source)
+        with build.doing(block.body.norm_part, build.steps[-1].stage):
+            streams.write(build, kept, build.result)
+
+
 def _join(build: Builder, block: Block, source: op.Floats, scale: float, others: Sequence[op.Floats]) -> None:
     """Let the result of a body join the stream, after those of other blocks have been added to it if it is a sum."""
     size, result = build.hidden_size, cast("op.Floats", build.result)
@@ -288,7 +317,7 @@ def _normed(build: Builder, block: Block, source: op.Floats, output: op.Floats) 
     return build.stream_norm(source, block.name("input_norm"), output)
 
 
-def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
+def _guess(number: int, layer: LayerSpec, streams: Streams | None, build: Builder) -> None:
     """Guess the routing of layer `number` from the residual stream as it stands one layer earlier."""
     *_, group = layer.groups()
     routed = next(place for place, block in enumerate(group) if block.body.routed)
@@ -299,6 +328,10 @@ def _guess(number: int, layer: LayerSpec, build: Builder) -> None:
         if reads.input_norm:
             with build.at(number, reads.prefix):
                 guessed = build.fixed_rows("guessed_input", GUESSED_ROWS, build.hidden_size)
-                source = _normed(build, reads, source, guessed)
+                if streams is None:
+                    source = _normed(build, reads, source, guessed)
+                else:
+                    streams.read(build, reads.name(""), source, guessed, writes=False)
+                    source = guessed
         with build.at(number, group[routed].prefix):
             group[routed].body.emit_guess(build, source)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from edgemoe.model.blocks import BODIES, Body, RoutedExperts
 from edgemoe.model.plain import ZERO_ALLOWED, from_plain, to_plain
+from edgemoe.model.streams import STREAMS, Streams
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Residual:
 class Block:
     """One step of the residual stream: the stream is normalised, goes through the body, and the result is added to it.
 
-    `ModelSpec.norm` says how it is normalised.
+    `ModelSpec.norm` says how it is normalised. Where a model has several streams (`ModelSpec.streams`), their mix takes
+    the place of the normalised stream; a block without an input norm then reads all of them, and adds to them itself.
     """
 
     body: Body
@@ -66,9 +68,13 @@ class Block:
         stem = self.body.norm_name
         return {"input_norm": stem, "post_norm": f"post_{stem}"}.get(what, f"{stem.removesuffix('norm')}{what}")
 
-    def dense_tensors(self, hidden_size: int, norm_bias: bool = False) -> dict[str, tuple[int, ...]]:
+    def dense_tensors(
+        self, hidden_size: int, norm_bias: bool = False, streams: Streams | None = None
+    ) -> dict[str, tuple[int, ...]]:
         """Its dense tensors within the layer: the input norm, those of the body, the norms after it, the residual's."""
         before = _norm(self.name("input_norm"), hidden_size, norm_bias) if self.input_norm else {}
+        if streams is not None and self.input_norm:
+            before = {self.name(end): shape for end, shape in streams.tensors(hidden_size, writes=True).items()}
         after: dict[str, tuple[int, ...]] = {}
         for what in ("post_norm", "sum_norm"):
             after |= _norm(what, hidden_size, norm_bias) if getattr(self, what) else {}
@@ -200,6 +206,13 @@ class ModelSpec:
     """The bound of `max_positions` beside the config: beyond them an indexer would choose tokens, as no block can."""
     encoder: EncoderSpec | None = None
     """The encoder; None in a model that has a decoder alone."""
+    streams: Streams | None = None
+    """The rule of several residual streams; None: there is one."""
+
+    @property
+    def stream_count(self) -> int:
+        """The number of residual streams."""
+        return self.streams.count if self.streams else 1
 
     @property
     def encoder_layers(self) -> int:
@@ -263,12 +276,24 @@ class ModelSpec:
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             layers.append(layer)
-        spec = replace(from_plain(cls, {**data, "layers": []}, "model"), layers=tuple(layers))
+        spec = replace(from_plain(cls, {**data, "layers": []}, "model", STREAMS), layers=tuple(layers))
         if spec.encoder and not (spec.encoder_layers < len(layers) and spec.encoder.start_token < spec.vocab_size):
             raise ValueError(f"model.encoder is {str(data['encoder'])[:80]!r}")
         if spec.norm_bias and spec.norm != "layer":
             raise ValueError("model.norm_bias: biases of norms that are not LayerNorm")
+        spec.check_streams()
         return spec
+
+    def check_streams(self) -> None:
+        """Raise ValueError for several streams that contradict themselves or the rest of the model."""
+        if self.streams is None:
+            return
+        self.streams.check()
+        if self.encoder or self.norm != "rms" or self.residual_scale != 1:
+            raise ValueError("several residual streams with an encoder, another norm or a scale of results")
+        for block in (block for layer in self.layers for block in layer.blocks):
+            if block.post_norm or block.sum_norm or block.parallel or block.early or block.residual:
+                raise ValueError("several residual streams, and a block that joins one in a way of its own")
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the model, by its internal name, with its shape.
@@ -285,9 +310,11 @@ class ModelSpec:
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
         """The tensors that are not of a routed expert: their number does not grow with that of the experts."""
         D = self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)} | _norm(
-            "final_norm", D, self.norm_bias
-        )
+        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)}
+        if self.streams is None:
+            shapes |= _norm("final_norm", D, self.norm_bias)
+        else:
+            shapes |= {f"final_{end}": shape for end, shape in self.streams.tensors(D, writes=False).items()}
         if self.encoder:
             shapes |= _norm("encoder_norm", D, self.norm_bias)
         if not self.tied_embeddings:
@@ -296,6 +323,6 @@ class ModelSpec:
             shapes["head_bias"] = (self.vocab_size,)
         for number, layer in enumerate(self.layers):
             for block in layer.blocks:
-                named = block.dense_tensors(D, self.norm_bias).items()
+                named = block.dense_tensors(D, self.norm_bias, self.streams).items()
                 shapes |= {f"layers.{number}.{name}": shape for name, shape in named}
         return shapes

@@ -13,6 +13,9 @@ enum { EM_PAGE_TOKENS = 64 };
 /* The most tokens that a short convolution runs over. */
 enum { EM_MOST_TAPS = 64 };
 
+/* The most positions from one of these tokens to the next. */
+enum { EM_MOST_DILATION = 64 };
+
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
 
@@ -28,12 +31,13 @@ enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
 
-/* output[t] = scale * matrix[ids[t]]. */
+/* output[t] = scale * matrix[ids[t]], as many times one after the other as there are copies. */
 typedef struct em_embed {
     const int32_t *ids;  /* (T,) */
     em_matrix matrix;    /* (V, D) */
     float scale;
-    float *output;       /* (T, D) */
+    float *output;       /* (T, copies*D) */
+    int32_t copies;
     int32_t vocab_size;  /* V */
     int32_t hidden_size; /* D */
 } em_embed;
@@ -141,6 +145,7 @@ typedef struct em_short_conv {
     float *inputs;            /* (S, ring, D) */
     float *output;            /* (T, D) */
     int32_t parts;
+    int32_t dilation;
     int32_t hidden_size;      /* D */
     int32_t length;           /* length */
     int32_t sequence_count;   /* S */
@@ -407,6 +412,35 @@ typedef struct em_capacity {
     int32_t top_k;          /* K */
 } em_capacity;
 
+/* Mixes the streams to one row: output = mean over s of sigmoid(shares[s]) * streams[s], channel by channel. */
+typedef struct em_read_streams {
+    const float *streams; /* (T, count*D) */
+    const float *shares;  /* (T, count*D) */
+    float *output;        /* (T, D) */
+    int32_t hidden_size;  /* D */
+    int32_t count;        /* count */
+} em_read_streams;
+
+/* Adds a block's result to every stream in place: streams[s] += 2 * sigmoid(shares[s]) * result. */
+typedef struct em_write_streams {
+    const float *shares; /* (T, count) */
+    const float *result; /* (T, D) */
+    float *streams;      /* (T, count*D) */
+    int32_t count;       /* count */
+    int32_t hidden_size; /* D */
+} em_write_streams;
+
+/* Gives every stream a share of one value, by how far a key of its own agrees with its query. */
+typedef struct em_gate_by_agreement {
+    const float *key;    /* (T, count*D) */
+    const float *query;  /* (T, count*D) */
+    const float *value;  /* (T, D) */
+    float least;
+    float *output;       /* (T, count*D) */
+    int32_t hidden_size; /* D */
+    int32_t count;       /* count */
+} em_gate_by_agreement;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -433,7 +467,10 @@ typedef struct em_capacity {
     X(PLAIN_FFN, plain_ffn) \
     X(SELECTIVE_SCAN, selective_scan) \
     X(SCALE_BY_POSITION, scale_by_position) \
-    X(CAPACITY, capacity)
+    X(CAPACITY, capacity) \
+    X(READ_STREAMS, read_streams) \
+    X(WRITE_STREAMS, write_streams) \
+    X(GATE_BY_AGREEMENT, gate_by_agreement)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -441,7 +478,8 @@ typedef struct em_capacity {
         FIELD(em_matrix, columns) \
     STRUCT(em_cache) FIELD(em_cache, elements) FIELD(em_cache, scales) FIELD(em_cache, format) \
     STRUCT(em_embed) FIELD(em_embed, ids) FIELD(em_embed, matrix) FIELD(em_embed, scale) \
-        FIELD(em_embed, output) FIELD(em_embed, vocab_size) FIELD(em_embed, hidden_size) \
+        FIELD(em_embed, output) FIELD(em_embed, copies) FIELD(em_embed, vocab_size) \
+        FIELD(em_embed, hidden_size) \
     STRUCT(em_rms_norm) FIELD(em_rms_norm, input) FIELD(em_rms_norm, weight) FIELD(em_rms_norm, epsilon) \
         FIELD(em_rms_norm, output) FIELD(em_rms_norm, heads) FIELD(em_rms_norm, gate) \
         FIELD(em_rms_norm, own_weights) FIELD(em_rms_norm, head_dim) \
@@ -469,8 +507,9 @@ typedef struct em_capacity {
         FIELD(em_attention, value_dim) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
-        FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, hidden_size) \
-        FIELD(em_short_conv, length) FIELD(em_short_conv, sequence_count) FIELD(em_short_conv, ring) \
+        FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, dilation) \
+        FIELD(em_short_conv, hidden_size) FIELD(em_short_conv, length) FIELD(em_short_conv, sequence_count) \
+        FIELD(em_short_conv, ring) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
@@ -538,6 +577,14 @@ typedef struct em_capacity {
         FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
         FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
+    STRUCT(em_read_streams) FIELD(em_read_streams, streams) FIELD(em_read_streams, shares) \
+        FIELD(em_read_streams, output) FIELD(em_read_streams, hidden_size) FIELD(em_read_streams, count) \
+    STRUCT(em_write_streams) FIELD(em_write_streams, shares) FIELD(em_write_streams, result) \
+        FIELD(em_write_streams, streams) FIELD(em_write_streams, count) FIELD(em_write_streams, hidden_size) \
+    STRUCT(em_gate_by_agreement) FIELD(em_gate_by_agreement, key) FIELD(em_gate_by_agreement, query) \
+        FIELD(em_gate_by_agreement, value) FIELD(em_gate_by_agreement, least) \
+        FIELD(em_gate_by_agreement, output) FIELD(em_gate_by_agreement, hidden_size) \
+        FIELD(em_gate_by_agreement, count) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -33,7 +33,8 @@ enum {
     LATENT_ROTARY = 8,
     LATENT_WIDTH = LATENT + LATENT_ROTARY,
     NOPE = 12,
-    OPERATIONS = 48, /* at most, with one that begins to read experts */
+    STREAMS = 2,
+    OPERATIONS = 52, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -66,6 +67,7 @@ typedef struct model {
     float delta_ring[1][TAPS - 1][DELTA_CHANNELS], mixed[TOKENS][DELTA_CHANNELS], delta_out[TOKENS][DELTA_OUTPUTS];
     float states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float scan_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS], own_norm[DELTA_OUTPUTS];
+    float stream[TOKENS][WIDTH / STREAMS], agreed[TOKENS][WIDTH];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -177,7 +179,7 @@ static inline void add_convolution(model *m) {
     *in = (em_linear){.input = *m->normed, .parts_count = 1, .scale = 1};
     in->parts[0] = part_of(owned_matrix(m, EM_Q8, 3 * WIDTH, WIDTH), NULL, *m->gates);
     add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
-        .input = *m->gates, .parts = 3, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
+        .input = *m->gates, .parts = 3, .dilation = 1, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
         .inputs = **m->ring, .output = *m->convolved, .hidden_size = WIDTH, .length = TAPS, .sequence_count = 1,
         .ring = RING};
     em_linear *out = &add(m, EM_LINEAR)->as.linear;
@@ -193,7 +195,7 @@ static inline void add_delta(model *m) {
     in->parts[2] = part_of(owned_matrix(m, EM_F32, DELTA_HEADS, WIDTH), NULL, *m->delta_strength);
     in->parts[3] = part_of(owned_matrix(m, EM_F32, DELTA_HEADS, WIDTH), NULL, *m->delta_decay);
     add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
-        .input = *m->delta_in, .parts = 1, .taps = *m->delta_taps, .positions = m->positions,
+        .input = *m->delta_in, .parts = 1, .dilation = 1, .taps = *m->delta_taps, .positions = m->positions,
         .sequences = m->sequences, .inputs = **m->delta_ring, .output = *m->mixed, .hidden_size = DELTA_CHANNELS,
         .length = TAPS, .sequence_count = 1, .ring = TAPS - 1};
     add(m, EM_DELTA_RULE)->as.delta_rule = (em_delta_rule){
@@ -293,6 +295,19 @@ static inline void add_moe(model *m) {
         .hidden_size = WIDTH, .scale = 0.3f, .factor = m->bias};
 }
 
+/* The residual stream as two of half its width. */
+static inline void add_streams(model *m) {
+    add(m, EM_READ_STREAMS)->as.read_streams = (em_read_streams){
+        .streams = *m->hidden, .shares = *m->normed, .output = *m->stream, .count = STREAMS, .hidden_size = WIDTH / STREAMS};
+    add(m, EM_GATE_BY_AGREEMENT)->as.gate_by_agreement = (em_gate_by_agreement){
+        .key = *m->hidden, .query = *m->normed, .value = *m->stream, .least = 1e-6f, .output = *m->agreed, .count = STREAMS,
+        .hidden_size = WIDTH / STREAMS};
+    add(m, EM_WRITE_STREAMS)->as.write_streams = (em_write_streams){
+        .shares = *m->weights, .result = *m->stream, .streams = *m->hidden, .count = STREAMS, .hidden_size = WIDTH / STREAMS};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->agreed, .output = *m->hidden, .hidden_size = WIDTH, .scale = 1};
+}
+
 static inline model *make_model_with(int32_t cache_format) {
     random_state = 88172645u;
     model *m = calloc(1, sizeof *m);
@@ -315,13 +330,15 @@ static inline model *make_model_with(int32_t cache_format) {
         m->sine[i / (HEAD_WIDTH / 2)][i % (HEAD_WIDTH / 2)] = random_float();
     }
     add(m, EM_EMBED)->as.embed = (em_embed){
-        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f};
+        .ids = m->ids, .output = *m->hidden, .matrix = owned_matrix(m, EM_M4, VOCABULARY, WIDTH), .scale = 2.0f,
+        .copies = 1};
     add_attention(m, cache_format);
     add_latent_attention(m, cache_format);
     add_convolution(m);
     add_delta(m);
     add_scan(m);
     add_moe(m);
+    add_streams(m);
     return m;
 }
 

@@ -69,6 +69,8 @@ _CLASSES = {
     "qwen3_5_moe_text": "Qwen3_5Moe",
     "qwen3_moe": "Qwen3Moe",
     "qwen3_next": "Qwen3Next",
+    "qwen4_exp": "Qwen4Exp",
+    "qwen4_exp_text": "Qwen4Exp",
     "sarvam_mla": "SarvamMLA",
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
@@ -78,6 +80,7 @@ _CONFIG_CLASSES = {
     "gemma4_text": "Gemma4TextConfig",
     "llama4_text": "Llama4TextConfig",
     "qwen3_5_moe_text": "Qwen3_5MoeTextConfig",
+    "qwen4_exp_text": "Qwen4ExpTextConfig",
 }
 """Where it is not `Config` behind the name above."""
 _MODELS = {
@@ -86,13 +89,14 @@ _MODELS = {
     "llama4": "Llama4ForConditionalGeneration",
     "mistral3": "Mistral3ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen4_exp": "Qwen4ExpForConditionalGeneration",
     "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }
 """The class of the model, where it is not `ForCausalLM` behind the name above. Of one for images the text part is the
 reference."""
-AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
 TRANSPOSED = ("gpt_oss", "llama4", "llama4_text")
 """Families whose matrices of experts have a row for each input."""
@@ -334,7 +338,8 @@ def save(model: Any, case: Case, folder: Path) -> None:
         }
     else:
         state = {name: tensor for name, tensor in model.state_dict().items() if not _is_tied(name, case)}
-    save_file({name: tensor.bfloat16().contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    stored = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, folder / "model.safetensors")
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"model_type": case.model_type}  # some classes have several
     path.write_text(json.dumps(_legacy(config) if case.legacy else config, indent=2, sort_keys=True) + "\n")

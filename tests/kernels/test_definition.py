@@ -14,6 +14,7 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import stream_operations as sm
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.definition import Extent, Misfit, definition_of, measure
 from edgemoe.kernels.formats import FORMATS, Matrix
@@ -90,6 +91,9 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "LayerNorm": {"D": WIDTH},
         "SoftCap": {"M": WIDTH},
         "ScaleByPosition": {"M": WIDTH, "C": CONTEXT},
+        "ReadStreams": {"D": WIDTH // 2, "count": 2},
+        "WriteStreams": {"count": 2, "D": WIDTH // 2},
+        "GateByAgreement": {"D": WIDTH // 2, "count": 2},
     }
     seen = set()
     asked = [
@@ -103,6 +107,9 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         op.LayerNorm(layer.residual, np.ones(WIDTH, np.float32), 1e-5, layer.residual),
         op.SoftCap(layer.residual, 30.0),
         op.ScaleByPosition(layer.residual, layer.places.positions, np.ones(CONTEXT, np.float32)),
+        sm.ReadStreams(layer.residual, layer.residual, layer.residual[:, : WIDTH // 2]),
+        sm.WriteStreams(layer.residual[:, :2], layer.residual[:, : WIDTH // 2], layer.residual),
+        sm.GateByAgreement(*[layer.residual] * 2, layer.residual[:, : WIDTH // 2], 1e-6, layer.residual),
     )
     for operation in [*layer.operations, *asked, mix, *in_place]:
         sizes, without = operation.measure(), planned(operation).measure()

@@ -17,7 +17,7 @@ from edgemoe.kernels.formats import (
     group_count,
     panel_count,
 )
-from edgemoe.kernels.jit import attention, experts, layers, products
+from edgemoe.kernels.jit import attention, experts, layers, products, streams
 from edgemoe.kernels.operations import (
     PAGE_TOKENS,
     RELU,
@@ -204,13 +204,15 @@ class JitBackend(StepwiseBackend):
         self._share(kv_heads, 2 * heads * width * int(ends.sum()), work)
         return output.reshape(tokens, heads, value_width)
 
-    def short_conv(self, values: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+    def short_conv(
+        self, values: Floats, taps: Floats, bias: Floats | None, earlier: Floats, dilation: int = 1
+    ) -> tuple[Floats, Floats]:
         """Convolve neighbouring rows of one sequence: values `(T, 3D)` or `(T, D)`; the output and `u`, `(T, D)`."""
         width, before = len(taps), len(earlier)
         inputs = np.empty((before + len(values), width), np.float32)
         inputs[:before] = earlier
         output = np.empty((len(values), width), np.float32)
-        layers.short_conv(values, taps, bias, inputs, output)
+        layers.short_conv(values, taps, bias, dilation, inputs, output)
         return output, inputs[before:]
 
     def delta_rule(
@@ -238,6 +240,24 @@ class JitBackend(StepwiseBackend):
         output = np.empty(value.shape, np.float32)
         decay = np.exp(rate * step)
         layers.selective_scan(np.ascontiguousarray(value), keys, queries, step, decay, skip, state, output)
+        return output
+
+    def read_streams(self, values: Floats, shares: Floats) -> Floats:
+        """Streams and shares `(T, count, D)`; their mix `(T, D)`."""
+        output = np.empty((len(values), values.shape[2]), np.float32)
+        streams.read_streams(values, shares, output)
+        return output
+
+    def write_streams(self, values: Floats, shares: Floats, result: Floats) -> Floats:
+        """Streams `(T, count, D)` with a result `(T, D)` added by shares `(T, count)`."""
+        output = np.empty(values.shape, np.float32)
+        streams.write_streams(values, shares, result, output)
+        return output
+
+    def gate_by_agreement(self, key: Floats, query: Floats, value: Floats, least: float) -> Floats:
+        """Key and query `(T, count, D)`, value `(T, D)`; a share of the value for each stream, `(T, count, D)`."""
+        output = np.empty(key.shape, np.float32)
+        streams.gate_by_agreement(key, query, value, least, output)
         return output
 
     def within_capacity(self, chosen: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:

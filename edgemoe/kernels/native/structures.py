@@ -22,6 +22,7 @@ import numpy as np
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import stream_operations as sm
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.landing import PART, PLACE
 from edgemoe.kernels.paging import RECORD
@@ -138,7 +139,7 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, ex), key=operator.itemgetter(0)))
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, sm, ex), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {

@@ -124,7 +124,7 @@ def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
 
 @means(op.Embed, "embed")
 def _embed(kernels: Any, o: op.Embed, tokens: int) -> None:
-    o.output[:tokens] = kernels.embed(o.ids[:tokens], o.matrix, o.scale)
+    o.output[:tokens] = np.tile(kernels.embed(o.ids[:tokens], o.matrix, o.scale), o.copies)
 
 
 def gated_ffn(

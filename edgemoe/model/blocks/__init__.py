@@ -17,6 +17,7 @@ from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
+from edgemoe.model.blocks.ngram_table import NgramTable
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
 
@@ -30,6 +31,7 @@ __all__ = [
     "LatentAttention",
     "Mamba2",
     "Moe",
+    "NgramTable",
     "OutputGate",
     "PlainFfn",
     "RoutedExperts",
@@ -41,7 +43,10 @@ __all__ = [
 BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
-        for body in (Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, PlainFfn, ShortConv)
+        for body in (
+            *(Attention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Mamba2, Moe, NgramTable, PlainFfn),
+            ShortConv,
+        )
     }
 )
 """Every kind of body by the name that stores give it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
@@ -19,7 +19,7 @@ LENGTH_EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class GatedDelta:
-    """`out (norm(delta(silu(conv(in x)))) * silu(gate x))`, with a norm over each head.
+    """`out (norm(delta(silu(conv(in x)))) * gating(gate x))`, with a norm over each head.
 
     A causal convolution over `length` tokens, each channel by itself, mixes queries, keys and values, which `in` holds
     one after the other: `key_heads` heads of queries and of keys of width `key_dim`, `heads` heads of values of width
@@ -36,6 +36,7 @@ class GatedDelta:
     key_dim: int
     value_dim: int
     length: int
+    gating: Literal["silu", "sigmoid"] = "silu"
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -105,7 +106,10 @@ class GatedDelta:
             so.DeltaRule(mixed, strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output)
         )
         norm = build.vector("delta_head_norm", Wv)
-        build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=gate))
+        of_norm = gate if self.gating == "silu" else None  # a norm has a gate of this kind alone
+        build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=of_norm))
+        if of_norm is None:
+            build.add(op.Gate(gate, output, self.gating))
         build.deliver(output, "delta_out")
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:

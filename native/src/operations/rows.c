@@ -63,14 +63,19 @@ static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread
     const em_embed *e = ((const rows_task *)context)->operation;
     const em_matrix *matrix = &e->matrix;
     const int32_t groups = em_group_count(matrix->columns);
+    const size_t row_bytes = (size_t)matrix->columns * sizeof(float);
     (void)thread;
     for (int64_t t = begin; t < end; t++) {
         const int32_t id = e->ids[t];
         const size_t panel = (size_t)(id / EM_PANEL_ROWS) * em_panel_bytes(matrix->format, matrix->columns);
+        float *output = e->output + t * e->copies * matrix->columns;
         for (int32_t column = 0; column < matrix->columns; column++) {
             const float weight =
                 weight_at(matrix->data + panel, matrix->format, groups, id % EM_PANEL_ROWS, column);
-            e->output[t * matrix->columns + column] = weight * e->scale;
+            output[column] = weight * e->scale;
+        }
+        for (int32_t copy = 1; copy < e->copies; copy++) {
+            memcpy(output + (size_t)copy * matrix->columns, output, row_bytes);
         }
     }
 }

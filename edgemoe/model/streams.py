@@ -1,0 +1,96 @@
+"""Several residual streams in place of one: hyper-connections (Zhu et al. 2024, arXiv 2409.19606).
+
+Every token has `count` rows of the model's width, which the embedding fills alike. A block does not read a row of its
+own under a norm: what it reads is mixed from all streams, and its result is added to each of them by a share of its
+own. Where the last norm stands in other models, the streams are mixed once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels import stream_operations as sm
+from edgemoe.model.builder import Builder
+
+MOST_STREAMS = 16
+
+
+class Streams(Protocol):
+    """The rule by which blocks read several residual streams, and write to them."""
+
+    kind: ClassVar[str]
+    """The name of the rule in stores."""
+    count: int
+    """The number of streams."""
+
+    def check(self) -> None:
+        """Raise ValueError for sizes that contradict one another."""
+
+    def tensors(self, hidden_size: int, writes: bool) -> Mapping[str, tuple[int, ...]]:
+        """The ends of the names of its tensors at one place, with their shapes; `writes`: whether a result joins."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """The values of the symbols that checkpoints' tables use for its shapes."""
+
+    def read(self, build: Builder, stem: str, source: op.Floats, output: op.Floats, writes: bool) -> Any:
+        """Mix the streams `source` to the rows `output`; returns what `write` needs. `stem` begins tensors' names."""
+
+    def write(self, build: Builder, kept: Any, result: op.Floats) -> None:
+        """Let the result of a block join the streams; `kept` is what `read` has returned at this place."""
+
+
+@dataclass(frozen=True)
+class GatedStreams:
+    """Shares of low rank (Qwen3.8): with `n` the streams, each normalised, and `c` their number,
+
+    a block reads the mean over the streams of `sigmoid(up silu(down n / c)) * n`, and its result joins each stream times
+    `2 * sigmoid(shares n / c)`.
+    """
+
+    kind: ClassVar[str] = "gated_streams"
+
+    count: int
+    rank: int
+
+    def check(self) -> None:
+        if not 2 <= self.count <= MOST_STREAMS:
+            raise ValueError(f"{self.count} residual streams: expected 2 to {MOST_STREAMS}")
+
+    def tensors(self, hidden_size: int, writes: bool) -> Mapping[str, tuple[int, ...]]:
+        whole = self.count * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "norm": (whole,),
+            "mix_down": (self.rank, whole),
+            "mix_up": (whole, self.rank),
+        }
+        return shapes | ({"shares": (self.count, whole)} if writes else {})
+
+    def sizes(self) -> Mapping[str, int]:
+        return {"streams": self.count, "stream_rank": self.rank}
+
+    def read(self, build: Builder, stem: str, source: op.Floats, output: op.Floats, writes: bool) -> op.Floats | None:
+        whole, scale = self.count * build.hidden_size, 1 / self.count
+        normed = build.rows_like("streams_normed", output, whole)
+        norm = build.vector(f"{stem}norm", whole)
+        build.add(op.RmsNorm(source, norm, build.epsilon, normed, self.count, own_weights=self.count))
+        low = build.rows_like("streams_low", output, self.rank)
+        shares = build.rows_like("streams_joining", output, self.count) if writes else None
+        parts = [op.LinearPart(build.matrix(f"{stem}mix_down", self.rank, whole), None, low)]
+        if shares is not None:
+            parts.append(op.LinearPart(build.matrix(f"{stem}shares", self.count, whole), None, shares))
+        build.add(op.Linear(normed, tuple(parts), scale))
+        build.add(op.Gate(low, low, "sigmoid"))  # times its own sigmoid: SiLU
+        mixed = build.linear(low, f"{stem}mix_up", build.rows_like("streams_shares", output, whole))
+        build.add(sm.ReadStreams(normed, mixed, output))
+        return shares
+
+    def write(self, build: Builder, kept: op.Floats, result: op.Floats) -> None:
+        build.add(sm.WriteStreams(kept, result, build.residual))
+
+
+STREAMS: Mapping[str, type] = MappingProxyType({streams.kind: streams for streams in (GatedStreams,)})
+"""Every rule by the name that stores give it."""
