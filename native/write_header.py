@@ -67,6 +67,10 @@ def _enumeration() -> list[str]:
         "/* The most positions from one of these tokens to the next. */",
         f"enum {{ EM_MOST_DILATION = {so.MOST_DILATION} }};",
         "",
+        "/* The most heads that choose blocks, and their channels. */",
+        f"enum {{ EM_MOST_CHOOSING_HEADS = {so.MOST_CHOOSING_HEADS} }};",
+        f"enum {{ EM_WIDEST_CHOOSING_HEAD = {so.WIDEST_CHOOSING_HEAD} }};",
+        "",
         "/* The most channels of a head's keys in the delta rule. */",
         f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",
     ]

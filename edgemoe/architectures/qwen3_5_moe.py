@@ -20,7 +20,7 @@ ROWS = tuple(row for row in qwen3_next.TENSORS if "in_proj_qkvz" not in row.sour
 
 
 def with_text_tower(own: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Rows under the names of a model for images too, and under those of a text model alone: without `language_model`."""
+    """Rows under the names of a model for images too, and of a text model alone, which have no `language_model`."""
     towers = (replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in own)
     return tuple(towers) + tuple(row for row in own if row.source != HEAD)
 

@@ -1,18 +1,17 @@
 """Qwen4-Exp (Qwen3.8-Flash-Next): the mixers and experts of Qwen3.5 on several residual streams, and n-gram tables.
 
-Layers of `ple_layer_ids`, which count from 1, begin with a table (`NgramTable`), of which the checkpoint has parts. Up to
-`indexer_budget` tokens, and those of a block that is not complete, attention sees all of them, and is the same without
-its indexer, whose tensors are left out; a longer context is refused (`ModelSpec.positions_limit`).
+Layers of `ple_layer_ids`, which count from 1, begin with a table (`NgramTable`), of which the checkpoint has parts.
+Attention sees `indexer_budget` earlier tokens, which an indexer chooses in blocks (`BlockIndexer`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from edgemoe.architectures import qwen3_5_moe, qwen3_next
 from edgemoe.architectures.config import (
     DAMAGED,
-    LARGEST_LAYERS,
     LARGEST_POSITIONS,
     LARGEST_VOCABULARY,
     LARGEST_WIDTH,
@@ -20,10 +19,16 @@ from edgemoe.architectures.config import (
     show,
     unsupported,
 )
-from edgemoe.architectures.table import HEAD, Row, layer_rows, rows
+from edgemoe.architectures.table import Row, layer_rows, rows
 from edgemoe.errors import SourceError
-from edgemoe.kernels.state_operations import MOST_DILATION, MOST_TAPS
-from edgemoe.model.blocks import NgramTable
+from edgemoe.kernels.operations import PAGE_TOKENS
+from edgemoe.kernels.state_operations import (
+    MOST_CHOOSING_HEADS,
+    MOST_DILATION,
+    MOST_TAPS,
+    WIDEST_CHOOSING_HEAD,
+)
+from edgemoe.model.blocks import Attention, BlockIndexer, NgramTable
 from edgemoe.model.blocks.ngram_table import MOST_PARTS
 from edgemoe.model.ngrams import MOST_HEADS, NgramRows
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
@@ -45,7 +50,7 @@ _TABLE = layer_rows(
 
 def _stream_rows() -> tuple[Row, ...]:
     """The rows of what blocks read and write streams with, and of the last mix."""
-    made = []
+    made: tuple[Row, ...] = ()
     for internal, source in _STREAMS.items():
         place = f"{source}_hyper_connection."
         made += layer_rows(
@@ -66,15 +71,25 @@ def _stream_rows() -> tuple[Row, ...]:
         ("table_key_norm", "ple.norm_key.weight", (_WHOLE,)),
         ("table_query_norm", "ple.norm_query.weight", (_WHOLE,)),
         ("table_taps_norm", "ple.norm_conv.weight", (_WHOLE,)),
+        ("index_query_norm", "self_attn.indexer.q_layernorm.weight", ("index_key",)),
+        ("index_key_norm", "self_attn.indexer.k_layernorm.weight", ("index_key",)),
     ) + rows(("final_norm", "model.hyper_connection_mixer.hc_norm.weight", (_WHOLE,)))
-    return tuple(made) + tuple(replace(row, change="plus_one") for row in norms)
+    return made + tuple(replace(row, change="plus_one") for row in norms)
 
 
+_INDEXER = layer_rows(
+    (
+        "index_query index_key",
+        "self_attn.indexer.index_qk_proj.weight",
+        ("index_query+index_key", "model"),
+    ),
+)
 _OTHER_NORMS = ("model.norm.", "_layernorm.")
 _ROWS = (
     tuple(row for row in qwen3_5_moe.ROWS if not any(part in row.source for part in _OTHER_NORMS))
     + _stream_rows()
     + _TABLE
+    + _INDEXER
 )
 TENSORS = qwen3_5_moe.with_text_tower(_ROWS)
 
@@ -82,35 +97,47 @@ TENSORS = qwen3_5_moe.with_text_tower(_ROWS)
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
     text, frame = qwen3_5_moe.read_text(reader, "qwen4_exp", MIXERS)
-    gating = text.value("output_gate_type") or "silu"
-    if gating not in ("silu", "sigmoid"):
-        raise unsupported("output_gate_type", gating, '"silu" or "sigmoid"')
+    text.require("output_gate_type", "silu", "sigmoid")
+    gating: Literal["silu", "sigmoid"] = "sigmoid" if text.value("output_gate_type") == "sigmoid" else "silu"
     streams = GatedStreams(
         text.integer("hc_count", minimum=2, maximum=MOST_STREAMS, default=4),
         text.integer("hc_lowrank", maximum=LARGEST_WIDTH, default=320),
     )
     normalise = text.flag("norm_topk_prob", True)
     layers = qwen3_next.read_linear_layers(text, frame, normalise, gating=gating)
-    tables = _read_tables(text, frame, streams.count, layers)
-    seen = text.integer("indexer_budget", maximum=LARGEST_POSITIONS)
-    block = text.integer("indexer_compress_ratio", maximum=LARGEST_POSITIONS)
+    tables, indexer = _read_tables(text, frame, streams.count, layers), _read_indexer(text)
+    text.skip("number_of_conv_states")  # how another program keeps state
+
+    def blocks(number: int, layer: LayerSpec) -> LayerSpec:
+        mixer, ffn = layer.blocks
+        if isinstance(mixer.body, Attention):
+            rotated = mixer.body.rope.rotated if mixer.body.rope else 0
+            if rotated > indexer.head_dim:
+                raise SourceError(
+                    f"config.json: indexer_head_dim is {indexer.head_dim}; expected at least the {rotated} channels that"
+                    " positions rotate.",
+                    DAMAGED,
+                )
+            mixer = replace(mixer, body=replace(mixer.body, indexer=indexer))
+        before = (Block(tables[number], input_norm=False),) if number in tables else ()
+        return LayerSpec((*before, mixer, ffn))
+
+    return replace(frame, layers=tuple(blocks(*layer) for layer in enumerate(layers)), streams=streams)
+
+
+def _read_indexer(reader: ConfigReader) -> BlockIndexer:
+    seen = reader.integer("indexer_budget", maximum=LARGEST_POSITIONS)
+    block = reader.integer("indexer_compress_ratio", maximum=LARGEST_POSITIONS)
+    if block < 2 or PAGE_TOKENS % block:
+        raise unsupported("indexer_compress_ratio", block, f"divisors of {PAGE_TOKENS} above 1")
     if seen % block:
         raise SourceError(
             f"config.json: indexer_budget is {seen}; expected a multiple of indexer_compress_ratio, which is {block}.",
             DAMAGED,
         )
-    text.skip("indexer_n_heads", "indexer_kv_heads", "indexer_head_dim")  # what the indexer is like
-    text.skip("number_of_conv_states")  # how another program keeps state
-    return replace(
-        frame,
-        layers=tuple(
-            LayerSpec((Block(tables[number], input_norm=False), *layer.blocks)) if number in tables else layer
-            for number, layer in enumerate(layers)
-        ),
-        max_positions=min(seen + block - 1, frame.max_positions),
-        positions_limit="indexer",
-        streams=streams,
-    )
+    reader.require("indexer_kv_heads", 1)
+    heads = reader.integer("indexer_n_heads", maximum=MOST_CHOOSING_HEADS)
+    return BlockIndexer(heads, reader.integer("indexer_head_dim", maximum=WIDEST_CHOOSING_HEAD), block, seen // block)
 
 
 def _read_tables(
@@ -161,7 +188,7 @@ def _read_end_token(reader: ConfigReader, vocab_size: int) -> int:
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < min(vocab_size, LARGEST_VOCABULARY):
         raise SourceError(
-            f"config.json: eos_token_id is {show(value)}; expected an id below {vocab_size}, which n-grams begin after.",
+            f"config.json: eos_token_id is {show(value)}; expected an id below {vocab_size}: n-grams begin after it.",
             DAMAGED,
         )
     return first

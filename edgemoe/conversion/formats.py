@@ -28,6 +28,7 @@ _CLASSES = {
     **dict.fromkeys(("query", "key", "value", "output_gate", "output"), "attention"),
     **dict.fromkeys(("cross_query", "cross_key", "cross_value", "cross_output"), "attention"),
     **dict.fromkeys(("latent", "key_rotary", "query_latent", "query_rotary", "key_up", "value_up"), "attention"),
+    **dict.fromkeys(("index_query", "index_key"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),

@@ -281,7 +281,7 @@ def _add_group(
 
 
 def _add_block_of_streams(build: Builder, layer: int, block: Block, streams: Streams, start: Stage) -> None:
-    """Add a block that reads a mix of several streams and joins all of them, or one that reads and joins them itself."""
+    """Add a block that reads a mix of several streams and joins all of them, or one that does both itself."""
     with build.at(layer, block.prefix), build.doing(block.body.norm_part, start):
         build.result, build.result_scale = None, 1.0
         if not block.input_norm:

@@ -124,6 +124,14 @@ class Builder:
         value = Value(self.prefix + name, (self.letter, table.width), "f32", "kept", table=table)
         return cast("op.Floats", self._shared(value))
 
+    def block_choice(self, blocks: int) -> tuple[op.Floats, op.Integers]:
+        """Room for the scores of blocks of earlier tokens, `blocks` in a page, `(T, P, blocks)`, and for the bits of those
+        that are chosen `(T, P)`; all layers share it.
+        """
+        scores = Value(f"block_scores_{blocks}", (self.letter, "P", blocks), "f32", "kept")
+        chosen = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")
+        return cast("op.Floats", self._shared(scores)), cast("op.Integers", self._shared(chosen))
+
     def state(self, name: str, *shape: Dimension, window: int = 0) -> op.Cache:
         """A value that a sequence keeps of its tokens in this layer, in pages, in the format of keys and values.
 

@@ -24,8 +24,10 @@ class Streams(Protocol):
 
     kind: ClassVar[str]
     """The name of the rule in stores."""
-    count: int
-    """The number of streams."""
+
+    @property
+    def count(self) -> int:
+        """The number of streams."""
 
     def check(self) -> None:
         """Raise ValueError for sizes that contradict one another."""
@@ -45,10 +47,10 @@ class Streams(Protocol):
 
 @dataclass(frozen=True)
 class GatedStreams:
-    """Shares of low rank (Qwen3.8): with `n` the streams, each normalised, and `c` their number,
+    """Shares that follow from the streams through matrices of low rank (Qwen3.8).
 
-    a block reads the mean over the streams of `sigmoid(up silu(down n / c)) * n`, and its result joins each stream times
-    `2 * sigmoid(shares n / c)`.
+    With `n` the streams, each normalised, and `c` their number, a block reads the mean over the streams of
+    `sigmoid(up silu(down n / c)) * n`, and its result joins each stream times `2 * sigmoid(shares n / c)`.
     """
 
     kind: ClassVar[str] = "gated_streams"

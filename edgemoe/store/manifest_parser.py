@@ -19,14 +19,14 @@ from edgemoe.kernels.formats import FORMATS, Format, panel_count
 from edgemoe.store.headers import parse_json
 from edgemoe.store.layouts import AS_IS, RecordLayout, Section
 from edgemoe.store.manifest import (
-    TABLE_CHECKSUMS,
-    is_table,
     MANIFEST_NAME,
     STORE_VERSION,
+    TABLE_CHECKSUMS,
     DenseTensor,
     FileEntry,
     Manifest,
     SideFile,
+    is_table,
     manifest_checksum,
 )
 from edgemoe.store.records import (

@@ -43,8 +43,9 @@ def plan_store(
     """Make a manifest with all places and no checksums.
 
     `dense` gives (name, format, rows, columns) of each tensor; format None is a float32 vector of `rows`.
-    Tables that stay on disk go first, with their checksums, then matrices, then vectors. `experts` gives the layout of each expert's record, layer by layer; a dense layer has
-    none. Records go layer by layer into files of at most `file_limit_bytes`.
+    Tables that stay on disk go first, with their checksums, then matrices, then vectors. `experts` gives the layout of
+    each expert's record, layer by layer; a dense layer has none. Records go layer by layer into files of at most
+    `file_limit_bytes`.
     """
     tensors = _place_dense(model, dense)
     every = [layout for layer in experts for layout in layer]

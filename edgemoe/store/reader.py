@@ -152,7 +152,7 @@ class Store:
         return (round_up(span, PAGE_BYTES) if tensors else 0) + round_up(vectors, PAGE_BYTES)
 
     def load_dense(self) -> dict[str, DenseValue]:
-        """Every dense tensor but tables by its name, in one block of anonymous memory that lives as long as any of them.
+        """Every dense tensor but tables by its name, in one block of memory that lives as long as any of them.
 
         Matrices are in kernel layout, vectors float32 `(elements,)`; each begins at a multiple of 64 bytes.
         Raises StoreError where the file cannot be read, or a tensor differs from its checksum.

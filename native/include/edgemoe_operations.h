@@ -16,6 +16,10 @@ enum { EM_MOST_TAPS = 64 };
 /* The most positions from one of these tokens to the next. */
 enum { EM_MOST_DILATION = 64 };
 
+/* The most heads that choose blocks, and their channels. */
+enum { EM_MOST_CHOOSING_HEADS = 32 };
+enum { EM_WIDEST_CHOOSING_HEAD = 1024 };
+
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
 
@@ -126,6 +130,8 @@ typedef struct em_attention {
     float cap;
     const int32_t *lengths;   /* (S,), or NULL */
     em_distance_bias bias;    /* all zeros if there are none */
+    const int32_t *chosen;    /* (T, P), or NULL */
+    int32_t page_blocks;
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
@@ -441,6 +447,33 @@ typedef struct em_gate_by_agreement {
     int32_t count;       /* count */
 } em_gate_by_agreement;
 
+/* Chooses which blocks of 64 / B earlier tokens a token sees: at most kept, and those of its own block. */
+typedef struct em_choose_blocks {
+    const float *query;       /* (T, H*W) */
+    const float *keys;        /* (T, W) */
+    const float *norm;        /* (W,) */
+    float epsilon;
+    const float *cosine;      /* (C, R/2) */
+    const float *sine;        /* (C, R/2) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    float *inputs;            /* (S, ring, W) */
+    em_cache block_keys;      /* (N, 1, B, W) */
+    int64_t kept;
+    float *scores;            /* (T, P, B) */
+    int32_t *chosen;          /* (T, P) */
+    int32_t head_dim;         /* W */
+    int32_t heads;            /* H */
+    int32_t context;          /* C */
+    int32_t rotated;          /* R */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t ring;             /* ring */
+    int32_t page_count;       /* N */
+    int32_t page_blocks;      /* B */
+} em_choose_blocks;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -470,7 +503,8 @@ typedef struct em_gate_by_agreement {
     X(CAPACITY, capacity) \
     X(READ_STREAMS, read_streams) \
     X(WRITE_STREAMS, write_streams) \
-    X(GATE_BY_AGREEMENT, gate_by_agreement)
+    X(GATE_BY_AGREEMENT, gate_by_agreement) \
+    X(CHOOSE_BLOCKS, choose_blocks)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -502,9 +536,9 @@ typedef struct em_gate_by_agreement {
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
         FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, chunked) \
         FIELD(em_attention, cap) FIELD(em_attention, lengths) FIELD(em_attention, bias) \
-        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
-        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
-        FIELD(em_attention, value_dim) \
+        FIELD(em_attention, chosen) FIELD(em_attention, page_blocks) FIELD(em_attention, sequence_count) \
+        FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
+        FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
         FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, dilation) \
@@ -585,6 +619,15 @@ typedef struct em_gate_by_agreement {
         FIELD(em_gate_by_agreement, value) FIELD(em_gate_by_agreement, least) \
         FIELD(em_gate_by_agreement, output) FIELD(em_gate_by_agreement, hidden_size) \
         FIELD(em_gate_by_agreement, count) \
+    STRUCT(em_choose_blocks) FIELD(em_choose_blocks, query) FIELD(em_choose_blocks, keys) \
+        FIELD(em_choose_blocks, norm) FIELD(em_choose_blocks, epsilon) FIELD(em_choose_blocks, cosine) \
+        FIELD(em_choose_blocks, sine) FIELD(em_choose_blocks, positions) FIELD(em_choose_blocks, sequences) \
+        FIELD(em_choose_blocks, pages) FIELD(em_choose_blocks, inputs) FIELD(em_choose_blocks, block_keys) \
+        FIELD(em_choose_blocks, kept) FIELD(em_choose_blocks, scores) FIELD(em_choose_blocks, chosen) \
+        FIELD(em_choose_blocks, head_dim) FIELD(em_choose_blocks, heads) FIELD(em_choose_blocks, context) \
+        FIELD(em_choose_blocks, rotated) FIELD(em_choose_blocks, sequence_count) \
+        FIELD(em_choose_blocks, table_pages) FIELD(em_choose_blocks, ring) FIELD(em_choose_blocks, page_count) \
+        FIELD(em_choose_blocks, page_blocks) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -156,6 +156,8 @@ def attend(
     cap: float,
     sinks: Floats | None,
     bias: Floats | None,
+    chosen: Integers | None,
+    page_blocks: int,
     scores: Floats,
     output: Floats,
 ) -> None:
@@ -163,7 +165,7 @@ def attend(
 
     Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`, bias by distance `(G, H / G, R)`. `rows`
     are those of the sequence that the keys and values belong to, in the layout of `float_caches` from position `begin`
-    on; `ends` are those of the positions that they see. `scores` is scratch of their length.
+    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `scores` is scratch of their length.
     """
     heads, width = query.shape[2:]
     value_width = output.shape[3]
@@ -186,6 +188,11 @@ def attend(
                 for c in range(first, seen):
                     distance = max(-reach, min(reach, c + begin - positions[t]))
                     scores[c] += bias[group, head, distance + reach]
+            if chosen is not None:
+                for c in range(first, seen):
+                    page, block = (c + begin) // PAGE_TOKENS, (c + begin) % PAGE_TOKENS * page_blocks // PAGE_TOKENS
+                    if not (chosen[t, page] >> block) & 1:
+                        scores[c] = -np.inf
             largest = scores[first]
             for c in range(first, seen):
                 largest = max(largest, scores[c])

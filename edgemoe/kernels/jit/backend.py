@@ -169,6 +169,8 @@ class JitBackend(StepwiseBackend):
         cap: float = 0.0,
         lengths: Integers | None = None,
         bias: DistanceBias | None = None,
+        chosen: Integers | None = None,
+        page_blocks: int = 1,
     ) -> Floats:
         """Grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape
@@ -198,7 +200,7 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    seen = begin, scale, window, chunked, cap, own_sinks, added
+                    seen = begin, scale, window, chunked, cap, own_sinks, added, chosen, page_blocks
                     attention.attend(queries, rows, positions, ends, g, keys, values, *seen, scores, output)
 
         self._share(kv_heads, 2 * heads * width * int(ends.sum()), work)

@@ -90,7 +90,7 @@ def clip(values: Floats, limit: np.float32, output: Floats) -> None:
 def short_conv(
     values: Floats, taps: Floats, bias: Floats | None, dilation: int, inputs: Floats, output: Floats
 ) -> None:
-    """Fill in `inputs` behind its first `(length - 1) * dilation` rows, and convolve them; see `reference.short_conv`."""
+    """Fill in `inputs` behind its first `(length - 1) * dilation` rows, and convolve them."""
     width, length = taps.shape
     gated = values.shape[1] > width
     for t in range(len(values)):

@@ -45,7 +45,7 @@ def _store_scratch(kernels: StepwiseBackend, o: so.StoreKv, sizes: Sizes) -> int
 @means(so.StoreKv, "quantise_cache_rows", _store_scratch)
 def _store_kv(kernels: Any, o: so.StoreKv, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
+    check_pages(positions, sequences, o.pages, o.key_cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
     for source, cache in ((o.keys, o.key_cache), (o.values, o.value_cache)):
         rows = source[:tokens].reshape(tokens, cache.shape[1], cache.shape[3])
@@ -62,7 +62,7 @@ def _store_latent_scratch(kernels: StepwiseBackend, o: so.StoreLatent, sizes: Si
 @means(so.StoreLatent, "quantise_cache_rows", _store_latent_scratch)
 def _store_latent(kernels: Any, o: so.StoreLatent, tokens: int) -> None:
     positions, sequences, cache = o.positions[:tokens], o.sequences[:tokens], o.latent_cache
-    _check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
+    check_pages(positions, sequences, o.pages, cache.shape[0], window=1)
     pages, places = o.pages[sequences, positions // PAGE_TOKENS], positions % PAGE_TOKENS
     rows = np.concatenate([o.latent[:tokens], o.rotary[:tokens]], axis=1)[:, None]
     if isinstance(cache, QuantisedCache):
@@ -83,7 +83,7 @@ def seen_ends(positions: Integers, sequences: Integers, lengths: Integers | None
     return positions + 1 if lengths is None else lengths[sequences]
 
 
-def _check_pages(
+def check_pages(
     positions: Integers,
     sequences: Integers,
     pages: Integers,
@@ -106,11 +106,11 @@ def _check_pages(
 
 
 def cache_elements(cache: Cache, pages: Integers) -> Doubles:
-    """Return the elements of some pages, one after the other: `(G, 64 * pages, W)`."""
-    _, kv_heads, _, width = cache.shape
-    elements = np.empty((kv_heads, len(pages) * PAGE_TOKENS, width), np.float64)
+    """Return the elements of some pages, one after the other: `(G, rows of a page * pages, W)`."""
+    _, kv_heads, length, width = cache.shape
+    elements = np.empty((kv_heads, len(pages) * length, width), np.float64)
     for block, page in enumerate(pages.tolist()):
-        here = elements[:, block * PAGE_TOKENS : (block + 1) * PAGE_TOKENS]
+        here = elements[:, block * length : (block + 1) * length]
         if isinstance(cache, QuantisedCache):
             here[:] = np.repeat(cache.scales[page].astype(np.float64), GROUP_COLUMNS, axis=2)[:, :, :width]
             here *= cache.values[page]
@@ -133,6 +133,8 @@ def attention(
     cap: float = 0.0,
     lengths: Integers | None = None,
     bias: so.DistanceBias | None = None,
+    chosen: Integers | None = None,
+    page_blocks: int = 1,
 ) -> Floats:
     """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
 
@@ -158,12 +160,20 @@ def attention(
                 scores = cap * np.tanh(scores / cap)
             if bias is not None:
                 scores += bias_by_distance(bias, heads, int(positions[t]), first, int(ends[t])).reshape(scores.shape)
+            if chosen is not None:
+                scores[:, :, ~chosen_positions(chosen[t], page_blocks, int(ends[t]))] = -np.inf
             if sinks is not None:
                 own = sinks.astype(np.float64).reshape(kv_heads, -1, 1)
                 scores = np.concatenate([scores, own], axis=2)
             output[t] = softmax(scores)[:, :, : seen.stop - seen.start] @ values[:, seen]
         del keys, values  # before those of the next sequence
     return single(output.reshape(tokens, heads, value_width))
+
+
+def chosen_positions(bits: Integers, page_blocks: int, end: int) -> npt.NDArray[np.bool_]:
+    """Which positions up to `end` are of blocks whose bit is 1, of the pages' bits `(P,)`."""
+    blocks = bits.view(np.uint32)[:, None] >> np.arange(page_blocks, dtype=np.uint32) & 1
+    return np.repeat(blocks.reshape(-1).astype(np.bool_), PAGE_TOKENS // page_blocks)[:end]
 
 
 def bias_by_distance(bias: so.DistanceBias, heads: int, position: int, first: int, end: int) -> Floats:
@@ -188,13 +198,14 @@ def _attention_scratch(kernels: StepwiseBackend, o: so.Attention, sizes: Sizes) 
 @means(so.Attention, "attention", _attention_scratch)
 def _attention(kernels: Any, o: so.Attention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
-    _check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked, o.lengths)
+    check_pages(positions, sequences, o.pages, o.key_cache.shape[0], o.window, o.chunked, o.lengths)
     heads = o.query[:tokens].reshape(tokens, -1, o.key_cache.shape[3])
     if o.bias is not None:
         check_buckets(o.bias, heads.shape[1])
     where = (positions, sequences, o.pages)
     values = o.key_cache if o.value_cache is None else o.value_cache
-    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias
+    chosen = None if o.chosen is None else o.chosen[:tokens]
+    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias, chosen, o.page_blocks
     seen = kernels.attention(heads, *where, o.key_cache, values, *shape)
     value_width = o.output.shape[1] // heads.shape[1]
     o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

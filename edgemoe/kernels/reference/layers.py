@@ -102,7 +102,8 @@ def short_conv(
 ) -> tuple[Floats, Floats]:
     """Convolve neighbouring rows of one sequence: values `(T, 3D)` or `(T, D)`, taps `(D, length)`.
 
-    `earlier` is `u` of the `(length - 1) * dilation` positions before the first row. Returns the output and `u`, `(T, D)`.
+    `earlier` is `u` of the `(length - 1) * dilation` positions before the first row. Returns the output and `u`,
+    `(T, D)`.
     """
     before, between, inputs = np.split(values, 3, axis=1) if values.shape[1] > len(taps) else (None, None, values)
     added = inputs if before is None else before * inputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgemoe.model.blocks.attention import Attention, OutputGate
+from edgemoe.model.blocks.attention import Attention, BlockIndexer, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
@@ -24,6 +24,7 @@ from edgemoe.model.blocks.short_conv import ShortConv
 __all__ = [
     "BODIES",
     "Attention",
+    "BlockIndexer",
     "Body",
     "CrossAttention",
     "GatedDelta",

@@ -18,6 +18,7 @@
 #include "../operations.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "../../kernels/exponential.h"
@@ -47,6 +48,7 @@ typedef struct query_state {
     int32_t end;
     int32_t position;
     int32_t head;
+    const int32_t *chosen; /* bits of the blocks of tokens that it sees, page by page; NULL: it sees all */
 } query_state;
 
 /* Keys or values from row `row` of the cache's (N * G * 64) rows on, which are `width` wide. */
@@ -144,6 +146,23 @@ static void cap_scores(const em_kernels *kernels, float cap, float *scores, int3
     }
 }
 
+/* Whether a row sees a key of a page. */
+static bool is_chosen(const em_attention *a, int32_t bits, int32_t key) {
+    return ((uint32_t)bits >> (key * a->page_blocks / EM_PAGE_TOKENS)) & 1;
+}
+
+/* Keys that were not chosen count as infinitely unlike the query: their weight is 0. */
+static void leave_out(const em_attention *a, int32_t bits, int32_t from, int32_t to, float *scores) {
+    for (int32_t key = from; key < to; key++) {
+        if (!is_chosen(a, bits, key)) scores[key] = -INFINITY;
+    }
+}
+
+static bool sees_any(const em_attention *a, int32_t bits, int32_t from, int32_t to) {
+    while (from < to && !is_chosen(a, bits, from)) from++;
+    return from < to;
+}
+
 /* The block that begins at position `start`, whose first key is row `cache_row` of the cache's (N * G * 64) rows. */
 static void attend_block(const attention_task *task, query_state *states, int32_t state_count, int32_t start,
                          size_t cache_row) {
@@ -157,6 +176,8 @@ static void attend_block(const attention_task *task, query_state *states, int32_
         from[row_count] = larger(0, states[s].first - start);
         to[row_count] = smaller(EM_PAGE_TOKENS, states[s].end - start);
         if (from[row_count] >= to[row_count]) continue;
+        const int32_t *chosen = states[s].chosen;
+        if (chosen && !sees_any(a, chosen[start / EM_PAGE_TOKENS], from[row_count], to[row_count])) continue;
         least = smaller(least, from[row_count]);
         most = larger(most, to[row_count]);
         own[row_count++] = &states[s];
@@ -172,6 +193,7 @@ static void attend_block(const attention_task *task, query_state *states, int32_
         query_state *state = own[r];
         if (a->cap > 0) cap_scores(kernels, a->cap, weights[r] + from[r], to[r] - from[r]);
         if (a->bias.table) add_bias(a, state, start, from[r], to[r], weights[r]);
+        if (state->chosen) leave_out(a, state->chosen[start / EM_PAGE_TOKENS], from[r], to[r], weights[r]);
         const float largest = largest_of(state->largest, weights[r] + from[r], to[r] - from[r]);
         rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
         rows[r].weights = weights[r];
@@ -203,6 +225,7 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
             *state = (query_state){.query = query, .output = output, .largest = -INFINITY, .sum = 0,
                                    .first = first_seen(a, row), .end = last_seen(a, row) + 1,
                                    .position = a->positions[row], .head = head};
+            if (a->chosen) state->chosen = a->chosen + (size_t)row * a->table_pages;
             /* A sink is a key before all others, of which nothing is mixed in. */
             if (a->sinks) state->largest = a->sinks[head], state->sum = 1;
             memset(output, 0, (size_t)a->value_dim * sizeof *output);
@@ -300,6 +323,7 @@ int32_t em_run_attention(const em_attention *attention, const em_run *run) {
     if (!em_is_cache_format(attention->key_cache.format) || values->format != attention->key_cache.format) {
         return EM_BAD_OPERATION;
     }
+    if (attention->chosen && (attention->page_blocks < 1 || attention->page_blocks > 32)) return EM_BAD_OPERATION;
     const int32_t status = check(attention, run->tokens);
     if (status != EM_OK) return status;
     int32_t *tiles = (int32_t *)(void *)run->scratch;

@@ -1,7 +1,5 @@
 /* Storing in the KV cache: keys and values of each head, or one latent row for all heads. */
-#include "../operations.h"
-
-#include <string.h>
+#include "store.h"
 
 enum {
     /* A chunk of fewer numbers than this costs more to hand out than to do. */
@@ -20,34 +18,6 @@ static int32_t run_rows(const void *operation, const em_run *run, em_task *rows,
     return EM_OK;
 }
 
-/* Checks that each row's sequence and position exist, and the page of the position. */
-static int32_t check_places(const int32_t *positions, const int32_t *sequences, const int32_t *pages, int32_t tokens,
-                            int32_t sequence_count, int32_t table_pages, int32_t page_count) {
-    for (int32_t t = 0; t < tokens; t++) {
-        const int32_t sequence = sequences[t], block = positions[t] / EM_PAGE_TOKENS;
-        if (sequence < 0 || sequence >= sequence_count) return EM_BAD_POSITION;
-        if (positions[t] < 0 || block >= table_pages) return EM_BAD_POSITION;
-        const int32_t page = pages[(size_t)sequence * table_pages + block];
-        if (page < 0 || page >= page_count) return EM_BAD_POSITION;
-    }
-    return EM_OK;
-}
-
-/* Stores columns start .. start + count - 1 of row `to` of a cache's rows, which are `width` wide; start is a multiple
- * of a group. */
-static void store_columns(const em_kernels *kernels, const float *values, int32_t start, int32_t count, int32_t width,
-                          em_cache cache, size_t to) {
-    const size_t at = to * width + start;
-    if (cache.format == EM_F32) {
-        memcpy((float *)cache.elements + at, values, (size_t)count * sizeof(float));
-    } else if (cache.format == EM_F16) {
-        kernels->to_half(values, (uint16_t *)cache.elements + at, count);
-    } else {
-        const size_t group = to * em_group_count(width) + start / EM_GROUP_COLUMNS;
-        kernels->to_q8(values, (int8_t *)cache.elements + at, cache.scales + group, count);
-    }
-}
-
 /* ---- keys and values ---------------------------------------------------------------------------------- */
 
 static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
@@ -61,8 +31,8 @@ static void store_rows(void *context, int64_t begin, int64_t end, int32_t thread
         const int32_t *pages = s->pages + (size_t)s->sequences[token] * s->table_pages;
         const size_t page = (size_t)pages[position / EM_PAGE_TOKENS];
         const size_t to = (page * s->kv_heads + head) * EM_PAGE_TOKENS + position % EM_PAGE_TOKENS;
-        store_columns(kernels, s->keys + row * s->head_dim, 0, s->head_dim, s->head_dim, s->key_cache, to);
-        store_columns(kernels, s->values + row * s->value_dim, 0, s->value_dim, s->value_dim, s->value_cache, to);
+        em_store_columns(kernels, s->keys + row * s->head_dim, 0, s->head_dim, s->head_dim, s->key_cache, to);
+        em_store_columns(kernels, s->values + row * s->value_dim, 0, s->value_dim, s->value_dim, s->value_cache, to);
     }
 }
 
@@ -72,8 +42,8 @@ int32_t em_run_store_kv(const em_store_kv *store, const em_run *run) {
     if (!em_is_cache_format(store->key_cache.format) || !em_is_cache_format(store->value_cache.format)) {
         return EM_BAD_OPERATION;
     }
-    const int32_t status = check_places(store->positions, store->sequences, store->pages, run->tokens,
-                                        store->sequence_count, store->table_pages, store->page_count);
+    const int32_t status = em_check_places(store->positions, store->sequences, store->pages, run->tokens,
+                                           store->sequence_count, store->table_pages, store->page_count);
     if (status != EM_OK) return status;
     return run_rows(store, run, store_rows, (int64_t)run->tokens * store->kv_heads, store->head_dim);
 }
@@ -97,7 +67,7 @@ static void store_latent_rows(void *context, int64_t begin, int64_t end, int32_t
                 const int32_t column = start + i;
                 both[i] = column < s->value_dim ? latent[column] : rotary[column - s->value_dim];
             }
-            store_columns(task->run->kernels, both, start, count, s->head_dim, s->latent_cache, to);
+            em_store_columns(task->run->kernels, both, start, count, s->head_dim, s->latent_cache, to);
         }
     }
 }
@@ -106,8 +76,8 @@ EM_NO_SCRATCH(store_latent)
 
 int32_t em_run_store_latent(const em_store_latent *store, const em_run *run) {
     if (!em_is_cache_format(store->latent_cache.format)) return EM_BAD_OPERATION;
-    const int32_t status = check_places(store->positions, store->sequences, store->pages, run->tokens,
-                                        store->sequence_count, store->table_pages, store->page_count);
+    const int32_t status = em_check_places(store->positions, store->sequences, store->pages, run->tokens,
+                                           store->sequence_count, store->table_pages, store->page_count);
     if (status != EM_OK) return status;
     return run_rows(store, run, store_latent_rows, run->tokens, store->head_dim);
 }
