@@ -107,6 +107,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     layers = qwen3_next.read_linear_layers(text, frame, normalise, gating=gating)
     tables, indexer = _read_tables(text, frame, streams.count, layers), _read_indexer(text)
     text.skip("number_of_conv_states")  # how another program keeps state
+    text.skip("intermediate_size", "mtp")  # no layer is dense; layers for further tokens are left out
 
     def blocks(number: int, layer: LayerSpec) -> LayerSpec:
         mixer, ffn = layer.blocks
@@ -114,8 +115,8 @@ def read(reader: ConfigReader) -> ModelSpec:
             rotated = mixer.body.rope.rotated if mixer.body.rope else 0
             if rotated > indexer.head_dim:
                 raise SourceError(
-                    f"config.json: indexer_head_dim is {indexer.head_dim}; expected at least the {rotated} channels that"
-                    " positions rotate.",
+                    f"config.json: indexer_head_dim is {indexer.head_dim}; expected at least the {rotated} channels"
+                    " that positions rotate.",
                     DAMAGED,
                 )
             mixer = replace(mixer, body=replace(mixer.body, indexer=indexer))

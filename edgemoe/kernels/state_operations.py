@@ -167,7 +167,12 @@ class ChooseBlocks(Operation, code=43):
         require(blocks in PAGE_BLOCKS, "block_keys", "a power of 2 up to 32 rows of a page", blocks)
         least = PAGE_TOKENS // blocks - 1
         require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
-        require(sizes.letters["H"] <= MOST_CHOOSING_HEADS, "query", f"at most {MOST_CHOOSING_HEADS} heads", sizes.letters["H"])
+        require(
+            sizes.letters["H"] <= MOST_CHOOSING_HEADS,
+            "query",
+            f"at most {MOST_CHOOSING_HEADS} heads",
+            sizes.letters["H"],
+        )
         require(width <= WIDEST_CHOOSING_HEAD, "keys", f"at most {WIDEST_CHOOSING_HEAD} channels", width)
         require(sizes.letters["R"] <= width, "cosine", f"at most {width // 2} columns", sizes.letters["R"] // 2)
         require(1 <= self.kept <= LARGEST_EXTENT, "kept", f"1 to {LARGEST_EXTENT}", self.kept)

@@ -125,8 +125,9 @@ class Builder:
         return cast("op.Floats", self._shared(value))
 
     def block_choice(self, blocks: int) -> tuple[op.Floats, op.Integers]:
-        """Room for the scores of blocks of earlier tokens, `blocks` in a page, `(T, P, blocks)`, and for the bits of those
-        that are chosen `(T, P)`; all layers share it.
+        """Room for the scores of blocks of earlier tokens, `blocks` in a page, `(T, P, blocks)`, and for the choice.
+
+        That has a bit for each, `(T, P)`. All layers share the room.
         """
         scores = Value(f"block_scores_{blocks}", (self.letter, "P", blocks), "f32", "kept")
         chosen = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")

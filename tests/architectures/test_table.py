@@ -17,7 +17,9 @@ from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_
 from tests.golden.cases import CASES
 from tests.support.every_case import every_case
 
-LEFT_OUT = re.compile(r"visual|vision|multi_modal|mm_projector|\.indexer\.")
+LEFT_OUT = re.compile(
+    r"visual|vision|multi_modal|mm_projector|\.indexer\.(?!index_qk_proj|[qk]_layernorm)|layer_multipliers|ngram_heads_"
+)
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 

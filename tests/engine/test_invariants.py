@@ -23,7 +23,14 @@ from edgemoe.engine.phase import Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
-from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_LFM2, SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
+from tests.support.checkpoints import (
+    SMALL_DEEPSEEK,
+    SMALL_LFM2,
+    SMALL_NEMOTRON,
+    SMALL_QWEN,
+    SMALL_QWEN4,
+    write_checkpoint,
+)
 from tests.support.engines import engine_with_slots
 
 VOCABULARY = 12
@@ -247,6 +254,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "windowed": (WINDOWED, (64, 0, 100, 65)),
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
+    "tables, streams and chosen blocks": (SMALL_QWEN4, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),
     "windows alone": (WINDOWED, (37, 70)),
     "windows and convolutions": (LONG_LFM2, (65,)),

@@ -80,7 +80,8 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
     expected = {
         "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT, "R": HEAD_WIDTH},
         "StoreKv": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH},
-        "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH, "H": 4},
+        "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH, "H": 4}
+        | {"page_blocks": 1},
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Capacity": {"num_experts": EXPERTS, "K": PER_TOKEN},

@@ -165,7 +165,8 @@ def attend(
 
     Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`, bias by distance `(G, H / G, R)`. `rows`
     are those of the sequence that the keys and values belong to, in the layout of `float_caches` from position `begin`
-    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `scores` is scratch of their length.
+    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `scores` is
+    scratch of their length.
     """
     heads, width = query.shape[2:]
     value_width = output.shape[3]

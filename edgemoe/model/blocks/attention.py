@@ -27,7 +27,7 @@ class OutputGate:
 
 @dataclass(frozen=True)
 class BlockIndexer:
-    """A choice of earlier tokens, block by block, by heads of its own (`so.ChooseBlocks`): Qwen3.8's sparse attention."""
+    """A choice of earlier tokens, block by block, by heads of its own (`so.ChooseBlocks`): Qwen3.8's QSA."""
 
     heads: int
     head_dim: int
@@ -69,9 +69,8 @@ class BlockIndexer:
         keys = build.state("index_keys", "N", 1, B, W)
         scores, chosen = build.block_choice(B)
         norm = build.vector("index_key_norm", W)
-        pages = build.pages()
-        rest = inputs, keys, self.kept, scores, chosen
-        build.add(so.ChooseBlocks(query, key, norm, build.epsilon, *tables, *places, pages, *rest))
+        where, room = (*tables, *places, build.pages()), (inputs, keys)
+        build.add(so.ChooseBlocks(query, key, norm, build.epsilon, *where, *room, self.kept, scores, chosen))
         return chosen
 
 
