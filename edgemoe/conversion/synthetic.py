@@ -160,7 +160,10 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     return config | {"num_hidden_layers": layers}
 
 
-_INTO_THE_STREAM = (".output", ".cross_output", ".conv_out", ".delta_out", ".mamba_out", ".latent_out", ".down")
+_INTO_THE_STREAM = (
+    *(".output", ".cross_output", ".conv_out", ".delta_out", ".mamba_out", ".latent_out", ".down"),
+    *(".table_value", ".table_taps"),
+)
 """Ends of the names of the matrices whose rows are added to the residual stream."""
 
 

@@ -33,8 +33,9 @@ enum {
     LATENT_ROTARY = 8,
     LATENT_WIDTH = LATENT + LATENT_ROTARY,
     NOPE = 12,
-    STREAMS = 2,
-    OPERATIONS = 52, /* at most, with one that begins to read experts */
+    STREAMS = 4, /* each as wide as a head */
+    PAGE_BLOCKS = 16,
+    OPERATIONS = 56, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -68,6 +69,10 @@ typedef struct model {
     float states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float scan_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS], own_norm[DELTA_OUTPUTS];
     float stream[TOKENS][WIDTH / STREAMS], agreed[TOKENS][WIDTH];
+    float index_ring[1][EM_PAGE_TOKENS / PAGE_BLOCKS - 1][HEAD_WIDTH], block_scores[TOKENS][PAGES][PAGE_BLOCKS];
+    float block_keys[PAGES][PAGE_BLOCKS][HEAD_WIDTH]; /* large enough for every format */
+    uint16_t block_scales[PAGES][PAGE_BLOCKS][1];
+    int32_t chosen_blocks[TOKENS][PAGES];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -303,9 +308,29 @@ static inline void add_streams(model *m) {
         .key = *m->hidden, .query = *m->normed, .value = *m->stream, .least = 1e-6f, .output = *m->agreed, .count = STREAMS,
         .hidden_size = WIDTH / STREAMS};
     add(m, EM_WRITE_STREAMS)->as.write_streams = (em_write_streams){
-        .shares = *m->weights, .result = *m->stream, .streams = *m->hidden, .count = STREAMS, .hidden_size = WIDTH / STREAMS};
+        .shares = *m->delta_decay, .result = *m->stream, .streams = *m->hidden, .count = STREAMS, .hidden_size = WIDTH / STREAMS};
     add(m, EM_MIX)->as.mix = (em_mix){
         .base = *m->hidden, .result = *m->agreed, .output = *m->hidden, .hidden_size = WIDTH, .scale = 1};
+}
+
+/* Attention once more, to some blocks of four tokens. */
+static inline void add_choice(model *m, int32_t cache_format) {
+    const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
+    const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
+    const em_cache blocks = {m->block_keys, **m->block_scales, cache_format};
+    add(m, EM_CHOOSE_BLOCKS)->as.choose_blocks = (em_choose_blocks){
+        .query = *m->query, .keys = *m->stream, .norm = m->norm, .epsilon = 1e-5f, .cosine = *m->cosine, .sine = *m->sine,
+        .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .inputs = **m->index_ring,
+        .block_keys = blocks, .kept = 5, .scores = **m->block_scores, .chosen = *m->chosen_blocks, .head_dim = HEAD_WIDTH,
+        .heads = HEADS, .context = CONTEXT, .rotated = HEAD_WIDTH, .sequence_count = 1, .table_pages = PAGES,
+        .ring = EM_PAGE_TOKENS / PAGE_BLOCKS - 1, .page_count = PAGES, .page_blocks = PAGE_BLOCKS};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){
+        .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
+        .value_cache = values, .scale = 0.2f, .output = *m->attended, .chosen = *m->chosen_blocks,
+        .page_blocks = PAGE_BLOCKS, .sequence_count = 1, .table_pages = PAGES, .page_count = PAGES, .kv_heads = GROUPS,
+        .head_dim = HEAD_WIDTH, .heads = HEADS, .value_dim = HEAD_WIDTH};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->attended, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
 }
 
 static inline model *make_model_with(int32_t cache_format) {
@@ -339,6 +364,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add_scan(m);
     add_moe(m);
     add_streams(m);
+    add_choice(m, cache_format);
     return m;
 }
 
