@@ -22,6 +22,8 @@ _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay")
 So do the shares of a result that residual streams take (`_SHARES`).
 """
 _SHARES = "_shares"
+ROW_TABLES = "row_tables"
+"""The class of tables that stay on disk."""
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
 _CLASSES = {
@@ -34,7 +36,7 @@ _CLASSES = {
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),
-    **dict.fromkeys(("row_table", "table_key", "table_value"), "table"),
+    **dict.fromkeys(("table_key", "table_value"), "table"),
 }
 
 
@@ -77,6 +79,8 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
         return "vectors"
     if expert_of(name):
         return "experts"
+    if is_table(name):
+        return ROW_TABLES
     last = name.split(".")[2] if name.startswith("layers.") else name
     return "streams" if last.endswith(("_mix_down", "_mix_up", _SHARES)) else _CLASSES.get(last, last)
 
