@@ -23,10 +23,10 @@ from edgemoe.architectures.table import Row, layer_rows, rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.state_operations import (
-    MOST_CHOOSING_HEADS,
     MOST_DILATION,
+    MOST_SELECTING_HEADS,
     MOST_TAPS,
-    WIDEST_CHOOSING_HEAD,
+    WIDEST_SELECTING_HEAD,
 )
 from edgemoe.model.blocks import Attention, BlockIndexer, NgramTable
 from edgemoe.model.blocks.ngram_table import MOST_PARTS
@@ -137,8 +137,8 @@ def _read_indexer(reader: ConfigReader) -> BlockIndexer:
             DAMAGED,
         )
     reader.require("indexer_kv_heads", 1)
-    heads = reader.integer("indexer_n_heads", maximum=MOST_CHOOSING_HEADS)
-    return BlockIndexer(heads, reader.integer("indexer_head_dim", maximum=WIDEST_CHOOSING_HEAD), block, seen // block)
+    heads = reader.integer("indexer_n_heads", maximum=MOST_SELECTING_HEADS)
+    return BlockIndexer(heads, reader.integer("indexer_head_dim", maximum=WIDEST_SELECTING_HEAD), block, seen // block)
 
 
 def _read_tables(

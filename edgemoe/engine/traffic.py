@@ -69,7 +69,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             if isinstance(step.operation, so.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
                 kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
-            if isinstance(step.operation, so.ChooseBlocks):
+            if isinstance(step.operation, so.SelectBlocks):
                 page = bytes_of(cast("Value", step.operation.block_keys), 1, op.PAGE_TOKENS, kv_format)
                 kv_bytes[0] = kv_bytes.get(0, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed_of_tokens.items():

@@ -61,7 +61,7 @@ class StoreLatent(Operation, code=20):
 
 
 PAGE_BLOCKS = (1, 2, 4, 8, 16, 32)
-"""How many blocks of tokens of one size a page may have, for `ChooseBlocks`."""
+"""How many blocks of tokens of one size a page may have, for `SelectBlocks`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +85,7 @@ class Attention(Operation, code=5):
     `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
     key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
     which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
-    its first `Wv` elements. With `chosen` it sees of these positions those of blocks whose bit is 1, as `ChooseBlocks`
+    its first `Wv` elements. With `chosen` it sees of these positions those of blocks whose bit is 1, as `SelectBlocks`
     writes them; in every run of 64 there are `page_blocks` of them.
     """
 
@@ -133,7 +133,7 @@ class Attention(Operation, code=5):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ChooseBlocks(Operation, code=43):
+class SelectBlocks(Operation, code=43):
     """Chooses which blocks of `64 / B` earlier tokens a token sees: at most `kept`, and those of its own block.
 
     A complete block has a key: the mean of its tokens' rows of `keys`, normalised (`RmsNorm`), of whose first `R`
@@ -168,12 +168,12 @@ class ChooseBlocks(Operation, code=43):
         least = PAGE_TOKENS // blocks - 1
         require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
         require(
-            sizes.letters["H"] <= MOST_CHOOSING_HEADS,
+            sizes.letters["H"] <= MOST_SELECTING_HEADS,
             "query",
-            f"at most {MOST_CHOOSING_HEADS} heads",
+            f"at most {MOST_SELECTING_HEADS} heads",
             sizes.letters["H"],
         )
-        require(width <= WIDEST_CHOOSING_HEAD, "keys", f"at most {WIDEST_CHOOSING_HEAD} channels", width)
+        require(width <= WIDEST_SELECTING_HEAD, "keys", f"at most {WIDEST_SELECTING_HEAD} channels", width)
         require(sizes.letters["R"] <= width, "cosine", f"at most {width // 2} columns", sizes.letters["R"] // 2)
         require(1 <= self.kept <= LARGEST_EXTENT, "kept", f"1 to {LARGEST_EXTENT}", self.kept)
 
@@ -181,8 +181,8 @@ class ChooseBlocks(Operation, code=43):
         return self.block_keys.nbytes // (self.block_keys.shape[0] * PAGE_TOKENS)
 
 
-MOST_CHOOSING_HEADS = 32
-WIDEST_CHOOSING_HEAD = 1024
+MOST_SELECTING_HEADS = 32
+WIDEST_SELECTING_HEAD = 1024
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
 MOST_DILATION = 64

@@ -17,8 +17,8 @@ enum { EM_MOST_TAPS = 64 };
 enum { EM_MOST_DILATION = 64 };
 
 /* The most heads that choose blocks, and their channels. */
-enum { EM_MOST_CHOOSING_HEADS = 32 };
-enum { EM_WIDEST_CHOOSING_HEAD = 1024 };
+enum { EM_MOST_SELECTING_HEADS = 32 };
+enum { EM_WIDEST_SELECTING_HEAD = 1024 };
 
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
@@ -448,7 +448,7 @@ typedef struct em_gate_by_agreement {
 } em_gate_by_agreement;
 
 /* Chooses which blocks of 64 / B earlier tokens a token sees: at most kept, and those of its own block. */
-typedef struct em_choose_blocks {
+typedef struct em_select_blocks {
     const float *query;       /* (T, H*W) */
     const float *keys;        /* (T, W) */
     const float *norm;        /* (W,) */
@@ -472,7 +472,7 @@ typedef struct em_choose_blocks {
     int32_t ring;             /* ring */
     int32_t page_count;       /* N */
     int32_t page_blocks;      /* B */
-} em_choose_blocks;
+} em_select_blocks;
 
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
@@ -504,7 +504,7 @@ typedef struct em_choose_blocks {
     X(READ_STREAMS, read_streams) \
     X(WRITE_STREAMS, write_streams) \
     X(GATE_BY_AGREEMENT, gate_by_agreement) \
-    X(CHOOSE_BLOCKS, choose_blocks)
+    X(SELECT_BLOCKS, select_blocks)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -619,15 +619,15 @@ typedef struct em_choose_blocks {
         FIELD(em_gate_by_agreement, value) FIELD(em_gate_by_agreement, least) \
         FIELD(em_gate_by_agreement, output) FIELD(em_gate_by_agreement, hidden_size) \
         FIELD(em_gate_by_agreement, count) \
-    STRUCT(em_choose_blocks) FIELD(em_choose_blocks, query) FIELD(em_choose_blocks, keys) \
-        FIELD(em_choose_blocks, norm) FIELD(em_choose_blocks, epsilon) FIELD(em_choose_blocks, cosine) \
-        FIELD(em_choose_blocks, sine) FIELD(em_choose_blocks, positions) FIELD(em_choose_blocks, sequences) \
-        FIELD(em_choose_blocks, pages) FIELD(em_choose_blocks, inputs) FIELD(em_choose_blocks, block_keys) \
-        FIELD(em_choose_blocks, kept) FIELD(em_choose_blocks, scores) FIELD(em_choose_blocks, chosen) \
-        FIELD(em_choose_blocks, head_dim) FIELD(em_choose_blocks, heads) FIELD(em_choose_blocks, context) \
-        FIELD(em_choose_blocks, rotated) FIELD(em_choose_blocks, sequence_count) \
-        FIELD(em_choose_blocks, table_pages) FIELD(em_choose_blocks, ring) FIELD(em_choose_blocks, page_count) \
-        FIELD(em_choose_blocks, page_blocks) \
+    STRUCT(em_select_blocks) FIELD(em_select_blocks, query) FIELD(em_select_blocks, keys) \
+        FIELD(em_select_blocks, norm) FIELD(em_select_blocks, epsilon) FIELD(em_select_blocks, cosine) \
+        FIELD(em_select_blocks, sine) FIELD(em_select_blocks, positions) FIELD(em_select_blocks, sequences) \
+        FIELD(em_select_blocks, pages) FIELD(em_select_blocks, inputs) FIELD(em_select_blocks, block_keys) \
+        FIELD(em_select_blocks, kept) FIELD(em_select_blocks, scores) FIELD(em_select_blocks, chosen) \
+        FIELD(em_select_blocks, head_dim) FIELD(em_select_blocks, heads) FIELD(em_select_blocks, context) \
+        FIELD(em_select_blocks, rotated) FIELD(em_select_blocks, sequence_count) \
+        FIELD(em_select_blocks, table_pages) FIELD(em_select_blocks, ring) FIELD(em_select_blocks, page_count) \
+        FIELD(em_select_blocks, page_blocks) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

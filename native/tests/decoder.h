@@ -318,7 +318,7 @@ static inline void add_choice(model *m, int32_t cache_format) {
     const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
     const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
     const em_cache blocks = {m->block_keys, **m->block_scales, cache_format};
-    add(m, EM_CHOOSE_BLOCKS)->as.choose_blocks = (em_choose_blocks){
+    add(m, EM_SELECT_BLOCKS)->as.select_blocks = (em_select_blocks){
         .query = *m->query, .keys = *m->stream, .norm = m->norm, .epsilon = 1e-5f, .cosine = *m->cosine, .sine = *m->sine,
         .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .inputs = **m->index_ring,
         .block_keys = blocks, .kept = 5, .scores = **m->block_scores, .chosen = *m->chosen_blocks, .head_dim = HEAD_WIDTH,

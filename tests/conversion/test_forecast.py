@@ -89,11 +89,11 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
         traffic, operations = engine.traffic, decoders[-1].whole() + decoders[-1].head
     # A convolution reads one input less than it has taps from its sequence's state.
     state = sum(4 * o.dilation * (o.taps.size - o.output.shape[1]) for o in operations if isinstance(o, so.ShortConv))
-    state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, so.ChooseBlocks))
+    state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, so.SelectBlocks))
     state += sum(o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan)))
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
-    caches += [o.block_keys for o in operations if isinstance(o, so.ChooseBlocks)]
+    caches += [o.block_keys for o in operations if isinstance(o, so.SelectBlocks)]
     assert traffic.kv_bytes_per_position == sum(
         cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
     )
@@ -118,7 +118,7 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, so.ShortConv):
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
-    if isinstance(operation, so.ChooseBlocks):
+    if isinstance(operation, so.SelectBlocks):
         return operation.norm.nbytes
     if isinstance(operation, so.DeltaRule):
         return operation.decay_bias.nbytes + operation.rate.nbytes

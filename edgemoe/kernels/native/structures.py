@@ -54,7 +54,7 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     so.StoreKv: _CACHE_LETTERS,
     so.StoreLatent: _CACHE_LETTERS,
     so.Attention: _CACHE_LETTERS,
-    so.ChooseBlocks: _CACHE_LETTERS | {"B": "page_blocks"},
+    so.SelectBlocks: _CACHE_LETTERS | {"B": "page_blocks"},
     ex.Experts: {"S": "slot_count"},
 }
 

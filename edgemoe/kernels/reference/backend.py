@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
-from edgemoe.kernels.reference import choose_blocks  # noqa: F401 (registers its meaning)
+from edgemoe.kernels.reference import select_blocks  # noqa: F401 (registers its meaning)
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.experts import combine, route, within_capacity
 from edgemoe.kernels.reference.layers import (

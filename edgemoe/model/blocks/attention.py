@@ -27,7 +27,7 @@ class OutputGate:
 
 @dataclass(frozen=True)
 class BlockIndexer:
-    """A choice of earlier tokens, block by block, by heads of its own (`so.ChooseBlocks`): Qwen3.8's QSA."""
+    """A choice of earlier tokens, block by block, by heads of its own (`so.SelectBlocks`): Qwen3.8's QSA."""
 
     heads: int
     head_dim: int
@@ -40,7 +40,7 @@ class BlockIndexer:
         """Raise ValueError for sizes that contradict one another, or the channels that positions rotate."""
         if self.block < 2 or op.PAGE_TOKENS % self.block:
             raise ValueError(f"blocks of {self.block} tokens: expected a divisor of {op.PAGE_TOKENS}")
-        if self.heads > so.MOST_CHOOSING_HEADS or not rotated <= self.head_dim <= so.WIDEST_CHOOSING_HEAD:
+        if self.heads > so.MOST_SELECTING_HEADS or not rotated <= self.head_dim <= so.WIDEST_SELECTING_HEAD:
             raise ValueError(f"{self.heads} heads of width {self.head_dim} that choose blocks")
 
     def tensors(self, hidden_size: int) -> Shapes:
@@ -70,7 +70,7 @@ class BlockIndexer:
         scores, chosen = build.block_choice(B)
         norm = build.vector("index_key_norm", W)
         where, room = (*tables, *places, build.pages()), (inputs, keys)
-        build.add(so.ChooseBlocks(query, key, norm, build.epsilon, *where, *room, self.kept, scores, chosen))
+        build.add(so.SelectBlocks(query, key, norm, build.epsilon, *where, *room, self.kept, scores, chosen))
         return chosen
 
 

@@ -1,4 +1,4 @@
-/* ChooseBlocks: which blocks of earlier tokens attention sees.
+/* SelectBlocks: which blocks of earlier tokens attention sees.
  *
  * The keys of the blocks that a run completes are written first, by one thread: there is one for several tokens, as wide
  * as a head. Then threads share out the rows. A row's scores lie in a buffer of the caller; they are never below zero, so
@@ -12,23 +12,23 @@
 #include <stdbool.h>
 
 typedef struct choose_task {
-    const em_choose_blocks *operation;
+    const em_select_blocks *operation;
     const em_run *run;
 } choose_task;
 
-static int32_t block_tokens(const em_choose_blocks *c) { return EM_PAGE_TOKENS / c->page_blocks; }
+static int32_t block_tokens(const em_select_blocks *c) { return EM_PAGE_TOKENS / c->page_blocks; }
 
-static const float *input_at(const em_choose_blocks *c, int32_t first, int32_t row, int32_t back) {
+static const float *input_at(const em_select_blocks *c, int32_t first, int32_t row, int32_t back) {
     if (row - back >= first) return c->keys + (size_t)(row - back) * c->head_dim;
     const int32_t place = (c->positions[row] - back) % c->ring;
     return c->inputs + ((size_t)c->sequences[row] * c->ring + place) * c->head_dim;
 }
 
 /* Writes the key of the block that the token of a row completes, of a segment that begins at row `first`. */
-static void write_key(const em_choose_blocks *c, const em_kernels *kernels, int32_t first, int32_t row) {
+static void write_key(const em_select_blocks *c, const em_kernels *kernels, int32_t first, int32_t row) {
     const int32_t width = c->head_dim, half = c->rotated / 2, tokens = block_tokens(c);
     const int32_t begin = c->positions[row] - tokens + 1;
-    float key[EM_WIDEST_CHOOSING_HEAD] = {0};
+    float key[EM_WIDEST_SELECTING_HEAD] = {0};
     for (int32_t back = tokens - 1; back >= 0; back--) {
         const float *input = input_at(c, first, row, back);
         for (int32_t i = 0; i < width; i++) key[i] += input[i];
@@ -47,7 +47,7 @@ static void write_key(const em_choose_blocks *c, const em_kernels *kernels, int3
     em_store_columns(kernels, key, 0, width, width, c->block_keys, to);
 }
 
-static void write_keys(const em_choose_blocks *c, const em_run *run) {
+static void write_keys(const em_select_blocks *c, const em_run *run) {
     const int32_t tokens = block_tokens(c), width = c->head_dim;
     for (int32_t first = 0; first < run->tokens;) {
         const int32_t end = first + em_segment_rows(c->positions, c->sequences, first, run->tokens, run->tokens);
@@ -63,12 +63,12 @@ static void write_keys(const em_choose_blocks *c, const em_run *run) {
 }
 
 /* The scores of the first `count` blocks for a row. */
-static void score(const em_choose_blocks *c, const em_kernels *kernels, int32_t row, int32_t count, float *scores) {
+static void score(const em_select_blocks *c, const em_kernels *kernels, int32_t row, int32_t count, float *scores) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     const int32_t width = c->head_dim, format = c->block_keys.format, most = c->page_blocks;
     const int32_t *pages = c->pages + (size_t)c->sequences[row] * c->table_pages;
-    float products[EM_MOST_CHOOSING_HEADS][EM_PAGE_TOKENS];
-    em_attending heads[EM_MOST_CHOOSING_HEADS];
+    float products[EM_MOST_SELECTING_HEADS][EM_PAGE_TOKENS];
+    em_attending heads[EM_MOST_SELECTING_HEADS];
     for (int32_t h = 0; h < c->heads; h++) {
         heads[h] = (em_attending){c->query + ((size_t)row * c->heads + h) * width, NULL, products[h], 0};
     }
@@ -107,7 +107,7 @@ static uint32_t least_kept(const float *scores, int32_t count, int64_t kept, int
     return found;
 }
 
-static void choose_row(const em_choose_blocks *c, const em_kernels *kernels, int32_t row) {
+static void choose_row(const em_select_blocks *c, const em_kernels *kernels, int32_t row) {
     const int32_t end = c->positions[row] + 1, tokens = block_tokens(c);
     const int32_t complete = end / tokens, seen = (end + tokens - 1) / tokens;
     int32_t *chosen = c->chosen + (size_t)row * c->table_pages;
@@ -141,11 +141,11 @@ static void choose_rows(void *context, int64_t begin, int64_t end, int32_t threa
     for (int64_t row = begin; row < end; row++) choose_row(task->operation, task->run->kernels, (int32_t)row);
 }
 
-EM_NO_SCRATCH(choose_blocks)
+EM_NO_SCRATCH(select_blocks)
 
-int32_t em_run_choose_blocks(const em_choose_blocks *c, const em_run *run) {
+int32_t em_run_select_blocks(const em_select_blocks *c, const em_run *run) {
     const bool fits = c->page_blocks >= 1 && c->page_blocks <= 32 && EM_PAGE_TOKENS % c->page_blocks == 0;
-    if (!fits || c->heads > EM_MOST_CHOOSING_HEADS || c->head_dim > EM_WIDEST_CHOOSING_HEAD || c->kept < 1 ||
+    if (!fits || c->heads > EM_MOST_SELECTING_HEADS || c->head_dim > EM_WIDEST_SELECTING_HEAD || c->kept < 1 ||
         c->rotated > c->head_dim || c->ring < block_tokens(c) - 1 || !em_is_cache_format(c->block_keys.format)) {
         return EM_BAD_OPERATION;
     }

@@ -16,7 +16,7 @@ from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import chosen_positions
 from edgemoe.kernels.reference.backend import REFERENCE
-from edgemoe.kernels.reference.choose_blocks import block_scores
+from edgemoe.kernels.reference.select_blocks import block_scores
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     aligned,
@@ -37,14 +37,14 @@ CONTEXT = 5 * PAGE_TOKENS
 
 def choice(
     tokens: int, heads: int, width: int, block: int, kept: int, cache: str, random: np.random.Generator, start: int = 0
-) -> so.ChooseBlocks:
+) -> so.SelectBlocks:
     """The operation on rows that follow `start` earlier ones of the same sequence."""
     positions, sequences, pages = places(tokens, start, CONTEXT // PAGE_TOKENS)
     angles, blocks = random.random((CONTEXT, width // 4)) * 7, PAGE_TOKENS // block
     tables = (aligned_copy(table(angles).astype(np.float32)) for table in (np.cos, np.sin))
     held = empty_cache(cache, (pages.max() + 1, 1, blocks, width))
     fill_cache(held, random.standard_normal(held.shape))
-    return so.ChooseBlocks(
+    return so.SelectBlocks(
         numbers("normal", (tokens, heads * width), random),
         numbers("normal", (tokens, width), random),
         numbers("normal", (width,), random),
@@ -70,7 +70,7 @@ def choice(
     st.integers(0, 150),
     seeds,
 )
-def test_choose_blocks(
+def test_select_blocks(
     any_backend: Backend, tokens: int, heads: int, width: int, block: int, kept: int, cache: str, start: int, seed: int
 ) -> None:
     operation = choice(tokens, heads, width, block, kept, cache, np.random.default_rng(seed), start)

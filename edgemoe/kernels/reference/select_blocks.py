@@ -16,13 +16,13 @@ from edgemoe.kernels.reference.layers import rms_norm, rope, segments
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
-def _choose_scratch(kernels: StepwiseBackend, o: so.ChooseBlocks, sizes: Sizes) -> int:
+def _choose_scratch(kernels: StepwiseBackend, o: so.SelectBlocks, sizes: Sizes) -> int:
     pages, blocks, width = (sizes.letters[letter] for letter in ("P", "B", "W"))
     return kernels.store_scratch_bytes(sizes.rows, 1, width) * 6 + 8 * pages * blocks * (width + 4 * sizes.letters["H"])
 
 
-@means(so.ChooseBlocks, "", _choose_scratch)
-def _choose_blocks(kernels: Any, o: so.ChooseBlocks, tokens: int) -> None:
+@means(so.SelectBlocks, "", _choose_scratch)
+def _select_blocks(kernels: Any, o: so.SelectBlocks, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_each("sequence", sequences, len(o.inputs))
     check_pages(positions, sequences, o.pages, o.block_keys.shape[0], window=0)
@@ -42,7 +42,7 @@ def _choose_blocks(kernels: Any, o: so.ChooseBlocks, tokens: int) -> None:
         o.chosen[t] = _chosen(o, t, block)
 
 
-def _store_key(o: so.ChooseBlocks, rows: Floats, first: int, pages: Integers) -> None:
+def _store_key(o: so.SelectBlocks, rows: Floats, first: int, pages: Integers) -> None:
     """Write the key of a block whose first token stands at `first`, from its tokens' rows."""
     mean = single(rows.astype(np.float64).mean(axis=0))
     normed = rms_norm(mean[None], o.norm, o.epsilon)
@@ -54,7 +54,7 @@ def _store_key(o: so.ChooseBlocks, rows: Floats, first: int, pages: Integers) ->
         o.block_keys[page, :, place] = key
 
 
-def block_scores(o: so.ChooseBlocks, t: int, complete: int) -> Doubles:
+def block_scores(o: so.SelectBlocks, t: int, complete: int) -> Doubles:
     """The scores of row `t` for the first `complete` blocks."""
     blocks = o.block_keys.shape[2]
     held = o.pages[o.sequences[t], : -(-complete // blocks)]
@@ -64,7 +64,7 @@ def block_scores(o: so.ChooseBlocks, t: int, complete: int) -> Doubles:
     return scores
 
 
-def _chosen(o: so.ChooseBlocks, t: int, block: int) -> Integers:
+def _chosen(o: so.SelectBlocks, t: int, block: int) -> Integers:
     end = int(o.positions[t]) + 1
     complete, blocks = end // block, o.block_keys.shape[2]
     seen: npt.NDArray[np.bool_] = np.zeros(o.pages.shape[1] * blocks, np.bool_)
