@@ -16,7 +16,7 @@ from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import chosen_positions
 from edgemoe.kernels.reference.backend import REFERENCE
-from edgemoe.kernels.reference.select_blocks import block_scores
+from edgemoe.kernels.reference.select_blocks import block_scores, complete_keys
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     aligned,
@@ -99,7 +99,8 @@ def test_select_blocks(
         blocks = seen[: complete * block : block]
         assert blocks.sum() == min(complete, kept)
         if complete > kept:
-            scores = block_scores(operation, t, complete)  # of the keys that it left itself
+            keys = complete_keys(operation, t)  # that it left itself
+            scores = block_scores(operation.query[t].reshape(heads, width), keys)
             slack = 1e-5 * (1 + np.abs(scores).max())
             assert scores[blocks].min() >= scores[~blocks].max() - slack
 

@@ -118,6 +118,19 @@ def quantised_caches_to_float(
 
 
 @jit
+def block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
+    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `state_operations.SelectBlocks`."""
+    heads, width = query.shape
+    for n in range(len(keys)):
+        scores[n] = _ZERO
+        for head in range(heads):
+            total = _ZERO
+            for i in range(width):
+                total += query[head, i] * keys[n, i]
+            scores[n] += max(total, _ZERO)
+
+
+@jit
 def _block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
     """Dot products of a query `(W,)` with 16 positions' keys `(W, 16)`; W is a multiple of 8."""
     for lane in range(POSITIONS_AT_ONCE):

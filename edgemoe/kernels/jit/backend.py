@@ -244,6 +244,13 @@ class JitBackend(StepwiseBackend):
         layers.selective_scan(np.ascontiguousarray(value), keys, queries, step, decay, skip, state, output)
         return output
 
+    def select_blocks(self, query: Floats, keys: Floats, kept: int) -> npt.NDArray[np.bool_]:
+        """Which of the blocks with these keys `(n, W)` have the largest scores for queries `(H, W)`, `(n,)`."""
+        scores, seen = np.empty(len(keys), np.float32), np.ones(len(keys), np.bool_)
+        attention.block_scores(np.ascontiguousarray(query), keys, scores)
+        seen[np.argsort(-scores, kind="stable")[kept:]] = False
+        return seen
+
     def read_streams(self, values: Floats, shares: Floats) -> Floats:
         """Streams and shares `(T, count, D)`; their mix `(T, D)`."""
         output = np.empty((len(values), values.shape[2]), np.float32)

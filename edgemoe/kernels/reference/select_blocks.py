@@ -21,7 +21,7 @@ def _choose_scratch(kernels: StepwiseBackend, o: so.SelectBlocks, sizes: Sizes) 
     return kernels.store_scratch_bytes(sizes.rows, 1, width) * 6 + 8 * pages * blocks * (width + 4 * sizes.letters["H"])
 
 
-@means(so.SelectBlocks, "", _choose_scratch)
+@means(so.SelectBlocks, "select_blocks", _choose_scratch)
 def _select_blocks(kernels: Any, o: so.SelectBlocks, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_each("sequence", sequences, len(o.inputs))
@@ -39,7 +39,7 @@ def _select_blocks(kernels: Any, o: so.SelectBlocks, tokens: int) -> None:
         kept = slice(-min(len(rows), ring), None)
         inputs[positions[rows[kept]] % ring] = o.keys[rows[kept]]
     for t in range(tokens):
-        o.chosen[t] = _chosen(o, t, block)
+        o.chosen[t] = _chosen(kernels, o, t, block)
 
 
 def _store_key(o: so.SelectBlocks, rows: Floats, first: int, pages: Integers) -> None:
@@ -54,25 +54,35 @@ def _store_key(o: so.SelectBlocks, rows: Floats, first: int, pages: Integers) ->
         o.block_keys[page, :, place] = key
 
 
-def block_scores(o: so.SelectBlocks, t: int, complete: int) -> Doubles:
-    """The scores of row `t` for the first `complete` blocks."""
-    blocks = o.block_keys.shape[2]
-    held = o.pages[o.sequences[t], : -(-complete // blocks)]
-    keys = cache_elements(o.block_keys, held)[0, :complete]
-    queries = o.query[t].astype(np.float64).reshape(-1, keys.shape[1])
-    scores: Doubles = np.maximum(queries @ keys.T, 0).sum(axis=0)
+def block_scores(query: Floats, keys: Floats) -> Doubles:
+    """The scores of blocks with these keys `(n, W)` for queries `(H, W)`, `(n,)`."""
+    scores: Doubles = np.maximum(query.astype(np.float64) @ keys.astype(np.float64).T, 0).sum(axis=0)
     return scores
 
 
-def _chosen(o: so.SelectBlocks, t: int, block: int) -> Integers:
+def select_blocks(query: Floats, keys: Floats, kept: int) -> npt.NDArray[np.bool_]:
+    """Which of the blocks with these keys `(n, W)` have the largest scores for queries `(H, W)`, `(n,)`."""
+    seen = np.ones(len(keys), np.bool_)
+    seen[np.argsort(-block_scores(query, keys), kind="stable")[kept:]] = False
+    return seen
+
+
+def complete_keys(o: so.SelectBlocks, t: int) -> Floats:
+    """The keys of the blocks that are complete at row `t`, `(n, W)`."""
+    blocks = o.block_keys.shape[2]
+    complete = (int(o.positions[t]) + 1) * blocks // PAGE_TOKENS
+    held = o.pages[o.sequences[t], : -(-complete // blocks)]
+    return single(cache_elements(o.block_keys, held)[0, :complete])
+
+
+def _chosen(kernels: Any, o: so.SelectBlocks, t: int, block: int) -> Integers:
     end = int(o.positions[t]) + 1
     complete, blocks = end // block, o.block_keys.shape[2]
     seen: npt.NDArray[np.bool_] = np.zeros(o.pages.shape[1] * blocks, np.bool_)
     seen[: -(-end // block)] = True
     if complete > o.kept:
-        scores = block_scores(o, t, complete)
-        o.scores[t].reshape(-1)[:complete] = scores
-        seen[np.argsort(-scores, kind="stable")[o.kept :]] = False
+        keys = complete_keys(o, t)
+        seen[:complete] = kernels.select_blocks(o.query[t].reshape(-1, keys.shape[1]), keys, o.kept)
     bits = seen.reshape(-1, blocks).astype(np.uint32) << np.arange(blocks, dtype=np.uint32)
     words: Integers = bits.sum(axis=1, dtype=np.uint32).view(np.int32)
     return words
