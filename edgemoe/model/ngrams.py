@@ -32,7 +32,7 @@ class NgramRows:
     longest: int
     heads: int
     least_rows: int
-    """What no head has fewer rows than."""
+    """The least number of rows of a head."""
     multiple: int
     """The number of which the table's rows are a multiple."""
     number: int = field(metadata=ZERO_ALLOWED)

@@ -1,8 +1,9 @@
 /* SelectBlocks: which blocks of earlier tokens attention sees.
  *
  * The keys of the blocks that a run completes are written first, by one thread: there is one for several tokens, as wide
- * as a head. Then threads share out the rows. A row's scores lie in a buffer of the caller; they are never below zero, so
- * that their bits are ordered as they are, and the least that is kept is found byte by byte. */
+ * as a head. Then threads share out the pages of all rows, whose blocks they score, and then the rows. A row's scores lie
+ * in a buffer of the caller; they are never below zero, so that their bits are ordered as they are, and the least that is
+ * kept is found byte by byte. */
 #include "recurrent.h"
 #include "store.h"
 
@@ -11,9 +12,16 @@
 #include <math.h>
 #include <stdbool.h>
 
+enum {
+    /* A chunk of fewer products than this costs more to hand out than to do. */
+    CHUNK_PRODUCTS = 8192,
+    PAGES_AT_ONCE = 8,
+};
+
 typedef struct choose_task {
     const em_select_blocks *operation;
     const em_run *run;
+    int32_t spans; /* of PAGES_AT_ONCE pages, up to the last one of the run */
 } choose_task;
 
 static int32_t block_tokens(const em_select_blocks *c) { return EM_PAGE_TOKENS / c->page_blocks; }
@@ -62,18 +70,27 @@ static void write_keys(const em_select_blocks *c, const em_run *run) {
     }
 }
 
-/* The scores of the first `count` blocks for a row. */
-static void score(const em_select_blocks *c, const em_kernels *kernels, int32_t row, int32_t count, float *scores) {
+static int32_t complete_blocks(const em_select_blocks *c, int32_t row) {
+    return (c->positions[row] + 1) / block_tokens(c);
+}
+
+static float *scores_of(const em_select_blocks *c, int32_t row) {
+    return c->scores + (size_t)row * c->table_pages * c->page_blocks;
+}
+
+/* The scores of blocks `begin` to `end` for a row; `begin` is the first of a page. */
+static void score(const em_select_blocks *c, const em_kernels *kernels, int32_t row, int32_t begin, int32_t end) {
     static const uint8_t element_bytes[EM_CACHE_FORMATS] = {[EM_F32] = 4, [EM_F16] = 2, [EM_Q8] = 1};
     const int32_t width = c->head_dim, format = c->block_keys.format, most = c->page_blocks;
     const int32_t *pages = c->pages + (size_t)c->sequences[row] * c->table_pages;
     float products[EM_MOST_SELECTING_HEADS][EM_PAGE_TOKENS];
     em_attending heads[EM_MOST_SELECTING_HEADS];
+    float *scores = scores_of(c, row);
     for (int32_t h = 0; h < c->heads; h++) {
         heads[h] = (em_attending){c->query + ((size_t)row * c->heads + h) * width, NULL, products[h], 0};
     }
-    for (int32_t start = 0; start < count; start += most) {
-        const int32_t here = count - start < most ? count - start : most;
+    for (int32_t start = begin; start < end; start += most) {
+        const int32_t here = end - start < most ? end - start : most;
         const size_t first = (size_t)pages[start / most] * most;
         const em_cached keys = {
             .elements = (const uint8_t *)c->block_keys.elements + first * width * element_bytes[format],
@@ -86,6 +103,19 @@ static void score(const em_select_blocks *c, const em_kernels *kernels, int32_t 
             for (int32_t h = 0; h < c->heads; h++) sum += products[h][i] > 0 ? products[h][i] : 0;
             scores[start + i] = sum;
         }
+    }
+}
+
+static void score_spans(void *context, int64_t begin, int64_t end, int32_t thread) {
+    const choose_task *task = context;
+    const em_select_blocks *c = task->operation;
+    const int32_t blocks = PAGES_AT_ONCE * c->page_blocks;
+    (void)thread;
+    for (int64_t item = begin; item < end; item++) {
+        const int32_t row = (int32_t)(item / task->spans), first = (int32_t)(item % task->spans) * blocks;
+        const int32_t complete = complete_blocks(c, row), left = complete - first;
+        if (complete <= c->kept || left <= 0) continue;
+        score(c, task->run->kernels, row, first, first + (left < blocks ? left : blocks));
     }
 }
 
@@ -107,18 +137,14 @@ static uint32_t least_kept(const float *scores, int32_t count, int64_t kept, int
     return found;
 }
 
-static void choose_row(const em_select_blocks *c, const em_kernels *kernels, int32_t row) {
-    const int32_t end = c->positions[row] + 1, tokens = block_tokens(c);
-    const int32_t complete = end / tokens, seen = (end + tokens - 1) / tokens;
+static void choose_row(const em_select_blocks *c, int32_t row) {
+    const int32_t tokens = block_tokens(c), complete = complete_blocks(c, row);
+    const int32_t seen = (c->positions[row] + tokens) / tokens;
     int32_t *chosen = c->chosen + (size_t)row * c->table_pages;
-    float *scores = c->scores + (size_t)row * c->table_pages * c->page_blocks;
-    uint32_t least = 0;
-    int64_t equals = 0;
+    const float *scores = scores_of(c, row);
     const bool all = complete <= c->kept;
-    if (!all) {
-        score(c, kernels, row, complete, scores);
-        least = least_kept(scores, complete, c->kept, &equals);
-    }
+    int64_t equals = 0;
+    const uint32_t least = all ? 0 : least_kept(scores, complete, c->kept, &equals);
     for (int32_t page = 0; page < c->table_pages; page++) {
         uint32_t bits = 0;
         for (int32_t b = 0; b < c->page_blocks; b++) {
@@ -138,7 +164,7 @@ static void choose_row(const em_select_blocks *c, const em_kernels *kernels, int
 static void choose_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
     const choose_task *task = context;
     (void)thread;
-    for (int64_t row = begin; row < end; row++) choose_row(task->operation, task->run->kernels, (int32_t)row);
+    for (int64_t row = begin; row < end; row++) choose_row(task->operation, (int32_t)row);
 }
 
 EM_NO_SCRATCH(select_blocks)
@@ -161,8 +187,17 @@ int32_t em_run_select_blocks(const em_select_blocks *c, const em_run *run) {
         }
     }
     write_keys(c, run);
-    choose_task task = {c, run};
-    const int64_t products = (int64_t)run->tokens * c->table_pages * c->page_blocks;
-    em_pool_for(run->pool, run->tokens, 8192 / (products / run->tokens + 1) + 1, choose_rows, &task);
+    int32_t longest = 0;
+    for (int32_t t = 0; t < run->tokens; t++) {
+        if (c->positions[t] > longest) longest = c->positions[t];
+    }
+    const int32_t pages = longest / EM_PAGE_TOKENS + 1;
+    choose_task task = {c, run, (pages + PAGES_AT_ONCE - 1) / PAGES_AT_ONCE};
+    if ((longest + 1) / block_tokens(c) > c->kept) {
+        const int64_t products = (int64_t)PAGES_AT_ONCE * c->page_blocks * c->heads * c->head_dim;
+        em_pool_for(run->pool, (int64_t)run->tokens * task.spans, CHUNK_PRODUCTS / products + 1, score_spans, &task);
+    }
+    em_pool_for(run->pool, run->tokens, CHUNK_PRODUCTS / ((int64_t)c->table_pages * c->page_blocks) + 1, choose_rows,
+                &task);
     return EM_OK;
 }
