@@ -24,8 +24,8 @@ from edgemoe.architectures.frame import pair_layers, read_experts, read_frame, r
 from edgemoe.architectures.positions import SMALLEST_NUMBER, read_rope
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import PAGE_TOKENS, Activation
-from edgemoe.kernels.sinkhorn_operations import MOST_STREAMS
 from edgemoe.kernels.state_operations import LONGEST_BLOCK, MOST_BITS
+from edgemoe.kernels.stream_operations import MOST_STREAMS
 from edgemoe.model.blocks import BlockIndex, CompressedAttention, Moe, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.sinkhorn_streams import SinkhornStreams

@@ -6,27 +6,39 @@ The text part of a model for images and videos too: its config stands in `text_c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from edgemoe.architectures import qwen3_next
 from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, ConfigReader, show
 from edgemoe.architectures.frame import read_frame
-from edgemoe.architectures.table import HEAD
+from edgemoe.architectures.table import HEAD, Row
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
-_ROWS = tuple(row for row in qwen3_next.TENSORS if "in_proj_qkvz" not in row.source and "in_proj_ba" not in row.source)
-TENSORS = tuple(replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in _ROWS) + tuple(
-    row for row in _ROWS if row.source != HEAD
-)
-"""The names of a text model alone have no `language_model`."""
+ROWS = tuple(row for row in qwen3_next.TENSORS if "in_proj_qkvz" not in row.source and "in_proj_ba" not in row.source)
+
+
+def with_text_tower(own: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Rows under the names of a model for images too, and of a text model alone, which have no `language_model`."""
+    towers = (replace(row, source=row.source.replace("model.", "model.language_model.", 1)) for row in own)
+    return tuple(towers) + tuple(row for row in own if row.source != HEAD)
+
+
+TENSORS = with_text_tower(ROWS)
 
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
+    text, frame = read_text(reader, "qwen3_5_moe", qwen3_next.MIXERS)
+    return replace(frame, layers=qwen3_next.read_linear_layers(text, frame, normalise=True))
+
+
+def read_text(reader: ConfigReader, family: str, layer_types: Collection[str]) -> tuple[ConfigReader, ModelSpec]:
+    """The config of the text part, and the model without layers. Raises SourceError."""
     text = reader.inner("text_config") or reader
     outer_tied = reader.flag("tie_word_embeddings", False)
-    frame = read_frame(text, "qwen3_5_moe", tied=outer_tied, layer_types=qwen3_next.MIXERS)
+    frame = read_frame(text, family, tied=outer_tied, layer_types=layer_types)
     if frame.tied_embeddings != outer_tied and reader.value("tie_word_embeddings") is not None:
         raise SourceError(
             f"config.json: tie_word_embeddings is {show(outer_tied)}, but {show(frame.tied_embeddings)} in text_config;"
@@ -34,7 +46,7 @@ def read(reader: ConfigReader) -> ModelSpec:
             DAMAGED,
         )
     _read_left_out(reader, text)
-    return replace(frame, layers=qwen3_next.read_linear_layers(text, frame, normalise=True))
+    return text, frame
 
 
 def _read_left_out(reader: ConfigReader, text: ConfigReader) -> None:

@@ -9,6 +9,7 @@ have the form that the model takes: norms with 1 added, rates in the place of lo
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from edgemoe.architectures.config import DAMAGED, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
 from edgemoe.architectures.frame import listed_dense_layers, read_attention, read_experts, read_frame, read_layers
@@ -115,10 +116,14 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 
 def read_linear_layers(
-    reader: ConfigReader, frame: ModelSpec, normalise: bool, dense: GatedFfn | None = None
+    reader: ConfigReader,
+    frame: ModelSpec,
+    normalise: bool,
+    dense: GatedFfn | None = None,
+    gating: Literal["silu", "sigmoid"] = "silu",
 ) -> tuple[LayerSpec, ...]:
     """The layers: attention in those that `layer_types` says, or in every `full_attention_interval`-th; `dense` in the
-    place of the experts where the config lists some. Raises SourceError.
+    place of the experts where the config lists some. `gating` is that of linear layers. Raises SourceError.
     """
     attention = replace(
         read_attention(reader, frame, kv_heads_required=True, partial=0.25, qk_norm="head"),
@@ -135,13 +140,13 @@ def read_linear_layers(
     reader.require("mamba_ssm_dtype", "float32")
     interval = reader.integer("full_attention_interval", maximum=LARGEST_LAYERS, default=4)
     in_turn = ["linear_attention"] * (interval - 1) + ["full_attention"]
-    others = {"linear_attention": _read_delta(reader)}
+    others = {"linear_attention": _read_delta(reader, gating)}
     if dense is None:
         return read_layers(reader, attention, moe, others=others, default_types=in_turn)
     return read_layers(reader, attention, moe, dense, listed_dense_layers, others, in_turn)
 
 
-def _read_delta(reader: ConfigReader) -> GatedDelta:
+def _read_delta(reader: ConfigReader, gating: Literal["silu", "sigmoid"]) -> GatedDelta:
     def width(name: str, default: int, maximum: int = LARGEST_WIDTH) -> int:
         return reader.integer(name, maximum=maximum, default=default)
 
@@ -151,6 +156,7 @@ def _read_delta(reader: ConfigReader) -> GatedDelta:
         key_dim=width("linear_key_head_dim", 128, WIDEST_KEYS),
         value_dim=width("linear_value_head_dim", 128),
         length=reader.integer("linear_conv_kernel_dim", minimum=2, maximum=MOST_TAPS, default=4),
+        gating=gating,
     )
     if delta.heads % delta.key_heads:
         raise SourceError(

@@ -60,6 +60,7 @@ class Row:
     `turned`: the internal name, of those in `blocks`, that has each of its blocks transposed.
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
     `flat`: whether a source of two dimensions has the matrices of all experts one below the other.
+    A source with `{part}` is one of the matrices that a table of rows is cut into.
     `side`: whether only the layers of an encoder or of a decoder have it; the source counts those from 0. A source
     without `{layer}` is then one that all these layers share.
     """
@@ -243,6 +244,10 @@ HARMLESS_TENSORS: tuple[tuple[str, str], ...] = (
         r"model\.layers\.\d+\.self_attn\.(slope_rate|(query|key|diagonal)_decay)",
         "decays of lightning attention follow from config.json",
     ),
+    (
+        r"model\.(language_model\.)?layers\.\d+\.ple\.ple_embedding\.(layer_multipliers|ngram_heads_\w+)",
+        "the rows of n-grams follow from config.json",
+    ),
 )
 """Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 
@@ -260,7 +265,7 @@ AUDIO = "an audio tower, which edgemoe does not run: it reads text alone"
 _AUDIO = re.compile(r"(model\.)?(audio_tower|embed_audio)\..+")
 
 INDEXER = "an indexer of attention, which chooses among more tokens than edgemoe runs of this model"
-_INDEXER = re.compile(r"model\.layers\.\d+\.self_attn\.indexer\..+")
+_INDEXER = re.compile(r"model\.(language_model\.)?layers\.\d+\.self_attn\.indexer\..+")
 UNUSED_NORM = "a norm after a dense layer's FFN, which the model does not use"
 _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight")
 
@@ -420,7 +425,9 @@ def _expand(
         shape = tuple(_size(symbol, sizes) for symbol in row.shape)
         experts: Iterable[int] = range(sizes.get("experts", 0)) if per_expert else (0,)
         part_rows = _part_rows(row, sizes)
-        if row.blocks:
+        if "{part}" in row.source:
+            yield from _expand_parts(row, number, named, sizes, held)
+        elif row.blocks:
             source = row.source.format(layer=named)
             slices = _block_slices(row, source, number, sizes) if held is None or source in held else {}
             if slices:
@@ -438,6 +445,18 @@ def _expand(
                 source = row.source.format(layer=named, expert=expert)
                 if held is None or source in held:
                     yield source, _slices(row, source, number, expert, None, part_rows, sizes), shape
+
+
+def _expand_parts(
+    row: Row, layer: int, named: int, sizes: Mapping[str, int], held: Container[str] | None
+) -> Iterator[tuple[str, dict[str, SourceSlice], tuple[int, ...]]]:
+    """Yield the parts of a table of rows in a layer, all with as many rows but the last."""
+    height, width = (_size(symbol, sizes) for symbol in row.shape)
+    for part in range(sizes.get("table_parts", 0)):
+        source, rows = row.source.format(layer=named, part=part), min(height, sizes["table_total"] - part * height)
+        if held is None or source in held:
+            where = SourceSlice(source, None, 0, rows)
+            yield source, {row.internal[0].format(layer=layer, part=part): where}, (rows, width)
 
 
 def _expand_shared(

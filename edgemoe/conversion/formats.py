@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import BLOCK_FORMATS
 from edgemoe.kernels.formats import FORMATS, Format
+from edgemoe.store.manifest import is_table
 
 DEFAULT_EXPERTS = "q4"
 DEFAULT_DENSE = "q8"
@@ -21,6 +22,8 @@ _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads
 So do the shares of a result that residual streams take (`_SHARES`).
 """
 _SHARES = "_shares"
+ROW_TABLES = "row_tables"
+"""The class of tables that stay on disk."""
 
 _EXPERT = re.compile(r"layers\.(\d+)\.experts\.(\d+)\.((?:gate|up|down)(?:_bias)?)")
 _CLASSES = {
@@ -28,7 +31,7 @@ _CLASSES = {
     **dict.fromkeys(("cross_query", "cross_key", "cross_value", "cross_output"), "attention"),
     **dict.fromkeys(("latent", "key_rotary", "query_latent", "query_rotary", "key_up", "value_up"), "attention"),
     **dict.fromkeys(("group_output", "compress_values", "compress_gates"), "attention"),
-    **dict.fromkeys(("index_values", "index_gates", "index_query", "index_heads"), "attention"),
+    **dict.fromkeys(("index_values", "index_gates", "index_query", "index_key", "index_heads"), "attention"),
     **dict.fromkeys(("conv_in", "conv_out"), "convolution"),
     **dict.fromkeys(("delta_in", "delta_gate", "delta_strength", "delta_decay", "delta_out"), "delta"),
     **dict.fromkeys(("delta_query", "delta_key", "delta_value", "delta_decays"), "delta"),
@@ -38,6 +41,7 @@ _CLASSES = {
     **dict.fromkeys(("mamba_step_latent", "mamba_write", "mamba_read"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),
+    **dict.fromkeys(("table_key", "table_value"), "table"),
 }
 
 
@@ -80,10 +84,12 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
         return "vectors"
     if expert_of(name):
         return "experts"
+    if is_table(name):
+        return ROW_TABLES
     last = name.split(".")[2] if name.startswith("layers.") else name
     if last in ("first", "second"):  # of two attentions, and of two FFNs, of a layer
         last = name.split(".")[3]
-    return "streams" if last.endswith(_SHARES) else _CLASSES.get(last, last)
+    return "streams" if last.endswith(("_mix_down", "_mix_up", _SHARES)) else _CLASSES.get(last, last)
 
 
 def choose_formats(
@@ -102,6 +108,8 @@ def choose_formats(
             formats[name] = None
         elif name.rpartition(".")[2] in _EXACT or name.endswith(_SHARES):
             formats[name] = FORMATS["f32"]
+        elif is_table(name):  # the parts of a table have one format
+            groups.setdefault(name.rpartition(".")[0], []).append(name)
         else:
             groups.setdefault(stored_name(name, shapes), []).append(name)
     head = "head" if "head" in shapes else "embedding"

@@ -100,7 +100,7 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     counts: dict[str, int] = {}
     for piece in pieces:
         counts[piece.place.part] = counts.get(piece.place.part, 0) + 1
-    parts = {name: Part(*part, counts[name]) for name, part in part_ranges(manifest).items()}
+    parts = {name: Part(*part, counts.get(name, 0)) for name, part in part_ranges(manifest).items()}
     return Plan(manifest, pieces, parts)
 
 

@@ -108,6 +108,33 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "num_hidden_layers": 40,
             "vocab_size": 248320,
         },
+        "qwen3.8-flash-next": _LINEAR
+        | {
+            "model_type": "qwen4_exp_text",
+            "eos_token_id": 248044,  # where n-grams begin
+            "hc_count": 4,
+            "hc_lowrank": 320,
+            "heads_per_ngram": 8,
+            "hidden_size": 2560,
+            "indexer_budget": 2048,
+            "indexer_compress_ratio": 4,
+            "indexer_head_dim": 128,
+            "indexer_kv_heads": 1,
+            "indexer_n_heads": 4,
+            "linear_num_value_heads": 48,
+            "moe_intermediate_size": 640,
+            "ngram_vocab_size_base": 20000000,
+            "num_attention_heads": 24,
+            "num_experts": 512,
+            "num_experts_per_tok": 10,
+            "num_hidden_layers": 48,
+            "output_gate_type": "sigmoid",
+            "ple_embed_dim": 2560,
+            "ple_layer_ids": [2],
+            "shared_expert_intermediate_size": 640,
+            "split_ngram_parts": 128,
+            "vocab_size": 248320,
+        },
         "deepseek-v2-lite": {
             "model_type": "deepseek_v2",
             "attention_bias": False,
@@ -379,6 +406,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
-Qwen/Qwen3.6-35B-A3B, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash, LiquidAI/LFM2-8B-A1B,
+Qwen/Qwen3.6-35B-A3B and Qwen3.8-Flash-Next, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash,
+LiquidAI/LFM2-8B-A1B,
 openai/gpt-oss-20b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1, ibm-granite/granite-3.0-3b-a800m-instruct
 and google/switch-base-8."""

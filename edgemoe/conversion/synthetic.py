@@ -162,7 +162,7 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
 
 _INTO_THE_STREAM = (
     *(".output", ".cross_output", ".conv_out", ".delta_out", ".lightning_out", ".mamba_out", ".latent_out"),
-    ".down",
+    *(".table_value", ".table_taps", ".down"),
 )
 """Ends of the names of the matrices whose rows are added to the residual stream."""
 

@@ -26,7 +26,8 @@ from edgemoe.conversion.source import Source, read_slice
 from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS
-from edgemoe.store.manifest import Checksums, Manifest
+from edgemoe.store.manifest import TABLE_CHECKSUMS, Checksums, Manifest, is_table
+from edgemoe.store.panels import Panels
 from edgemoe.store.writer import StoreWriter, with_checksums
 
 CHECKPOINT_BYTES = 1 << 26
@@ -69,10 +70,23 @@ class Transfer:
                 self._convert(shard, pieces, pool)
                 self._checkpoint()
                 self._source.release(shard)
+        if TABLE_CHECKSUMS in self._plan.parts.keys() - self._journal.checksums.keys():
+            self._write_table_checksums()
         # An interruption may have come between the last piece of a part and its checksum.
         for name in self._plan.parts.keys() - self._journal.checksums.keys():
             self._take_checksum(name)
         self._checkpoint()
+
+    def _write_table_checksums(self) -> None:
+        """Write the checksums of all panels of tables, of which single ones will be read."""
+        self._writer.sync()
+        manifest, file = self._plan.manifest, self._plan.manifest.dense_file.name
+        place = next((tensor.offset for tensor in manifest.dense if tensor.name == TABLE_CHECKSUMS), 0)
+        for tensor in manifest.dense:
+            if is_table(tensor.name):
+                found = Panels(self._writer.folder / file, tensor).checksums(direct=False)
+                self._writer.write(file, place, found)
+                place += found.nbytes
 
     def _convert(self, shard: str, pieces: list[Piece], pool: ThreadPoolExecutor) -> None:
         window: deque[tuple[Piece, int, int, Future[Encoded]]] = deque()

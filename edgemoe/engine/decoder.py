@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgemoe.engine.workspace import Workspace
 from edgemoe.experts.cache import Cache
-from edgemoe.experts.embedding_rows import EmbeddingRows
+from edgemoe.experts.disk_rows import DiskRows
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import Matrix
@@ -72,9 +72,10 @@ class Decoder:
         arena: npt.NDArray[np.uint8],
         record_layouts: Sequence[ex.RecordLayouts | None],
         cache: Cache | None = None,
-        embedding_rows: EmbeddingRows | None = None,
+        embedding_rows: DiskRows | None = None,
+        tables: Sequence[DiskRows] = (),
     ) -> None:
-        """`weights` has all matrices and vectors of the model, except an embedding that `embedding_rows` reads.
+        """`weights` has all matrices and vectors of the model, except what `embedding_rows` and `tables` read.
 
         `cache`: where not all experts are in RAM, what the operations ask for them.
         """
@@ -91,14 +92,19 @@ class Decoder:
         ]
         if embedding_rows is None:
             self.embed = self._bind(graph.embed)
-            """Embeds all tokens of a step or, with `EmbeddingRows`, only the batch of rows just read."""
+            """Embeds all tokens of a step or, with `DiskRows`, only the batch of rows just read."""
         else:
             rows = embedding_rows
             scale, copies = graph.spec.embedding_scale, graph.spec.stream_count
             self.embed = [op.Embed(rows.ids, rows.matrix, scale, rows.rows, copies)]
             self._parts[self.embed[0]] = "embedding"
+        self.read_tables: list[list[op.Operation]] = [
+            [op.Embed(rows.ids, rows.matrix, 1.0, rows.rows)] for rows in tables
+        ]
+        """For each table on disk the operation that decodes rows which have been read."""
+        self._parts |= {operations[0]: "mixer" for operations in self.read_tables}
         self.begin = self.embed if embedding_rows is None else []
-        """Operations at the start of a step; empty if `EmbeddingRows` fills the residual stream before it."""
+        """Operations at the start of a step; empty if `DiskRows` fills the residual stream before it."""
         self.layers = [self._layer(section) for section in graph.layers]
         self.head = self._bind(graph.head)
         self.encoder_layers = graph.spec.encoder_layers

@@ -378,6 +378,8 @@ class Engine:
             space.ids[here] = rows.token_ids
             space.positions[here] = np.arange(start, start + rows.count)
             space.sequences[here] = rows.piece.sequence.row
+            for table in self._loaded.tables:
+                table.name(rows.row, rows.token_ids, rows.piece.sequence.ids, start)
         if self._forced is not None:
             self._forced.put(self.routing, run)
         self._loaded.run(tokens, phase)

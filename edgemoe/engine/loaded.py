@@ -12,10 +12,11 @@ from edgemoe.engine.ledger import Programs, TimeLedger
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.stepper import Stepper
+from edgemoe.engine.table_rows import TableRows, open_tables
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
 from edgemoe.experts.cache import Cache
-from edgemoe.experts.embedding_rows import EmbeddingRows
+from edgemoe.experts.disk_rows import DiskRows, embedding_rows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
 from edgemoe.experts.opening import READER_THREADS, open_cache
@@ -61,7 +62,10 @@ class LoadedModel:
         self._stepper: Stepper | _Closed = _Closed(CacheStatistics())
         self._head: Program | None = None
         self._embed: Program | None = None
-        self._embedding_rows: EmbeddingRows | None = None
+        self._embedding_rows: DiskRows | None = None
+        self.tables: list[TableRows] = []
+        """The tables on disk, of which `run` reads the rows that each token has been noted to have."""
+        self._table_programs: list[Program] = []
         self._hot_list: HotList | None = None
         self._loading: list[DenseWeights | ExpertLoading | LandedLoading] = []
         self._files: ExpertFiles | None = None
@@ -96,7 +100,9 @@ class LoadedModel:
             experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
             cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, self._backend)
         if not memory.embedding_resident:
-            self._embedding_rows = EmbeddingRows(store, options.direct_reads, spec.stream_count)
+            self._embedding_rows = embedding_rows(store, options.direct_reads, spec.stream_count)
+        tables = [(value.table, self._space.array(value)) for value in graph.row_tables if value.table is not None]
+        self.tables = open_tables(tables, store, options.direct_reads)
         decoder = Decoder(
             graph,
             dense.tensors,
@@ -105,6 +111,7 @@ class LoadedModel:
             store.record_layouts,
             cache,
             embedding_rows=self._embedding_rows,
+            tables=[table.rows for table in self.tables],
         )
         if cache is None:
             self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
@@ -113,6 +120,7 @@ class LoadedModel:
         self._head = self._programs.make(decoder.head)
         if self._embedding_rows is not None:
             self._embed = self._programs.make(decoder.embed)
+        self._table_programs = [self._programs.make(operations) for operations in decoder.read_tables]
         for loading in self._loading:
             loading.wait()
         self._loading.clear()
@@ -162,8 +170,9 @@ class LoadedModel:
 
     @property
     def waited_ns(self) -> int:
-        """Time for which rows of the embedding were waited for, outside of programs."""
-        return 0 if self._embedding_rows is None else self._embedding_rows.wait_ns
+        """Time for which rows of the embedding and of tables were waited for, outside of programs."""
+        rows = [table.rows for table in self.tables]
+        return sum(one.wait_ns for one in (*rows, *([self._embedding_rows] if self._embedding_rows else [])))
 
     def run(self, tokens: int, phase: int) -> None:
         """Run the first `tokens` rows of the workspace through all layers."""
@@ -171,6 +180,8 @@ class LoadedModel:
         if self._embedding_rows is not None:
             assert self._embed is not None
             self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
+        for table, program in zip(self.tables, self._table_programs, strict=True):
+            table.read(tokens, program)
         self._stepper.step(tokens, phase)
 
     def encode(self, tokens: int) -> None:
@@ -211,6 +222,9 @@ class LoadedModel:
         if self._embedding_rows is not None:
             self._embedding_rows.close()
             self._embedding_rows = None
+        for table in self.tables:
+            table.rows.close()
+        self.tables, self._table_programs = [], []
         if self._files is not None:
             self._files.close()
         # The programs hold weights, KV cache and slots, and somebody may keep a closed engine for its figures.

@@ -15,7 +15,7 @@ from edgemoe.engine.options import DEFAULTS, EngineOptions
 from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import KvFormat
 from edgemoe.errors import StoreError, UsageError
-from edgemoe.experts.embedding_rows import saved_bytes
+from edgemoe.experts.disk_rows import saved_bytes, table_bytes
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import Graph, build_graph
 from edgemoe.model.description import store_spec
@@ -112,7 +112,7 @@ def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences:
     formats = WeightFormats.of(store)
     kv_format = _kv_format(store, kv)
     return ModelSizes(
-        store.dense_bytes(),
+        store.dense_bytes() + table_bytes(store),
         store.slot_bytes,
         spec.total_experts,
         kv_format,

@@ -14,9 +14,7 @@ from typing import Annotated
 from edgemoe.kernels.definition import Sizes, require
 from edgemoe.kernels.marks import IN_PLACE, NUMBER, output, rows, size, weight
 from edgemoe.kernels.operations import Floats, Operation
-
-MOST_STREAMS = 16
-"""The most residual streams of a token."""
+from edgemoe.kernels.stream_operations import MOST_STREAMS
 
 
 def _check(count: int, epsilon: float = 0.0) -> None:

@@ -61,6 +61,10 @@ class StoreLatent(Operation, code=20):
         require(width == expected, "latent_cache", f"rows of {expected}", width)
 
 
+PAGE_BLOCKS = (1, 2, 4, 8, 16, 32)
+"""How many blocks of tokens of one size a page may have, for `SelectBlocks`."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class DistanceBias:
     """Numbers of each head that are added to its scores, by how far a key's position lies from the query's (T5).
@@ -82,7 +86,8 @@ class Attention(Operation, code=5):
     `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
     key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
     which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
-    its first `Wv` elements.
+    its first `Wv` elements. With `chosen` it sees of these positions those of blocks whose bit is 1, as `SelectBlocks`
+    writes them; in every run of 64 there are `page_blocks` of them.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -99,6 +104,8 @@ class Attention(Operation, code=5):
     cap: float = 0.0  # 0: none
     lengths: Annotated[Integers | None, buffer("S")] = None  # the caller fills them before a run
     bias: DistanceBias | None = None
+    chosen: Annotated[Integers | None, rows("P")] = None
+    page_blocks: int = 1
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
@@ -108,6 +115,9 @@ class Attention(Operation, code=5):
         require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
         require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
         require(not self.window or self.lengths is None, "window", "0 with lengths", self.window)
+        require(self.page_blocks in PAGE_BLOCKS, "page_blocks", "a power of 2 up to 32", self.page_blocks)
+        alone = not self.window and self.lengths is None and self.sinks is None
+        require(self.chosen is None or alone, "chosen", "none with a window, lengths or sinks", "an array")
         if self.bias is not None:
             entries = sizes.letters["entries"]
             require(entries % heads == 0, "bias.table", f"rows of {heads} numbers", entries)
@@ -254,8 +264,61 @@ class Compress(Operation, code=46):
         require(rotated <= width, "cosine", f"at most {width // 2} columns", rotated // 2)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class SelectBlocks(Operation, code=43):
+    """Chooses which blocks of `64 / B` earlier tokens a token sees: at most `kept`, and those of its own block.
+
+    A complete block has a key: the mean of its tokens' rows of `keys`, normalised (`RmsNorm`), of whose first `R`
+    channels the halves are rotated (`Rope`) by the position of the block's first token. It is written to row
+    `position % 64 // (64 / B)` of the page of its tokens. The score of a block for a row is the sum over the heads of
+    `max(0, query[h] . key)`; those of the largest scores are kept, of equal ones those that come first. A block that
+    the row's token does not complete is seen up to the token. Bit `b` of `chosen[t, p]` says whether row `t` sees block
+    `b` of page `p`; bits of later blocks are 0.
+
+    `inputs` is a ring as that of `ShortConv`, of rows of `keys`, and the rows of a run come as they do there. `scores`
+    is room for those of a row. Source: Qwen3.8 (2026), as transformers has it.
+    """
+
+    query: Annotated[Floats, rows("H*W")]
+    keys: Annotated[Floats, rows("W")]
+    norm: Annotated[Floats, weight("W")]
+    epsilon: float
+    cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
+    sine: Annotated[Floats, buffer("C", "R/2")]
+    positions: Annotated[Integers, rows()]
+    sequences: Annotated[Integers, rows()]  # rows of `inputs` and `pages`
+    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
+    inputs: Annotated[Floats, buffer("S", "ring", "W"), IN_PLACE]
+    block_keys: Annotated[Cache, cache("N", "1", "B", "W"), IN_PLACE]
+    kept: Annotated[int, NUMBER]
+    scores: Annotated[Floats, rows("P", "B"), OUTPUT]
+    chosen: Annotated[Integers, rows("P"), OUTPUT]
+
+    def check(self, sizes: Sizes) -> None:
+        blocks, width = sizes.letters["B"], sizes.letters["W"]
+        require(blocks in PAGE_BLOCKS, "block_keys", "a power of 2 up to 32 rows of a page", blocks)
+        least = PAGE_TOKENS // blocks - 1
+        require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
+        require(
+            sizes.letters["H"] <= MOST_SELECTING_HEADS,
+            "query",
+            f"at most {MOST_SELECTING_HEADS} heads",
+            sizes.letters["H"],
+        )
+        require(width <= WIDEST_SELECTING_HEAD, "keys", f"at most {WIDEST_SELECTING_HEAD} channels", width)
+        require(sizes.letters["R"] <= width, "cosine", f"at most {width // 2} columns", sizes.letters["R"] // 2)
+        require(1 <= self.kept <= LARGEST_EXTENT, "kept", f"1 to {LARGEST_EXTENT}", self.kept)
+
+    def position_bytes(self) -> int:
+        return self.block_keys.nbytes // (self.block_keys.shape[0] * PAGE_TOKENS)
+
+
+MOST_SELECTING_HEADS = 32
+WIDEST_SELECTING_HEAD = 1024
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
+MOST_DILATION = 64
+"""The most positions from one of these tokens to the next."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -266,7 +329,7 @@ class ShortConv(Operation, code=6):
     sum` (LFM2: Liquid AI 2025, arXiv 2511.23404). With 1 part a row is `u`, and `output = silu(sum)` (Mamba: Gu and Dao
     2023). Each product and sum is rounded to float32. `sum[t] = bias + taps[:, 0] * u[t - length + 1] + ... + taps[:,
     length - 1] * u[t]`, where `t` counts positions of the row's sequence, and `u` before position 0 is zero. The sum
-    runs in this order.
+    runs in this order. With a `dilation` neighbouring taps lie that many positions apart.
 
     `inputs` is a ring for each sequence that holds `u` of earlier runs: that of position `p` lies at `p % ring`. The
     operation puts `u` of all its rows there too. Rows of one sequence come in the order of their positions, and may
@@ -281,11 +344,14 @@ class ShortConv(Operation, code=6):
     inputs: Annotated[Floats, buffer("S", "ring", "D"), IN_PLACE]
     output: Annotated[Floats, rows("D"), output(apart_from="input")]
     parts: int = 3
+    dilation: int = 1
 
     def check(self, sizes: Sizes) -> None:
-        least = sizes.letters["length"] - 1
+        length = sizes.letters["length"]
         require(self.parts in (1, 3), "parts", "1 or 3", self.parts)
-        require(least < MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", sizes.letters["length"])
+        require(length <= MOST_TAPS, "taps", f"at most {MOST_TAPS} of each channel", length)
+        require(1 <= self.dilation <= MOST_DILATION, "dilation", f"1 to {MOST_DILATION}", self.dilation)
+        least = (length - 1) * self.dilation
         require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
 
 

@@ -84,6 +84,11 @@ class Graph:
         return [value for value in self.lasting if value.home == "written_once"]
 
     @property
+    def row_tables(self) -> list[Value]:
+        """The values that hold rows of tables on disk, which are read before a run."""
+        return [value for value in self.lasting if value.table is not None]
+
+    @property
     def fixed_state(self) -> list[Value]:
         """The values that sequences keep whatever the number of their tokens, in all layers."""
         return [value for value in self.lasting if value.home == "state" and value.undo is not None]

@@ -20,6 +20,7 @@ from edgemoe.model.graph import (
     Paging,
     Part,
     RoutingValues,
+    RowTable,
     Section,
     Stage,
     Step,
@@ -120,6 +121,20 @@ class Builder:
     def kept(self, name: str, *shape: Dimension, dtype: Literal["f32", "i32"] = "f32") -> Any:
         """A value with memory of its own, which the engine reads or writes between runs."""
         return self._shared(Value(self.prefix + name, shape, dtype, "kept"))
+
+    def table_rows(self, name: str, table: RowTable) -> op.Floats:
+        """The rows that tokens have of a table on disk, `(T, width)`."""
+        value = Value(self.prefix + name, (self.letter, table.width), "f32", "kept", table=table)
+        return cast("op.Floats", self._shared(value))
+
+    def block_choice(self, blocks: int) -> tuple[op.Floats, op.Integers]:
+        """Room for the scores of blocks of earlier tokens, `blocks` in a page, `(T, P, blocks)`, and for the choice.
+
+        That has a bit for each, `(T, P)`. All layers share the room.
+        """
+        scores = Value(f"block_scores_{blocks}", (self.letter, "P", blocks), "f32", "kept")
+        chosen = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")
+        return cast("op.Floats", self._shared(scores)), cast("op.Integers", self._shared(chosen))
 
     def state(self, name: str, *shape: Dimension, window: int = 0) -> op.Cache:
         """A value that a sequence keeps of its tokens in this layer, in pages, in the format of keys and values.

@@ -12,6 +12,7 @@ from edgemoe.errors import StoreError
 from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.model.first_form import current_form
 from edgemoe.model.spec import ModelSpec
+from edgemoe.store.manifest import TABLE_CHECKSUMS, is_table
 from edgemoe.store.reader import Store
 
 
@@ -59,6 +60,8 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
             yield f"{name} is missing"
         elif (tensor.format is not None) != matrix or (tensor.rows, tensor.columns) != (*shape, 1)[:2]:
             yield f"{name}: expected {shape}, found {(tensor.rows, tensor.columns)[: 2 if tensor.format else 1]}"
+    if any(is_table(name) for name in spec.dense_tensors()):
+        tensors.pop(TABLE_CHECKSUMS, None)
     if tensors:
         yield f"{next(iter(tensors))[:80]!r} is not a tensor of this model"
 

@@ -24,6 +24,7 @@ from typing import Any, Literal, Union
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.model.ngrams import NgramRows
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
@@ -89,6 +90,23 @@ class Window:
     """How many of its latest tokens a sequence can take back, so that the pages which these see are kept too."""
 
 
+@dataclass(frozen=True)
+class RowTable:
+    """A table on disk whose rows a value holds, those of a token one after the other."""
+
+    rule: NgramRows
+    layer: int
+    width: int
+    """The width of all rows of a token together."""
+    parts: int
+    """How many matrices of the store it is."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of these matrices."""
+        return [f"layers.{self.layer}.row_table.{part}" for part in range(self.parts)]
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A named array that does not exist yet."""
@@ -106,6 +124,8 @@ class Value:
     """The rule whose factors it holds."""
     numbers: tuple[float, ...] = ()
     """The numbers that it holds, if they are the model's own and in no tensor."""
+    table: RowTable | None = None
+    """The table whose rows it holds; the engine reads them before a run."""
     undo: int | None = None
     """How many of its latest tokens fixed state, which has a row for each sequence, can take back by itself.
 

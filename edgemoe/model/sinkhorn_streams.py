@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
+from edgemoe.kernels.stream_operations import MOST_STREAMS
 from edgemoe.model.builder import Builder
 from edgemoe.model.plain import ZERO_ALLOWED
 
@@ -28,8 +29,8 @@ class SinkhornStreams:
     epsilon: float = field(metadata=ZERO_ALLOWED)
 
     def check(self) -> None:
-        if not 2 <= self.count <= sk.MOST_STREAMS:
-            raise ValueError(f"{self.count} residual streams: expected 2 to {sk.MOST_STREAMS}")
+        if not 2 <= self.count <= MOST_STREAMS:
+            raise ValueError(f"{self.count} residual streams: expected 2 to {MOST_STREAMS}")
 
     @property
     def _joining(self) -> int:

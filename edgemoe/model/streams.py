@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from edgemoe.kernels import operations as op
 from edgemoe.model.builder import Builder
+from edgemoe.model.gated_streams import GatedStreams
 from edgemoe.model.sinkhorn_streams import SinkhornStreams
 
 
@@ -42,5 +43,7 @@ class Streams(Protocol):
         """Let the result of a block join the streams; `kept` is what `read` has returned at this place."""
 
 
-STREAMS: Mapping[str, type] = MappingProxyType({streams.kind: streams for streams in (SinkhornStreams,)})
+STREAMS: Mapping[str, type] = MappingProxyType(
+    {GatedStreams.kind: GatedStreams, SinkhornStreams.kind: SinkhornStreams},
+)
 """Every rule by the name that stores give it."""

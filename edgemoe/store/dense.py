@@ -90,6 +90,26 @@ class DenseReading:
         self._reading.close()
 
 
+def read_vector(path: Path, tensor: DenseTensor) -> npt.NDArray[np.float32]:
+    """One vector alone, in memory of its own. Raises as `DenseReading`."""
+    start = tensor.offset // PAGE_BYTES * PAGE_BYTES
+    first, end = tensor.offset - start, tensor.offset - start + tensor.bytes
+    memory = np.frombuffer(allocate_pages(round_up(end, PAGE_BYTES)), np.uint8)
+    reading = BulkRead(memory)
+    try:
+        reading.begin([Span(path, tensor.offset, tensor.bytes, first, tensor.crc32c)])
+        reading.wait()
+    except OSError as problem:
+        raise unreadable(path, problem.strerror or str(problem)) from problem
+    except PageReadError as problem:
+        raise not_read(problem) from problem
+    except SpanAlteredError as problem:
+        raise not_as_written(path, tensor) from problem
+    finally:
+        reading.close()
+    return memory[first:end].view(np.float32)
+
+
 def not_as_written(path: Path, tensor: DenseTensor) -> StoreError:
     """The error for a tensor that differs from its checksum."""
     return StoreError(

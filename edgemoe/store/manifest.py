@@ -21,6 +21,11 @@ from edgemoe.store.records import RECORDS_NAME, RecordTable
 
 MANIFEST_NAME = "edgemoe.json"
 DENSE_NAME = "resident.safetensors"
+TABLE_CHECKSUMS = "table_checksums"
+"""The name of the dense tensor after the tables: the CRC-32C of each of their panels, as the bits of a float32.
+
+Zeros after them fill the page, so that the next tensor begins at one.
+"""
 STORE_VERSION = 2
 """The version that this build writes. It also reads version 1, which listed records in the manifest itself."""
 
@@ -57,6 +62,11 @@ class DenseTensor:
     @property
     def bytes(self) -> int:
         return 4 * self.rows if self.format is None else self.format.matrix_bytes(self.rows, self.columns)
+
+
+def is_table(name: str) -> bool:
+    """Whether a dense matrix is (a part of) a table that stays on disk, of which tokens need single rows."""
+    return ".row_table." in name
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,18 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.formats import FORMATS, Format
+from edgemoe.kernels.formats import FORMATS, Format, panel_count
 from edgemoe.store.headers import parse_json
 from edgemoe.store.layouts import AS_IS, RecordLayout, Section
 from edgemoe.store.manifest import (
     MANIFEST_NAME,
     STORE_VERSION,
+    TABLE_CHECKSUMS,
     DenseTensor,
     FileEntry,
     Manifest,
     SideFile,
+    is_table,
     manifest_checksum,
 )
 from edgemoe.store.records import (
@@ -126,12 +128,19 @@ class _Parser:
         position = len(manifest.dense_header())
         vectors_began = False
         for tensor in manifest.dense:
-            vectors_began |= tensor.format is None
+            vectors_began |= tensor.format is None and tensor.name != TABLE_CHECKSUMS
             if tensor.offset != position or (vectors_began and tensor.format is not None):
                 self._fail(f"dense tensor {_shown(tensor.name)}", f"expected at byte {position}.")
             position += tensor.bytes
         if position != manifest.dense_file.bytes:
             self._fail("resident.bytes", f"expected {position}, found {manifest.dense_file.bytes}.")
+        tables = sum(is_table(tensor.name) for tensor in manifest.dense)
+        after = [tensor for tensor in manifest.dense[tables:] if tensor.name == TABLE_CHECKSUMS]
+        panels = sum(panel_count(tensor.rows) for tensor in manifest.dense[:tables])
+        if not all(is_table(tensor.name) for tensor in manifest.dense[:tables]) or len(after) != bool(tables):
+            self._fail("resident", "expected tables of rows first, and their checksums after them.")
+        if tables and (manifest.dense[tables] != after[0] or after[0].format or after[0].rows < panels):
+            self._fail(f"dense tensor {TABLE_CHECKSUMS}", f"expected after the tables, with {panels} numbers.")
 
     def _quantisation(self) -> dict[str, Any]:
         parts = self._table(self._data.get("quantisation"), "quantisation")

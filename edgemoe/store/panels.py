@@ -19,15 +19,14 @@ from edgemoe.store.dense import not_as_written, not_read, unreadable
 from edgemoe.store.manifest import DenseTensor
 
 PIECE_PANELS = 64
-"""Panels read at a time for checksums: a panel is a multiple of 64 bytes, so that 64 panels are whole pages."""
+"""Panels read at a time for checksums."""
 
 
 class Panels:
-    """The panels of one dense matrix that begins at a page."""
+    """The panels of one dense matrix."""
 
     def __init__(self, path: Path, tensor: DenseTensor) -> None:
         assert tensor.format is not None
-        assert tensor.offset % PAGE_BYTES == 0
         self.path = path
         self.tensor = tensor
         self.format = tensor.format
@@ -43,15 +42,15 @@ class Panels:
 
     def within_pages(self, panel: int) -> slice:
         """The place of a panel within its pages."""
-        start = panel * self.panel_bytes % PAGE_BYTES
+        start = (self.tensor.offset + panel * self.panel_bytes) % PAGE_BYTES
         return slice(start, start + self.panel_bytes)
 
-    def checksums(self, direct: bool) -> list[int]:
-        """The CRC-32C of each panel's pages, after verifying the whole matrix by its own.
+    def checksums(self, direct: bool) -> npt.NDArray[np.uint32]:
+        """The CRC-32C of each panel, after verifying the whole matrix by its own.
 
         Raises StoreError where the file cannot be read, or the matrix differs from its checksum; BudgetError.
         """
-        memory = np.frombuffer(allocate_pages(PIECE_PANELS * self.panel_bytes + PAGE_BYTES), np.uint8)
+        memory = np.frombuffer(allocate_pages(PIECE_PANELS * self.panel_bytes + 2 * PAGE_BYTES), np.uint8)
         reading = BulkRead(memory, direct)
         try:
             return self._checksums(reading, memory)
@@ -62,17 +61,18 @@ class Panels:
         finally:
             reading.close()
 
-    def _checksums(self, reading: BulkRead, memory: npt.NDArray[np.uint8]) -> list[int]:
-        whole, of_panels = 0, []
+    def _checksums(self, reading: BulkRead, memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+        whole, of_panels = 0, np.empty(self.count, np.uint32)
         for first_panel in range(0, self.count, PIECE_PANELS):
             panels = range(first_panel, min(first_panel + PIECE_PANELS, self.count))
             origin, end = self.pages(panels[0])[0], self.pages(panels[-1])[1]
             reading.begin([Span(self.path, origin, end - origin, 0)])
             reading.wait()
-            whole = crc32c(memory[: len(panels) * self.panel_bytes], whole)
-            for panel in panels:
-                start, end = self.pages(panel)
-                of_panels.append(crc32c(memory[start - origin : end - origin]))
+            first = self.within_pages(panels[0]).start
+            whole = crc32c(memory[first : first + len(panels) * self.panel_bytes], whole)
+            for number, panel in enumerate(panels):
+                start = first + number * self.panel_bytes
+                of_panels[panel] = crc32c(memory[start : start + self.panel_bytes])
         if self.tensor.crc32c not in (None, whole):
             raise not_as_written(self.path, self.tensor)
         return of_panels

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.formats import Format
+from edgemoe.kernels.formats import Format, panel_count
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.store.headers import MAX_HEADER_BYTES
 from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import (
     DENSE_NAME,
+    TABLE_CHECKSUMS,
     DenseTensor,
     FileEntry,
     Manifest,
     dense_header,
+    is_table,
     with_record_file,
 )
 from edgemoe.store.records import RecordTable, first_rows
@@ -40,8 +43,9 @@ def plan_store(
     """Make a manifest with all places and no checksums.
 
     `dense` gives (name, format, rows, columns) of each tensor; format None is a float32 vector of `rows`.
-    Matrices go before vectors. `experts` gives the layout of each expert's record, layer by layer; a dense layer has
-    none. Records go layer by layer into files of at most `file_limit_bytes`.
+    Tables that stay on disk go first, with their checksums, then matrices, then vectors. `experts` gives the layout of
+    each expert's record, layer by layer; a dense layer has none. Records go layer by layer into files of at most
+    `file_limit_bytes`.
     """
     tensors = _place_dense(model, dense)
     every = [layout for layer in experts for layout in layer]
@@ -68,8 +72,15 @@ def plan_store(
 def _place_dense(
     model: Mapping[str, Any], dense: Sequence[tuple[str, Format | None, int, int]]
 ) -> tuple[DenseTensor, ...]:
-    ordered = sorted(dense, key=lambda entry: entry[1] is None)
+    ordered = sorted(dense, key=lambda entry: (not is_table(entry[0]), entry[1] is None))
     tensors = tuple(DenseTensor(name, fmt, rows, columns, 0) for name, fmt, rows, columns in ordered)
+    tables = [tensor for tensor in tensors if is_table(tensor.name)]
+    if tables:
+        size = sum(tensor.bytes for tensor in tables)
+        checksums = 4 * sum(panel_count(tensor.rows) for tensor in tables)
+        filled = round_up(size + checksums, PAGE_BYTES) - size
+        vector = DenseTensor(TABLE_CHECKSUMS, None, filled // 4, 1, 0)
+        tensors = (*tables, vector, *tensors[len(tables) :])
     header = dense_header(tensors)
     if len(header) > MAX_HEADER_BYTES:
         raise StoreError(f"{len(tensors)} dense tensors: more than a safetensors header can hold.")

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import StoreError
 from edgemoe.kernels.expert_operations import MOST_LAYOUTS, RecordLayouts
+from edgemoe.kernels.formats import panel_count
 from edgemoe.kernels.landing import Parts, staging_bytes
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-from edgemoe.store.dense import DenseReading, DenseValue, DenseWeights, unreadable
+from edgemoe.store.dense import DenseReading, DenseValue, DenseWeights, read_vector, unreadable
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
-from edgemoe.store.manifest import MANIFEST_NAME, DenseTensor, FileEntry, Manifest
+from edgemoe.store.manifest import MANIFEST_NAME, TABLE_CHECKSUMS, DenseTensor, FileEntry, Manifest, is_table
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
 from edgemoe.store.records import record_name
 
@@ -121,22 +123,36 @@ class Store:
         return dict(self.manifest.model)
 
     @cached_property
+    def tables(self) -> tuple[DenseTensor, ...]:
+        """The parts of tables of which tokens need single rows: they stay on disk."""
+        return tuple(tensor for tensor in self.manifest.dense if is_table(tensor.name))
+
+    def read_table_checksums(self) -> npt.NDArray[np.uint32]:
+        """The CRC-32C of every panel of all tables, in their order.
+
+        Raises StoreError where the file cannot be read, or they differ from their own checksum; BudgetError.
+        """
+        (tensor,) = (tensor for tensor in self.manifest.dense if tensor.name == TABLE_CHECKSUMS)
+        found = read_vector(self.dense_path, tensor).view(np.uint32)
+        return found[: sum(panel_count(table.rows) for table in self.tables)]
+
+    @cached_property
     def embedding(self) -> DenseTensor | None:
-        """The embedding, if it can be left on disk: it must be the first tensor, and begin at a page."""
-        first = next(iter(self.manifest.dense), None)
+        """The embedding, if it can be left on disk: it must be the first tensor after tables, and begin at a page."""
+        first = next(iter(self._dense_tensors(True)), None)
         if first is None or first.name != "embedding" or first.format is None or first.offset % PAGE_BYTES:
             return None
         return first
 
     def dense_bytes(self, embedding: bool = True) -> int:
-        """Bytes that `begin_dense` allocates."""
+        """Bytes that `begin_dense` allocates: those of tables are not among them."""
         tensors = self._dense_tensors(embedding)
         vectors = sum(round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES) for tensor in tensors if tensor.format is None)
         span = self.manifest.dense_file.bytes - _first_page(tensors)
         return (round_up(span, PAGE_BYTES) if tensors else 0) + round_up(vectors, PAGE_BYTES)
 
     def load_dense(self) -> dict[str, DenseValue]:
-        """Every dense tensor by its name, in one block of anonymous memory that lives as long as any of them.
+        """Every dense tensor but tables by its name, in one block of memory that lives as long as any of them.
 
         Matrices are in kernel layout, vectors float32 `(elements,)`; each begins at a multiple of 64 bytes.
         Raises StoreError where the file cannot be read, or a tensor differs from its checksum.
@@ -159,7 +175,7 @@ class Store:
         return self.path / self.manifest.dense_file.name
 
     def _dense_tensors(self, embedding: bool) -> Sequence[DenseTensor]:
-        tensors = self.manifest.dense
+        tensors = self.manifest.dense[len(self.tables) + bool(self.tables) :]
         return tensors if embedding or self.embedding is None else tensors[1:]
 
     @property

@@ -13,6 +13,13 @@ enum { EM_PAGE_TOKENS = 64 };
 /* The most tokens that a short convolution runs over. */
 enum { EM_MOST_TAPS = 64 };
 
+/* The most positions from one of these tokens to the next. */
+enum { EM_MOST_DILATION = 64 };
+
+/* The most heads that choose blocks, and their channels. */
+enum { EM_MOST_SELECTING_HEADS = 32 };
+enum { EM_WIDEST_SELECTING_HEAD = 1024 };
+
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
 
@@ -131,6 +138,8 @@ typedef struct em_attention {
     float cap;
     const int32_t *lengths;   /* (S,), or NULL */
     em_distance_bias bias;    /* all zeros if there are none */
+    const int32_t *chosen;    /* (T, P), or NULL */
+    int32_t page_blocks;
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
@@ -150,6 +159,7 @@ typedef struct em_short_conv {
     float *inputs;            /* (S, ring, D) */
     float *output;            /* (T, D) */
     int32_t parts;
+    int32_t dilation;
     int32_t hidden_size;      /* D */
     int32_t length;           /* length */
     int32_t sequence_count;   /* S */
@@ -439,6 +449,62 @@ typedef struct em_channel_scan {
     int32_t sequence_count;   /* S */
 } em_channel_scan;
 
+/* Mixes the streams to one row: output = mean over s of sigmoid(shares[s]) * streams[s], channel by channel. */
+typedef struct em_read_streams {
+    const float *streams; /* (T, count*D) */
+    const float *shares;  /* (T, count*D) */
+    float *output;        /* (T, D) */
+    int32_t hidden_size;  /* D */
+    int32_t count;        /* count */
+} em_read_streams;
+
+/* Adds a block's result to every stream in place: streams[s] += 2 * sigmoid(shares[s]) * result. */
+typedef struct em_write_streams {
+    const float *shares; /* (T, count) */
+    const float *result; /* (T, D) */
+    float *streams;      /* (T, count*D) */
+    int32_t count;       /* count */
+    int32_t hidden_size; /* D */
+} em_write_streams;
+
+/* Gives every stream a share of one value, by how far a key of its own agrees with its query. */
+typedef struct em_gate_by_agreement {
+    const float *key;    /* (T, count*D) */
+    const float *query;  /* (T, count*D) */
+    const float *value;  /* (T, D) */
+    float least;
+    float *output;       /* (T, count*D) */
+    int32_t hidden_size; /* D */
+    int32_t count;       /* count */
+} em_gate_by_agreement;
+
+/* Chooses which blocks of 64 / B earlier tokens a token sees: at most kept, and those of its own block. */
+typedef struct em_select_blocks {
+    const float *query;       /* (T, H*W) */
+    const float *keys;        /* (T, W) */
+    const float *norm;        /* (W,) */
+    float epsilon;
+    const float *cosine;      /* (C, R/2) */
+    const float *sine;        /* (C, R/2) */
+    const int32_t *positions; /* (T,) */
+    const int32_t *sequences; /* (T,) */
+    const int32_t *pages;     /* (S, P) */
+    float *inputs;            /* (S, ring, W) */
+    em_cache block_keys;      /* (N, 1, B, W) */
+    int64_t kept;
+    float *scores;            /* (T, P, B) */
+    int32_t *chosen;          /* (T, P) */
+    int32_t head_dim;         /* W */
+    int32_t heads;            /* H */
+    int32_t context;          /* C */
+    int32_t rotated;          /* R */
+    int32_t sequence_count;   /* S */
+    int32_t table_pages;      /* P */
+    int32_t ring;             /* ring */
+    int32_t page_count;       /* N */
+    int32_t page_blocks;      /* B */
+} em_select_blocks;
+
 /* A token's streams become the row that a block reads: output = sum over i of share[i] * streams[i]. */
 typedef struct em_collapse_streams {
     const float *streams; /* (T, n*D) */
@@ -586,6 +652,10 @@ typedef struct em_choose_blocks {
     X(SCALE_BY_POSITION, scale_by_position) \
     X(CAPACITY, capacity) \
     X(CHANNEL_SCAN, channel_scan) \
+    X(READ_STREAMS, read_streams) \
+    X(WRITE_STREAMS, write_streams) \
+    X(GATE_BY_AGREEMENT, gate_by_agreement) \
+    X(SELECT_BLOCKS, select_blocks) \
     X(COLLAPSE_STREAMS, collapse_streams) \
     X(JOIN_STREAMS, join_streams) \
     X(COMPRESS, compress) \
@@ -624,13 +694,14 @@ typedef struct em_choose_blocks {
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
         FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, chunked) \
         FIELD(em_attention, cap) FIELD(em_attention, lengths) FIELD(em_attention, bias) \
-        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
-        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
-        FIELD(em_attention, value_dim) \
+        FIELD(em_attention, chosen) FIELD(em_attention, page_blocks) FIELD(em_attention, sequence_count) \
+        FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
+        FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
-        FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, hidden_size) \
-        FIELD(em_short_conv, length) FIELD(em_short_conv, sequence_count) FIELD(em_short_conv, ring) \
+        FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, dilation) \
+        FIELD(em_short_conv, hidden_size) FIELD(em_short_conv, length) FIELD(em_short_conv, sequence_count) \
+        FIELD(em_short_conv, ring) \
     STRUCT(em_route) FIELD(em_route, logits) FIELD(em_route, renormalise) FIELD(em_route, experts) \
         FIELD(em_route, weights) FIELD(em_route, slots) FIELD(em_route, bonus) FIELD(em_route, score) \
         FIELD(em_route, choice_bias) FIELD(em_route, groups) FIELD(em_route, kept_groups) \
@@ -704,6 +775,23 @@ typedef struct em_choose_blocks {
         FIELD(em_channel_scan, skip) FIELD(em_channel_scan, positions) FIELD(em_channel_scan, sequences) \
         FIELD(em_channel_scan, states) FIELD(em_channel_scan, output) FIELD(em_channel_scan, channels) \
         FIELD(em_channel_scan, head_dim) FIELD(em_channel_scan, sequence_count) \
+    STRUCT(em_read_streams) FIELD(em_read_streams, streams) FIELD(em_read_streams, shares) \
+        FIELD(em_read_streams, output) FIELD(em_read_streams, hidden_size) FIELD(em_read_streams, count) \
+    STRUCT(em_write_streams) FIELD(em_write_streams, shares) FIELD(em_write_streams, result) \
+        FIELD(em_write_streams, streams) FIELD(em_write_streams, count) FIELD(em_write_streams, hidden_size) \
+    STRUCT(em_gate_by_agreement) FIELD(em_gate_by_agreement, key) FIELD(em_gate_by_agreement, query) \
+        FIELD(em_gate_by_agreement, value) FIELD(em_gate_by_agreement, least) \
+        FIELD(em_gate_by_agreement, output) FIELD(em_gate_by_agreement, hidden_size) \
+        FIELD(em_gate_by_agreement, count) \
+    STRUCT(em_select_blocks) FIELD(em_select_blocks, query) FIELD(em_select_blocks, keys) \
+        FIELD(em_select_blocks, norm) FIELD(em_select_blocks, epsilon) FIELD(em_select_blocks, cosine) \
+        FIELD(em_select_blocks, sine) FIELD(em_select_blocks, positions) FIELD(em_select_blocks, sequences) \
+        FIELD(em_select_blocks, pages) FIELD(em_select_blocks, inputs) FIELD(em_select_blocks, block_keys) \
+        FIELD(em_select_blocks, kept) FIELD(em_select_blocks, scores) FIELD(em_select_blocks, chosen) \
+        FIELD(em_select_blocks, head_dim) FIELD(em_select_blocks, heads) FIELD(em_select_blocks, context) \
+        FIELD(em_select_blocks, rotated) FIELD(em_select_blocks, sequence_count) \
+        FIELD(em_select_blocks, table_pages) FIELD(em_select_blocks, ring) FIELD(em_select_blocks, page_count) \
+        FIELD(em_select_blocks, page_blocks) \
     STRUCT(em_collapse_streams) FIELD(em_collapse_streams, streams) FIELD(em_collapse_streams, numbers) \
         FIELD(em_collapse_streams, base) FIELD(em_collapse_streams, scale) FIELD(em_collapse_streams, epsilon) \
         FIELD(em_collapse_streams, count) FIELD(em_collapse_streams, output) \

@@ -37,7 +37,9 @@ enum {
     JOINING = STREAMS * (1 + STREAMS),
     RATE = 4,
     BLOCKS = EM_PAGE_TOKENS / RATE,
-    OPERATIONS = 72, /* at most, with one that begins to read experts */
+    GATED_STREAMS = 4, /* each as wide as a head */
+    PAGE_BLOCKS = 16,
+    OPERATIONS = 80, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -75,6 +77,11 @@ typedef struct model {
     float still_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float apart_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float channel_rates[WIDTH][LATENT_ROTARY], channel_states[1][(WIDTH + 15) / 16 * EM_PANEL_ROWS][LATENT_ROTARY];
+    float stream[TOKENS][WIDTH / GATED_STREAMS], agreed[TOKENS][WIDTH];
+    float index_ring[1][EM_PAGE_TOKENS / PAGE_BLOCKS - 1][HEAD_WIDTH], block_scores[TOKENS][PAGES][PAGE_BLOCKS];
+    float block_keys[PAGES][PAGE_BLOCKS][HEAD_WIDTH]; /* large enough for every format */
+    uint16_t block_scales[PAGES][PAGE_BLOCKS][1];
+    int32_t chosen_blocks[TOKENS][PAGES];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t cache_scales[2][PAGES][GROUPS][EM_PAGE_TOKENS][1];
@@ -195,7 +202,7 @@ static inline void add_convolution(model *m) {
     *in = (em_linear){.input = *m->normed, .parts_count = 1, .scale = 1};
     in->parts[0] = part_of(owned_matrix(m, EM_Q8, 3 * WIDTH, WIDTH), NULL, *m->gates);
     add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
-        .input = *m->gates, .parts = 3, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
+        .input = *m->gates, .parts = 3, .dilation = 1, .taps = *m->taps, .bias = m->bias, .positions = m->positions, .sequences = m->sequences,
         .inputs = **m->ring, .output = *m->convolved, .hidden_size = WIDTH, .length = TAPS, .sequence_count = 1,
         .ring = RING};
     em_linear *out = &add(m, EM_LINEAR)->as.linear;
@@ -211,7 +218,7 @@ static inline void add_delta(model *m) {
     in->parts[2] = part_of(owned_matrix(m, EM_F32, DELTA_HEADS, WIDTH), NULL, *m->delta_strength);
     in->parts[3] = part_of(owned_matrix(m, EM_F32, DELTA_HEADS, WIDTH), NULL, *m->delta_decay);
     add(m, EM_SHORT_CONV)->as.short_conv = (em_short_conv){
-        .input = *m->delta_in, .parts = 1, .taps = *m->delta_taps, .positions = m->positions,
+        .input = *m->delta_in, .parts = 1, .dilation = 1, .taps = *m->delta_taps, .positions = m->positions,
         .sequences = m->sequences, .inputs = **m->delta_ring, .output = *m->mixed, .hidden_size = DELTA_CHANNELS,
         .length = TAPS, .sequence_count = 1, .ring = TAPS - 1};
     add(m, EM_DELTA_RULE)->as.delta_rule = (em_delta_rule){
@@ -402,6 +409,39 @@ static inline void add_moe(model *m) {
         .hidden_size = WIDTH, .scale = 0.3f, .factor = m->bias};
 }
 
+/* The residual stream as four of a quarter of its width. */
+static inline void add_gated_streams(model *m) {
+    add(m, EM_READ_STREAMS)->as.read_streams = (em_read_streams){
+        .streams = *m->hidden, .shares = *m->normed, .output = *m->stream, .count = GATED_STREAMS, .hidden_size = WIDTH / GATED_STREAMS};
+    add(m, EM_GATE_BY_AGREEMENT)->as.gate_by_agreement = (em_gate_by_agreement){
+        .key = *m->hidden, .query = *m->normed, .value = *m->stream, .least = 1e-6f, .output = *m->agreed, .count = GATED_STREAMS,
+        .hidden_size = WIDTH / GATED_STREAMS};
+    add(m, EM_WRITE_STREAMS)->as.write_streams = (em_write_streams){
+        .shares = *m->delta_decay, .result = *m->stream, .streams = *m->hidden, .count = GATED_STREAMS, .hidden_size = WIDTH / GATED_STREAMS};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->agreed, .output = *m->hidden, .hidden_size = WIDTH, .scale = 1};
+}
+
+/* Attention once more, to some blocks of four tokens. */
+static inline void add_choice(model *m, int32_t cache_format) {
+    const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
+    const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
+    const em_cache blocks = {m->block_keys, **m->block_scales, cache_format};
+    add(m, EM_SELECT_BLOCKS)->as.select_blocks = (em_select_blocks){
+        .query = *m->query, .keys = *m->stream, .norm = m->norm, .epsilon = 1e-5f, .cosine = *m->cosine, .sine = *m->sine,
+        .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .inputs = **m->index_ring,
+        .block_keys = blocks, .kept = 5, .scores = **m->block_scores, .chosen = *m->chosen_blocks, .head_dim = HEAD_WIDTH,
+        .heads = HEADS, .context = CONTEXT, .rotated = HEAD_WIDTH, .sequence_count = 1, .table_pages = PAGES,
+        .ring = EM_PAGE_TOKENS / PAGE_BLOCKS - 1, .page_count = PAGES, .page_blocks = PAGE_BLOCKS};
+    add(m, EM_ATTENTION)->as.attention = (em_attention){
+        .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
+        .value_cache = values, .scale = 0.2f, .output = *m->attended, .chosen = *m->chosen_blocks,
+        .page_blocks = PAGE_BLOCKS, .sequence_count = 1, .table_pages = PAGES, .page_count = PAGES, .kv_heads = GROUPS,
+        .head_dim = HEAD_WIDTH, .heads = HEADS, .value_dim = HEAD_WIDTH};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->attended, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
+}
+
 static inline model *make_model_with(int32_t cache_format) {
     random_state = 88172645u;
     model *m = calloc(1, sizeof *m);
@@ -444,6 +484,8 @@ static inline model *make_model_with(int32_t cache_format) {
     add_compressed_attention(m, cache_format);
     add_streams(m);
     add_moe(m);
+    add_gated_streams(m);
+    add_choice(m, cache_format);
     return m;
 }
 

@@ -85,6 +85,8 @@ class Reference:
         self._space = Workspace(graph, CHUNK_TOKENS, context_length, "f32")
         for group in self._space.page_groups(graph):
             group.table[0] = np.arange(group.table.shape[1]) % group.pages  # a ring, in which nothing is released
+        tables = [(value.table, self._space.array(value)) for value in graph.row_tables]
+        self._tables = [(t.rule, np.concatenate([weights[name] for name in t.names]), rows) for t, rows in tables]
         decoder = Decoder(graph, _resident(self.spec, weights), self._space, arena, layouts)
         for routing, layer_slots in zip(decoder.routing, slots, strict=True):
             if routing is not None:
@@ -115,6 +117,8 @@ class Reference:
             part = ids[start : start + chunk_tokens]
             self._space.ids[: len(part)] = part
             self._space.positions[: len(part)] = np.arange(start, start + len(part))
+            for rule, table, output in self._tables:
+                output[: len(part)] = table[rule.of(part, ids[:start])].reshape(len(part), -1)
             self._whole.run(len(part))
             inside = [position - start for position in wanted if start <= position < start + len(part)]
             for first in range(0, len(inside), HEAD_ROWS):

@@ -517,6 +517,57 @@ def _qwen35(**text: Any) -> dict[str, Any]:
     }
 
 
+_QWEN4_TEXT: dict[str, Any] = {
+    **{key: value for key, value in _QWEN35_TEXT.items() if key != "model_type"},
+    "bos_token_id": 248044,
+    "eos_token_id": 248044,
+    "hc_count": 4,
+    "hc_lowrank": 320,
+    "heads_per_ngram": 8,
+    "hidden_size": 2560,
+    "indexer_budget": 2048,
+    "indexer_compress_ratio": 4,
+    "indexer_head_dim": 128,
+    "indexer_kv_heads": 1,
+    "indexer_n_heads": 4,
+    "intermediate_size": 12288,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 12,
+    "linear_num_value_heads": 48,
+    "make_ngram_vocab_size_divisible_by": 128,
+    "model_type": "qwen4_exp_text",
+    "moe_intermediate_size": 640,
+    "mtp": {
+        "hybrid": True,
+        "layer_types": ["full_attention"],
+        "mtp_use_hidden_state_from_layer": None,
+        "num_hidden_layers": 1,
+        "rope_theta": 10000000,
+    },
+    "ngram_size": 3,
+    "ngram_vocab_size_base": 20000000,
+    "num_attention_heads": 24,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "output_gate_type": "sigmoid",
+    "ple_conv_kernel_size": 4,
+    "ple_embed_dim": 2560,
+    "ple_layer_ids": [2],
+    "shared_expert_intermediate_size": 640,
+    "split_ngram_parts": 128,
+}
+QWEN38_FLASH_NEXT = {
+    "architectures": ["Qwen4ExpForConditionalGeneration"],
+    "image_token_id": 248056,
+    "language_model_only": False,
+    "model_type": "qwen4_exp",
+    "text_config": _QWEN4_TEXT,
+    "tie_word_embeddings": False,
+    "video_token_id": 248057,
+    "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen4_exp", "out_hidden_size": 2560},
+    "vision_end_token_id": 248054,
+    "vision_start_token_id": 248053,
+}
 QWEN36_35B_A3B = _qwen35()
 QWEN35_122B_A10B = _qwen35(
     hidden_size=3072,
@@ -2696,6 +2747,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Qwen3.6-35B-A3B": (QWEN36_35B_A3B, 34_660_610_688),
     "Qwen3.5-122B-A10B": (QWEN35_122B_A10B, 122_111_526_912),
     "Qwen3.5-397B-A17B": (QWEN35_397B_A17B, 396_346_350_336),
+    "Qwen3.8-Flash-Next": (QWEN38_FLASH_NEXT, 176_943_899_520),
     "gpt-oss-20b": (GPT_OSS_20B, 20_914_757_184),
     "gemma-4-26B-A4B": (GEMMA4_26B_A4B, 25_233_141_790),
     "granite-3.0-1b-a400m": (GRANITE_1B_A400M, 1_334_628_352),
@@ -2741,6 +2793,7 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         KIMI_K2 | {"model_type": "kimi_k25"},  # all keys in one object
         _QWEN35_TEXT,
         _QWEN35_TEXT | {"model_type": "qwen3_5_moe"},  # as a GGUF's config is: all keys in one object
+        _QWEN4_TEXT,
         MISTRAL_SMALL_4["text_config"],
         MISTRAL_SMALL_4["text_config"] | {"model_type": "mistral3"},  # all keys in one object
         _LLAMA4_TEXT,

@@ -17,6 +17,7 @@ from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import RELU2, Activation
 from edgemoe.model.blocks import (
     Attention,
+    BlockIndexer,
     CompressedAttention,
     GatedDelta,
     GatedFfn,
@@ -24,14 +25,17 @@ from edgemoe.model.blocks import (
     Mamba,
     Mamba2,
     Moe,
+    NgramTable,
     OutputGate,
     PlainFfn,
     RouterSpec,
     SharedExpert,
     ShortConv,
 )
+from edgemoe.model.ngrams import NgramRows
 from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tables
-from edgemoe.model.spec import LayerSpec, ModelSpec
+from edgemoe.model.spec import Block, LayerSpec, ModelSpec
+from edgemoe.model.streams import GatedStreams
 from tests.architectures.published import (
     ALL_FAMILIES,
     ARCTIC_INSTRUCT,
@@ -79,6 +83,7 @@ from tests.architectures.published import (
     QWEN3_NEXT_80B_A3B,
     QWEN15_MOE_A27B,
     QWEN36_35B_A3B,
+    QWEN38_FLASH_NEXT,
     SARVAM_30B,
     SARVAM_105B,
     SOLAR_OPEN_100B,
@@ -822,6 +827,46 @@ def test_qwen3_5_moe_is_the_text_part_of_its_config():
     assert ffn(spec.layers[0]) == Moe(256, 8, 512, RouterSpec(True), SharedExpert(512, gate=True))
     listed = {key: value for key, value in text.items() if key != "layer_types"}
     assert model_spec(QWEN36_35B_A3B | {"text_config": listed}) == spec
+
+
+def test_qwen4_exp_has_streams_a_table_and_chosen_blocks():
+    spec = model_spec(QWEN38_FLASH_NEXT)
+    text = QWEN38_FLASH_NEXT["text_config"]
+    assert model_spec(text) == spec
+    assert (spec.streams, spec.max_positions, spec.positions_limit) == (GatedStreams(4, 320), 262144, "none")
+    rule = NgramRows(3, 8, 20_000_000, 128, 0, 1234, 248320, 248044)
+    assert [len(layer.blocks) for layer in spec.layers] == [2, 3] + [2] * 46
+    assert spec.layers[1].blocks[0] == Block(NgramTable(rule, 2560, 128, 4, 4, 3), input_norm=False)
+    assert spec.layers[0].blocks[0].body == GatedDelta(16, 48, 128, 128, 4, "sigmoid")
+    assert spec.layers[3].blocks[0].body.indexer == BlockIndexer(4, 128, 4, 512)
+    assert ffn(spec.layers[0]) == Moe(512, 10, 640, RouterSpec(True), SharedExpert(640, gate=True))
+    named = [kind.replace("full", "indexed") for kind in text["layer_types"]]
+    assert model_spec(text | {"layer_types": named}) == spec
+    assert model_spec(text | {"eos_token_id": [248044, 7], "ple_layer_ids": [2, 2]}) == spec
+    two = model_spec(text | {"ple_layer_ids": [6, 2]})
+    assert [layer.blocks[0].body.rule.number for layer in two.layers if len(layer.blocks) == 3] == [0, 1]
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"hc_count": 1}, "hc_count is 1; expected a whole number from 2 to 16"),
+        ({"output_gate_type": "gelu"}, 'output_gate_type is "gelu"; edgemoe implements "silu" or "sigmoid" only'),
+        ({"ple_layer_ids": [4]}, "ple_layer_ids is 4; edgemoe implements tables before linear attention only"),
+        ({"ple_layer_ids": [0]}, "ple_layer_ids holds 0; expected layers from 1 to 48"),
+        ({"ple_embed_dim": 2561}, "ple_embed_dim is 2561 for 1 tables with 16 rows for a token"),
+        ({"eos_token_id": None}, "eos_token_id is null; expected an id below 248320"),
+        ({"ngram_size": 1}, "ngram_size is 1"),
+        ({"indexer_budget": None}, "indexer_budget is missing"),
+        ({"indexer_budget": 2049}, "indexer_budget is 2049; expected a multiple of indexer_compress_ratio, which is 4"),
+        ({"indexer_compress_ratio": 3}, "indexer_compress_ratio is 3; edgemoe implements divisors of 64 above 1 only"),
+        ({"indexer_kv_heads": 2}, "indexer_kv_heads is 2; edgemoe implements 1 only"),
+        ({"indexer_head_dim": 62}, "indexer_head_dim is 62; expected at least the 64 channels that positions rotate"),
+        ({"split_ngram_parts": 0}, "split_ngram_parts is 0"),
+    ],
+)
+def test_qwen4_exp_that_cannot_be_run_is_refused(changes, words):
+    assert words in refusal(QWEN38_FLASH_NEXT | {"text_config": QWEN38_FLASH_NEXT["text_config"] | changes})
 
 
 def test_gemma4_is_the_text_part_of_its_config():

@@ -31,7 +31,8 @@ GEMMA = ("gemma4", "gemma4_text")
 LLAMA4 = ("llama4", "llama4_text")
 VISION = CASES["gemma4"].config["vision_config"]
 """Families whose head width is always the model's width over the number of heads."""
-DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+QWEN4 = ("qwen4_exp", "qwen4_exp_text")
+DELTA = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", *QWEN4)
 MAMBA = ("granitemoehybrid", "jamba", "nemotron_h")
 KDA = ("bailing_hybrid", "kimi_linear")
 NEWER = (
@@ -49,6 +50,7 @@ NEWER = (
     "nemotron_h",
     "qwen3_5_moe",
     "qwen3_5_moe_text",
+    *QWEN4,
 )
 """Families whose configs are all of the newer form."""
 CHUNKED_TOLERANCE = 1e-3
@@ -207,6 +209,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         config["rope_parameters"] = config["rope_parameters"] | {
             "partial_rotary_factor": draw(partial_factors(head_width))
         }
+        if model_type in QWEN4:
+            config |= draw(streams_and_tables(config["layer_types"], head_width))
         if model_type == "qwen3_next":
             config |= {"intermediate_size": number(1, 70), "norm_topk_prob": draw(st.booleans())}
             config["mlp_only_layers"] = draw(st.lists(st.integers(0, config["num_hidden_layers"] - 1), max_size=1))
@@ -276,8 +280,8 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         config["attention_bias"] = draw(st.booleans())
     if model_type == "olmoe":
         config["clip_qkv"] = draw(st.sampled_from([None, 0.5]))
-    layout = draw(st.sampled_from(["files", "fused"]))
-    if model_type == "qwen3_5_moe":
+    layout = draw(st.sampled_from(["files"] if model_type in QWEN4 else ["files", "fused"]))
+    if model_type in ("qwen3_5_moe", "qwen4_exp"):
         # No vision tower that is run: its smallest.
         tower = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 8}
         tied = {"tie_word_embeddings": config["tie_word_embeddings"]}
@@ -402,6 +406,34 @@ def linear_layers(draw: st.DrawFn, layers: int, head_width: int) -> dict[str, An
         "linear_key_head_dim": draw(st.integers(1, 40)),
         "linear_value_head_dim": draw(st.integers(1, 40)),
         "linear_conv_kernel_dim": draw(st.integers(2, 6)),
+    }
+
+
+@st.composite
+def streams_and_tables(draw: st.DrawFn, types: list[str], head_width: int) -> dict[str, Any]:
+    linear = [number + 1 for number, kind in enumerate(types) if kind == "linear_attention"]
+    longest, heads, block = draw(st.integers(2, 4)), draw(st.integers(1, 3)), draw(st.sampled_from([2, 4, 16]))
+    return {
+        "eos_token_id": draw(st.integers(0, 15) | st.just([3, 1])),
+        "hc_count": draw(st.integers(2, 5)),
+        "hc_lowrank": draw(st.integers(1, 40)),
+        "heads_per_ngram": heads,
+        "indexer_budget": block * draw(st.integers(1, 12) | st.just(200)),
+        "indexer_compress_ratio": block,
+        "indexer_head_dim": head_width + draw(st.integers(0, 9)),
+        "indexer_kv_heads": 1,
+        # With few heads the scores of some blocks are all 0, and the reference keeps any of these.
+        "indexer_n_heads": draw(st.integers(8, 12)),
+        "make_ngram_vocab_size_divisible_by": draw(st.sampled_from([1, 7, 128])),
+        "ngram_size": longest,
+        "ngram_vocab_size_base": draw(st.integers(2, 90)),
+        "norm_topk_prob": draw(st.booleans()),
+        "output_gate_type": draw(st.sampled_from([None, "silu", "sigmoid"])),
+        "ple_conv_kernel_size": draw(st.integers(2, 5)),
+        "ple_embed_dim": (longest - 1) * heads * draw(st.integers(1, 20)),
+        "ple_layer_ids": draw(st.lists(st.sampled_from(linear), max_size=2)) if linear else None,
+        "seed": draw(st.integers(0, 99)),
+        "split_ngram_parts": draw(st.integers(1, 9)),
     }
 
 

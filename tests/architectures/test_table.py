@@ -19,7 +19,10 @@ from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_
 from tests.golden.cases import CASES
 from tests.support.every_case import every_case
 
-LEFT_OUT = re.compile(r"visual|vision|multi_modal|mm_projector|\.indexer\.|slope_rate|(query|key|diagonal)_decay")
+LEFT_OUT = re.compile(
+    r"visual|vision|multi_modal|mm_projector|\.indexer\.(?!index_qk_proj|[qk]_layernorm)|layer_multipliers|ngram_heads_"
+    r"|slope_rate|(query|key|diagonal)_decay"
+)
 LEFT_OUT_OF = {
     "deepseek_v4": re.compile("(?!)"),  # its indexer is run
     "deepseek_v4_fused": re.compile("(?!)"),

@@ -27,7 +27,7 @@ def test_a_config_is_enough_for_a_plan(config: Path, capsys: Capture) -> None:
     assert shown.err == ""
     lines = dict(line.split(": ", 1) for line in shown.out.splitlines() if ": " in line)
     assert lines["source"].endswith("known from config.json alone")
-    assert lines["dense weights"] == "705.7 MiB"
+    assert lines["dense weights"] == "703.4 MiB"
     assert lines["on disk, read row by row"] == "embedding: 166.9 MiB, q4"
     assert "slots for 6144 (" in lines["experts"]
     assert lines["memory's rate"] == "30.00 GB/s, as given"
@@ -47,6 +47,14 @@ def test_the_floor_is_named_below_it(config: Path, capsys: Capture) -> None:
     assert shown.out == ""
     assert "This model needs at least" in shown.err
     assert "the budget is 1.00 GiB" in shown.err
+
+
+def test_a_table_of_rows_stays_on_disk(capsys: Capture) -> None:
+    golden = Path(__file__).parents[1] / "golden" / "qwen4_exp" / "config.json"
+    assert run_command(["plan", str(golden), "--ram", "floor", *RATES]) == 0
+    shown = capsys.readouterr().out
+    assert "on disk, read row by row: row_tables: " in shown
+    assert "in memory: table: " in shown
 
 
 def test_a_model_without_experts(tmp_path: Path, capsys: Capture) -> None:

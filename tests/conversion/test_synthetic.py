@@ -47,6 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("olmoe-1b-7b", published.OLMOE_1B_7B),
         ("qwen3-30b-a3b", published.QWEN3_30B_A3B),
+        ("qwen3.8-flash-next", published.QWEN38_FLASH_NEXT),
         ("deepseek-v2-lite", published.DEEPSEEK_V2_LITE),
         ("glm-4.5-air", published.GLM_45_AIR),
         ("glm-4.7-flash", published.GLM_47_FLASH),
@@ -159,6 +160,7 @@ def test_tokens_are_routed_to_all_experts_about_evenly(tiny: Path) -> None:
             pytest.param(shape, marks=pytest.mark.slow)
             for shape in (
                 "olmoe-1b-7b",
+                "qwen3.8-flash-next",
                 "deepseek-v2-lite",
                 "glm-4.5-air",
                 "glm-4.7-flash",
@@ -178,6 +180,8 @@ def test_routing_spreads_in_the_deepest_layer_too(shape: str, tmp_path: Path, mo
     narrow |= {"num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 32, "moe_intermediate_size": 32}
     narrow |= {"d_model": 128, "d_ff": 32, "d_kv": 32, "num_heads": 4}
     narrow |= {"mamba_num_heads": 4, "mamba_head_dim": 32, "n_groups": 2, "moe_shared_expert_intermediate_size": 32}
+    narrow |= {"hc_lowrank": 16, "ngram_vocab_size_base": 500, "ple_embed_dim": 128, "eos_token_id": 7}
+    narrow |= {"linear_num_value_heads": 16, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
     keys = SHAPES[shape].keys()
     narrow |= {key: 8 for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in keys}
     config = {**SHAPES[shape], **{key: value for key, value in narrow.items() if key in keys}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.experts import embedding_rows
+from edgemoe.experts import disk_rows
 from edgemoe.io.reads import ThreadedReader
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots, use_portable_reader
@@ -32,5 +32,5 @@ def expected(made: Path) -> list[int]:
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "native":
         use_portable_reader(monkeypatch)
-        monkeypatch.setattr(embedding_rows, "open_reader", ThreadedReader)
+        monkeypatch.setattr(disk_rows, "open_reader", ThreadedReader)
     return str(request.param)

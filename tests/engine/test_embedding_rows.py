@@ -16,8 +16,8 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import ReadError, StoreError
-from edgemoe.experts import embedding_rows
-from edgemoe.experts.embedding_rows import BATCH_TOKENS, saved_bytes
+from edgemoe.experts import disk_rows
+from edgemoe.experts.disk_rows import EMBEDDING_BATCH, saved_bytes
 from edgemoe.io import reads
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.reads import RecordRead
@@ -76,7 +76,7 @@ def test_rows_from_disk_are_those_in_memory(slots: int, dense: str, tmp_path: Pa
 @pytest.mark.parametrize("kernels", ["jit", "reference"])
 def test_rows_from_disk_on_the_portable_kernels(store: Path, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEMOE_KERNELS", kernels)
-    monkeypatch.setattr(embedding_rows, "open_reader", reads.ThreadedReader)
+    monkeypatch.setattr(disk_rows, "open_reader", reads.ThreadedReader)
     found = []
     for embedding_resident in (True, False):
         with engine_with_slots(store, EXPERTS, embedding_resident=embedding_resident, direct_reads=False) as engine:
@@ -150,13 +150,13 @@ def test_a_read_that_stalls_is_told_and_never_lands_among_others(store: Path, mo
             go_on.wait()
         return fill(read, staging)
 
-    monkeypatch.setattr(embedding_rows, "open_reader", reads.ThreadedReader)
+    monkeypatch.setattr(disk_rows, "open_reader", reads.ThreadedReader)
     monkeypatch.setattr(reads, "_fill", slow_fill)
     with engine_with_slots(store, SLOTS, embedding_resident=False) as engine:
         expected = logits(engine)
         stalled.set()
         with monkeypatch.context() as impatient:
-            impatient.setattr(embedding_rows, "READ_TIMEOUT_SECONDS", 0.05)
+            impatient.setattr(disk_rows, "READ_TIMEOUT_SECONDS", 0.05)
             for token in (9, 900):  # the second waits for the first, not for what it would read itself
                 with pytest.raises(ReadError, match=r"^The embedding of tokens 0 to 15: .*did not end within"):
                     engine.forward([token])
@@ -179,13 +179,13 @@ class InterruptedReader(reads.ThreadedReader):
 
 
 def test_after_an_interrupt_nothing_lands_among_what_is_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_rows, "open_reader", InterruptedReader)
+    monkeypatch.setattr(disk_rows, "open_reader", InterruptedReader)
     with engine_with_slots(store, SLOTS, embedding_resident=False) as engine:
         expected = logits(engine)
         InterruptedReader.interrupt = True
         engine.rewind(0)
         with pytest.raises(KeyboardInterrupt):
-            engine.forward(IDS[:BATCH_TOKENS])
+            engine.forward(IDS[:EMBEDDING_BATCH])
         np.testing.assert_array_equal(logits(engine), expected)
 
 

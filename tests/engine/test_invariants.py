@@ -31,6 +31,7 @@ from tests.support.checkpoints import (
     SMALL_LONGCAT,
     SMALL_NEMOTRON,
     SMALL_QWEN,
+    SMALL_QWEN4,
     write_checkpoint,
 )
 from tests.support.engines import engine_with_slots
@@ -288,6 +289,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "compressed rows": (SMALL_DEEPSEEK_V4, (64, 37, 100, 65)),
     "convolutions": (SMALL_LFM2, ()),
     "recurrent": (SMALL_QWEN, ()),
+    "tables, streams and chosen blocks": (SMALL_QWEN4, ()),
     "layers of one block": (SMALL_NEMOTRON, ()),
     "channels with rates": (SMALL_JAMBA, ()),
     "late experts": (SMALL_LONGCAT, ()),

@@ -78,6 +78,8 @@ _CLASSES = {
     "qwen3_5_moe_text": "Qwen3_5Moe",
     "qwen3_moe": "Qwen3Moe",
     "qwen3_next": "Qwen3Next",
+    "qwen4_exp": "Qwen4Exp",
+    "qwen4_exp_text": "Qwen4Exp",
     "sarvam_mla": "SarvamMLA",
     "sarvam_moe": "SarvamMoE",
     "solar_open": "SolarOpen",
@@ -89,6 +91,7 @@ _CONFIG_CLASSES = {
     "gemma4_text": "Gemma4TextConfig",
     "llama4_text": "Llama4TextConfig",
     "qwen3_5_moe_text": "Qwen3_5MoeTextConfig",
+    "qwen4_exp_text": "Qwen4ExpTextConfig",
 }
 """Where it is not `Config` behind the name above."""
 _MODELS = {
@@ -97,6 +100,7 @@ _MODELS = {
     "llama4": "Llama4ForConditionalGeneration",
     "mistral3": "Mistral3ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen4_exp": "Qwen4ExpForConditionalGeneration",
     "sarvam_mla": "DeepseekV3ForCausalLM",
     "sarvam_moe": "Glm4MoeForCausalLM",
     "step3p5": "Step3p7ForConditionalGeneration",
@@ -107,7 +111,7 @@ _MODELS = {
 reference."""
 STEP_VISION = {"width": 8, "heads": 1, "layers": 1, "image_size": 28, "mlp_ratio": 1.0}
 """The smallest vision tower of Step 3.7, whose class is the only one for the text model too."""
-AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "step3p5", "step3p7")
+AROUND_ZERO = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text", "step3p5", "step3p7")
 """Families whose norms add 1 to their weights, except that of the heads of a linear layer."""
 KDA = ("kimi_linear", "bailing_hybrid")
 PUBLISHED_MINIMAX = ("minimax_m1", "minimax_text_01")

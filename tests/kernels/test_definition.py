@@ -14,6 +14,7 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import stream_operations as sm
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.definition import Extent, Misfit, definition_of, measure
 from edgemoe.kernels.formats import FORMATS, Matrix
@@ -79,7 +80,8 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
     expected = {
         "Rope": {"heads": KV_HEADS, "W": HEAD_WIDTH, "C": CONTEXT, "R": HEAD_WIDTH},
         "StoreKv": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH},
-        "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH, "H": 4},
+        "Attention": {"S": 1, "P": PAGES, "N": PAGES, "G": KV_HEADS, "W": HEAD_WIDTH, "Wv": HEAD_WIDTH, "H": 4}
+        | {"page_blocks": 1},
         "Route": {"E": EXPERTS, "K": PER_TOKEN, "groups": 1, "kept_groups": 1},
         "GatedFfn": {"D": WIDTH, "F": FFN_WIDTH},
         "Capacity": {"num_experts": EXPERTS, "K": PER_TOKEN},
@@ -90,6 +92,11 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "LayerNorm": {"D": WIDTH},
         "SoftCap": {"M": WIDTH},
         "ScaleByPosition": {"M": WIDTH, "C": CONTEXT},
+        "SelectBlocks": {"W": WIDTH // 2, "H": 2, "C": CONTEXT, "R": 2, "S": 1, "P": PAGES, "ring": 31, "N": PAGES}
+        | {"B": 2},
+        "ReadStreams": {"D": WIDTH // 2, "count": 2},
+        "WriteStreams": {"count": 2, "D": WIDTH // 2},
+        "GateByAgreement": {"D": WIDTH // 2, "count": 2},
     }
     seen = set()
     asked = [
@@ -98,11 +105,23 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         ex.Prefetch(layer.chosen),
     ]
     mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
+    select = so.SelectBlocks(
+        *(layer.residual, layer.residual[:, : WIDTH // 2], np.ones(WIDTH // 2, np.float32), 1e-6),
+        *[np.ones((CONTEXT, 1), np.float32)] * 2,
+        *layer.places,
+        np.zeros((1, 31, WIDTH // 2), np.float32),
+        np.zeros((PAGES, 1, 2, WIDTH // 2), np.float32),
+        *(3, np.zeros((40, PAGES, 2), np.float32), np.zeros((40, PAGES), np.int32)),
+    )
     in_place = (
         op.Gate(layer.residual, layer.residual, "sigmoid"),
         op.LayerNorm(layer.residual, np.ones(WIDTH, np.float32), 1e-5, layer.residual),
         op.SoftCap(layer.residual, 30.0),
         op.ScaleByPosition(layer.residual, layer.places.positions, np.ones(CONTEXT, np.float32)),
+        sm.ReadStreams(layer.residual, layer.residual, layer.residual[:, : WIDTH // 2]),
+        sm.WriteStreams(layer.residual[:, :2], layer.residual[:, : WIDTH // 2], layer.residual),
+        select,
+        sm.GateByAgreement(*[layer.residual] * 2, layer.residual[:, : WIDTH // 2], 1e-6, layer.residual),
     )
     for operation in [*layer.operations, *asked, mix, *in_place]:
         sizes, without = operation.measure(), planned(operation).measure()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,9 +30,10 @@ def convolution(
     random: np.random.Generator,
     bias: bool = True,
     parts: int = 3,
+    dilation: int = 1,
 ) -> so.ShortConv:
     """The operation on rows that follow some earlier ones of the same sequence, the second of two."""
-    position, ring = int(random.integers(0, 40)), length - 1 + undo
+    position, ring = int(random.integers(0, 40)), (length - 1) * dilation + undo
     positions, sequences, _ = places(tokens, position)
     sequences.fill(1)
     return so.ShortConv(
@@ -42,6 +45,7 @@ def convolution(
         numbers("normal", (2, ring, width), random),
         aligned((tokens, width), np.float32),
         parts,
+        dilation,
     )
 
 
@@ -54,7 +58,7 @@ def by_hand(o: so.ShortConv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for t, position in enumerate(o.positions.tolist()):
         kept = ring[o.sequences[t]]
         kept[position % len(kept)] = added[t]
-        wanted = range(position - taps.shape[1] + 1, position + 1)
+        wanted = range(position - (taps.shape[1] - 1) * o.dilation, position + 1, o.dilation)
         earlier = [added[t - (position - p)] if position - p <= t else o.inputs[1, p % len(kept)] for p in wanted]
         total = [tap * u if p >= 0 else np.zeros(width) for tap, u, p in zip(taps.T, earlier, wanted, strict=True)]
         total.append(np.zeros(width) if o.bias is None else o.bias.astype(np.float64))
@@ -77,13 +81,23 @@ def by_hand(o: so.ShortConv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     st.sampled_from([0, 1, 16]),
     st.booleans(),
     st.sampled_from([1, 3]),
+    st.sampled_from([1, 3]),
     FINITE_KINDS,
     seeds,
 )
 def test_short_conv(
-    any_backend: Backend, tokens: int, width: int, length: int, undo: int, bias: bool, parts: int, kind: str, seed: int
+    any_backend: Backend,
+    tokens: int,
+    width: int,
+    length: int,
+    undo: int,
+    bias: bool,
+    parts: int,
+    dilation: int,
+    kind: str,
+    seed: int,
 ) -> None:
-    operation = convolution(tokens, width, length, undo, kind, np.random.default_rng(seed), bias, parts)
+    operation = convolution(tokens, width, length, undo, kind, np.random.default_rng(seed), bias, parts, dilation)
     expected, terms, ring = by_hand(operation)
     any_backend.program([operation]).run(tokens)
     bound = tolerance.UNIT * (2 * length + 3) * terms
@@ -128,6 +142,12 @@ def test_other_numbers_of_parts_are_refused(any_backend: Backend, parts: int) ->
     operation = convolution(1, 4, 4, 0, "normal", np.random.default_rng(0), parts=parts)
     with pytest.raises(KernelError, match=f"parts: expected 1 or 3, found {parts}"):
         any_backend.program([operation])
+
+
+def test_a_dilation_beyond_what_a_ring_may_hold_is_refused(any_backend: Backend) -> None:
+    operation = convolution(1, 4, 4, 0, "normal", np.random.default_rng(0))
+    with pytest.raises(KernelError, match="dilation: expected 1 to 64, found 65"):
+        any_backend.program([replace(operation, dilation=65)])
 
 
 def test_a_ring_shorter_than_the_convolution_is_refused(any_backend: Backend) -> None:

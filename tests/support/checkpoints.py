@@ -74,6 +74,24 @@ SMALL_QWEN: dict[str, Any] = {
 }
 """Four layers of 10 experts; three have Gated DeltaNet in the place of attention, whose output has a gate."""
 
+SMALL_QWEN4: dict[str, Any] = SMALL_QWEN | {
+    "model_type": "qwen4_exp_text",
+    "hc_count": 3,
+    "hc_lowrank": 10,
+    "ple_layer_ids": [1, 3],
+    "ple_embed_dim": 48,
+    "ngram_vocab_size_base": 70,
+    "heads_per_ngram": 3,
+    "split_ngram_parts": 3,
+    "eos_token_id": 3,
+    "indexer_n_heads": 5,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 20,
+    "indexer_budget": 24,
+    "indexer_compress_ratio": 4,
+}
+"""The same with three residual streams, tables before two layers, and attention that chooses 6 blocks of 4 tokens."""
+
 SMALL_SWITCH: dict[str, Any] = {
     "model_type": "switch_transformers",
     "d_model": 72,

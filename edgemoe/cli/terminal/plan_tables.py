@@ -6,6 +6,7 @@ from edgemoe.bench.hit_rates import HitRates
 from edgemoe.bench.plan import POSITION, BudgetForecast, dense_parts
 from edgemoe.bench.plan_model import ModelPlan
 from edgemoe.bench.speed import SpeedEstimate
+from edgemoe.conversion.formats import ROW_TABLES
 from edgemoe.sizes import format_size
 
 Rows = list[tuple[str, str]]
@@ -30,7 +31,7 @@ def _model_rows(planned: ModelPlan) -> Rows:
     as_what = "as a store" if store.manifest.records.places is None else "in the file"
     rows.append(("on disk", f"{format_size(store.manifest.total_bytes)} {as_what}"))
     for name, (formats, size) in dense_parts(store.manifest).items():
-        by_rows = name == "embedding" and not memory.embedding_resident
+        by_rows = name == ROW_TABLES or (name == "embedding" and not memory.embedding_resident)
         where = "on disk, read row by row" if by_rows else "in memory"
         rows.append((f"{where}: {name}", f"{format_size(size)}, {formats}"))
     if memory.total_experts:

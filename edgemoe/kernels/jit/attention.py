@@ -118,6 +118,19 @@ def quantised_caches_to_float(
 
 
 @jit
+def block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
+    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `state_operations.SelectBlocks`."""
+    heads, width = query.shape
+    for n in range(len(keys)):
+        scores[n] = _ZERO
+        for head in range(heads):
+            total = _ZERO
+            for i in range(width):
+                total += query[head, i] * keys[n, i]
+            scores[n] += max(total, _ZERO)
+
+
+@jit
 def _block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
     """Dot products of a query `(W,)` with 16 positions' keys `(W, 16)`; W is a multiple of 8."""
     for lane in range(POSITIONS_AT_ONCE):
@@ -156,6 +169,8 @@ def attend(
     cap: float,
     sinks: Floats | None,
     bias: Floats | None,
+    chosen: Integers | None,
+    page_blocks: int,
     scores: Floats,
     output: Floats,
 ) -> None:
@@ -163,7 +178,8 @@ def attend(
 
     Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`, bias by distance `(G, H / G, R)`. `rows`
     are those of the sequence that the keys and values belong to, in the layout of `float_caches` from position `begin`
-    on; `ends` are those of the positions that they see. `scores` is scratch of their length.
+    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `scores` is
+    scratch of their length.
     """
     heads, width = query.shape[2:]
     value_width = output.shape[3]
@@ -186,6 +202,11 @@ def attend(
                 for c in range(first, seen):
                     distance = max(-reach, min(reach, c + begin - positions[t]))
                     scores[c] += bias[group, head, distance + reach]
+            if chosen is not None:
+                for c in range(first, seen):
+                    page, block = (c + begin) // PAGE_TOKENS, (c + begin) % PAGE_TOKENS * page_blocks // PAGE_TOKENS
+                    if not (chosen[t, page] >> block) & 1:
+                        scores[c] = -np.inf
             largest = scores[first]
             for c in range(first, seen):
                 largest = max(largest, scores[c])

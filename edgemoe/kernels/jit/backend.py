@@ -17,7 +17,7 @@ from edgemoe.kernels.formats import (
     group_count,
     panel_count,
 )
-from edgemoe.kernels.jit import attention, experts, layers, products
+from edgemoe.kernels.jit import attention, experts, layers, products, streams
 from edgemoe.kernels.operations import (
     PAGE_TOKENS,
     RELU,
@@ -178,6 +178,8 @@ class JitBackend(StepwiseBackend):
         cap: float = 0.0,
         lengths: Integers | None = None,
         bias: DistanceBias | None = None,
+        chosen: Integers | None = None,
+        page_blocks: int = 1,
     ) -> Floats:
         """Grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape
@@ -207,19 +209,21 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    seen = begin, scale, window, chunked, cap, own_sinks, added
+                    seen = begin, scale, window, chunked, cap, own_sinks, added, chosen, page_blocks
                     attention.attend(queries, rows, positions, ends, g, keys, values, *seen, scores, output)
 
         self._share(kv_heads, 2 * heads * width * int(ends.sum()), work)
         return output.reshape(tokens, heads, value_width)
 
-    def short_conv(self, values: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+    def short_conv(
+        self, values: Floats, taps: Floats, bias: Floats | None, earlier: Floats, dilation: int = 1
+    ) -> tuple[Floats, Floats]:
         """Convolve neighbouring rows of one sequence: values `(T, 3D)` or `(T, D)`; the output and `u`, `(T, D)`."""
         width, before = len(taps), len(earlier)
         inputs = np.empty((before + len(values), width), np.float32)
         inputs[:before] = earlier
         output = np.empty((len(values), width), np.float32)
-        layers.short_conv(values, taps, bias, inputs, output)
+        layers.short_conv(values, taps, bias, dilation, inputs, output)
         return output, inputs[before:]
 
     def delta_rule(
@@ -255,6 +259,31 @@ class JitBackend(StepwiseBackend):
         """The rows of a segment: value and step `(T, I)`, keys and queries `(T, W)`; changes `state (W, I)`."""
         output = np.empty(value.shape, np.float32)
         layers.channel_scan(value, keys, queries, step, rate, skip, state, output)
+        return output
+
+    def select_blocks(self, query: Floats, keys: Floats, kept: int) -> npt.NDArray[np.bool_]:
+        """Which of the blocks with these keys `(n, W)` have the largest scores for queries `(H, W)`, `(n,)`."""
+        scores, seen = np.empty(len(keys), np.float32), np.ones(len(keys), np.bool_)
+        attention.block_scores(np.ascontiguousarray(query), keys, scores)
+        seen[np.argsort(-scores, kind="stable")[kept:]] = False
+        return seen
+
+    def read_streams(self, values: Floats, shares: Floats) -> Floats:
+        """Streams and shares `(T, count, D)`; their mix `(T, D)`."""
+        output = np.empty((len(values), values.shape[2]), np.float32)
+        streams.read_streams(values, shares, output)
+        return output
+
+    def write_streams(self, values: Floats, shares: Floats, result: Floats) -> Floats:
+        """Streams `(T, count, D)` with a result `(T, D)` added by shares `(T, count)`."""
+        output = np.empty(values.shape, np.float32)
+        streams.write_streams(values, shares, result, output)
+        return output
+
+    def gate_by_agreement(self, key: Floats, query: Floats, value: Floats, least: float) -> Floats:
+        """Key and query `(T, count, D)`, value `(T, D)`; a share of the value for each stream, `(T, count, D)`."""
+        output = np.empty(key.shape, np.float32)
+        streams.gate_by_agreement(key, query, value, least, output)
         return output
 
     def within_capacity(self, chosen: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:

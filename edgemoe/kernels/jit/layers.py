@@ -88,17 +88,19 @@ def clip(values: Floats, limit: np.float32, output: Floats) -> None:
 
 
 @jit
-def short_conv(values: Floats, taps: Floats, bias: Floats | None, inputs: Floats, output: Floats) -> None:
-    """Fill in `inputs` behind its first `length - 1` rows, and convolve them; see `reference.short_conv`."""
+def short_conv(
+    values: Floats, taps: Floats, bias: Floats | None, dilation: int, inputs: Floats, output: Floats
+) -> None:
+    """Fill in `inputs` behind its first `(length - 1) * dilation` rows, and convolve them."""
     width, length = taps.shape
     gated = values.shape[1] > width
     for t in range(len(values)):
-        added, sums, row = inputs[t + length - 1], output[t], values[t]
+        added, sums, row = inputs[t + (length - 1) * dilation], output[t], values[t]
         for i in range(width):
             added[i] = row[i] * row[2 * width + i] if gated else row[i]
             total = np.float32(0) if bias is None else bias[i]
             for tap in range(length):
-                total += taps[i, tap] * inputs[t + tap, i]
+                total += taps[i, tap] * inputs[t + tap * dilation, i]
             sums[i] = row[width + i] * total if gated else total / (_ONE + np.float32(math.exp(-total)))
 
 

@@ -23,6 +23,7 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import stream_operations as sm
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.landing import PART, PLACE
 from edgemoe.kernels.paging import RECORD
@@ -59,6 +60,7 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     so.ChooseBlocks: _CACHE_LETTERS | _OF_BLOCKS,
     so.Compress: _CACHE_LETTERS | _OF_BLOCKS,
     so.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
+    so.SelectBlocks: _CACHE_LETTERS | {"B": "page_blocks"},
     ex.Experts: {"S": "slot_count"},
 }
 
@@ -144,7 +146,7 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, sk, ex), key=operator.itemgetter(0)))
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, sk, sm, ex), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {

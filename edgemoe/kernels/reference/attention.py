@@ -134,6 +134,8 @@ def attention(
     cap: float = 0.0,
     lengths: Integers | None = None,
     bias: so.DistanceBias | None = None,
+    chosen: Integers | None = None,
+    page_blocks: int = 1,
 ) -> Floats:
     """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
 
@@ -159,12 +161,20 @@ def attention(
                 scores = cap * np.tanh(scores / cap)
             if bias is not None:
                 scores += bias_by_distance(bias, heads, int(positions[t]), first, int(ends[t])).reshape(scores.shape)
+            if chosen is not None:
+                scores[:, :, ~chosen_positions(chosen[t], page_blocks, int(ends[t]))] = -np.inf
             if sinks is not None:
                 own = sinks.astype(np.float64).reshape(kv_heads, -1, 1)
                 scores = np.concatenate([scores, own], axis=2)
             output[t] = softmax(scores)[:, :, : seen.stop - seen.start] @ values[:, seen]
         del keys, values  # before those of the next sequence
     return single(output.reshape(tokens, heads, value_width))
+
+
+def chosen_positions(bits: Integers, page_blocks: int, end: int) -> npt.NDArray[np.bool_]:
+    """Which positions up to `end` are of blocks whose bit is 1, of the pages' bits `(P,)`."""
+    blocks = bits.view(np.uint32)[:, None] >> np.arange(page_blocks, dtype=np.uint32) & 1
+    return np.repeat(blocks.reshape(-1).astype(np.bool_), PAGE_TOKENS // page_blocks)[:end]
 
 
 def bias_by_distance(bias: so.DistanceBias, heads: int, position: int, first: int, end: int) -> Floats:
@@ -195,7 +205,8 @@ def _attention(kernels: Any, o: so.Attention, tokens: int) -> None:
         check_buckets(o.bias, heads.shape[1])
     where = (positions, sequences, o.pages)
     values = o.key_cache if o.value_cache is None else o.value_cache
-    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias
+    chosen = None if o.chosen is None else o.chosen[:tokens]
+    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias, chosen, o.page_blocks
     seen = kernels.attention(heads, *where, o.key_cache, values, *shape)
     value_width = o.output.shape[1] // heads.shape[1]
     o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

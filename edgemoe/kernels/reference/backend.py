@@ -23,6 +23,8 @@ from edgemoe.kernels.reference.layers import (
     soft_cap,
 )
 from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul, plain_ffn
+from edgemoe.kernels.reference.select_blocks import select_blocks
+from edgemoe.kernels.reference.streams import gate_by_agreement, read_streams, write_streams
 from edgemoe.kernels.stepwise import StepwiseBackend
 
 
@@ -52,6 +54,10 @@ class ReferenceBackend(StepwiseBackend):
     plain_ffn = staticmethod(plain_ffn)
     combine = staticmethod(combine)
     mix = staticmethod(mix)
+    select_blocks = staticmethod(select_blocks)
+    read_streams = staticmethod(read_streams)
+    write_streams = staticmethod(write_streams)
+    gate_by_agreement = staticmethod(gate_by_agreement)
 
     def kernels_for(self, kind: type[op.Operation]) -> StepwiseBackend:
         return self

@@ -102,17 +102,20 @@ def _clip(kernels: Any, o: op.Clip, tokens: int) -> None:
     o.values[:tokens] = kernels.clip(o.values[:tokens], o.limit)
 
 
-def short_conv(values: Floats, taps: Floats, bias: Floats | None, earlier: Floats) -> tuple[Floats, Floats]:
+def short_conv(
+    values: Floats, taps: Floats, bias: Floats | None, earlier: Floats, dilation: int = 1
+) -> tuple[Floats, Floats]:
     """Convolve neighbouring rows of one sequence: values `(T, 3D)` or `(T, D)`, taps `(D, length)`.
 
-    `earlier` is `u` of the `length - 1` positions before the first row. Returns the output and `u`, `(T, D)`.
+    `earlier` is `u` of the `(length - 1) * dilation` positions before the first row. Returns the output and `u`,
+    `(T, D)`.
     """
     before, between, inputs = np.split(values, 3, axis=1) if values.shape[1] > len(taps) else (None, None, values)
     added = inputs if before is None else before * inputs
     exact = np.concatenate([earlier, added]).astype(np.float64)
     sums = np.zeros(added.shape) if bias is None else np.tile(bias.astype(np.float64), (len(added), 1))
     for tap in range(taps.shape[1]):
-        sums += taps[:, tap] * exact[tap : tap + len(added)]
+        sums += taps[:, tap] * exact[tap * dilation : tap * dilation + len(added)]
     return single(silu(sums) if between is None else between * sums), added
 
 
@@ -123,7 +126,7 @@ def segments(positions: Integers, sequences: Integers) -> list[npt.NDArray[np.in
 
 
 def _short_conv_scratch(kernels: StepwiseBackend, o: so.ShortConv, sizes: Sizes) -> int:
-    return kernels.element_scratch_bytes * (sizes.rows + sizes.letters["length"]) * 3 * sizes.letters["D"]
+    return kernels.element_scratch_bytes * (sizes.rows + sizes.letters["length"] * o.dilation) * 3 * sizes.letters["D"]
 
 
 @means(so.ShortConv, "short_conv", _short_conv_scratch)
@@ -134,9 +137,9 @@ def _short_conv(kernels: Any, o: so.ShortConv, tokens: int) -> None:
     taps, ring = o.taps.reshape(o.output.shape[1], -1), o.inputs.shape[1]
     for rows in segments(positions, sequences):
         inputs, first = o.inputs[sequences[rows[0]]], int(positions[rows[0]])
-        before = np.arange(first - taps.shape[1] + 1, first)
+        before = np.arange(first - (taps.shape[1] - 1) * o.dilation, first)
         earlier = np.where(before[:, None] >= 0, inputs[before % ring], np.float32(0))
-        o.output[rows], added = kernels.short_conv(o.input[rows], taps, o.bias, earlier)
+        o.output[rows], added = kernels.short_conv(o.input[rows], taps, o.bias, earlier, o.dilation)
         kept = slice(-min(len(rows), ring), None)
         inputs[positions[rows[kept]] % ring] = added[kept]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgemoe.model.blocks.attention import Attention, OutputGate
+from edgemoe.model.blocks.attention import Attention, BlockIndexer, OutputGate
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.compressed_attention import BlockIndex, CompressedAttention
 from edgemoe.model.blocks.cross_attention import CrossAttention
@@ -20,6 +20,7 @@ from edgemoe.model.blocks.lightning import Lightning
 from edgemoe.model.blocks.mamba import Mamba
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
+from edgemoe.model.blocks.ngram_table import NgramTable
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
 
@@ -27,6 +28,7 @@ __all__ = [
     "BODIES",
     "Attention",
     "BlockIndex",
+    "BlockIndexer",
     "Body",
     "CompressedAttention",
     "CrossAttention",
@@ -37,6 +39,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Moe",
+    "NgramTable",
     "OutputGate",
     "PlainFfn",
     "RoutedExperts",
@@ -50,7 +53,7 @@ BODIES: Mapping[str, type] = MappingProxyType(
         body.kind: body
         for body in (
             *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
-            *(Mamba2, Moe, PlainFfn, ShortConv),
+            *(Mamba2, Moe, NgramTable, PlainFfn, ShortConv),
         )
     }
 )

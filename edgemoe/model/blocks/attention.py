@@ -26,6 +26,55 @@ class OutputGate:
 
 
 @dataclass(frozen=True)
+class BlockIndexer:
+    """A choice of earlier tokens, block by block, by heads of its own (`so.SelectBlocks`): Qwen3.8's QSA."""
+
+    heads: int
+    head_dim: int
+    block: int
+    """The tokens of a block."""
+    kept: int
+    """The most complete blocks that a token sees."""
+
+    def check(self, rotated: int) -> None:
+        """Raise ValueError for sizes that contradict one another, or the channels that positions rotate."""
+        if self.block < 2 or op.PAGE_TOKENS % self.block:
+            raise ValueError(f"blocks of {self.block} tokens: expected a divisor of {op.PAGE_TOKENS}")
+        if self.heads > so.MOST_SELECTING_HEADS or not rotated <= self.head_dim <= so.WIDEST_SELECTING_HEAD:
+            raise ValueError(f"{self.heads} heads of width {self.head_dim} that choose blocks")
+
+    def tensors(self, hidden_size: int) -> Shapes:
+        """Its tensors within the layer."""
+        W = self.head_dim
+        return {
+            "index_query": (self.heads * W, hidden_size),
+            "index_key": (W, hidden_size),
+            "index_query_norm": (W,),
+            "index_key_norm": (W,),
+        }
+
+    def emit(self, build: Builder, source: op.Floats, rope: RopeSpec) -> op.Integers:
+        """Add the choice; returns the bits of the blocks that each token sees."""
+        H, W, B = self.heads, self.head_dim, op.PAGE_TOKENS // self.block
+        query, key = build.rows("index_query", H * W), build.rows("index_key", W)
+        parts = (
+            op.LinearPart(build.matrix(name, width, build.hidden_size), None, output)
+            for name, width, output in (("index_query", H * W, query), ("index_key", W, key))
+        )
+        build.add(op.Linear(source, tuple(parts)))
+        build.rms_norm(query, "index_query_norm", W, query, heads=H)
+        tables, places = build.rope_tables(rope), build.places()
+        build.add(op.Rope(query, H, places[0], *tables, rope.pairing == "neighbours"))
+        inputs = build.fixed_state("index_inputs", self.block - 1, W)
+        keys = build.state("index_keys", "N", 1, B, W)
+        scores, chosen = build.block_choice(B)
+        norm = build.vector("index_key_norm", W)
+        where, room = (*tables, *places, build.pages()), (inputs, keys)
+        build.add(so.SelectBlocks(query, key, norm, build.epsilon, *where, *room, self.kept, scores, chosen))
+        return chosen
+
+
+@dataclass(frozen=True)
 class Attention:
     """Attention over earlier tokens, or over all of an encoder's input.
 
@@ -73,6 +122,8 @@ class Attention:
     """The factor by which queries grow with their position (Llama 4)."""
     score_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """The bound that scores are brought within, smoothly (Grok-1); 0: they stay as they are."""
+    indexer: BlockIndexer | None = None
+    """The choice of the earlier tokens that a token sees; None: all of them."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -95,6 +146,10 @@ class Attention:
             raise ValueError("a window in an encoder")
         if self.relative_bias is not None:
             self.relative_bias.check(self.causal)
+        if self.indexer is not None:
+            if self.rope is None or self.rope.pairing != "halves" or self.window or self.sinks or not self.causal:
+                raise ValueError("a choice of blocks without positions of halves, or with a window or sinks")
+            self.indexer.check(self.rope.rotated)
 
     def tensors(self, hidden_size: int) -> Shapes:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -123,7 +178,7 @@ class Attention:
             shapes["output_gate"] = (self._gates, hidden_size)
         if self.relative_bias is not None:
             shapes["relative_bias"] = (self.relative_bias.buckets * self.heads,)
-        return shapes
+        return shapes | (dict(self.indexer.tensors(hidden_size)) if self.indexer else {})
 
     @property
     def _gates(self) -> int:
@@ -141,6 +196,8 @@ class Attention:
             "attended": self.heads * (self.value_dim or self.head_dim),
             "output_gate": self._gates,
             "buckets": self.relative_bias.buckets if self.relative_bias else 0,
+            "index_query": self.indexer.heads * self.indexer.head_dim if self.indexer else 0,
+            "index_key": self.indexer.head_dim if self.indexer else 0,
         }
 
     def with_top_k(self, top_k: int) -> Attention:
@@ -189,6 +246,9 @@ class Attention:
             keys, values = build.whole_input("keys", G, W), build.whole_input("values", G, Wv)
             pages, (_, lengths) = build.encoder_pages(), build.input_places()
         build.add(so.StoreKv(key, value, *places, pages, keys, values))
+        indexer, chosen = self.indexer, None
+        if indexer is not None and self.rope is not None:
+            chosen = indexer.emit(build, source, self.rope)
         attended = build.rows("attended", H * Wv)
         sinks = build.vector("sinks", H) if self.sinks else None
         relative, bias = self.relative_bias, None
@@ -202,6 +262,8 @@ class Attention:
                 cap=self.score_cap,
                 lengths=lengths,
                 bias=bias,
+                chosen=chosen,
+                page_blocks=op.PAGE_TOKENS // indexer.block if indexer else 1,
             )
         )
         if self.output_gate is not None and gate is not None:

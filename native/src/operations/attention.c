@@ -21,6 +21,7 @@
 #include "blocks.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "../../kernels/exponential.h"
@@ -39,6 +40,7 @@ typedef struct attention_task {
     int32_t heads_together;    /* query heads of one key/value head */
     int32_t kv_heads_together; /* more than one only where heads_together is all of them */
     int32_t block_rows;        /* of the cache's pages */
+    int32_t bit_keys;          /* of a page, for which each bit stands of those that say what rows see */
     const struct attention_task *history; /* the same over the compressed cache; NULL: there is none */
     int32_t rate;                         /* of the history */
     const int32_t *chosen;                /* (T, table_pages): what rows see of it; NULL: all */
@@ -142,11 +144,19 @@ static void cap_scores(const em_kernels *kernels, float cap, float *scores, int3
     }
 }
 
+/* Whether a row sees a key of a page, of whose bits each stands for `bit_keys` keys. */
+static bool is_chosen(int32_t bits, int32_t key, int32_t bit_keys) { return ((uint32_t)bits >> (key / bit_keys)) & 1; }
+
 /* Lets keys whose bit is not set weigh nothing: exp(-infinity) is 0. */
-static void leave_out(int32_t chosen, int32_t from, int32_t to, float *scores) {
+static void leave_out(int32_t bits, int32_t bit_keys, int32_t from, int32_t to, float *scores) {
     for (int32_t key = from; key < to; key++) {
-        if (((uint32_t)chosen >> key & 1u) == 0) scores[key] = -INFINITY;
+        if (!is_chosen(bits, key, bit_keys)) scores[key] = -INFINITY;
     }
+}
+
+static bool sees_any(int32_t bits, int32_t bit_keys, int32_t from, int32_t to) {
+    while (from < to && !is_chosen(bits, from, bit_keys)) from++;
+    return from < to;
 }
 
 /* The block that begins at position `start`, whose first key is row `cache_row` of the cache's (N * G * 64) rows. */
@@ -162,7 +172,8 @@ static void attend_block(const attention_task *task, query_state *states, int32_
         from[row_count] = larger(0, states[s].first - start);
         to[row_count] = smaller(task->block_rows, states[s].end - start);
         if (from[row_count] >= to[row_count]) continue;
-        if (states[s].chosen && states[s].chosen[start / task->block_rows] == 0) continue;
+        const int32_t *chosen = states[s].chosen;
+        if (chosen && !sees_any(chosen[start / task->block_rows], task->bit_keys, from[row_count], to[row_count])) continue;
         least = smaller(least, from[row_count]);
         most = larger(most, to[row_count]);
         own[row_count++] = &states[s];
@@ -178,8 +189,10 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     for (int32_t r = 0; r < row_count; r++) {
         query_state *state = own[r];
         if (a->cap > 0) cap_scores(kernels, a->cap, weights[r] + from[r], to[r] - from[r]);
-        if (state->chosen) leave_out(state->chosen[start / task->block_rows], from[r], to[r], weights[r]);
         if (a->bias.table) add_bias(a, state, start, from[r], to[r], weights[r]);
+        if (state->chosen) {
+            leave_out(state->chosen[start / task->block_rows], task->bit_keys, from[r], to[r], weights[r]);
+        }
         const float largest = largest_of(state->largest, weights[r] + from[r], to[r] - from[r]);
         rows[r].factor = state->sum > 0 ? em_exp(state->largest - largest) : 0.0f;
         rows[r].weights = weights[r];
@@ -230,6 +243,7 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
             *state = (query_state){.query = query, .output = output, .largest = -INFINITY, .sum = 0,
                                    .first = first_seen(a, row), .end = last_seen(a, row) + 1,
                                    .position = a->positions[row], .head = head};
+            if (a->chosen) state->chosen = a->chosen + (size_t)row * a->table_pages;
             /* A sink is a key before all others, of which nothing is mixed in. */
             if (a->sinks) state->largest = a->sinks[head], state->sum = 1;
             memset(output, 0, (size_t)a->value_dim * sizeof *output);
@@ -328,6 +342,7 @@ static int32_t run_attention(const em_attention *attention, const em_run *run, c
     if (!em_is_cache_format(attention->key_cache.format) || values->format != attention->key_cache.format) {
         return EM_BAD_OPERATION;
     }
+    if (attention->chosen && (attention->page_blocks < 1 || attention->page_blocks > 32)) return EM_BAD_OPERATION;
     const int32_t status = check(attention, run->tokens);
     if (status != EM_OK) return status;
     int32_t *tiles = (int32_t *)(void *)run->scratch;
@@ -338,6 +353,7 @@ static int32_t run_attention(const em_attention *attention, const em_run *run, c
     const int32_t tile_count = cut_into_tiles(attention, run->tokens, tile_rows, tiles);
     attention_task task = {.attention = attention, .run = run, .tiles = tiles, .tile_count = tile_count,
                            .block_rows = EM_PAGE_TOKENS, .history = history};
+    if (attention->chosen) task.bit_keys = EM_PAGE_TOKENS / (int32_t)attention->page_blocks;
     int32_t most_rows = 0;
     int64_t seen = 0;
     for (int32_t i = 0; i < tile_count; i++) most_rows = larger(most_rows, tiles[i + 1] - tiles[i]);
@@ -380,6 +396,6 @@ int32_t em_run_compressed_attention(const em_compressed_attention *c, const em_r
                                            c->table_pages, c->compressed_pages);
     if (status != EM_OK) return status;
     const attention_task history = {
-        .attention = &of_history, .run = run, .block_rows = block_rows, .rate = rate, .chosen = c->chosen};
+        .attention = &of_history, .run = run, .block_rows = block_rows, .bit_keys = 1, .rate = rate, .chosen = c->chosen};
     return run_attention(&of_window, run, &history);
 }

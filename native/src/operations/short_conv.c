@@ -55,7 +55,7 @@ static void convolve(const em_short_conv *c, const em_kernels *kernels, const ch
     float sums[BLOCK_CHANNELS], products[BLOCK_CHANNELS];
     for (int32_t i = 0; i < count; i++) sums[i] = c->bias ? c->bias[start + i] : 0.0f;
     for (int32_t tap = 0; tap < c->length; tap++) {
-        const int32_t back = c->length - 1 - tap, position = c->positions[row] - back;
+        const int32_t back = (c->length - 1 - tap) * c->dilation, position = c->positions[row] - back;
         const float *taps = block->taps[tap];
         if (position < 0) continue;
         const float *u = row - back >= first ? inputs_of(c, block, row - back, products)
@@ -106,6 +106,7 @@ EM_NO_SCRATCH(short_conv)
 
 int32_t em_run_short_conv(const em_short_conv *conv, const em_run *run) {
     if (conv->length > EM_MOST_TAPS || (conv->parts != 1 && conv->parts != 3)) return EM_BAD_OPERATION;
+    if (conv->dilation < 1 || conv->dilation > EM_MOST_DILATION) return EM_BAD_OPERATION;
     const int32_t status = em_check_rows(conv->positions, conv->sequences, conv->sequence_count, run->tokens);
     if (status != EM_OK) return status;
     conv_task task = {conv, run};
