@@ -144,7 +144,7 @@ static scoring scoring_of(const em_route *r, const float *scores) {
         if (scores[e] < smallest) smallest = scores[e];
     }
     const float reach = largest - smallest;
-    return (scoring){scores, r->slots, r->resident, isfinite(reach) ? r->bonus * reach : 0};
+    return (scoring){scores, r->slots, r->num_experts - r->passing, isfinite(reach) ? r->bonus * reach : 0};
 }
 
 static inline float raised(const scoring *s, int32_t e) {
