@@ -111,7 +111,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     tied = reader.flag("tie_word_embeddings", False)
     frame = read_frame(
         text,
-        "step3p5",
+        reader.value("model_type"),
         default_epsilon=1e-5,
         tied=tied,
         layer_types=WINDOWED,
