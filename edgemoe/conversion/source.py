@@ -23,7 +23,7 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, dequantise
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of weights in a safetensors file that are read, and what NumPy reads them as."""
 _WHOLE_DTYPES: dict[str, npt.DTypeLike] = {"I64": "<i8"}
-"""Those of the tables of whole numbers that some models have (`table.Change`)."""
+"""The dtypes of the tables of whole numbers that some models have (`table.Change`)."""
 
 
 @dataclass(frozen=True)

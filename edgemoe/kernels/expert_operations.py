@@ -146,8 +146,7 @@ class TableRoute(Operation, code=48):
     weights: Annotated[Floats, rows("K"), OUTPUT]
 
     def weight_bytes(self) -> int:
-        used: int = self.experts.shape[1]
-        return used * self.table.itemsize
+        return self.experts.shape[1] * self.table.nbytes // math.prod(self.table.shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

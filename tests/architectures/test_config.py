@@ -837,7 +837,7 @@ def test_qwen4_exp_has_streams_a_table_and_chosen_blocks():
     rule = NgramRows(3, 8, 20_000_000, 128, 0, 1234, 248320, 248044)
     assert [len(layer.blocks) for layer in spec.layers] == [2, 3] + [2] * 46
     assert spec.layers[1].blocks[0] == Block(NgramTable(rule, 2560, 128, 4, 4, 3), input_norm=False)
-    assert spec.layers[0].blocks[0].body == GatedDelta(16, 48, 128, 128, 4, "sigmoid")
+    assert spec.layers[0].blocks[0].body == GatedDelta(16, 48, 128, 128, 4, gating="sigmoid")
     assert spec.layers[3].blocks[0].body.indexer == BlockIndexer(4, 128, 4, 512)
     assert ffn(spec.layers[0]) == Moe(512, 10, 640, RouterSpec(True), SharedExpert(640, gate=True))
     named = [kind.replace("full", "indexed") for kind in text["layer_types"]]

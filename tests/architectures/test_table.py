@@ -117,7 +117,7 @@ def test_a_tensor_of_each_line_of_the_tables_is_missed_and_held_to_its_shape():
     for name in sorted(CASES, key=lambda name: len(checkpoint(name)[1])):
         new = {kind(tensor): tensor for tensor in tensors_tried(name)}
         lines = [line for line in FAMILIES[checkpoint(name)[0]["model_type"]].TENSORS if line not in tried]
-        held = {line: kind(line.source.format(layer="0", expert="0")) for line in lines}
+        held = {line: kind(line.source.format(layer="0", expert="0", part="0")) for line in lines}
         tried.update(line for line in lines if held[line] in new)
         kinds = {*held.values()} & new.keys()
         assert_missed_and_held_to_its_shape(name, [new[one] for one in sorted(kinds)], other_dimensions=False)

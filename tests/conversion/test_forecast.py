@@ -109,11 +109,12 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     state += sum(4 * (o.rate * o.parts - 1) * o.inputs.shape[2] for o in operations if isinstance(o, so.Compress))
     state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, so.SelectBlocks))
     # Some of a router's choices may be of no expert.
-    routes = [o for o in operations if isinstance(o, ex.Route)]
+    routes = [o for o in operations if isinstance(o, (ex.Route, ex.TableRoute))]
     experts = [o for o in operations if isinstance(o, ex.Experts)]
     spared = sum(
         -(-weight_bytes(one) * route.passing // route.logits.shape[1])
         for route, one in zip(routes, experts, strict=True)
+        if isinstance(route, ex.Route)
     )
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state - spared
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]

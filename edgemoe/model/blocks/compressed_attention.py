@@ -18,7 +18,7 @@ from edgemoe.model.rope import RopeSpec
 
 @dataclass(frozen=True)
 class BlockIndex:
-    """What chooses the blocks that a token sees: queries of its own, and a key of each block (DeepSeek-V4)."""
+    """Chooses the blocks that a token sees, by queries of its own and a key of each block (DeepSeek-V4)."""
 
     heads: int
     head_dim: int

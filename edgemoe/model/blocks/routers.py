@@ -153,4 +153,4 @@ class RouterSpec:
 
 
 _OF_TABLES = RouterSpec(normalise=True, score="sqrt_softplus")
-"""What a router with a table is beside its epsilon and scale."""
+"""Fields of a router with a table, beside its epsilon and scale."""
