@@ -146,7 +146,8 @@ class TableRoute(Operation, code=48):
     weights: Annotated[Floats, rows("K"), OUTPUT]
 
     def weight_bytes(self) -> int:
-        return self.experts.shape[1] * self.table.nbytes // math.prod(self.table.shape)
+        used: int = self.experts.shape[1] * self.table.nbytes
+        return used // math.prod(self.table.shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
