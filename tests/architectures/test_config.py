@@ -107,6 +107,7 @@ def without(config: dict[str, Any], *names: str) -> dict[str, Any]:
 # What published configs mean
 
 
+@pytest.mark.slow
 @every_case("name", PUBLISHED)
 def test_published_models_have_their_number_of_parameters(name):
     config, parameters = PUBLISHED[name]

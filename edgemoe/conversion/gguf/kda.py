@@ -25,8 +25,8 @@ _LIMITS = {"expert_swiglu_limit_list": "swiglu_clamp_exp", "share_expert_swiglu_
 """Lists of a config with a limit for each layer, and the keys that have them."""
 
 
-def _shared(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what both say in the same keys."""
+def _both(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the keys that both architectures have."""
     layers = config["num_hidden_layers"]
     kv_heads = by_layer(metadata, "attention.head_count_kv", layers)
     rotated = metadata.count("rope.dimension_count")
@@ -66,7 +66,7 @@ def _kimi(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping
     """Kimi-Linear: without positions, and of weights that are always normalised."""
     if metadata.value("expert_weights_norm", True) is not True:
         raise metadata.wrong("expert_weights_norm", "true, or no such key", metadata.value("expert_weights_norm"))
-    return _shared(metadata, tensors, config) | {"rope_theta": None, "rope_scaling": None}
+    return _both(metadata, tensors, config) | {"rope_theta": None, "rope_scaling": None}
 
 
 def _ling(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _ling(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping
         if found is not None:
             limits[name] = found if isinstance(found, list) else [found] * config["num_hidden_layers"]
     return (
-        _shared(metadata, tensors, config)
+        _both(metadata, tensors, config)
         | limits
         | {
             "kda_lower_bound": metadata.value("kda.gate_lower_bound", -5.0),
