@@ -49,7 +49,14 @@ def assert_golden(logits: np.ndarray, golden: np.lib.npyio.NpzFile) -> None:
     assert relative_error(logits[golden["positions"]], golden["logits"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", CASES)
+ONE_LAYOUT = [
+    pytest.param(name, marks=pytest.mark.slow if name.endswith("_fused") and name not in covering_names() else [])
+    for name in CASES
+]
+"""All models. Those that only lie otherwise in their files are slow tests: what is read of them is tested apart."""
+
+
+@pytest.mark.parametrize("name", ONE_LAYOUT)
 def test_the_engine_agrees_with_the_golden_logits_however_ids_are_grouped_in_calls(name: str, tmp_path: Path) -> None:
     resident = Resident(name, tmp_path)
     with resident.engine as engine:
@@ -74,6 +81,7 @@ def paging_and_threads_change_no_bit(resident: Resident) -> None:
         assert (engine.statistics.disk_bytes > 0) == (not fits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", covering_models())
 def test_kernels_in_numba_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden, store = np.load(GOLDEN / name / "golden.npz"), f32_store(name, tmp_path)

@@ -30,6 +30,7 @@ def test_the_models_that_all_is_tried_on_have_every_form_of_every_operation():
     assert len({(form["window"], form["sinks"]) for form in attention}) == 4  # without or with each of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", covering_models())
 def test_logits_agree_with_the_golden_ones(name):
     golden = np.load(GOLDEN / name / "golden.npz")

@@ -60,6 +60,7 @@ def planner(wide: Store) -> Iterator[Planner]:
     backend.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("above_floor_bytes", "kv"), default_pairs([0, 3 << 20, 1 << 28], [None, "q8"]))
 def test_floor_and_slots_are_those_of_the_engine(
     wide: Store, checkpoint: Path, above_floor_bytes: int, kv: str | None

@@ -305,6 +305,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 
+SLOW = {
+    *("windows alone", "values of another width", "norms around", "gates and unlike heads", "windows and convolutions"),
+    *("decays by channel", "sums of blocks", "layers of one block"),
+}
+"""Models whose operations others have too."""
 SETTINGS = [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)]
 """Formats of keys and values, slots and threads."""
 
@@ -346,7 +351,10 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
 
 @pytest.mark.parametrize(
     ("family", "alone", "slots", "threads"),
-    [pytest.param(name, *setting, marks=marks) for (name, setting), marks, _ in default_pairs([*FAMILIES], SETTINGS)],
+    [
+        pytest.param(name, *setting, marks=[pytest.mark.slow] * (name in SLOW) or marks)
+        for (name, setting), marks, _ in default_pairs([*FAMILIES], SETTINGS)
+    ],
     indirect=["family", "alone"],
 )
 def test_company_cuts_rewinds_forks_and_prefixes_change_no_bit(

@@ -50,6 +50,7 @@ from edgemoe.store.layouts import packed_layout
 from tests.kernels.conftest import make_backend
 from tests.support.engines import with_windows
 from tests.support.every_case import every_case
+from tests.support.pairs import default_pairs
 
 MIB = 1 << 20
 ATTENTION = Attention(heads=8, kv_heads=2, head_dim=64, scale=0.125, rope=RopeSpec(10_000.0, 64))
@@ -338,8 +339,9 @@ def decoder_without_weights(graph: Graph, formats: WeightFormats, workspace: Wor
     return Decoder(graph, weights, workspace, arena, formats.layouts)
 
 
-@pytest.mark.parametrize("kind", ["native generic", "jit", "jit 3 threads", "reference"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "kind"), default_pairs([*MODELS], ["native generic", "jit", "jit 3 threads", "reference"])
+)
 @pytest.mark.parametrize(("chunk_tokens", "context_length"), [(8, 512), (128, 4096)])
 def test_what_is_planned_holds_what_is_allocated(name: str, chunk_tokens: int, context_length: int, kind: str) -> None:
     graph = build_graph(MODELS[name], BuildOptions(cache_aware_routing=0.5))

@@ -38,6 +38,7 @@ from tests.kernels.builders import (
 from tests.kernels.conftest import BACKENDS, make_backend
 from tests.kernels.test_products import Ffn, pack_experts
 from tests.support.every_case import every_case
+from tests.support.pairs import default_pairs
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT, PAGES = 80, 2
@@ -443,8 +444,9 @@ def test_an_unknown_operation_is_refused(any_backend: Backend) -> None:
         any_backend.program(["attention"])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("kind", [name for name in BACKENDS if not name.endswith("threads")])
-@pytest.mark.parametrize("format_name", FORMAT_NAMES)
+@pytest.mark.parametrize(
+    ("kind", "format_name"), default_pairs([name for name in BACKENDS if not name.endswith("threads")], FORMAT_NAMES)
+)
 def test_threads_change_no_bit(kind: str, format_name: str) -> None:
     tokens = np.arange(23, dtype=np.int32)
     results = []
@@ -455,8 +457,7 @@ def test_threads_change_no_bit(kind: str, format_name: str) -> None:
     assert_same_bits(*results)
 
 
-@pytest.mark.parametrize("name", ["reference", "jit", "jit 3 threads"])
-@pytest.mark.parametrize("format_name", FORMAT_NAMES)
+@pytest.mark.parametrize(("name", "format_name"), default_pairs(["reference", "jit", "jit 3 threads"], FORMAT_NAMES))
 def test_scratch_stays_within_what_is_announced(name: str, format_name: str) -> None:
     backend = make_backend(name)
     layer = TinyLayer(format_name, 40, 0)

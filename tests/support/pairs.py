@@ -1,8 +1,8 @@
-"""Pairs of two lists of parameters, of which the default tests take some."""
+"""Lists of parameters, and pairs of two lists, of which the default tests take some."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -20,3 +20,8 @@ def default_pairs(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
         for number, one in enumerate(first)
         for at, other in enumerate(second)
     ]
+
+
+def some(values: Iterable[Any]) -> list[Any]:
+    """All values. The default tests have every fourth; the slow tests have the others."""
+    return [pytest.param(value, marks=[] if at % 4 == 0 else pytest.mark.slow) for at, value in enumerate(values)]
