@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgemoe.model.blocks.attention import Attention, BlockIndexer, OutputGate
+from edgemoe.model.blocks.attention import Attention, OutputGate
+from edgemoe.model.blocks.block_indexer import BlockIndexer
 from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.compressed_attention import BlockIndex, CompressedAttention
 from edgemoe.model.blocks.cross_attention import CrossAttention
