@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgemoe.architectures import FAMILIES, SourceSlice, model_spec, resolve, unused_tensors
-from edgemoe.architectures.table import FURTHER_TOKENS, TIED_HEAD, Runs, resolve_tensors
+from edgemoe.architectures.table import Runs, resolve_tensors
+from edgemoe.architectures.unused import FURTHER_TOKENS, TIED_HEAD
 from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint
 from tests.architectures.published import GRANITE_1B_A400M, MIXTRAL_8X7B, OLMOE_1B_7B, QWEN3_30B_A3B

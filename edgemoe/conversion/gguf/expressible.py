@@ -63,9 +63,9 @@ def check_expressible(spec: ModelSpec) -> None:
     if spec.family not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise StoreError(
-            f"this model cannot be a GGUF: expected a family that llama.cpp has, one of {known};"
+            f"this model cannot be a GGUF: expected a family that edgemoe writes for llama.cpp, one of {known};"
             f" found {spec.family[:80]}.",
-            NO_GGUF,
+            "Use the store with edgemoe; llama.cpp's own program may make a GGUF of the checkpoint.",
         )
     problem = next(_problems(spec), None)
     if problem:

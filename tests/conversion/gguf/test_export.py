@@ -488,6 +488,6 @@ def test_a_family_that_llama_cpp_does_not_have_is_refused(tiny: Store, tmp_path:
     model = {**tiny.model, "family": family}
     other = Store(tiny.path, tiny.manifest.__class__(**{**vars(tiny.manifest), "model": model}))
     with pytest.raises(
-        StoreError, match=f"expected a family that llama.cpp has, one of .*glm4_moe, .*; found {family}"
+        StoreError, match=f"expected a family that edgemoe writes for llama.cpp, one of .*glm4_moe, .*; found {family}"
     ):
         export_gguf(other, tmp_path / "m.gguf", name="x")
