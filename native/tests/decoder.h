@@ -78,9 +78,9 @@ typedef struct model {
     float apart_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float channel_rates[WIDTH][LATENT_ROTARY], channel_states[1][(WIDTH + 15) / 16 * EM_PANEL_ROWS][LATENT_ROTARY];
     float stream[TOKENS][WIDTH / GATED_STREAMS], agreed[TOKENS][WIDTH];
-    float index_ring[1][EM_PAGE_TOKENS / PAGE_BLOCKS - 1][HEAD_WIDTH], block_scores[TOKENS][PAGES][PAGE_BLOCKS];
+    float index_ring[1][EM_PAGE_TOKENS / PAGE_BLOCKS - 1][HEAD_WIDTH], index_scores[TOKENS][PAGES][PAGE_BLOCKS];
     float block_keys[PAGES][PAGE_BLOCKS][HEAD_WIDTH]; /* large enough for every format */
-    uint16_t block_scales[PAGES][PAGE_BLOCKS][1];
+    uint16_t index_scales[PAGES][PAGE_BLOCKS][1];
     int32_t chosen_blocks[TOKENS][PAGES];
     float norm[WIDTH], bias[WIDTH], cosine[CONTEXT][HEAD_WIDTH / 2], sine[CONTEXT][HEAD_WIDTH / 2];
     float caches[2][PAGES][GROUPS][EM_PAGE_TOKENS][HEAD_WIDTH]; /* large enough for every format */
@@ -426,11 +426,11 @@ static inline void add_gated_streams(model *m) {
 static inline void add_choice(model *m, int32_t cache_format) {
     const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
     const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
-    const em_cache blocks = {m->block_keys, **m->block_scales, cache_format};
+    const em_cache blocks = {m->block_keys, **m->index_scales, cache_format};
     add(m, EM_SELECT_BLOCKS)->as.select_blocks = (em_select_blocks){
         .query = *m->query, .keys = *m->stream, .norm = m->norm, .epsilon = 1e-5f, .cosine = *m->cosine, .sine = *m->sine,
         .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .inputs = **m->index_ring,
-        .block_keys = blocks, .kept = 5, .scores = **m->block_scores, .chosen = *m->chosen_blocks, .head_dim = HEAD_WIDTH,
+        .block_keys = blocks, .kept = 5, .scores = **m->index_scores, .chosen = *m->chosen_blocks, .head_dim = HEAD_WIDTH,
         .heads = HEADS, .context = CONTEXT, .rotated = HEAD_WIDTH, .sequence_count = 1, .table_pages = PAGES,
         .ring = EM_PAGE_TOKENS / PAGE_BLOCKS - 1, .page_count = PAGES, .page_blocks = PAGE_BLOCKS};
     add(m, EM_ATTENTION)->as.attention = (em_attention){
