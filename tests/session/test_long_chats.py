@@ -13,7 +13,7 @@ from edgemoe.session.chat import ChatSession
 from edgemoe.session.model import Model
 from edgemoe.session.sampler import SamplingOptions
 from edgemoe.session.tokenizer import Tokenizer
-from tests.support.checkpoints import SMALL_NEMOTRON, SMALL_QWEN, write_checkpoint
+from tests.support.checkpoints import SMALL_QWEN, SMALL_QWEN4, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.small_tokenizer import small_tokenizer
 
@@ -32,7 +32,7 @@ def begin(model: Model) -> ChatSession:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [SMALL_QWEN, SMALL_NEMOTRON], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("config", [SMALL_QWEN, SMALL_QWEN4], ids=lambda config: config["model_type"])
 def test_undo_and_retry_leave_no_trace_in_a_hundred_turns(
     config: dict[str, object], folder: Path, tmp_path: Path
 ) -> None:
