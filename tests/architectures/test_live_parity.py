@@ -814,6 +814,8 @@ def longcat_flash(draw: st.DrawFn, heads: int) -> dict[str, Any]:
     keys = draw(latent_attention("longcat_flash", heads))
     del keys["rope_interleave"]
     experts, passing = draw(st.integers(2, 12)), draw(st.integers(0, 8))
+    # Norms of one or two numbers make signs of their roundings, in two attentions of each layer.
+    keys |= {name: max(keys[name] or 0, 8) for name in ("kv_lora_rank", "q_lora_rank")}
     return keys | {
         "expert_ffn_hidden_size": draw(st.integers(1, 40)),
         "ffn_hidden_size": draw(st.integers(1, 70)),
