@@ -19,7 +19,7 @@ from tests.support.small_tokenizer import small_tokenizer
 
 TURNS, CONTEXT = 100, 8192
 ALLOWED_GROWTH_BYTES = 32 << 20
-"""Of the process beside what was planned: Python's own objects, and pages of the kernels' stacks."""
+"""How far the process may grow beside what was planned: Python's own objects, pages of the kernels' stacks."""
 
 
 def open_model(store: Path, folder: Path, slots: int, threads: int) -> Model:
