@@ -32,9 +32,6 @@ from edgemoe.model.graph import (
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import RopeSpec, Temperature
 
-_SCORED_ROWS = 16
-"""Rows whose blocks are scored together: enough to keep all threads busy."""
-
 
 @dataclass(eq=False)
 class Builder:
@@ -127,15 +124,6 @@ class Builder:
         value = Value(self.prefix + name, (self.letter, table.width), "f32", "kept", table=table)
         return cast("op.Floats", self._shared(value))
 
-    def block_choice(self, blocks: int) -> tuple[op.Floats, op.Integers]:
-        """Room for the scores of blocks of earlier tokens, `blocks` in a page, `(T, P, blocks)`, and for the choice.
-
-        That has a bit for each, `(T, P)`. All layers share the room.
-        """
-        scores = Value(f"block_scores_{blocks}", (self.letter, "P", blocks), "f32", "kept")
-        chosen = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")
-        return cast("op.Floats", self._shared(scores)), cast("op.Integers", self._shared(chosen))
-
     def state(self, name: str, *shape: Dimension, window: int = 0) -> op.Cache:
         """A value that a sequence keeps of its tokens in this layer, in pages, in the format of keys and values.
 
@@ -199,12 +187,12 @@ class Builder:
         positions, sequences = self.shared[f"{side}positions"], self.shared[f"{side}sequences"]
         return cast("op.Integers", positions), cast("op.Integers", sequences)
 
-    def chosen_blocks(self, blocks: int) -> tuple[op.Floats, op.Integers]:
-        """Memory for some rows' scores of `blocks` blocks of each page, and for the bits of those chosen `(T, P)`.
+    def chosen_blocks(self, blocks: int, at_once: Dimension) -> tuple[op.Floats, op.Integers]:
+        """Memory for `at_once` rows' scores of `blocks` blocks of each page, and for the bits of those chosen `(T, P)`.
 
         All layers share them: a layer's choice is of no use to the next one.
         """
-        scores = Value(f"scores_of_{blocks}", (_SCORED_ROWS, "P", blocks), "f32", "kept")
+        scores = Value(f"scores_of_{blocks}", (at_once, "P", blocks), "f32", "kept")
         bits = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")
         return cast("op.Floats", self._shared(scores)), cast("op.Integers", self._shared(bits))
 

@@ -12,6 +12,7 @@ from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.keys import Metadata
 from edgemoe.conversion.gguf.layers import attention_of, plain_scale
 from edgemoe.conversion.gguf.package import GGUFWriter
+from edgemoe.conversion.gguf.windowed_metadata import write_frame
 from edgemoe.model.blocks import Attention, GatedFfn, Mamba, Moe
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
@@ -85,11 +86,7 @@ def write_jamba(writer: GGUFWriter, spec: ModelSpec) -> None:
     moe = next((body for body in bodies if isinstance(body, Moe)), None)
     attention = attention_of(spec)[0]
     mixers = (layer.blocks[0].body for layer in spec.layers)
-    writer.add_block_count(len(spec.layers))
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    write_frame(writer, spec)
     writer.add_feed_forward_length(ffn.intermediate_size)
     writer.add_head_count(attention.heads)
     writer.add_head_count_kv([mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers])

@@ -15,7 +15,7 @@ from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 from edgemoe.conversion.gguf.latent import LARGEST_DIFFERENCE, latent_of
 from edgemoe.conversion.gguf.mamba import by_layer
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
-from edgemoe.conversion.gguf.windowed_metadata import write_rope
+from edgemoe.conversion.gguf.windowed_metadata import write_frame, write_rope
 from edgemoe.kernels.operations import SILU
 from edgemoe.model.blocks import GatedDelta, GatedFfn, LatentAttention, Moe
 from edgemoe.model.spec import LayerSpec, ModelSpec
@@ -140,11 +140,7 @@ def write_kda(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> None:
     moe = next(ffn for ffn in ffns if isinstance(ffn, Moe))
     dense = next((ffn.intermediate_size for ffn in ffns if isinstance(ffn, GatedFfn)), moe.intermediate_size)
     assert moe.shared is not None  # `kda_problems` has seen to it
-    writer.add_block_count(len(spec.layers))
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    write_frame(writer, spec)
     writer.add_head_count(own.heads)
     writer.add_head_count_kv([int(isinstance(layer.blocks[0].body, LatentAttention)) for layer in spec.layers])
     if own.query_rank:

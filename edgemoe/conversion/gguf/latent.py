@@ -15,7 +15,7 @@ from edgemoe.conversion.gguf.family_config import expert_width
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
-from edgemoe.conversion.gguf.windowed_metadata import write_rope
+from edgemoe.conversion.gguf.windowed_metadata import write_frame, write_rope
 from edgemoe.kernels.operations import SILU
 from edgemoe.model.blocks import GatedFfn, LatentAttention, Moe
 from edgemoe.model.spec import LayerSpec, ModelSpec
@@ -164,11 +164,7 @@ def write_latent(writer: GGUFWriter, spec: ModelSpec) -> None:
     )
     assert moe.shared is not None  # `latent_problems` has seen to it
     router, sigmoid = moe.router, moe.router.score == "sigmoid"
-    writer.add_block_count(len(spec.layers))
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    write_frame(writer, spec)
     writer.add_head_count(own.heads)
     writer.add_head_count_kv(1)
     writer.add_q_lora_rank(own.query_rank)

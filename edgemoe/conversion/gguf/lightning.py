@@ -14,7 +14,7 @@ from edgemoe.conversion.gguf.keys import Metadata
 from edgemoe.conversion.gguf.latent import LARGEST_DIFFERENCE
 from edgemoe.conversion.gguf.layers import attention_of
 from edgemoe.conversion.gguf.package import GGUFWriter
-from edgemoe.conversion.gguf.windowed_metadata import write_rope
+from edgemoe.conversion.gguf.windowed_metadata import write_frame, write_rope
 from edgemoe.kernels.operations import SILU
 from edgemoe.model.blocks import Attention, Lightning, Moe
 from edgemoe.model.blocks.lightning import NORM_EPSILON
@@ -86,11 +86,7 @@ def write_lightning(writer: GGUFWriter, spec: ModelSpec) -> None:
     residual = spec.layers[0].blocks[0].residual
     assert residual is not None  # `lightning_problems` has seen to both
     assert attention.rope is not None
-    writer.add_block_count(len(spec.layers))
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    write_frame(writer, spec)
     writer.add_head_count(attention.heads)
     writer.add_head_count_kv(attention.kv_heads)
     writer.add_key_length(attention.head_dim)

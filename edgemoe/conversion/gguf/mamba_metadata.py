@@ -11,7 +11,7 @@ from edgemoe.conversion.gguf.jamba import ARCHITECTURE as JAMBA
 from edgemoe.conversion.gguf.jamba import jamba_problems, write_jamba
 from edgemoe.conversion.gguf.layers import attention_of, plain_scale
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
-from edgemoe.conversion.gguf.windowed_metadata import write_rope
+from edgemoe.conversion.gguf.windowed_metadata import write_frame, write_rope
 from edgemoe.model.blocks import Attention, GatedFfn, Mamba2, Moe
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
@@ -53,11 +53,7 @@ def write_mamba(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> None:
     mamba = next(body for body in flat if isinstance(body, Mamba2))
     attention = attention_of(spec)[0]
     moe = next((body for body in flat if isinstance(body, Moe)), None)
-    writer.add_block_count(len(bodies))
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    write_frame(writer, spec)
     writer.add_head_count(attention.heads)
     attends = (any(isinstance(body, Attention) for body in layer) for layer in bodies)
     writer.add_head_count_kv([attention.kv_heads if own else 0 for own in attends])

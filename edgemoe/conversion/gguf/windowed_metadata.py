@@ -28,11 +28,7 @@ def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> No
     dense = next(
         (ffn.intermediate_size for ffn in ffns if isinstance(ffn, GatedFfn)), moe.top_k * moe.intermediate_size
     )
-    writer.add_block_count(len(spec.layers))
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_vocab_size(spec.vocab_size)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    write_frame(writer, spec)
     writer.add_head_count(_one_or_all([own.heads for own in attention]))
     writer.add_head_count_kv(_one_or_all([own.kv_heads for own in attention]))
     widest = max(attention, key=lambda own: own.window == 0)  # of the layers without a window, where there are some
@@ -122,6 +118,15 @@ def _write_positions(writer: GGUFWriter, attention: Sequence[Attention]) -> None
         writer.add_rope_freq_base_swa(within.theta)
         if within.rotated != whole.rotated:
             writer.add_uint32(f"{writer.arch}.rope.dimension_count_swa", within.rotated)
+
+
+def write_frame(writer: GGUFWriter, spec: ModelSpec) -> None:
+    """Write the keys that every architecture has."""
+    writer.add_block_count(len(spec.layers))
+    writer.add_context_length(spec.max_positions)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
 
 
 def write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:

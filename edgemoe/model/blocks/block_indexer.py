@@ -53,7 +53,7 @@ class BlockIndexer:
         build.add(op.Rope(query, H, places[0], *tables, rope.pairing == "neighbours"))
         inputs = build.fixed_state("index_inputs", self.block - 1, W)
         keys = build.state("index_keys", "N", 1, B, W)
-        scores, chosen = build.block_choice(B)
+        scores, chosen = build.chosen_blocks(B, at_once=build.letter)
         norm = build.vector("index_key_norm", W)
         where, room = (*tables, *places, build.pages()), (inputs, keys)
         build.add(so.SelectBlocks(query, key, norm, build.epsilon, *where, *room, self.kept, scores, chosen))

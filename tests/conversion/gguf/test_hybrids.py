@@ -7,40 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 
-from edgemoe.architectures import model_spec
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
-from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.opening import open_engine
-from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
-from tests.conversion.gguf.test_mamba import exported
-from tests.conversion.gguf.test_windowed import IDS, rewritten
+from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
 from tests.support.hybrid_models import SMALL_HYBRID
 from tests.support.pairs import some
 
 
 @pytest.mark.parametrize("name", some(SMALL_HYBRID))
 def test_a_file_is_the_same_model(name: str, tmp_path: Path) -> None:
-    store, path = exported(tmp_path, SMALL_HYBRID[name])
-    assert model_spec(GgufSource(path).config) == model_spec(SMALL_HYBRID[name])
-    back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
-    logits = []
-    for one in (store, back):
-        with open_engine(one, EngineOptions(threads=1, context_length=len(IDS))) as engine:
-            logits.append(engine.forward(IDS, all_logits=True))
-    np.testing.assert_array_equal(*logits)
+    store, path = exported_model(tmp_path, SMALL_HYBRID[name])
+    assert_same_model(store, path, SMALL_HYBRID[name], tmp_path)
 
 
 def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
     """Taps have a dimension of one, rates a row for each head; Ling's rates have no sign."""
     shapes, rates = {}, {}
     for name in ("kimi_linear", "bailing_hybrid"):
-        _, path = exported(tmp_path / name, SMALL_HYBRID[name])
+        _, path = exported_model(tmp_path / name, SMALL_HYBRID[name])
         tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
         shapes[name] = {own: tuple(tensor.shape[::-1].tolist()) for own, tensor in tensors.items()}
         rates[name] = tensors["blk.0.ssm_a"].data
@@ -100,7 +88,7 @@ def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any]
 def test_keys_that_contradict_the_architecture_are_refused_by_name(
     name: str, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    _, path = exported(tmp_path, SMALL_HYBRID[name])
+    _, path = exported_model(tmp_path, SMALL_HYBRID[name])
     architecture = {"kimi_linear": "kimi-linear", "bailing_hybrid": "bailingmoe3", "minimax": "minimax-01"}[name]
     renamed = {f"{architecture}.{key}": value for key, value in changes.items()}
     changed = rewritten(path, tmp_path / "changed.gguf", renamed)

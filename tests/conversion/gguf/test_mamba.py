@@ -7,46 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 
-from edgemoe.architectures import model_spec
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.opening import open_engine
-from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
-from edgemoe.store.reader import Store
-from tests.conversion.gguf.test_windowed import IDS, rewritten
-from tests.support.checkpoints import write_checkpoint
+from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
 from tests.support.mamba_models import SMALL_MAMBA
 from tests.support.pairs import some
 
 
-def exported(folder: Path, config: dict[str, Any]) -> tuple[Path, Path]:
-    """A store of random weights, and the GGUF of it."""
-    write_checkpoint(folder / "source", config)
-    store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
-    return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
-
-
 @pytest.mark.parametrize("name", some(SMALL_MAMBA))
 def test_a_file_is_the_same_model(name: str, tmp_path: Path) -> None:
-    store, path = exported(tmp_path, SMALL_MAMBA[name])
-    assert model_spec(GgufSource(path).config) == model_spec(SMALL_MAMBA[name])
-    back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
-    logits = []
-    for one in (store, back):
-        with open_engine(one, EngineOptions(threads=1, context_length=len(IDS))) as engine:
-            logits.append(engine.forward(IDS, all_logits=True))
-    np.testing.assert_array_equal(*logits)
+    store, path = exported_model(tmp_path, SMALL_MAMBA[name])
+    assert_same_model(store, path, SMALL_MAMBA[name], tmp_path)
 
 
 def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
     """Rates and skips have a row for each head, norms one for each group; the parts of a projection lie together."""
-    _, path = exported(tmp_path, SMALL_MAMBA["nemotron_h"])
+    _, path = exported_model(tmp_path, SMALL_MAMBA["nemotron_h"])
     shapes = {tensor.name: tuple(tensor.shape[::-1].tolist()) for tensor in gguf.GGUFReader(path).tensors}
     assert shapes["blk.0.ssm_in.weight"] == (128 + 192 + 4, 64)
     assert shapes["blk.0.ssm_conv1d.weight"] == (192, 4)
@@ -59,7 +40,7 @@ def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
 
 def test_a_file_of_jamba_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
     """Rates have a row for each channel; what is made of the convolved channels lies in one matrix."""
-    _, path = exported(tmp_path, SMALL_MAMBA["jamba"])
+    _, path = exported_model(tmp_path, SMALL_MAMBA["jamba"])
     shapes = {tensor.name: tuple(tensor.shape[::-1].tolist()) for tensor in gguf.GGUFReader(path).tensors}
     assert shapes["blk.0.ssm_in.weight"] == (256, 64)
     assert shapes["blk.0.ssm_conv1d.weight"] == (128, 3)
@@ -120,7 +101,7 @@ def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any]
 def test_keys_that_contradict_the_architecture_are_refused_by_name(
     name: str, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    _, path = exported(tmp_path, SMALL_MAMBA[name])
+    _, path = exported_model(tmp_path, SMALL_MAMBA[name])
     architecture = {"nemotron_h": "nemotron_h_moe", "granitemoehybrid": "granitehybrid"}.get(name, name)
     renamed = {f"{architecture}.{key}": value for key, value in changes.items()}
     changed = rewritten(path, tmp_path / "changed.gguf", renamed)
@@ -130,7 +111,7 @@ def test_keys_that_contradict_the_architecture_are_refused_by_name(
 
 def test_experts_with_gates_are_no_nemotron(tmp_path: Path) -> None:
     """A tensor without a place in the family is told as left over."""
-    _, path = exported(tmp_path, SMALL_MAMBA["nemotron_h"])
+    _, path = exported_model(tmp_path, SMALL_MAMBA["nemotron_h"])
     reader = gguf.GGUFReader(path)
     changed = rewritten(path, tmp_path / "changed.gguf", {})
     data = changed.read_bytes()

@@ -8,29 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 
-from edgemoe.architectures import model_spec
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
-from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.opening import open_engine
-from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
-from edgemoe.store.reader import Store
-from tests.support.checkpoints import write_checkpoint
 from tests.support.every_case import every_case
+from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
 from tests.support.pairs import some
 from tests.support.windowed_models import SMALL_MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-IDS = np.random.default_rng(7).integers(0, 128, 60)
-
-
 Exported = Callable[[str], tuple[Path, Path]]
 
 
@@ -41,9 +31,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     @functools.cache
     def made(family: str) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp("exported")
-        write_checkpoint(folder / "source", SMALL_MODELS[family])
-        store = convert_checkpoint(str(folder / "source"), folder / "store", experts="q8", dense="q8")
-        return store, export_gguf(Store.open(store), folder / "model.gguf", name="test", tokenizer=False)
+        return exported_model(folder, SMALL_MODELS[family])
 
     return made
 
@@ -51,13 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.mark.parametrize("family", some(SMALL_MODELS))
 def test_a_file_is_the_same_model(family: str, exported: Exported, tmp_path: Path) -> None:
     store, path = exported(family)
-    assert model_spec(GgufSource(path).config) == model_spec(SMALL_MODELS[family])
-    back = convert_checkpoint(str(path), tmp_path / "back", experts="keep", dense="keep")
-    logits = []
-    for one in (store, back):
-        with open_engine(one, EngineOptions(threads=1, context_length=len(IDS))) as engine:
-            logits.append(engine.forward(IDS, all_logits=True))
-    np.testing.assert_array_equal(*logits)
+    assert_same_model(store, path, SMALL_MODELS[family], tmp_path)
 
 
 @every_case(
@@ -153,30 +135,3 @@ def test_keys_that_contradict_the_architecture_are_refused_by_name(
     changed = rewritten(path, tmp_path / "changed.gguf", changes)
     with pytest.raises(SourceError, match=words):
         GgufSource(changed)
-
-
-def rewritten(path: Path, to: Path, changes: dict[str, Any]) -> Path:
-    """The same file with other metadata."""
-    reader = gguf.GGUFReader(path)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(to, architecture)
-    values = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    for name in {**values, **changes}:
-        if name == "general.architecture":
-            continue
-        if name in changes:
-            value = changes[name]
-            kind = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, list: writer.add_array}
-            kind[type(value)](name, value)
-        else:
-            field = values[name]
-            sub = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type=sub)
-    for tensor in reader.tensors:
-        shape = tensor.data.shape
-        writer.add_tensor(tensor.name, tensor.data, raw_shape=shape, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return to
