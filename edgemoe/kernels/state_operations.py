@@ -175,8 +175,8 @@ class ChooseBlocks(Operation, code=50):
 
     The score of a block is `sum over heads h of shares[h] * max(0, scale * query[h] . key)`, in the order of the heads,
     where `keys` has a key of each block as `Compress` writes it. Blocks are those that end no later than the row, and
-    the earlier one is chosen on a tie; where there are no more than `most`, all are. Bit `b` of `chosen[t, p]` says
-    whether block `b` of the sequence's page `p` is chosen; it is written for pages with blocks that the row may see.
+    the earlier one is chosen on a tie; where there are no more than `most`, all are. Bit `b` of `chosen[t, i]` says
+    whether block `i * B + b` of the sequence is chosen; `i` goes as far as there are blocks that the row may see.
     Source: the indexer of DeepSeek-V3.2 (2025) over compressed keys, as DeepSeek-V4 has it.
     """
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
@@ -286,6 +286,7 @@ def choice(
 
 
 @few_examples
+@example(heads=1, width=8, tokens=3, rate=128, position=277, most=1, format_name="f32", seed=1)  # two pages a block
 @given(
     st.sampled_from([1, 3, 32, 40]),
     st.sampled_from([8, 20, 64]),

@@ -217,7 +217,7 @@ static void attend_history(const attention_task *task, query_state *states, int3
         end = larger(end, states[s].end);
     }
     for (int32_t row = 0; row < end; row += task->block_rows) {
-        const size_t page = (size_t)pages[((row + 1) * task->rate - 1) / EM_PAGE_TOKENS];
+        const size_t page = (size_t)pages[em_block_page(row, task->rate)];
         attend_block(task, states, state_count, row, page * task->block_rows);
     }
 }

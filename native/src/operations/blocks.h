@@ -14,6 +14,11 @@ static inline em_cached em_cached_rows(em_cache cache, int32_t width, size_t row
     };
 }
 
+/* Which page of a sequence's tokens holds a block of `rate` tokens: that in which the block ends. */
+static inline int32_t em_block_page(int64_t block, int64_t rate) {
+    return (int32_t)(((block + 1) * rate - 1) / EM_PAGE_TOKENS);
+}
+
 /* Checks that the pages exist in which the blocks of `rate` tokens end that each row may see. */
 static inline int32_t em_check_blocks(const int32_t *positions, const int32_t *sequences, const int32_t *pages,
                                       int32_t rate, int32_t tokens, int32_t sequence_count, int32_t table_pages,
@@ -26,9 +31,9 @@ static inline int32_t em_check_blocks(const int32_t *positions, const int32_t *s
             continue; /* it sees what the row before sees */
         }
         for (int64_t row = 0; row < seen; row += rate < EM_PAGE_TOKENS ? EM_PAGE_TOKENS / rate : 1) {
-            const int64_t block = ((row + 1) * rate - 1) / EM_PAGE_TOKENS;
-            if (block >= table_pages) return EM_BAD_POSITION;
-            const int32_t page = pages[(size_t)sequences[t] * table_pages + block];
+            const int32_t place = em_block_page(row, rate);
+            if (place >= table_pages) return EM_BAD_POSITION;
+            const int32_t page = pages[(size_t)sequences[t] * table_pages + place];
             if (page < 0 || page >= page_count) return EM_BAD_POSITION;
         }
     }

@@ -26,10 +26,10 @@ static int32_t seen_blocks(const em_choose_blocks *c, int32_t row) {
 
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
-/* The scores of the first `count` blocks of a page. */
-static void score_page(const choose_task *task, int32_t row, int32_t page, int32_t count, float *scores) {
+/* The scores of `count` blocks from block `block` on, which is the first of its page. */
+static void score_page(const choose_task *task, int32_t row, int32_t block, int32_t count, float *scores) {
     const em_choose_blocks *c = task->operation;
-    const int32_t number = c->pages[(size_t)c->sequences[row] * c->table_pages + page];
+    const int32_t number = c->pages[(size_t)c->sequences[row] * c->table_pages + em_block_page(block, c->rate)];
     const em_cached keys = em_cached_rows(c->keys, c->head_dim, (size_t)number * c->block_rows);
     float products[EM_ROWS_AT_ONCE][EM_PAGE_TOKENS];
     em_attending heads[EM_ROWS_AT_ONCE];
@@ -57,8 +57,8 @@ static void score_pages(void *context, int64_t begin, int64_t end, int32_t threa
         if (seen <= c->most) continue;
         const int32_t start = (int32_t)(item % task->spans) * PAGES_AT_ONCE;
         for (int32_t page = start; page < start + PAGES_AT_ONCE && page * c->block_rows < seen; page++) {
-            const int32_t count = smaller(c->block_rows, seen - page * c->block_rows);
-            score_page(task, row, page, count, c->scores + own * task->stride + (int64_t)page * c->block_rows);
+            const int32_t block = page * c->block_rows, count = smaller(c->block_rows, seen - block);
+            score_page(task, row, block, count, c->scores + own * task->stride + block);
         }
     }
 }
