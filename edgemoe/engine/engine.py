@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -101,6 +101,8 @@ class Engine:
         self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None
+        self.pause: Callable[[], None] | None = None
+        """Called between the layers of prompts; what it raises ends the run, none of whose tokens is then held."""
         self._tokens = 0
         self._keeps_ledger = False
         self._forward_ns = 0
@@ -382,7 +384,7 @@ class Engine:
                 table.name(rows.row, rows.token_ids, rows.piece.sequence.ids, start)
         if self._forced is not None:
             self._forced.put(self.routing, run)
-        self._loaded.run(tokens, phase)
+        self._loaded.run(tokens, phase, self.pause)
         self._tokens += tokens
         self._uses.add(tokens)
         self._loaded.logits([rows.wanted() for rows in run])

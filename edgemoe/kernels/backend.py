@@ -6,7 +6,7 @@ A backend turns a list of operations (`operations.py`) into a `Program`; after t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,8 +34,11 @@ class ProgramTimes:
 class Program(Protocol):
     """A list of operations, bound to buffers and ready to run."""
 
-    def run(self, tokens: int) -> None:
-        """Run every operation in order for the first `tokens` rows of the buffers."""
+    def run(self, tokens: int, pause: Callable[[], None] | None = None) -> None:
+        """Run every operation in order for the first `tokens` rows of the buffers.
+
+        `pause`, if given, is called now and then between two operations, and may raise: the run then ends there.
+        """
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""

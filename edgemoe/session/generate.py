@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,10 @@ class _Counters:
     hits: int
     misses: int
     disk_bytes: int
+
+
+class _Stopped(Exception):  # noqa: N818 (no error)
+    """Ends the run of a prompt's chunk."""
 
 
 class Generation:
@@ -110,7 +115,7 @@ class Generation:
         return self.text
 
     def stop(self) -> None:
-        """End after the token (or the prompt's chunk) being computed, with finish_reason `interrupted`."""
+        """End after the token (or the prompt's layer) being computed, with finish_reason `interrupted`."""
         self._stopped = True
 
     def __iter__(self) -> Iterator[str]:
@@ -122,10 +127,9 @@ class Generation:
         prefill_tokens = read + len(self._before) - held
         logits = None
         self._held.engine.turn.begin()
-        for chunk in self._chunks(held):
-            if self._stopped:
-                break
-            logits = self._held.forward(chunk)
+        with contextlib.suppress(_Stopped), self._stoppable():
+            for chunk in self._chunks(held):
+                logits = self._held.forward(chunk)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
         detokeniser = self._texts = texts_of(self._tokenizer, self._before)
@@ -166,8 +170,23 @@ class Generation:
             self.text += piece
             yield piece
 
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Raises _Stopped between two layers of a prompt once the generation has been stopped."""
+
+        def check() -> None:
+            if self._stopped:
+                raise _Stopped
+
+        check()
+        self._held.engine.pause = check
+        try:
+            yield
+        finally:
+            self._held.engine.pause = None
+
     def _chunks(self, first: int) -> Iterator[list[int]]:
-        chunk_tokens = self._held.engine.memory.prompt_chunk_tokens  # between two, a request to stop is heard
+        chunk_tokens = self._held.engine.memory.chunk_tokens  # a stop keeps what was run before the chunk
         for begin in range(first, len(self._before), chunk_tokens):
             yield self._before[begin : begin + chunk_tokens]
 

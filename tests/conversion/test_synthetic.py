@@ -54,6 +54,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("glm-4.7-flash", published.GLM_47_FLASH),
         ("lfm2-8b-a1b", published.LFM2_8B_A1B),
         ("nemotron-3-nano", published.NEMOTRON_3_NANO),
+        ("gpt-oss-20b", published.GPT_OSS_20B),
+        ("gpt-oss-120b", published.GPT_OSS_120B),
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
         ("granite-3b-a800m", published.GRANITE_3B_A800M),
         ("switch-base-8", published.SWITCH_BASE_8),

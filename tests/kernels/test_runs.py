@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -304,6 +305,31 @@ def test_token_by_token_changes_no_bit(any_backend: Backend, format_name: str) -
     tokens = np.arange(11, dtype=np.int32)
     whole = run_layer(any_backend, format_name, 7, tokens, [])  # with sinks, biases and a clamped activation
     assert_same_bits(run_layer(any_backend, format_name, 7, tokens, list(range(1, 11))), whole)
+
+
+def test_pauses_change_no_bit_and_may_end_a_run(any_backend: Backend) -> None:
+    left: list[np.ndarray] = []
+    pauses = [0]
+
+    def run(pause: Callable[[], None] | None) -> None:
+        layer = TinyLayer("q8", 8, 3)
+        left.append(layer.residual)
+        any_backend.program(layer.operations).run(8, pause)
+
+    def count() -> None:
+        pauses[-1] += 1
+
+    def leave() -> None:
+        count()
+        raise TimeoutError
+
+    run(None)
+    run(count)
+    np.testing.assert_array_equal(left[1], left[0])
+    pauses.append(0)
+    with pytest.raises(TimeoutError):
+        run(leave)
+    assert 0 < pauses[1] < pauses[0]
 
 
 @every_case("tokens", [0, -1, 9])

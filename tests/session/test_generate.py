@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +64,29 @@ def test_a_stop_is_heard_between_tokens_and_between_chunks_of_the_prompt(make_mo
     assert long.statistics is not None
 
 
+def test_a_prompt_ends_where_it_is_stopped(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    good = fake(model).forward
+
+    def forward(token_ids: list[int], **how: Any) -> Any:
+        logits = good(token_ids, **how)
+        if len(fake(model).calls) == 2:
+            long.stop()
+            assert fake(model).pause is not None
+            fake(model).pause()
+        return logits
+
+    monkeypatch.setattr(model.engine, "forward", forward)
+    long = model.stream([5] * 400)
+    assert list(long) == []
+    assert long.finish_reason == "interrupted"
+    assert model.held.ids == [5] * 128
+    assert fake(model).pause is None
+
+
 def test_prompts_run_in_the_chunks_that_the_plan_names(make_model: MakeModel) -> None:
     model = make_model()
-    fake(model).memory.prompt_chunk_tokens = 150
+    fake(model).memory.chunk_tokens = 150
     model.generate([5] * 400, max_tokens=1)
     assert [len(call) for call in fake(model).calls] == [150, 150, 100]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class ClockedProgram:
         self._timed_runs = 0
         self._timed = False
 
-    def run(self, tokens: int) -> None:
+    def run(self, tokens: int, pause: Callable[[], None] | None = None) -> None:
         self._clock.now_ns += int(self._costs.sum())
         self._timed_runs += self._timed
 

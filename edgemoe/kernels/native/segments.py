@@ -35,11 +35,11 @@ class SegmentedProgram:
             self._programs.append(bind(segment, first) if native else StepwiseProgram(REFERENCE, segment, first))
             first += len(segment)
 
-    def run(self, tokens: int) -> None:
+    def run(self, tokens: int, pause: Callable[[], None] | None = None) -> None:
         """Run all segments. Raises KernelError before the first, if the buffers of any are too short."""
         self._bounds.check(tokens)
         for program in self._programs:
-            program.run(tokens)
+            program.run(tokens, pause)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
