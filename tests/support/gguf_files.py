@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "hunyuan_v1_moe": gguf.MODEL_ARCH.HUNYUAN_MOE,
     "hy_v3": gguf.MODEL_ARCH.DOTS1,  # the package does not know it yet; these tensors have the same names
     "minimax_m2": gguf.MODEL_ARCH.MINIMAXM2,
+    "mistral4": gguf.MODEL_ARCH.MISTRAL4,
     "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
@@ -303,6 +304,9 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         }
         if "rope_scaling" in config:
             values["rope.scaling.yarn_log_multiplier"] = 0.1 * config["rope_scaling"]["mscale_all_dim"]
+        if family == "mistral4":
+            values["attention.temperature_scale"] = config["rope_scaling"]["llama_4_scaling_beta"]
+            values["attention.temperature_length"] = config["rope_scaling"]["original_max_position_embeddings"]
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") == "yarn":
         values |= {

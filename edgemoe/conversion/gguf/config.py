@@ -13,8 +13,7 @@ from edgemoe.conversion.gguf.family_config import family_config
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.kda import KDA
 from edgemoe.conversion.gguf.keys import Metadata
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_config
+from edgemoe.conversion.gguf.latent import LATENT, latent_config
 from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
 from edgemoe.conversion.gguf.lightning import lightning_config
 from edgemoe.conversion.gguf.mamba import MAMBA
@@ -78,7 +77,7 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         config |= WINDOWED[metadata.architecture](metadata, tensors, config)
     elif hybrid:
         config |= _HYBRID[metadata.architecture](metadata, tensors, config)
-    elif metadata.architecture == LATENT:
+    elif metadata.architecture in LATENT:
         config |= latent_config(metadata, tensors, config)
     else:
         config |= family_config(metadata, tensors, head_dim)

@@ -23,7 +23,7 @@ from edgemoe.conversion.gguf.expressible import NO_GGUF, check_expressible
 from edgemoe.conversion.gguf.families import ARCHITECTURES
 from edgemoe.conversion.gguf.file_tensors import FileTensor, file_tensors
 from edgemoe.conversion.gguf.kda import KDA
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import LATENT
 from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
 from edgemoe.conversion.gguf.mamba import MAMBA
 from edgemoe.conversion.gguf.metadata import frequency_divisors, remarks, write_metadata
@@ -108,7 +108,7 @@ def export_gguf(
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
             troubles = list(_troubles_on_the_way_back(partial, spec, tensors))
-            if troubles and ARCHITECTURES[spec.family] in (*WINDOWED, *MAMBA, *KDA, LATENT, LIGHTNING):
+            if troubles and ARCHITECTURES[spec.family] in (*WINDOWED, *MAMBA, *KDA, *LATENT, LIGHTNING):
                 raise StoreError(
                     f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has fixed patterns of"
                     " layers, positions or weights, which this model does not follow.",

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.kda import KDA, kda_problems
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_problems
+from edgemoe.conversion.gguf.latent import LATENT, latent_problems
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -77,7 +76,7 @@ def check_expressible(spec: ModelSpec) -> None:
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
-    if architecture == LATENT:
+    if architecture in LATENT:
         yield from latent_problems(spec)
         return
     if architecture in WINDOWED:

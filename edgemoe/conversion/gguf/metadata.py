@@ -10,8 +10,7 @@ import numpy.typing as npt
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
 from edgemoe.conversion.gguf.kda import KDA, kda_remark, write_kda
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_remark, write_latent
+from edgemoe.conversion.gguf.latent import LATENT, latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -45,7 +44,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     if ARCHITECTURES[spec.family] in MAMBA:
         write_mamba(writer, ARCHITECTURES[spec.family], spec)
         return
-    if ARCHITECTURES[spec.family] == LATENT:
+    if ARCHITECTURES[spec.family] in LATENT:
         write_latent(writer, spec)
         return
     if ARCHITECTURES[spec.family] in KDA:
@@ -160,7 +159,7 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
             "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
             " first: results differ a little where these are short, as in every GGUF of it."
         )
-    if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
+    if ARCHITECTURES[spec.family] in LATENT and (remark := latent_remark(spec)):
         yield remark
     if ARCHITECTURES[spec.family] in KDA:
         yield from kda_remark(spec)

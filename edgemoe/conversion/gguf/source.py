@@ -21,6 +21,7 @@ from edgemoe.conversion.gguf.config import checkpoint_config
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf.keys import Metadata
+from edgemoe.conversion.gguf.latent import latent_notices
 from edgemoe.conversion.gguf.linear import Turns
 from edgemoe.conversion.gguf.names import TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
@@ -64,7 +65,7 @@ class GgufSource:
         )
         # Convert the tokenizer now: an unsupported one should be reported at the start, not after an hour.
         self._side_files = side_files(first.path, first.metadata)
-        self._notices = notices(first.path, first.metadata)
+        self._notices = [*notices(first.path, first.metadata), *latent_notices(metadata, first.path)]
 
     @property
     def name(self) -> str:
