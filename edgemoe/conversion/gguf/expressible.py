@@ -38,7 +38,9 @@ _QK_NORM_WORDS = {
     "unweighted": "norms of each head's queries and keys without weights",
     "full": "norms of whole queries and keys",
 }
-_HUNYUAN, _MELLUM = "hunyuan-moe", "mellum"
+_COHERE, _HUNYUAN, _MELLUM = "cohere2moe", "hunyuan-moe", "mellum"
+_AVERAGE = 0.5
+"""The factor of the sum of routed and shared experts in files of Command A+."""
 _GPT_OSS = "gpt-oss"
 """The one architecture with windows, sinks, biases of experts and of the router, and the clamped activation: it always
 has them, with windows in every second layer, from the first on."""
@@ -86,6 +88,8 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
             yield "attention without rotary positions"
         if architecture == _MELLUM and len({own.rope.theta for own in attention_of(spec) if own.rope}) > 1:
             yield "another theta within windows"
+        if architecture == _COHERE:
+            yield from _cohere_problems(spec)
         widths = {own.heads * own.head_dim for own in attention_of(spec)}
         if FAMILY[architecture].full_width and widths != {spec.hidden_size}:
             yield "heads that are not together as wide as the model"
@@ -157,6 +161,13 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "grouped-query attention"
     if rope.scaling == "yarn" and not _plain_yarn(rope, truncated=architecture != _GPT_OSS):
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
+
+
+def _cohere_problems(spec: ModelSpec) -> Iterator[str]:
+    if not any(own.window for own in attention_of(spec)):
+        yield "models without windows"
+    if any(isinstance(ffn, Moe) and ffn.shared is not None and ffn.scale != _AVERAGE for ffn in _ffns(spec)):
+        yield "sums of routed and shared experts, which it averages"
 
 
 def _linear_problems(expected: bool, spec: ModelSpec, attention: Attention) -> Iterator[str]:

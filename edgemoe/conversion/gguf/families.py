@@ -509,6 +509,9 @@ FAMILIES: dict[str, Family] = {
         own_names=_ARCTIC_NAMES,
         full_width=True,
     ),
+    "cohere2moe": Family(
+        "cohere2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
+    ),
     "exaone-moe": Family(
         "exaone_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
     ),

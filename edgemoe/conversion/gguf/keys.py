@@ -112,6 +112,8 @@ _KEYS = {
     "n_groups": "ssm.group_count",
     "ssm_state_size": "ssm.state_size",
     "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "prefix_dense_intermediate_size": "feed_forward_length",
     "kv_lora_rank": "attention.kv_lora_rank",
     "q_lora_rank": "attention.q_lora_rank",
     "qk_nope_head_dim": "attention.key_length_mla",
