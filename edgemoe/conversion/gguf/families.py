@@ -7,6 +7,8 @@ which models a file of an architecture cannot express is in `expressible.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgemoe.architectures.table import SUM_SUFFIX
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
@@ -90,6 +92,13 @@ _LATENT_NAMES = {
     "attn_k_b.weight": "self_attn.k_b_proj.weight",
     "attn_v_b.weight": "self_attn.v_b_proj.weight",
 }
+_INDEXER_NAMES = {
+    "indexer.attn_k.weight": "self_attn.indexer.wk.weight",
+    "indexer.attn_q_b.weight": "self_attn.indexer.wq_b.weight",
+    "indexer.k_norm.weight": "self_attn.indexer.k_norm.weight",
+    "indexer.k_norm.bias": "self_attn.indexer.k_norm.bias",
+    "indexer.proj.weight": "self_attn.indexer.weights_proj.weight",
+}
 _LING_NAMES = {
     "token_embd.weight": "model.word_embeddings.weight",
     "attn_qkv.weight": "attention.query_key_value.weight",
@@ -138,6 +147,18 @@ _NEMOTRON_NAMES = mamba_names("mixer") | {
     "ffn_latent_up.weight": "mixer.fc2_latent_proj.weight",
 }
 
+_DEEPSEEK = Family(
+    "deepseek_v3",
+    False,
+    _QWEN_ROUTER,
+    _QWEN_EXPERT,
+    _SHARED_EXPERTS,
+    partial_rotation=True,
+    leading_dense=True,
+    matrices=_SPLIT,
+    own_names=_LATENT_NAMES,
+    value_width=True,
+)
 FAMILIES: dict[str, Family] = {
     "bailingmoe2": Family(
         "bailing_moe_v2",
@@ -200,18 +221,8 @@ FAMILIES: dict[str, Family] = {
         full_width=True,
         never_tied=True,
     ),
-    "deepseek2": Family(
-        "deepseek_v3",
-        False,
-        _QWEN_ROUTER,
-        _QWEN_EXPERT,
-        _SHARED_EXPERTS,
-        partial_rotation=True,
-        leading_dense=True,
-        matrices=_SPLIT,
-        own_names=_LATENT_NAMES,
-        value_width=True,
-    ),
+    "deepseek2": _DEEPSEEK,
+    "deepseek32": replace(_DEEPSEEK, model_type="deepseek_v32", own_names=_LATENT_NAMES | _INDEXER_NAMES),
     "dots1": Family(
         "dots1",
         False,
@@ -317,6 +328,7 @@ FAMILIES: dict[str, Family] = {
         qk_norm=("none", "head"),
         qkv_bias=True,
     ),
+    "glm-dsa": replace(_DEEPSEEK, model_type="glm_moe_dsa", own_names=_LATENT_NAMES | _INDEXER_NAMES),
     "gpt-oss": Family(
         "gpt_oss",
         False,
@@ -535,18 +547,7 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         own_names=_LLAMA4_NAMES,
     ),
-    "mistral4": Family(
-        "mistral4",
-        False,
-        _QWEN_ROUTER,
-        _QWEN_EXPERT,
-        _SHARED_EXPERTS,
-        partial_rotation=True,
-        leading_dense=True,
-        matrices=_SPLIT,
-        own_names=_LATENT_NAMES,
-        value_width=True,
-    ),
+    "mistral4": replace(_DEEPSEEK, model_type="mistral4"),
     "mellum": Family("mellum", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "mimo2": Family(
         "mimo_v2_flash",

@@ -114,6 +114,7 @@ _KEYS = {
     "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
     "layer_norm_eps": "attention.layer_norm_epsilon",
     "prefix_dense_intermediate_size": "feed_forward_length",
+    "index_topk": "attention.indexer.top_k",
     "kv_lora_rank": "attention.kv_lora_rank",
     "q_lora_rank": "attention.q_lora_rank",
     "qk_nope_head_dim": "attention.key_length_mla",

@@ -1,9 +1,11 @@
-"""Latent attention in GGUF files: the keys of llama.cpp's deepseek2, which has DeepSeek-V2, V3 and their like, and of
-mistral4, which is that graph with queries that grow with their position.
+"""Latent attention in GGUF files: the keys of llama.cpp's deepseek2, which has DeepSeek-V2, V3 and their like; of
+mistral4, which is that graph with queries that grow with their position; and of deepseek32 and glm-dsa, whose indexers
+choose the tokens that are seen. These two are read alone: stores have no indexers (`expressible.py`).
 
 The model of a file of deepseek2 follows from its gating function: softmax is V2's, sigmoid V3's. Since 2025 files have
 the two parts of `kv_b_proj` apart, and heads as attention over the latents sees them; older ones have it whole, and the
-heads of keys and values that it makes. Sources: llama.cpp, src/models/deepseek2.cpp and conversion (2026).
+heads of keys and values that it makes. Sources: llama.cpp, src/models (deepseek2, deepseek32, glm-dsa) and conversion
+(2026).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from edgemoe.model.blocks import GatedFfn, LatentAttention, Moe
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
 _MISTRAL = "mistral4"
-LATENT = frozenset({"deepseek2", _MISTRAL})
+_INDEXED = {"deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa"}
+"""Models with an indexer, by their architecture."""
+LATENT = frozenset({"deepseek2", _MISTRAL, *_INDEXED})
 """The architectures whose keys are read and written here."""
 _GLM_FLASH = {"block_count": (47, 48), "vocab_size": (154_880,)}
 """llama.cpp knows GLM-4.7-Flash by these, whose first files do not say that its gating function is a sigmoid."""
@@ -41,11 +45,9 @@ def latent_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], config:
         raise metadata.wrong("attention.key_length_mla", f"more than {rotated}, the rotated channels", key_length)
     mistral = metadata.architecture == _MISTRAL
     sigmoid = _is_sigmoid(metadata, tensors)
-    if mistral and sigmoid:
-        raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax)", SIGMOID)
     experts = metadata.count("expert_count")
     found: dict[str, Any] = {
-        "model_type": _MISTRAL if mistral else "deepseek_v3" if sigmoid else "deepseek_v2",
+        "model_type": "deepseek_v3" if sigmoid else "deepseek_v2",
         "head_dim": None,
         "num_key_value_heads": None,
         "partial_rotary_factor": None,
@@ -61,6 +63,13 @@ def latent_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], config:
         "num_experts_per_tok": metadata.count("expert_used_count"),
         "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
     }
+    if mistral:
+        found["model_type"] = _MISTRAL
+    if metadata.architecture in _INDEXED:
+        found["model_type"] = _INDEXED[metadata.architecture]
+        found["index_topk"] = metadata.count("attention.indexer.top_k")
+        for key in ("head_count", "key_length", "types"):  # of what is left out
+            metadata.value(f"attention.indexer.{key}")
     normalised = bool(metadata.value("expert_weights_norm", False))
     if not sigmoid and normalised and not mistral:
         raise metadata.wrong("expert_weights_norm", "false with softmax", normalised)
@@ -79,6 +88,14 @@ def latent_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], config:
 
 def _is_sigmoid(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> bool:
     gating = metadata.value("expert_gating_func", 0)
+    if metadata.architecture in _INDEXED:
+        if gating not in (0, SIGMOID):
+            raise metadata.wrong("expert_gating_func", f"{SIGMOID} (sigmoid)", gating)
+        return True
+    if metadata.architecture == _MISTRAL:
+        if gating not in (0, SOFTMAX):
+            raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax)", gating)
+        return False
     if gating not in (0, SOFTMAX, SIGMOID):
         raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax) or {SIGMOID} (sigmoid)", gating)
     if gating:

@@ -26,6 +26,7 @@ from tests.architectures.published import DEEPSEEK_V2, DEEPSEEK_V3, MISTRAL_SMAL
 from tests.conversion.gguf.test_source import CONFIGS, model_rows
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import expansion_of_heads, write_gguf
+from tests.support.indexed_models import INDEXED, write_indexed
 from tests.support.stores import store_weights
 
 V2, V3, MISTRAL = CONFIGS["deepseek_v2"], CONFIGS["deepseek_v3"], CONFIGS["mistral4"]
@@ -180,6 +181,27 @@ def test_a_file_that_does_not_say_how_queries_grow_is_told(tmp_path: Path) -> No
     attention = model_spec(source.config).layers[0].blocks[0].body
     assert isinstance(attention, LatentAttention)
     assert attention.temperature is None
+
+
+@pytest.mark.parametrize("family", INDEXED)
+def test_a_file_with_an_indexer_is_the_model_as_far_as_it_chooses_all(family: str, tmp_path: Path) -> None:
+    """The layer that predicts further tokens is left out too."""
+    config = INDEXED[family]
+    metadata = {"attention.indexer.types": [True, False, True], "block_count": 4, "nextn_predict_layers": 1}
+    further = {"blk.3.nextn.eh_proj.weight": np.zeros((64, 128)), "blk.3.attn_norm.weight": np.zeros(64)}
+    source = GgufSource(write_indexed(tmp_path / "a", config, metadata=metadata, others=further))
+    spec = model_spec(source.config)
+    assert spec == model_spec(config)
+    assert (spec.max_positions, spec.positions_limit) == (96, "indexer")
+    store = convert_checkpoint(str(tmp_path / "a" / "model.gguf"), tmp_path / "store", experts="f32", dense="f32")
+    weights = store_weights(Store.open(store))
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a" / "model.gguf").tensors}
+    np.testing.assert_array_equal(weights["layers.2.query_latent"], tensors["blk.2.attn_q_a.weight"])
+    assert not any("indexer" in name for name in weights)
+    with pytest.raises(StoreError, match="needs the tensors of its indexer, which stores leave out"):
+        export_gguf(Store.open(store), tmp_path / "m.gguf", name="x", tokenizer=False)
+    with pytest.raises(SourceError, match=r"expert_gating_func: expected 2 \(sigmoid\), found 1"):
+        GgufSource(write_indexed(tmp_path / "b", config, metadata={"expert_gating_func": 1}))
 
 
 def changed(spec: ModelSpec, **changes: Any) -> ModelSpec:
