@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.expressible import NO_GGUF, check_expressible
 from edgemoe.conversion.gguf.families import ARCHITECTURES
 from edgemoe.conversion.gguf.file_tensors import FileTensor, file_tensors
@@ -108,7 +109,7 @@ def export_gguf(
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
             troubles = list(_troubles_on_the_way_back(partial, spec, tensors))
-            if troubles and ARCHITECTURES[spec.family] in (*WINDOWED, *MAMBA, *KDA, *LATENT, LIGHTNING):
+            if troubles and ARCHITECTURES[spec.family] in (*WINDOWED, *MAMBA, *KDA, *LATENT, COMPRESSED, LIGHTNING):
                 raise StoreError(
                     f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has fixed patterns of"
                     " layers, positions or weights, which this model does not follow.",
@@ -212,9 +213,7 @@ def _write_weights(
                             descriptors[place.file] = os.open(store.path / place.file, os.O_RDONLY)
                 for stored in _file_rows(descriptors, store, tensor):
                     rows = -stored if tensor.negative and not isinstance(stored, Blocks) else stored
-                    data = encode_rows(
-                        rows if isinstance(rows, Blocks) else Blocks(FORMATS["f32"], rows.reshape(1, -1))
-                    )
+                    data = _encoded(rows, tensor.type)
                     file.write(data.data)
                     done += data.nbytes
                     if progress is not None:
@@ -225,6 +224,15 @@ def _write_weights(
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+
+def _encoded(rows: Rows, kind: GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+    """Rows in the bytes of a type, which has the same numbers."""
+    if isinstance(rows, Blocks):
+        return encode_rows(rows)
+    if kind == GGMLQuantizationType.I32:
+        return rows.astype("<i4").reshape(1, -1).view(np.uint8)
+    return encode_rows(Blocks(FORMATS["f32"], rows.reshape(1, -1)))
 
 
 def _file_rows(descriptors: dict[str, int], store: Store, tensor: FileTensor) -> Iterator[Rows]:

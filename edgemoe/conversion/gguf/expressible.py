@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from edgemoe.conversion.gguf.compressed import compressed_problems
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.kda import KDA, kda_problems
 from edgemoe.conversion.gguf.latent import LATENT, latent_problems
@@ -112,6 +114,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         return
     if architecture == LIGHTNING:
         yield from lightning_problems(spec)
+        return
+    if architecture == COMPRESSED:
+        yield from compressed_problems(spec)
         return
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (

@@ -1,7 +1,7 @@
 """Describes every architecture of GGUF files that edgemoe reads or writes: one record each, in `FAMILIES`.
 
 How a record becomes a checkpoint's config is in `family_config.py`, and in `windowed.py` where layers have windows, in
-`latent.py` where attention is latent;
+`latent.py` where attention is latent, and so on (CONTRIBUTING.md has them all);
 which models a file of an architecture cannot express is in `expressible.py`.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgemoe.architectures.table import SUM_SUFFIX
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
+from edgemoe.conversion.gguf.compressed_tensors import CHECKPOINT_NAMES as COMPRESSED_NAMES
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
 from edgemoe.conversion.gguf.mamba_tensors import JAMBA_NAMES, MAMBA_FLAT, mamba_names
@@ -223,6 +225,17 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek2": _DEEPSEEK,
     "deepseek32": replace(_DEEPSEEK, model_type="deepseek_v32", own_names=_LATENT_NAMES | _INDEXER_NAMES),
+    COMPRESSED: Family(
+        "deepseek_v4",
+        False,
+        "ffn.gate.weight",
+        "ffn.experts.{expert}.{matrix}.weight",
+        "ffn.shared_experts.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_W123,
+        own_names=COMPRESSED_NAMES,
+        layers="layers.{layer}.",
+    ),
     "dots1": Family(
         "dots1",
         False,

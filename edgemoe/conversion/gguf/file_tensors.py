@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgemoe.conversion.formats import expert_of
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
+from edgemoe.conversion.gguf.compressed_tensors import FILE_NAMES, TABLE, compressed_rows
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY, INTERLEAVED
 from edgemoe.conversion.gguf.kda import KDA, KIMI, LING
 from edgemoe.conversion.gguf.layers import attention_and_ffn
@@ -233,6 +235,7 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
     if any(name.endswith(".query_latent") for name in spec.dense_tensors()):
         names |= _RANKED_QUERY
     head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
+    whole_names = FILE_NAMES if architecture == COMPRESSED else _WHOLE_NAMES
     shapes = spec.tensors()
     tensors: dict[str, FileTensor] = {}
     for name, place in tensor_places(store.manifest, shapes).items():
@@ -246,11 +249,12 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
                 f" found {place.columns}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
-        whole = f"{TENSOR_NAMES[names[stem]]}.{suffix}" if own not in _WHOLE_NAMES else _WHOLE_NAMES[own]
+        whole = whole_names.get(own) or f"{TENSOR_NAMES[names[stem]]}.{suffix}"
         if (architecture, own) in _WITHOUT_SUFFIX:
             whole = TENSOR_NAMES[names[stem]]
         target = whole.format(bid=layer)
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
+        kind = GGMLQuantizationType.I32 if own == TABLE else kind
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
         orders, body = LinearOrders({}, {}, {}), spec.layers[int(layer)].blocks[0].body if layer else None
@@ -273,6 +277,8 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
         rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
         rows = mamba_rows(spec.layers[int(layer)].blocks[0].body).get(own, rows) if layer else rows
         rows = kda_rows(body).get(own, rows) if architecture in KDA and isinstance(body, GatedDelta) else rows
+        if architecture == COMPRESSED and layer:
+            rows = compressed_rows(spec.layers[int(layer)], spec.vocab_size).get(own, 0)
         made = FileTensor(kind, dimensions, expert is not None, rotated, rows, turns, heads)
         made.in_planes = own.endswith("_taps") and architecture in KDA
         made.negative = architecture == LING and own == "delta_rate"

@@ -114,7 +114,18 @@ _KEYS = {
     "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
     "layer_norm_eps": "attention.layer_norm_epsilon",
     "prefix_dense_intermediate_size": "feed_forward_length",
+    "compress_ratios": "attention.compress_ratios",
+    "compress_rope_theta": "attention.compress_rope_freq_base",
+    "hc_eps": "hyper_connection.epsilon",
+    "hc_mult": "hyper_connection.count",
+    "hc_sinkhorn_iters": "hyper_connection.sinkhorn_iterations",
+    "index_head_dim": "attention.indexer.key_length",
+    "index_n_heads": "attention.indexer.head_count",
     "index_topk": "attention.indexer.top_k",
+    "num_hash_layers": "hash_layer_count",
+    "o_groups": "attention.output_group_count",
+    "o_lora_rank": "attention.output_lora_rank",
+    "swiglu_limit": "swiglu_clamp_exp",
     "kv_lora_rank": "attention.kv_lora_rank",
     "q_lora_rank": "attention.q_lora_rank",
     "qk_nope_head_dim": "attention.key_length_mla",
@@ -138,7 +149,7 @@ _KEYS = {
     "logits_scaling": "logit_scale",
 }
 """The GGUF key that each config key comes from."""
-SOFTMAX, SIGMOID = 1, 2
+SOFTMAX, SIGMOID, SQRT_SOFTPLUS = 1, 2, 4
 """The gating functions: by which experts share, or by which each is weighed by itself."""
 _CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.conversion.gguf.compressed import write_compressed
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
 from edgemoe.conversion.gguf.kda import KDA, kda_remark, write_kda
@@ -52,6 +54,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         return
     if ARCHITECTURES[spec.family] == LIGHTNING:
         write_lightning(writer, spec)
+        return
+    if ARCHITECTURES[spec.family] == COMPRESSED:
+        write_compressed(writer, spec)
         return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)

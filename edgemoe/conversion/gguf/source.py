@@ -180,11 +180,13 @@ def _read_files(path: Path) -> list[GgufFile]:
 
 
 def _dtype(view: TensorView) -> str:
-    """The type of the parts; F32 if the types differ, a vector is quantised or blocks are cut, as these are decoded."""
+    """The type of the parts; F32 if the types differ, are of whole numbers, a vector is quantised or blocks are cut, as
+    these are decoded.
+    """
     names = {part.type_name for part in view.parts}
     vector = view.elements or 1 in (len(view.parts[0].shape), len(view.shape))
     vector = vector or (view.turns is not None and view.turns.columns and not _carries(view.turns))
-    if len(names) > 1 or (vector and not names.isdisjoint(BLOCK_FORMATS)):
+    if len(names) > 1 or "I32" in names or (vector and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
     return next(iter(names))
 
