@@ -36,7 +36,7 @@ _COMMON: dict[str, Any] = {
     "routed_scaling_factor": 2.5,
     "topk_group": 2,
     "v_head_dim": 24,
-    "vocab_size": 128,
+    "vocab_size": 399,  # that of the tokenizer of the files
 }
 INDEXED: dict[str, dict[str, Any]] = {
     "deepseek_v32": _COMMON

@@ -202,6 +202,7 @@ SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
         "expert_selection_fn": "sigmoid",
         "first_k_dense_replace": 0,
         "layer_norm_eps": None,
+        "logit_scale": 0.75,
         "norm_topk_prob": False,
         "num_shared_experts": 0,
         "rms_norm_eps": 1e-3,

@@ -23,6 +23,8 @@ from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSE
 from edgemoe.conversion.gguf.expressible import NO_GGUF, check_expressible
 from edgemoe.conversion.gguf.families import ARCHITECTURES
 from edgemoe.conversion.gguf.file_tensors import FileTensor, file_tensors
+from edgemoe.conversion.gguf.gated import in_one_part
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
 from edgemoe.conversion.gguf.kda import KDA
 from edgemoe.conversion.gguf.latent import LATENT
 from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
@@ -54,6 +56,8 @@ from edgemoe.store.writer import sync_folder
 ALIGNMENT_BYTES = 32
 """Alignment of the tensors, counted from the end of the header."""
 
+_READ_BACK = frozenset({*WINDOWED, *MAMBA, *KDA, *LATENT, COMPRESSED, GATED, LIGHTNING})
+"""Architectures whose files are read back to find out whether llama.cpp would run the same model."""
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
@@ -109,7 +113,7 @@ def export_gguf(
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
             troubles = list(_troubles_on_the_way_back(partial, spec, tensors))
-            if troubles and ARCHITECTURES[spec.family] in (*WINDOWED, *MAMBA, *KDA, *LATENT, COMPRESSED, LIGHTNING):
+            if troubles and ARCHITECTURES[spec.family] in _READ_BACK:
                 raise StoreError(
                     f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has fixed patterns of"
                     " layers, positions or weights, which this model does not follow.",
@@ -184,7 +188,8 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
     try:
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
-        if replace(back, family=spec.family) != spec:  # several families may share an architecture
+        # Several families may share an architecture, and no file says in how many parts a checkpoint had a table.
+        if replace(in_one_part(back), family=spec.family) != in_one_part(spec):
             yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")

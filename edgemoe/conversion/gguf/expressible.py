@@ -13,6 +13,8 @@ from dataclasses import replace
 from edgemoe.conversion.gguf.compressed import compressed_problems
 from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
+from edgemoe.conversion.gguf.gated import gated_problems, without_additions
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
 from edgemoe.conversion.gguf.kda import KDA, kda_problems
 from edgemoe.conversion.gguf.latent import LATENT, latent_problems
 from edgemoe.conversion.gguf.layers import (
@@ -118,6 +120,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     if architecture == COMPRESSED:
         yield from compressed_problems(spec)
         return
+    if architecture == GATED:
+        yield from gated_problems(spec)
+        spec = without_additions(spec)
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (
             "layers but of attention, a convolution or Gated DeltaNet, then an FFN, each with a norm before it and"

@@ -13,6 +13,8 @@ from edgemoe.architectures.table import SUM_SUFFIX
 from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.compressed_tensors import CHECKPOINT_NAMES as COMPRESSED_NAMES
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
+from edgemoe.conversion.gguf.gated_tensors import CHECKPOINT_NAMES as GATED_NAMES
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
 from edgemoe.conversion.gguf.mamba_tensors import JAMBA_NAMES, MAMBA_FLAT, mamba_names
 from edgemoe.model.blocks import RouterSpec
@@ -483,6 +485,22 @@ FAMILIES: dict[str, Family] = {
         partial_rotation=True,
         matrices=_SPLIT,
         own_names=LINEAR_NAMES,
+        taps=LINEAR_TAPS,
+        linear_layers=True,
+        heads_in_turn=True,
+        routing=RouterSpec(normalise=True),
+        width_keys="two",
+        qk_norm=("head",),
+    ),
+    GATED: Family(
+        "qwen4_exp",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=GATED_NAMES,
         taps=LINEAR_TAPS,
         linear_layers=True,
         heads_in_turn=True,

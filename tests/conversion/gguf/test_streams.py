@@ -12,12 +12,18 @@ import gguf
 import numpy as np
 import pytest
 
+from edgemoe.architectures import model_spec
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.gguf.expressible import check_expressible
 from edgemoe.conversion.gguf.families import ARCHITECTURES
+from edgemoe.conversion.gguf.metadata import remarks
 from edgemoe.conversion.gguf.source import GgufSource
+from edgemoe.conversion.gguf_store import GgufStore
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.reader import Store
+from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.every_case import every_case
 from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
 from tests.support.stores import store_weights
@@ -43,6 +49,21 @@ def test_a_file_is_the_same_model(name: str, exported: Exported, tmp_path: Path)
     assert_same_model(store, path, SMALL_STREAMS[name], tmp_path)
 
 
+def test_a_table_in_parts_comes_back_in_one(tmp_path: Path) -> None:
+    """No file says how many parts there were, nor from which number on primes were counted."""
+    config = SMALL_STREAMS["qwen4_exp"]
+    source = tmp_path / "source"
+    write_checkpoint(source, config | {"split_ngram_parts": 5, "ngram_vocab_size_base": 150}, dtype="F32")
+    store = convert_checkpoint(str(source), tmp_path / "store", experts="f32", dense="f32")
+    path = export_gguf(Store.open(store), tmp_path / "model.gguf", name="test", tokenizer=False)
+    shards = {name: values for name, values in read_tensors(source).items() if ".shard_" in name}
+    (rows,) = (t.data for t in gguf.GGUFReader(path).tensors if t.name == "per_layer_token_embd.weight")
+    np.testing.assert_array_equal(rows, np.concatenate([shards[name] for name in sorted(shards)]))
+    assert_same_model(store, path, config, tmp_path)
+    with pytest.raises(SourceError, match=r"it has a table of rows that stays on the disk; .* a conversion"):
+        GgufStore.open_file(path)
+
+
 def test_a_file_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
     """What positions within a block add is a row for each; the experts of each token are whole numbers."""
     store, path = exported("deepseek_v4")
@@ -60,6 +81,12 @@ def test_a_file_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
     np.testing.assert_array_equal(tensors["blk.3.hc_attn_base.weight"].data, base)
 
 
+def test_tokens_that_llama_cpp_shows_beside_the_chosen_are_told() -> None:
+    spec = model_spec(SMALL_STREAMS["qwen4_exp"])
+    check_expressible(spec)
+    assert any("up to 3 tokens of one block beside the 4 blocks" in text for text in remarks(spec))
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
@@ -71,6 +98,12 @@ def test_a_file_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
             "no blocks of 64 tokens .it has blocks of 4, which are chosen, and of 128.",
         ),
         ("deepseek_v4", {"mlp_layer_types": ["moe", "hash_moe", "moe", "moe"]}, "no tables of experts after layers"),
+        ("qwen4_exp", {"output_gate_type": "silu"}, "qwen4exp has no gates by SiLU in layers of Gated DeltaNet"),
+        ("qwen4_exp", {"ple_layer_ids": [1, 3]}, "no several tables"),
+        ("qwen4_exp", {"ple_embed_dim": 32}, "no rows of a table that are not together as wide as the model"),
+        ("qwen4_exp", {"linear_value_head_dim": 16}, "no keys of another width than values"),
+        ("qwen4_exp", {"seed": 5000}, "qwen4exp has fixed patterns"),
+        ("qwen4_exp", {"make_ngram_vocab_size_divisible_by": 5}, "qwen4exp has fixed patterns"),
         (
             "deepseek_v4",
             {"rope_scaling": {"type": "yarn", "factor": 8.0, "attention_factor": 1.2}},
@@ -91,6 +124,13 @@ def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any]
 @every_case(
     ("name", "changes", "words"),
     [
+        ("qwen4_exp", {"attention.compress_ratios": [4, 4, 4, 8]}, "compress_ratios: expected one number above 0"),
+        ("qwen4_exp", {"ple.layers": [0, 2]}, "ple.layers: expected one layer, found .0, 2."),
+        ("qwen4_exp", {"ple.head_vocab_sizes": [151, 158]}, "ple.head_vocab_sizes: expected .151, 157., found"),
+        ("qwen4_exp", {"ple.head_vocab_sizes": [151]}, "ple.head_vocab_sizes: expected 2 numbers, 64 at most"),
+        ("qwen4_exp", {"ple.head_offsets": [1, 151]}, "ple.head_offsets: expected .0, 151., found"),
+        ("qwen4_exp", {"ple.layer_multipliers": [1, 3, 5]}, "layer_multipliers: expected those of a seed below 4096"),
+        ("qwen4_exp", {"ple.conv_kernel": 0}, "ple.conv_kernel: expected a whole number above 0, found 0"),
         ("deepseek_v4", {"expert_gating_func": 2}, "expert_gating_func: expected 4 .root of softplus., found 2"),
         ("deepseek_v4", {"expert_weights_norm": False}, "expert_weights_norm: expected true, found False"),
         ("deepseek_v4", {"swiglu_clamp_exp": [1.0, 1.0, 2.0, 1.0]}, "swiglu_clamp_exp: expected one number for all"),
