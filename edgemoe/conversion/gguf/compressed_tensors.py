@@ -42,6 +42,7 @@ _OF_LAYER = {
     },
     "ffn_norm.weight": "ffn_norm.weight",
     "exp_probs_b.bias": "ffn.gate.bias",
+    "exp_probs_b_vl.bias": "ffn.gate.bias_vl",
     "ffn_gate_tid2eid.weight": "ffn.gate.tid2eid",
 }
 CHECKPOINT_NAMES = _OF_MODEL | _OF_LAYER

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from edgemoe.architectures import model_spec
+from edgemoe.architectures import model_spec, unused_tensors
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.expressible import check_expressible
@@ -21,6 +21,8 @@ from edgemoe.conversion.gguf.metadata import remarks
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf_store import GgufStore
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
@@ -79,6 +81,25 @@ def test_a_file_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
     np.testing.assert_array_equal(table.data.view(np.int32).reshape(-1), weights["layers.1.router_table"])
     base = np.concatenate([weights["layers.3.attention_collapse_base"], weights["layers.3.attention_balance_base"]])
     np.testing.assert_array_equal(tensors["blk.3.hc_attn_base.weight"].data, base)
+
+
+def test_a_file_is_opened_as_it_is(exported: Exported) -> None:
+    """The experts of its tokens are whole numbers there, and floats in memory."""
+    store, path = exported("deepseek_v4")
+    ids = np.random.default_rng(1).integers(0, 128, 100)
+    logits = []
+    for one in (store, GgufStore.open_file(path)):
+        with open_engine(one, EngineOptions(threads=1, context_length=len(ids))) as engine:
+            logits.append(engine.forward(ids, all_logits=True))
+    np.testing.assert_array_equal(*logits)
+
+
+def test_a_bias_for_images_is_left_out(exported: Exported, tmp_path: Path) -> None:
+    _, path = exported("deepseek_v4")
+    bias = {"blk.0.exp_probs_b_vl.bias": np.ones(8, np.float32)}
+    source = GgufSource(rewritten(path, tmp_path / "changed.gguf", {}, bias))
+    (name,) = unused_tensors(source.config, source.tensors())
+    assert name == "layers.0.ffn.gate.bias_vl"
 
 
 def test_tokens_that_llama_cpp_shows_beside_the_chosen_are_told() -> None:
