@@ -28,7 +28,7 @@ _MISTRAL = "mistral4"
 _INDEXED = {"deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa"}
 """Models with an indexer, by their architecture."""
 LATENT = frozenset({"deepseek2", _MISTRAL, *_INDEXED})
-"""The architectures whose keys are read and written here."""
+"""The architectures whose keys are read here, and written but for those with an indexer."""
 _GLM_FLASH = {"block_count": (47, 48), "vocab_size": (154_880,)}
 """llama.cpp knows GLM-4.7-Flash by these, whose first files do not say that its gating function is a sigmoid."""
 _V2_EXPERTS, _V2_GROUPS, _V2_KEPT = 160, 8, 3
