@@ -51,8 +51,8 @@ def compressed_config(
         raise metadata.wrong("attention.compress_ratios", f"a number for each of {layers} layers", ratios)
     return {
         "compress_ratios": listed[:layers],
-        "compress_rope_theta": metadata.value("attention.compress_rope_freq_base"),
-        "hc_eps": metadata.value("hyper_connection.epsilon"),
+        "compress_rope_theta": metadata.number("attention.compress_rope_freq_base"),
+        "hc_eps": metadata.number("hyper_connection.epsilon"),
         "hc_mult": streams,
         "hc_sinkhorn_iters": metadata.count("hyper_connection.sinkhorn_iterations"),
         "index_head_dim": metadata.count("attention.indexer.key_length"),
@@ -68,7 +68,7 @@ def compressed_config(
         "o_groups": metadata.count("attention.output_group_count"),
         "o_lora_rank": metadata.count("attention.output_lora_rank"),
         "q_lora_rank": metadata.count("attention.q_lora_rank"),
-        "routed_scaling_factor": metadata.value("expert_weights_scale"),
+        "routed_scaling_factor": metadata.number("expert_weights_scale"),
         "sliding_window": metadata.count("attention.sliding_window"),
         "swiglu_limit": limit,
     }

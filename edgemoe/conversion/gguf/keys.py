@@ -198,6 +198,13 @@ class Metadata:
             raise self.wrong(key, "a whole number above 0" if minimum else "a whole number", value)
         return value
 
+    def number(self, key: str) -> float:
+        """A number, whole or not."""
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.wrong(key, "a number", value)
+        return value
+
     def most(self, key: str, default: int | None = None) -> int:
         """A whole number, or the largest of a list with one for each layer."""
         value = self.value(key)

@@ -58,7 +58,7 @@ def _cohere(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappi
         raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax) or {SIGMOID} (sigmoid)", gating)
     if gating == SOFTMAX and not normalised:
         raise metadata.wrong("expert_weights_norm", "true with softmax", normalised)
-    theta = config["rope_theta"]
+    theta, rms = config["rope_theta"], config["rms_norm_eps"] or None
     if metadata.value("rope.freq_base_swa", theta) != theta:
         raise metadata.wrong("rope.freq_base_swa", f"{theta}, or no such key", metadata.value("rope.freq_base_swa"))
     layers, dense = config["num_hidden_layers"], metadata.count("leading_dense_block_count", minimum=0)
@@ -66,15 +66,15 @@ def _cohere(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappi
         "expert_selection_fn": "softmax" if gating == SOFTMAX else "sigmoid",
         "first_k_dense_replace": dense,
         "intermediate_size": metadata.count("expert_feed_forward_length", config["intermediate_size"]),
-        "layer_norm_eps": metadata.value("attention.layer_norm_epsilon"),
+        "layer_norm_eps": (metadata.value if rms else metadata.number)("attention.layer_norm_epsilon"),
         "layer_types": _types(metadata, layers, whole_first=True),
-        "logit_scale": metadata.value("logit_scale"),
+        "logit_scale": metadata.number("logit_scale"),
         "norm_topk_prob": bool(normalised),
         "num_experts": metadata.count("expert_count"),
         "num_experts_per_tok": metadata.count("expert_used_count"),
         "num_shared_experts": _shared_count(metadata),
         "prefix_dense_intermediate_size": config["intermediate_size"],
-        "rms_norm_eps": config["rms_norm_eps"] or None,
+        "rms_norm_eps": rms,
         "shared_expert_combination_strategy": "average",
         "sliding_window": metadata.count("attention.sliding_window"),
     }

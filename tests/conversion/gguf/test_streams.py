@@ -159,6 +159,7 @@ def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any]
         ("deepseek_v4", {"attention.compress_ratios": [4, 0]}, "compress_ratios: expected a number for each of 4"),
         ("deepseek_v4", {"attention.compress_ratios": [8, 4, 0, 4]}, "attention.compress_ratios is 8"),
         ("deepseek_v4", {"expert_shared_count": 2}, "expert_shared_count is 2"),
+        ("deepseek_v4", {"hyper_connection.epsilon": "0"}, "hyper_connection.epsilon: expected a number, found '0'"),
     ],
     ids=str,
 )

@@ -103,6 +103,7 @@ def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path
         ("cohere2_moe", {"cohere2moe.expert_gating_func": 3}, "expert_gating_func: expected 1 .softmax. or 2"),
         ("cohere2_moe", {"cohere2moe.expert_weights_norm": False}, "expert_weights_norm: expected true with softmax"),
         ("cohere2_moe", {"cohere2moe.rope.freq_base_swa": 5}, "rope.freq_base_swa: expected 10000.0, or no such key"),
+        ("cohere2_moe", {"cohere2moe.logit_scale": True}, "logit_scale: expected a number, found True"),
         ("cohere2_moe", {"cohere2moe.expert_shared_count": 3}, "expert_shared_feed_forward_length: expected 288, that"),
         ("cohere2_moe", {"cohere2moe.expert_weights_scale": 2}, "expert_weights_scale: expected 0.0 or 1.0, found 2"),
         ("exaone_moe", {"exaone-moe.attention.sliding_window_pattern": 0}, "sliding_window_pattern: expected a flag"),
