@@ -94,7 +94,7 @@ WORD_RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("qwen2", "hunyuan", "solar-open"), (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),)),
     **dict.fromkeys(("bailingmoe2", "bailingmoe"), (_LING_WORDS,)),
     "cohere2moe": (r"\d{1,3}(?=(?:\d{3})*\b)", _O200K_WORDS),
-    "deepseek-v3": (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK_WORDS),
+    **dict.fromkeys(("deepseek-v3", "joyai-llm"), (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK_WORDS)),
     "qwen35": (_QWEN35_WORDS,),
     "tekken": (_O200K_WORDS.replace(_O200K_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}"),),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
