@@ -251,6 +251,24 @@ CONFIGS |= {
         "routed_scaling_factor": 2.827,
         "topk_group": 2,
     },
+    "mistral4": {
+        "model_type": "mistral4",
+        **_LATENT,
+        "n_group": 3,
+        "n_routed_experts": 6,
+        "norm_topk_prob": True,
+        "q_lora_rank": 96,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 16.0,
+            "llama_4_scaling_beta": 0.1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 16,
+        },
+        "routed_scaling_factor": 1.5,
+        "topk_group": 2,
+    },
 }
 CONFIGS = {name: _COMMON | config for name, config in CONFIGS.items()}
 
