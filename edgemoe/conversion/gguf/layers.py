@@ -31,12 +31,12 @@ def leading_of(dense: set[int]) -> int:
 
 
 def mixer_of(layer: LayerSpec) -> Body:
-    """What mixes tokens in a layer, or its only block: the first that is no table."""
+    """Return the block that mixes tokens in a layer, or its only one: the first that is no table."""
     return next(block.body for block in layer.blocks if not isinstance(block.body, NgramTable))
 
 
 def mixers(spec: ModelSpec) -> list[Body]:
-    """What mixes tokens in each layer."""
+    """Return the blocks that mix tokens, one of each layer."""
     return [mixer_of(layer) for layer in spec.layers]
 
 
