@@ -67,7 +67,7 @@ def test_a_table_in_parts_comes_back_in_one(tmp_path: Path) -> None:
 
 
 def test_a_file_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
-    """Numbers that are added by position within a block have a row for each position; experts of tokens are integers."""
+    """Numbers added by position within a block have a row for each position; experts of tokens are integers."""
     store, path = exported("deepseek_v4")
     weights = store_weights(Store.open(store))
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
