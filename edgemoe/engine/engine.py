@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.token_ids import TokenIds, check_ids
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
-from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.backend import Backend, Pause
 from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import Graph
@@ -101,7 +101,7 @@ class Engine:
         self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None
-        self.pause: Callable[[], None] | None = None
+        self.pause: Pause | None = None
         """Called between the layers of prompts; what it raises ends the run, none of whose tokens is then held."""
         self._tokens = 0
         self._keeps_ledger = False

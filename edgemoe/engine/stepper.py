@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from edgemoe.experts.cache import Cache
 from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Pause
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.graph import GUESSED_ROWS, Stage
 
@@ -61,7 +62,7 @@ class Stepper:
         if self._cache is not None:
             self._cache.notes_residency = on
 
-    def step(self, tokens: int, phase: int, pause: Callable[[], None] | None = None) -> None:
+    def step(self, tokens: int, phase: int, pause: Pause | None = None) -> None:
         """Run all layers for `tokens` tokens of this phase; the residual stream holds the result.
 
         `pause`, if given, is called between operations of a prompt (`Program.run`).

@@ -31,14 +31,16 @@ class ProgramTimes:
     """The part of `operations_ns` spent blocked on expert reads."""
 
 
+Pause = Callable[[float], None]
+"""Called now and then between two operations of a run, with the share of them that is done. It may raise: the run then
+ends there."""
+
+
 class Program(Protocol):
     """A list of operations, bound to buffers and ready to run."""
 
-    def run(self, tokens: int, pause: Callable[[], None] | None = None) -> None:
-        """Run every operation in order for the first `tokens` rows of the buffers.
-
-        `pause`, if given, is called now and then between two operations, and may raise: the run then ends there.
-        """
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
+        """Run every operation in order for the first `tokens` rows of the buffers, with pauses if asked."""
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""

@@ -315,7 +315,7 @@ def test_a_pause_may_end_a_prompt_anywhere(store: Path, slots: int) -> None:
         expected = engine.forward(PROMPT[:30])
         turns, last, found = 0, 0, None
 
-        def leave() -> None:
+        def leave(share: float) -> None:
             nonlocal turns
             turns += 1
             if turns == last:

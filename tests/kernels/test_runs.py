@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import tracemalloc
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
-from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.backend import Backend, Pause, Program
 from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
@@ -309,27 +308,25 @@ def test_token_by_token_changes_no_bit(any_backend: Backend, format_name: str) -
 
 def test_pauses_change_no_bit_and_may_end_a_run(any_backend: Backend) -> None:
     left: list[np.ndarray] = []
-    pauses = [0]
+    shares: list[float] = []
 
-    def run(pause: Callable[[], None] | None) -> None:
+    def run(pause: Pause | None) -> None:
         layer = TinyLayer("q8", 8, 3)
         left.append(layer.residual)
         any_backend.program(layer.operations).run(8, pause)
 
-    def count() -> None:
-        pauses[-1] += 1
-
-    def leave() -> None:
-        count()
+    def leave(share: float) -> None:
+        shares.append(share)
         raise TimeoutError
 
     run(None)
-    run(count)
+    run(shares.append)
     np.testing.assert_array_equal(left[1], left[0])
-    pauses.append(0)
+    assert 0 < shares[0] < shares[1] < shares[-1] == 1
+    whole = len(shares)
     with pytest.raises(TimeoutError):
         run(leave)
-    assert 0 < pauses[1] < pauses[0]
+    assert whole < len(shares) < 2 * whole
 
 
 @every_case("tokens", [0, -1, 9])

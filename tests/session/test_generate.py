@@ -10,6 +10,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.model.sampling import SamplingOptions
+from edgemoe.session import prompt_clock
 from edgemoe.session.generate import check_text_fits
 from edgemoe.session.model import Model
 from edgemoe.session.sampler import Sampler
@@ -73,7 +74,7 @@ def test_a_prompt_ends_where_it_is_stopped(make_model: MakeModel, monkeypatch: p
         if len(fake(model).calls) == 2:
             long.stop()
             assert fake(model).pause is not None
-            fake(model).pause()
+            fake(model).pause(0.5)
         return logits
 
     monkeypatch.setattr(model.engine, "forward", forward)
@@ -82,6 +83,27 @@ def test_a_prompt_ends_where_it_is_stopped(make_model: MakeModel, monkeypatch: p
     assert long.finish_reason == "interrupted"
     assert model.held.ids == [5] * 128
     assert fake(model).pause is None
+
+
+def test_a_long_prompt_is_told_once_while_it_is_run(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400 tokens the first chunk's first layers, 20 tokens of them, have taken 3 seconds."""
+    model, now_s, told = make_model(), [100.0], []
+    good = fake(model).forward
+
+    def forward(token_ids: list[int], **how: Any) -> Any:
+        for share in (1 / 128, 20 / 128, 1.0):
+            now_s[0] += 0.15 * len(token_ids) * share
+            if fake(model).pause:
+                fake(model).pause(share)
+        return good(token_ids, **how)
+
+    monkeypatch.setattr(model.engine, "forward", forward)
+    monkeypatch.setattr(prompt_clock.time, "perf_counter", lambda: now_s[0])
+    for tokens in (400, 7):
+        generation = model.stream([5] * tokens, max_tokens=2)
+        generation.on_long_prompt = told.append
+        list(generation)
+    assert [(estimate.tokens, round(estimate.seconds)) for estimate in told] == [(400, 63)]
 
 
 def test_prompts_run_in_the_chunks_that_the_plan_names(make_model: MakeModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.lossy import EXACT
 from edgemoe.engine.phase import Turn
+from edgemoe.kernels.backend import Pause
 
 LAYERS, EXPERTS = 4, 8
 
@@ -48,7 +49,7 @@ class FakeEngine:
             experts_bytes=16 * 4096, planned_bytes=60 << 20, embedding_resident=True, fixed_state_bytes=0,
         )  # fmt: skip
         self.calls: list[list[int]] = []
-        self.pause: Callable[[], None] | None = None
+        self.pause: Pause | None = None
         self.closed = False
         self.turn = Turn()
         self._ids: list[int] = []

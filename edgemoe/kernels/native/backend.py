@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Program, ProgramTimes
+from edgemoe.kernels.backend import Pause, Program, ProgramTimes
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
@@ -154,7 +154,7 @@ class NativeProgram:
         self._operation_times = np.zeros((len(bound.structs), 3), np.uint64)  # elapsed, waited, disk
         self._times.operations = self._operation_times.ctypes.data
 
-    def run(self, tokens: int, pause: Callable[[], None] | None = None) -> None:
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
         """Run in one call into C, or in one for some operations each, between which `pause` is called.
 
         Raises KernelError with the name of the refused operation, and ReadError as `Experts`.
@@ -172,7 +172,7 @@ class NativeProgram:
             status = load_library().em_program_run_some(self._address, tokens, first, some)
             if status:
                 raise self._failure(status, tokens)
-            pause()
+            pause((first + some) / count)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
