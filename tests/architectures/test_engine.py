@@ -64,12 +64,17 @@ def test_the_engine_agrees_with_the_golden_logits_however_ids_are_grouped_in_cal
         assert engine.memory.all_resident
         assert_golden(resident.whole, resident.golden)
         np.testing.assert_array_equal(run(engine, resident.ids, [1, 2, 9, 10, 130, 137, 259]), resident.whole)
-        engine.rewind(0)
-        for piece in np.split(resident.ids, [1, 17, 18, 128, 129, 299]):
-            last = engine.forward(piece)
-            np.testing.assert_array_equal(last, resident.whole[engine.position - 1])
+        if name in covering_names():
+            last_logits_are_those_of_all(engine, resident)
     if name in covering_names():
         paging_and_threads_change_no_bit(resident)
+
+
+def last_logits_are_those_of_all(engine: Engine, resident: Resident) -> None:
+    engine.rewind(0)
+    for piece in np.split(resident.ids, [1, 17, 18, 128, 129, 299]):
+        last = engine.forward(piece)
+        np.testing.assert_array_equal(last, resident.whole[engine.position - 1])
 
 
 def paging_and_threads_change_no_bit(resident: Resident) -> None:

@@ -86,7 +86,7 @@ def test_a_prompt_ends_where_it_is_stopped(make_model: MakeModel, monkeypatch: p
 
 
 def test_a_long_prompt_is_told_once_while_it_is_run(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 400 tokens the first chunk's first layers, 20 tokens of them, have taken 3 seconds."""
+    """The first chunk's first layers, 20 of 400 tokens, take 3 seconds."""
     model, now_s, told = make_model(), [100.0], []
     good = fake(model).forward
 

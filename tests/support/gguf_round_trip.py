@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 
+Exported = Callable[[str], tuple[Path, Path]]
+"""Gives the store of a model by its name, and the GGUF of it."""
 _IDS = np.random.default_rng(7).integers(0, 128, 60)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +25,9 @@ from edgemoe.errors import SourceError, StoreError
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.every_case import every_case
-from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
+from tests.support.gguf_round_trip import Exported, assert_same_model, rewritten
 from tests.support.stores import store_weights
 from tests.support.stream_models import SMALL_STREAMS
-
-Exported = Callable[[str], tuple[Path, Path]]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Gives the store of random weights of a family, and the GGUF of it, both made once."""
-
-    @functools.cache
-    def made(family: str) -> tuple[Path, Path]:
-        return exported_model(tmp_path_factory.mktemp("exported"), SMALL_STREAMS[family])
-
-    return made
 
 
 @pytest.mark.parametrize("name", SMALL_STREAMS)

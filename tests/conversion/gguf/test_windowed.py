@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,12 @@ from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.errors import SourceError, StoreError
 from tests.support.every_case import every_case
-from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
+from tests.support.gguf_round_trip import Exported, assert_same_model, rewritten
 from tests.support.pairs import some
 from tests.support.windowed_models import SMALL_MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-Exported = Callable[[str], tuple[Path, Path]]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Gives the store of random weights of a family, and the GGUF of it, both made once."""
-
-    @functools.cache
-    def made(family: str) -> tuple[Path, Path]:
-        folder = tmp_path_factory.mktemp("exported")
-        return exported_model(folder, SMALL_MODELS[family])
-
-    return made
 
 
 @pytest.mark.parametrize("family", some(SMALL_MODELS))
