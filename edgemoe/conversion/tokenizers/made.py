@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -44,6 +45,17 @@ def described(settings: Mapping[str, Any]) -> dict[int, Special]:
 def add_specials(tokenizer: Tokenizer, specials: Iterable[Special]) -> None:
     """Let text be searched for these tokens. Those that are not in the vocabulary get the next ids."""
     tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in specials])
+
+
+@contextmanager
+def library_errors(file: str) -> Iterator[None]:
+    """Turns errors of the library `tokenizers` into a SourceError about the file that its arguments come from."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, for a pattern that it cannot read; a panic is a BaseException
+        raise SourceError(f"{file}: its tokenizer cannot be built: {error!s:.200}.", DAMAGED) from error
 
 
 def token_bytes(text: object, where: str) -> bytes:
@@ -91,11 +103,9 @@ def ranked_tokenizer(
     for number, (text, _) in specials.items():
         if ids.setdefault(text, number) != number:
             raise SourceError(f"{file}: {text!r:.80} stands for two tokens: {number} and {ids[text]}.", DAMAGED)
-    try:
+    with library_errors(file):
         tokenizer = byte_level(ids, merges, patterns, whole_first=True, composed=composed)
         add_specials(tokenizer, specials.values())
-    except Exception as error:  # the library raises plain Exception, for a pattern that it cannot read
-        raise SourceError(f"{file}: its tokenizer cannot be built: {error!s:.200}.", DAMAGED) from error
     return tokenizer
 
 

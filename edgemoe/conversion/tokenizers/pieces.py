@@ -16,6 +16,7 @@ from edgemoe.conversion.tokenizers.made import (
     Special,
     add_specials,
     described,
+    library_errors,
 )
 from edgemoe.errors import SourceError
 
@@ -25,6 +26,7 @@ _AROUND = {"T5Tokenizer": (False, True), "Ernie4_5_Tokenizer": (False, False)}
 """Whether texts begin with BOS and end with EOS, by the class of tokenizer_config.json; others' begin with BOS."""
 _GAPS = 100
 """Tokens of gaps in a text that T5 has where its settings do not count them."""
+_MOST_GAPS = 1000
 
 
 def read_pieces(file: str, content: bytes, settings: Mapping[str, Any], vocab_size: int) -> Made:
@@ -44,7 +46,7 @@ def read_pieces(file: str, content: bytes, settings: Mapping[str, Any], vocab_si
     specials = {number: token for number, token in described(settings).items() if number >= len(pieces)}
     if kind == "T5Tokenizer" and not specials and "<extra_id_0>" not in ids:
         specials = dict(_gaps(len(pieces), settings))
-    try:
+    with library_errors(file):
         if model.trainer_spec.model_type == _BPE:
             ids |= {token.text: number for number, token in specials.items()}
             built: models.Model = _bpe(pieces, ids, model)
@@ -54,8 +56,6 @@ def read_pieces(file: str, content: bytes, settings: Mapping[str, Any], vocab_si
         _keep_whole(tokenizer, [text for text, _, kind in pieces if kind == _USER_DEFINED])
         add_specials(tokenizer, [Special(text) for text, _, kind in pieces if kind in (_CONTROL, _UNKNOWN)])
         add_specials(tokenizer, specials.values())
-    except Exception as error:  # the library raises plain Exception
-        raise SourceError(f"{file}: its tokenizer cannot be built: {error!s:.200}.", DAMAGED) from error
     spec = model.trainer_spec
     texts = {"bos": spec.bos_piece, "eos": spec.eos_piece, "unk": spec.unk_piece, "pad": spec.pad_piece}
     names = {f"{name}_token": text for name, text in texts.items() if text in ids}
@@ -150,8 +150,10 @@ def _escaped(text: str) -> str:
 
 
 def _gaps(begin: int, settings: Mapping[str, Any]) -> Iterator[tuple[int, Special]]:
-    count = settings.get("extra_ids", _GAPS)
-    for place in range(count if isinstance(count, int) and 0 <= count <= 1000 else _GAPS):
+    """The tokens of gaps by id, which are numbered backwards."""
+    given = settings.get("extra_ids")
+    count = given if type(given) is int and 0 <= given <= _MOST_GAPS else _GAPS
+    for place in range(count):
         yield begin + place, Special(f"<extra_id_{count - 1 - place}>")
 
 

@@ -51,8 +51,9 @@ def read_tekken(file: str, content: bytes, settings: Mapping[str, Any], vocab_si
         )
     specials = _read_specials(file, data, special)
     tokens = [_read_token(file, rank, entry) for rank, entry in enumerate(entries[: whole - special])]
-    if len(set(tokens)) < len(tokens):
-        twice = next(rank for rank, token in enumerate(tokens) if token in set(tokens[:rank]))
+    last = {token: rank for rank, token in enumerate(tokens)}
+    if len(last) < len(tokens):
+        twice = next(rank for rank, token in enumerate(tokens) if last[token] != rank)
         raise SourceError(f"{file}: expected each token once, found that of rank {twice} twice.", DAMAGED)
     tokenizer = ranked_tokenizer(file, tokens, special, specials, [pattern])
     texts = {token.text for token in specials.values()}

@@ -7,19 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgemoe.cli.main import run_command
 from edgemoe.conversion import pipeline
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.tokenizers.files import VOCABULARY_NAMES, vocabulary_name, with_tokenizer
 from edgemoe.errors import SourceError, UsageError
-from edgemoe.session.tokenizer import Tokenizer
+from edgemoe.session.tokenizer import Tokenizer, load_library_tokenizer
 from edgemoe.store.reader import Store
+from tests.conversion.gguf.test_vocabulary import there_and_back
 from tests.conversion.tokenizers.test_pieces import content
 from tests.conversion.tokenizers.test_pieces import original as pieces
 from tests.conversion.tokenizers.test_tiktoken import PATTERNS, kimi_settings, original, tokens_of
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.every_case import every_case
+from tests.support.examples import examples
 from tests.support.letters_tokenizer import write_letters_tokenizer
 from tests.support.vocabularies import as_json, tekken_file, tiktoken_file
 
@@ -83,6 +88,19 @@ def test_what_is_made_reads_and_writes_text(name: str, tmp_path: Path) -> None:
     for file, made in with_tokenizer(files, count + 5).items():
         (folder / file).write_bytes(made)
     require_text(folder, name, count + 5)
+
+
+@every_case("name", ("tekken.json", "tiktoken.model"))
+def test_what_is_made_goes_to_a_gguf_and_back(name: str, tmp_path: Path) -> None:
+    files, count = files_of(name)
+    folder = tmp_path / name
+    folder.mkdir()
+    for file, made in with_tokenizer(files, count).items():
+        (folder / file).write_bytes(made)
+    back = there_and_back(folder, count, tmp_path / f"{name}.gguf")
+    found = tokenizers.Tokenizer.from_str(back["tokenizer.json"].decode())
+    assert found.encode(TEXT).ids == load_library_tokenizer(folder).encode(TEXT).ids
+    assert found.get_vocab_size() == count
 
 
 def test_a_checkpoint_with_a_vocabulary_becomes_a_store_with_a_tokenizer(tmp_path: Path) -> None:
@@ -175,12 +193,30 @@ def test_a_conversion_with_a_damaged_vocabulary_reads_no_weight(
     assert "pip install 'edgemoe[sentencepiece]'" in capsys.readouterr().err
 
 
-@every_case("settings", [b"{", b"[]", b"\xff"])
-def test_damaged_settings_are_told(settings: bytes) -> None:
+@settings(max_examples=examples(100), deadline=None)
+@given(name=st.sampled_from(VOCABULARY_NAMES), data=st.data())
+def test_altered_bytes_are_an_error_that_says_so_or_another_vocabulary(name: str, data: st.DataObject) -> None:
+    files, count = files_of(name)
+    content = bytearray(files[name])
+    places = st.integers(0, len(content) - 1)
+    for place in data.draw(st.lists(places, min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del content[data.draw(places) :]
+    try:
+        made = with_tokenizer({**files, name: bytes(content)}, count)
+    except SourceError as error:
+        assert name in error.message
+    else:
+        assert tokenizers.Tokenizer.from_str(made["tokenizer.json"].decode()).encode("a").ids
+
+
+@every_case("damaged", [b"{", b"[]", b"\xff"])
+def test_damaged_settings_are_told(damaged: bytes) -> None:
     files, count = files_of("tekken.json")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         with pytest.raises(SourceError, match=rf"^{name}: expected"):
-            with_tokenizer({**files, name: settings}, count)
+            with_tokenizer({**files, name: damaged}, count)
 
 
 def test_update_makes_a_store_s_tokenizer_from_a_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

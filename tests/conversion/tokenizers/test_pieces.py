@@ -117,6 +117,9 @@ def test_t5_s_gaps_have_the_last_ids_from_the_end() -> None:
     fewer = read_pieces("spiece.model", content("t5"), {"extra_ids": 3}, 0).tokenizer
     assert fewer.token_to_id("<extra_id_2>") == count
     assert fewer.get_vocab_size() == count + 3
+    for unlikely in ("3", True, -1, 1 << 40):
+        other = read_pieces("spiece.model", content("t5"), {"extra_ids": unlikely}, 0).tokenizer
+        assert other.token_to_id("<extra_id_99>") == count
 
 
 def test_tokens_that_settings_add_have_their_ids() -> None:
