@@ -36,15 +36,14 @@ def read_pieces(file: str, content: bytes, settings: Mapping[str, Any], vocab_si
     do, where two cuts have equal sums of scores, which both libraries round in their own way, and where combining marks
     follow characters that are normalised, of which `tokenizers` loses some.
     """
-    kind = str(settings.get("tokenizer_class") or ("T5Tokenizer" if file == "spiece.model" else "")).removesuffix(
-        "Fast"
-    )
+    by_default = "T5Tokenizer" if file == "spiece.model" else ""
+    named = str(settings.get("tokenizer_class") or by_default).removesuffix("Fast")
     model = _parse(file, content)
     pieces = [(piece.piece, float(piece.score), int(piece.type)) for piece in model.pieces]
     _check(file, model, pieces)
     ids = {text: number for number, (text, _, _) in enumerate(pieces)}
     specials = {number: token for number, token in described(settings).items() if number >= len(pieces)}
-    if kind == "T5Tokenizer" and not specials and "<extra_id_0>" not in ids:
+    if named == "T5Tokenizer" and not specials and "<extra_id_0>" not in ids:
         specials = dict(_gaps(len(pieces), settings))
     with library_errors(file):
         if model.trainer_spec.model_type == _BPE:
@@ -59,7 +58,7 @@ def read_pieces(file: str, content: bytes, settings: Mapping[str, Any], vocab_si
     spec = model.trainer_spec
     texts = {"bos": spec.bos_piece, "eos": spec.eos_piece, "unk": spec.unk_piece, "pad": spec.pad_piece}
     names = {f"{name}_token": text for name, text in texts.items() if text in ids}
-    begins, ends = _AROUND.get(kind, (True, False))
+    begins, ends = _AROUND.get(named, (True, False))
     add_around(
         tokenizer,
         names.get("bos_token") if _setting(settings, "add_bos_token", begins) else None,
@@ -81,7 +80,9 @@ def _parse(file: str, content: bytes) -> Any:
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made as the module is imported
     with contextlib.suppress(DecodeError):
         model.ParseFromString(content)
-        if model.pieces:
+        if model.pieces and all(
+            isinstance(piece.piece, str) for piece in model.pieces
+        ):  # bytes that are not UTF-8 stay
             return model
     raise SourceError(f"{file}: expected a SentencePiece model, found something else.", DAMAGED)
 

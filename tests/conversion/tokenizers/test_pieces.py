@@ -185,6 +185,7 @@ def changed(name: str = "mixtral", **fields: Any) -> bytes:
         (lambda: b"YQ== 0\nYg== 1\n", "expected a SentencePiece model, found something else"),
         (lambda: content("mixtral")[:-3], "expected a SentencePiece model, found something else"),
         (lambda: b"", "expected a SentencePiece model, found something else"),
+        (lambda: content("mixtral").replace(b"</s>", b"<\xff\xff>"), "expected a SentencePiece model, found something"),
         (lambda: changed(pieces__90__piece="e"), "expected each piece once"),
         (lambda: changed(pieces__90__piece=""), "expected pieces with text"),
         (lambda: changed(pieces__90__piece="x" * 1025), "expected pieces as long as words"),
