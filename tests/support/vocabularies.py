@@ -6,7 +6,8 @@ import base64
 import functools
 import io
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sentencepiece
@@ -59,6 +60,13 @@ def _byte_names() -> list[str]:
         names |= dict(zip(chr(number).encode(), cutter.pre_tokenize_str(chr(number))[0][0], strict=True))
     spare = iter(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(names.values())))
     return [names[value] if value in names else next(spare) for value in range(256)]  # bytes that UTF-8 does not have
+
+
+def every_character(at_once: int = 20) -> Iterator[str]:
+    """Texts that between them have every character of Unicode: after letters and a space, twice, before letters."""
+    known = [chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) not in ("Cn", "Cs", "Co")]
+    for first in range(0, len(known), at_once):
+        yield "\n".join(f"a{one}B{one}{one} {one}1's" for one in known[first : first + at_once])
 
 
 def tiktoken_file(tokens: Sequence[bytes]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from edgemoe.conversion.tokenizers.pieces import read_pieces
 from edgemoe.errors import SourceError
 from tests.support.every_case import every_case
 from tests.support.examples import examples
-from tests.support.vocabularies import TEXTS, sentencepiece_model
+from tests.support.vocabularies import TEXTS, every_character, sentencepiece_model
 
 AS_IS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 MODELS: dict[str, dict[str, Any]] = {
@@ -81,8 +80,7 @@ def test_same_tokens_as_sentencepiece(name: str) -> None:
 @pytest.mark.slow
 @every_case("name", MODELS)
 def test_every_character(name: str) -> None:
-    known = [chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) not in ("Cn", "Cs", "Co")]
-    require_equal(name, (f"a{one}B{one}{one} {one}1's" for one in known))
+    require_equal(name, every_character())
 
 
 @settings(max_examples=examples(150), deadline=None)
