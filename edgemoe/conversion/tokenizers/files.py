@@ -63,14 +63,15 @@ def _reader(name: str) -> Callable[[str, bytes, Mapping[str, Any], int], Made]:
 def _check_size(name: str, made: Made, vocab_size: int) -> None:
     tokens = 1 + max(made.tokenizer.get_vocab(with_added_tokens=True).values())
     if tokens > vocab_size:
-        found = f"{tokens}, more than the model's"
+        expected = f"at most {vocab_size} tokens, as config.json says"
     elif tokens < _LEAST_SHARE * vocab_size:
-        found = f"{tokens}, too few for the model"
+        expected = f"{vocab_size} tokens, as config.json says, or a few less"
     else:
         return
     raise SourceError(
-        f"{name}: expected up to {vocab_size} tokens, as config.json says, found {found}.",
-        "Is it the tokenizer of this model? " + DAMAGED,
+        f"{name}: expected {expected}, found {tokens}.",
+        f"Is it the tokenizer of this model? Put its tokenizer.json beside it, or move {name} away: the store then"
+        " works with ids only.",
     )
 
 

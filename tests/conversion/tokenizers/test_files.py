@@ -152,19 +152,20 @@ def test_a_tokenizer_json_is_not_made_again(tmp_path: Path) -> None:
 def test_a_vocabulary_of_another_model_is_refused(name: str) -> None:
     files, count = files_of(name)
     assert with_tokenizer(files, count + count // 8)
-    with pytest.raises(SourceError, match="too few for the model") as caught:
+    with pytest.raises(SourceError, match=f"^{name}: expected {2 * count} tokens, .* or a few less, found {count}"):
         with_tokenizer(files, 2 * count)
-    assert caught.value.message.startswith(f"{name}: expected up to {2 * count} tokens")
     if name == "hy.tiktoken":  # older models have one special token less
         assert with_tokenizer(files, count - 1)
         count -= 1
     if name != "tiktoken.model":
-        with pytest.raises(SourceError, match="more than the model's"):
+        with pytest.raises(
+            SourceError, match=f"expected at most {count - 1} tokens, as config.json says, found {count}"
+        ):
             with_tokenizer(files, count - 1)
     else:
         settings = json.loads(files["tokenizer_config.json"])
         settings["added_tokens_decoder"][str(count)] = {"content": "<|beyond|>"}
-        with pytest.raises(SourceError, match=f"found {count + 1}, more than the model's"):
+        with pytest.raises(SourceError, match=f"at most {count} tokens, as config.json says, found {count + 1}"):
             with_tokenizer({**files, "tokenizer_config.json": as_json(settings)}, count)
 
 
