@@ -15,13 +15,8 @@ from edgemoe.conversion.shapes import SHAPES
 from edgemoe.engine import budget
 from edgemoe.engine.budget import has_ample_room
 from edgemoe.engine.decoder import Decoder
-from edgemoe.engine.memory import (
-    POSITION_OBJECT_BYTES,
-    ModelSizes,
-    kv_cache_bytes,
-    plan_memory,
-    workspace_bytes,
-)
+from edgemoe.engine.memory import plan_memory
+from edgemoe.engine.part_sizes import POSITION_OBJECT_BYTES, ModelSizes, kv_cache_bytes, workspace_bytes
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import (
     Workspace,
