@@ -86,7 +86,8 @@ FIRST_FORM = {
 @every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES)
 def test_plain_json_and_back(config: dict[str, Any]) -> None:
     spec = model_spec(config)
-    assert spec.family == config["model_type"].removesuffix("_text")
+    named = {"git": "grok-2"}  # its checkpoint has the name of another model
+    assert spec.family == named.get(config["model_type"], config["model_type"].removesuffix("_text"))
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
