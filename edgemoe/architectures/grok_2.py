@@ -52,9 +52,9 @@ def tail_of(name: str) -> Tail | None:
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
-    classes = reader.value("architectures")
-    if classes != [_CLASS]:
-        raise unsupported("architectures", classes, f'["{_CLASS}"], as Grok-2 has it, where model_type is "git"')
+    classes = ", ".join(map(str, reader.sequence("architectures")))
+    if classes != _CLASS:
+        raise unsupported("architectures", classes or None, f'"{_CLASS}", as Grok-2 has it, where model_type is "git"')
     frame = read_frame(reader, "grok-2")
     reader.require("rope_type", "original", default="original")
     reader.require("rope_rotate_half_dims", False)
