@@ -75,8 +75,8 @@ def read(reader: ConfigReader) -> ModelSpec:
     return replace(
         frame,
         layers=normed_around(read_layers(reader, attention, moe)),
-        embedding_scale=reader.number("embedding_multiplier_scale", 1.0),
-        logit_scale=reader.number("output_multiplier_scale", 1.0),
+        embedding_scale=reader.number("embedding_multiplier_scale"),
+        logit_scale=reader.number("output_multiplier_scale"),
         logit_cap=reader.number("final_logit_softcapping", 0.0),
     )
 

@@ -349,6 +349,7 @@ def test_factors_of_scores_begin_beyond_their_length():
         ({"attn_temperature_len": 1}, "attn_temperature_len is 1"),
         ({"attn_logit_softcapping_method": "clip"}, 'attn_logit_softcapping_method is "clip"'),
         ({"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
+        ({"output_multiplier_scale": None}, "output_multiplier_scale is missing"),
     ],
 )
 def test_grok_2_refuses_what_it_has_not(keys, words):

@@ -286,11 +286,13 @@ GROK = PLAIN | {
     "architectures": ["Grok1ForCausalLM"],
     "attn_logit_softcapping": 2.0,
     "attn_temperature_len": 20,
+    "embedding_multiplier_scale": 2.0,
     "final_logit_softcapping": 3.0,
     "head_dim": 24,
     "moe_intermediate_size": CONFIG["intermediate_size"],
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "output_multiplier_scale": 0.5,
     "residual_moe": True,
     "router_logit_softcapping": 2.0,
 }

@@ -75,7 +75,7 @@ WORD_RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "lfm2", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
     **dict.fromkeys(("glm4", "chatglm-bpe"), (_LLAMA3_WORDS,)),
     **dict.fromkeys(("gpt-4o", "llama4", "minimax-m2"), (_O200K_WORDS,)),
-    **dict.fromkeys(("qwen2", "hunyuan", "solar-open"), (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),)),
+    **dict.fromkeys(("qwen2", "hunyuan", "solar-open", "grok-2"), (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),)),
     **dict.fromkeys(("bailingmoe2", "bailingmoe"), (_LING_WORDS,)),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
