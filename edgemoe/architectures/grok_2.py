@@ -3,8 +3,9 @@
 Both read the same rows, and their sum is multiplied by the root of a half. Logits of router and head have caps too.
 Its config calls itself `git`, the model type of another model, so the class that it names is what tells them apart.
 
-Source: the model that xAI's checkpoint is run with, `grok.py` of SGLang (Apache License 2.0). Experts lie as eight
-tensor-parallel ranks had them: gate and up by rows, down by columns (`tail_of`).
+Source: the model that xAI's checkpoint is run with, `grok.py` of SGLang (Apache License 2.0). GELU is the form by tanh,
+as that file says and as Grok-1's code has it; SGLang's kernels for CUDA take the one by erf, which differs by less than
+5e-4. Experts lie as eight tensor-parallel ranks had them: gate and up by rows, down by columns (`tail_of`).
 """
 
 from __future__ import annotations
