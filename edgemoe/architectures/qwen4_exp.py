@@ -19,7 +19,7 @@ from edgemoe.architectures.config import (
     show,
     unsupported,
 )
-from edgemoe.architectures.table import Row, layer_rows, rows
+from edgemoe.architectures.table import Row, layer_rows, rows, sums_with_one
 from edgemoe.errors import SourceError
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.state_operations import (
@@ -75,7 +75,7 @@ def _stream_rows() -> tuple[Row, ...]:
         ("index_query_norm", "self_attn.indexer.q_layernorm.weight", ("index_key",)),
         ("index_key_norm", "self_attn.indexer.k_layernorm.weight", ("index_key",)),
     ) + rows(("final_norm", "model.hyper_connection_mixer.hc_norm.weight", (_WHOLE,)))
-    return made + tuple(replace(row, change="plus_one") for row in norms)
+    return made + sums_with_one(norms)
 
 
 _INDEXER = layer_rows(
@@ -84,7 +84,10 @@ _INDEXER = layer_rows(
         "self_attn.indexer.index_qk_proj.weight",
         ("index_query+index_key", "model"),
     ),
+    ("index_query", "self_attn.indexer.q_proj.weight", ("index_query", "model")),
+    ("index_key", "self_attn.indexer.k_proj.weight", ("index_key", "model")),
 )
+"""Only GGUF files have the two parts apart."""
 _OTHER_NORMS = ("model.norm.", "_layernorm.")
 _ROWS = (
     tuple(row for row in qwen3_5_moe.ROWS if not any(part in row.source for part in _OTHER_NORMS))

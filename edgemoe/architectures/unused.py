@@ -42,6 +42,8 @@ _NORM_OF_FFN = re.compile(r"model\.layers\.(\d{1,6})\.post_mlp_layernorm\.weight
 NO_EXPERT = "a matrix of a choice that is of no expert, which passes on what experts read"
 _EXPERT_MATRIX = re.compile(r"model\.layers\.(\d{1,6})\.mlp\.experts\.(\d{1,6})\.(gate|up|down)_proj\.weight")
 
+BIAS_OF_IMAGES = "a bias by which experts are chosen for images, which edgemoe does not run: it reads text alone"
+_BIAS_OF_IMAGES = re.compile(r"(model\.)?layers\.\d{1,6}\.ffn\.gate\.bias_vl")
 UNREAD_BIAS = "a bias of experts, which the model's code does not read"
 _UNREAD_BIAS = re.compile(r"model\.layers\.\d{1,6}\.mlp\.expert_bias")
 _HEAD = "lm_head.weight"
@@ -75,6 +77,8 @@ def unused_tensors(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
             reasons[name] = NO_EXPERT
         if spec.family == "grove_moe" and _UNREAD_BIAS.fullmatch(name):
             reasons[name] = UNREAD_BIAS
+        if spec.family == "deepseek_v4" and _BIAS_OF_IMAGES.fullmatch(name):
+            reasons[name] = BIAS_OF_IMAGES
         if name == _HEAD and spec.tied_embeddings:
             reasons[name] = TIED_HEAD
         if name in STACKS_EMBEDDINGS and spec.encoder:

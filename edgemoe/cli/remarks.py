@@ -10,6 +10,7 @@ from edgemoe.cli.terminal.text import printable
 
 if TYPE_CHECKING:
     from edgemoe.session.model import Model
+    from edgemoe.session.prompt_clock import PromptEstimate
 
 
 def cut_remark(finish_reason: str | None, tokens: int, other_way: str = "") -> str | None:
@@ -34,6 +35,15 @@ def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
             f" leave {token} out of the text."
         )
     return [f"warning: {remark}" for remark in remarks]
+
+
+def prompt_remark(estimate: PromptEstimate) -> str:
+    """The line about a prompt that takes long: how long until the first token."""
+    return f"a prompt of {estimate.tokens:,} tokens: about {_duration(estimate.seconds)} until the answer begins"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def print_remarks(remarks: Iterable[str | None]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.parameters import with_flags
-from edgemoe.cli.remarks import cut_remark
+from edgemoe.cli.remarks import cut_remark, prompt_remark
 from edgemoe.cli.slash import COMMANDS, resembled
 from edgemoe.cli.terminal.figures import statistics_line
 from edgemoe.cli.terminal.heatmap import HeatMap, fold
@@ -89,6 +89,7 @@ class Repl:
             self.last_uses = self.model.engine.expert_uses - uses_before
             return self.map(rows, columns)
 
+        generation.on_long_prompt = lambda estimate: self.screen.note(prompt_remark(estimate))
         # always closed, so that a stopped answer joins the conversation as far as it went
         with on_interrupt(answer.stop), contextlib.closing(iter(answer)) as pieces:
             self.screen.stream(pieces, current_map if self.live_map else None)

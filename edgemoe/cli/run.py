@@ -81,7 +81,7 @@ def run(
     with collection_paused():
         from edgemoe.cli.compiling import report_compilation
         from edgemoe.cli.lossy import lossy_json, report_lossy
-        from edgemoe.cli.remarks import cut_remark, model_remarks, print_remarks
+        from edgemoe.cli.remarks import cut_remark, model_remarks, print_remarks, prompt_remark
         from edgemoe.engine.lossy import LossySettings
         from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import finished, load
@@ -113,6 +113,7 @@ def run(
             opened.engine.keep_ledger()
         limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
         generation = opened.stream(prompt_ids, limit, sampling)
+        generation.on_long_prompt = lambda estimate: print_remarks([prompt_remark(estimate)])
         with on_interrupt(generation.stop):
             for piece in generation:
                 if not as_json:

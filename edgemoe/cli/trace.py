@@ -135,7 +135,7 @@ def _read_random(model: Model, prompt_tokens: int, max_tokens: int, seed: int, s
     from edgemoe.session.generate import check_prompt_length
 
     engine = model.engine
-    chunk_tokens = engine.memory.prompt_chunk_tokens
+    chunk_tokens = engine.memory.chunk_tokens
     check_prompt_length(prompt_tokens + max_tokens, engine.context_length)
     token_ids = np.random.default_rng(seed).integers(0, model.spec.vocab_size, prompt_tokens + max_tokens).tolist()
     engine.turn.begin()

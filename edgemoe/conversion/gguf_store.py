@@ -39,7 +39,7 @@ from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.process import start_threads
 from edgemoe.store.dense import DenseValue
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
-from edgemoe.store.manifest import DenseTensor, FileEntry, Manifest
+from edgemoe.store.manifest import DenseTensor, FileEntry, Manifest, is_table
 from edgemoe.store.reader import Store
 from edgemoe.store.records import PartPlaces
 from edgemoe.store.writer import side_file_entries
@@ -77,6 +77,11 @@ class GgufStore(Store):
             plan = plan_conversion(source, FormatChoice(experts=KEEP), {"source": source.name})
         except SourceError as error:  # about a tensor, of which a checkpoint has one, and a folder many files
             raise SourceError(f"{path}: {error.message}", error.hint) from error
+        if any(is_table(tensor.name) for tensor in plan.manifest.dense):
+            raise SourceError(
+                f"{path}: it has a table of rows that stays on the disk; expected one that a conversion has arranged.",
+                f"Convert the file once: edgemoe convert {path} DEST.",
+            )
         store = cls(path, source, plan, side_files_of(source))
         source.forget_text()
         return store

@@ -19,6 +19,33 @@ _OLMOE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+_GPT_OSS: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "attention_bias": True,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000.0,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 201088,
+}
+
 _LINEAR: dict[str, Any] = {
     "attention_bias": False,
     "full_attention_interval": 4,
@@ -288,34 +315,8 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "use_conv_bias": True,
             "vocab_size": 131072,
         },
-        "gpt-oss-20b": {
-            "model_type": "gpt_oss",
-            "attention_bias": True,
-            "head_dim": 64,
-            "hidden_act": "silu",
-            "hidden_size": 2880,
-            "intermediate_size": 2880,
-            "max_position_embeddings": 131072,
-            "num_attention_heads": 64,
-            "num_experts_per_tok": 4,
-            "num_hidden_layers": 24,
-            "num_key_value_heads": 8,
-            "num_local_experts": 32,
-            "rms_norm_eps": 1e-05,
-            "rope_scaling": {
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "factor": 32.0,
-                "original_max_position_embeddings": 4096,
-                "rope_type": "yarn",
-                "truncate": False,
-            },
-            "rope_theta": 150000.0,
-            "sliding_window": 128,
-            "swiglu_limit": 7.0,
-            "tie_word_embeddings": False,
-            "vocab_size": 201088,
-        },
+        "gpt-oss-20b": {**_GPT_OSS, "num_hidden_layers": 24, "num_local_experts": 32},
+        "gpt-oss-120b": {**_GPT_OSS, "num_hidden_layers": 36, "num_local_experts": 128},
         "gemma-4-26b-a4b": {
             "model_type": "gemma4_text",
             "attention_k_eq_v": True,
@@ -407,6 +408,5 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
 Qwen/Qwen3.6-35B-A3B and Qwen3.8-Flash-Next, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash,
-LiquidAI/LFM2-8B-A1B,
-openai/gpt-oss-20b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1, ibm-granite/granite-3.0-3b-a800m-instruct
-and google/switch-base-8."""
+LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b and gpt-oss-120b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1,
+ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8."""

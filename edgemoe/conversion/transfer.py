@@ -32,6 +32,8 @@ from edgemoe.store.writer import StoreWriter, with_checksums
 
 CHECKPOINT_BYTES = 1 << 26
 ENCODER_THREADS = min(4, os.cpu_count() or 1)
+LEAST_SHARED_ELEMENTS = 1 << 14
+"""The fewest elements that another thread encodes: to hand over fewer takes longer than to encode them."""
 
 
 class Transfer:
@@ -89,21 +91,24 @@ class Transfer:
                 place += found.nbytes
 
     def _convert(self, shard: str, pieces: list[Piece], pool: ThreadPoolExecutor) -> None:
-        window: deque[tuple[Piece, int, int, Future[Encoded]]] = deque()
+        window: deque[tuple[Piece, int, int, Future[Encoded] | Encoded]] = deque()
         try:
             for piece, start, stop in _steps(pieces):
                 if len(window) > ENCODER_THREADS:
                     self._write(shard, *window.popleft())
                 rows = read_slice(self._source, piece.source, start, stop)
-                window.append((piece, start, stop, pool.submit(encode, rows, piece.place.format, piece.source.tensor)))
+                what = rows, piece.place.format, piece.source.tensor
+                shared = (stop - start) * piece.place.columns >= LEAST_SHARED_ELEMENTS
+                window.append((piece, start, stop, pool.submit(encode, *what) if shared else encode(*what)))
             while window:
                 self._write(shard, *window.popleft())
         finally:
-            for *_, future in window:
-                future.cancel()
+            for *_, work in window:
+                if isinstance(work, Future):
+                    work.cancel()
 
-    def _write(self, shard: str, piece: Piece, start: int, stop: int, future: Future[Encoded]) -> None:
-        encoded = future.result()
+    def _write(self, shard: str, piece: Piece, start: int, stop: int, work: Future[Encoded] | Encoded) -> None:
+        encoded = work.result() if isinstance(work, Future) else work
         if piece.repeats:
             self._compare(piece, start, stop, encoded.data)
         elif piece.place.format is None:

@@ -37,7 +37,7 @@ from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.token_ids import TokenIds, check_ids
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
-from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.backend import Backend, Pause
 from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import Graph
@@ -101,6 +101,8 @@ class Engine:
         self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None
+        self.pause: Pause | None = None
+        """Called between the layers of prompts; what it raises ends the run, none of whose tokens is then held."""
         self._tokens = 0
         self._keeps_ledger = False
         self._forward_ns = 0
@@ -382,7 +384,7 @@ class Engine:
                 table.name(rows.row, rows.token_ids, rows.piece.sequence.ids, start)
         if self._forced is not None:
             self._forced.put(self.routing, run)
-        self._loaded.run(tokens, phase)
+        self._loaded.run(tokens, phase, self.pause)
         self._tokens += tokens
         self._uses.add(tokens)
         self._loaded.logits([rows.wanted() for rows in run])

@@ -22,7 +22,7 @@ from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
 from edgemoe.experts.opening import READER_THREADS, open_cache
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
-from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.backend import Backend, Pause, Program
 from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
@@ -39,7 +39,7 @@ class _Closed:
         self.statistics = statistics
         self.notes_residency = False
 
-    def step(self, tokens: int, phase: int) -> None:
+    def step(self, tokens: int, phase: int, pause: Pause | None = None) -> None:
         raise UsageError("The model is closed.", "Open it again.")
 
     def encode(self, tokens: int) -> None:
@@ -174,15 +174,15 @@ class LoadedModel:
         rows = [table.rows for table in self.tables]
         return sum(one.wait_ns for one in (*rows, *([self._embedding_rows] if self._embedding_rows else [])))
 
-    def run(self, tokens: int, phase: int) -> None:
-        """Run the first `tokens` rows of the workspace through all layers."""
+    def run(self, tokens: int, phase: int, pause: Pause | None = None) -> None:
+        """Run the first `tokens` rows of the workspace through all layers, with a `pause` as `Stepper.step` has it."""
         space = self._space
         if self._embedding_rows is not None:
             assert self._embed is not None
             self._embedding_rows.write(space.ids[:tokens].astype(np.int64), self._embed, space.residual)
         for table, program in zip(self.tables, self._table_programs, strict=True):
             table.read(tokens, program)
-        self._stepper.step(tokens, phase)
+        self._stepper.step(tokens, phase, pause)
 
     def encode(self, tokens: int) -> None:
         """Run the encoder on the first `tokens` tokens of its workspace: the whole input of a sequence."""

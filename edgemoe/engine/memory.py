@@ -39,8 +39,10 @@ INTERPRETER_GROWTH_BYTES = 32 << 20
 """Room for modules and objects that the interpreter still loads after the budget was shared out."""
 LEAST_CONTEXT_TOKENS = 512
 DEFAULT_CONTEXT_TOKENS = 4096
-CHUNK_TOKENS = (512, 256, 128, 64, 32, 16, 8)
-STOPPABLE_TOKENS = 128
+CHUNK_TOKENS = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)
+"""The numbers of tokens of which a run may have at most one."""
+LARGEST_RESIDENT_CHUNK_TOKENS = 512
+"""More at a time are no faster where all experts are in RAM; where they are not, every run reads most of them again."""
 OBJECTS_BYTES = 1 << 20
 """Room for the Python objects that describe a step: operations, views, programs."""
 POSITION_OBJECT_BYTES = 64
@@ -112,15 +114,6 @@ class MemoryPlan:
     def all_resident(self) -> bool:
         """Whether every expert has a slot, so that no expert is read after the start."""
         return self.slots >= self.total_experts
-
-    @property
-    def prompt_chunk_tokens(self) -> int:
-        """Prompt chunk size for callers that want to be able to interrupt between chunks, in tokens.
-
-        Where experts are streamed every run reads most of them again, so it is the largest size that fits; else it is
-        small.
-        """
-        return min(self.chunk_tokens, STOPPABLE_TOKENS) if self.all_resident else self.chunk_tokens
 
     @property
     def planned_bytes(self) -> int:
@@ -299,6 +292,17 @@ def _most_slots(least: _Needs, left_bytes: int) -> int:
 
 def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     """Plan a budget in bytes. Raises BudgetError below the floor."""
+    plan = _share_in_chunks(least, budget_bytes, LARGEST_RESIDENT_CHUNK_TOKENS)
+    if not plan.all_resident:
+        for chunk in CHUNK_TOKENS[: CHUNK_TOKENS.index(plan.chunk_tokens)]:
+            larger = _share_in_chunks(least, budget_bytes, chunk)
+            if (larger.chunk_tokens, larger.context_length) == (chunk, plan.context_length):
+                return larger
+    return plan
+
+
+def _share_in_chunks(least: _Needs, budget_bytes: int, most_chunk_tokens: int) -> MemoryPlan:
+    """Plan a budget for chunks of at most so many tokens. Raises BudgetError below the floor."""
     graph, sizes, backend = least.graph, least.sizes, least.backend
     floor_bytes, interpreter = least.floor_bytes, least.interpreter_bytes
     if budget_bytes < floor_bytes:
@@ -320,7 +324,7 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     spare_bytes = budget_bytes - floor_bytes
     most_workspace_bytes = min((budget_bytes - fixed_bytes) // 10, least.least_workspace_bytes + spare_bytes)
     for candidate in CHUNK_TOKENS:
-        if candidate >= 2 * most_context:  # no prompt would fill more than half of the chunk
+        if candidate > most_chunk_tokens or candidate >= 2 * most_context:  # no prompt would fill more than half of it
             continue
         if work_bytes(graph, candidate) > most_workspace_bytes:  # a bound that is quicker to have
             continue

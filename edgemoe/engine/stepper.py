@@ -23,6 +23,7 @@ from edgemoe.experts.cache import Cache
 from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Pause
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.graph import GUESSED_ROWS, Stage
 
@@ -61,16 +62,21 @@ class Stepper:
         if self._cache is not None:
             self._cache.notes_residency = on
 
-    def step(self, tokens: int, phase: int) -> None:
-        """Run all layers for `tokens` tokens of this phase; the residual stream holds the result."""
+    def step(self, tokens: int, phase: int, pause: Pause | None = None) -> None:
+        """Run all layers for `tokens` tokens of this phase; the residual stream holds the result.
+
+        `pause`, if given, is called between operations of a prompt (`Program.run`).
+        """
+        if phase != PROMPT:
+            pause = None
         if self._cache is None:
-            self._program.run(tokens)
+            self._program.run(tokens, pause)
             self.statistics.hits += tokens * self._routed_per_token
             return
         self._cache.phase = phase
         if phase != DECODE or tokens > self._most_guessed:
             program = self._for_prompts if phase == PROMPT else self._program
-            program.run(tokens)
+            program.run(tokens, pause)
             return
         trial = self._trials[tokens - 1]
         program = self._make_guessing() if trial.open else self._program

@@ -6,7 +6,7 @@ A backend turns a list of operations (`operations.py`) into a `Program`; after t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,11 +31,16 @@ class ProgramTimes:
     """The part of `operations_ns` spent blocked on expert reads."""
 
 
+Pause = Callable[[float], None]
+"""Called now and then between two operations of a run, with the share of them that is done. It may raise: the run then
+ends there."""
+
+
 class Program(Protocol):
     """A list of operations, bound to buffers and ready to run."""
 
-    def run(self, tokens: int) -> None:
-        """Run every operation in order for the first `tokens` rows of the buffers."""
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
+        """Run every operation in order for the first `tokens` rows of the buffers, with pauses if asked."""
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""

@@ -1,7 +1,7 @@
 """Rows of a matrix as GGUF files have them: decodes them from bytes to numbers, and encodes them.
 
-F32, F16 and BF16 rows are plain numbers. A quantised row is a sequence of blocks of 32 columns: a float16 scale (for
-MXFP4 one byte of e8m0), for Q4_1 a float16 minimum, then the values. In each byte of 4-bit values the low nibble
+F32, F16, BF16 and I32 rows are plain numbers. A quantised row is a sequence of blocks of 32 columns: a float16 scale
+(for MXFP4 one byte of e8m0), for Q4_1 a float16 minimum, then the values. In each byte of 4-bit values the low nibble
 belongs to a column in the first half of the block, the high nibble to the corresponding column in the second half.
 """
 
@@ -39,6 +39,8 @@ def decode_rows(data: npt.NDArray[np.uint8], type_name: str) -> Rows:
     """Decode bytes `(rows, row_bytes)` to `(rows, columns)`: Blocks for a block type, else float32."""
     if type_name == "F32":
         return data.view("<f4").astype(np.float32, copy=False)
+    if type_name == "I32":  # numbers of experts, which a float holds exactly
+        return data.view("<i4").astype(np.float32)
     if type_name == "F16":
         return data.view("<f2").astype(np.float32)
     if type_name == "BF16":

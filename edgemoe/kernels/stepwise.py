@@ -15,7 +15,7 @@ import numpy as np
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import ProgramTimes
+from edgemoe.kernels.backend import Pause, ProgramTimes
 from edgemoe.kernels.definition import HINT, NO_LIMIT, Misfit, Sizes, refusal, unknown
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count, panel_count
 
@@ -165,14 +165,16 @@ class StepwiseProgram:
         self._operations_ns = np.zeros(len(self._steps), np.int64)
         self._disk_ns = np.zeros(len(self._steps), np.int64)
 
-    def run(self, tokens: int) -> None:
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
         """Raises KernelError if the buffers are too short, or where a row's position or page does not exist."""
         self._bounds.check(tokens)
         if self._timed:
-            self._run_timed(tokens)
+            self._run_timed(tokens, pause)
             return
-        for step, kernels, operation in self._steps:
+        for number, (step, kernels, operation) in enumerate(self._steps, 1):
             step(kernels, operation, tokens)
+            if pause is not None:
+                pause(number / len(self._steps))
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
@@ -186,7 +188,7 @@ class StepwiseProgram:
         waited_ns = np.zeros_like(self._operations_ns)
         return ProgramTimes(self._elapsed_ns, self._operations_ns.copy(), waited_ns, self._disk_ns.copy())
 
-    def _run_timed(self, tokens: int) -> None:
+    def _run_timed(self, tokens: int, pause: Pause | None) -> None:
         start = before = time.perf_counter_ns()
         try:
             for number, (step, kernels, operation) in enumerate(self._steps):
@@ -195,5 +197,7 @@ class StepwiseProgram:
                 self._operations_ns[number] += now - before
                 self._disk_ns[number] += disk_ns or 0
                 before = now
+                if pause is not None:
+                    pause((number + 1) / len(self._steps))
         finally:
             self._elapsed_ns += time.perf_counter_ns() - start

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.channels import ChannelTexts, texts_of
 from edgemoe.session.held_tokens import HeldTokens
+from edgemoe.session.prompt_clock import PromptClock, PromptEstimate
 from edgemoe.session.sampler import Sampler
 from edgemoe.session.stop_texts import StopTexts
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
@@ -52,6 +54,10 @@ class _Counters:
     hits: int
     misses: int
     disk_bytes: int
+
+
+class _Stopped(Exception):  # noqa: N818 (no error)
+    """Ends the run of a prompt's chunk."""
 
 
 class Generation:
@@ -96,6 +102,8 @@ class Generation:
         self._stop_texts = StopTexts(options.stop)
         self._sampler = Sampler(options, self._before, self._stop_ids)
         self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
+        self.on_long_prompt: Callable[[PromptEstimate], None] | None = None
+        """Called once, while the prompt is run, if it takes longer than some seconds: with how long, about."""
         self._stopped = False
         self._texts: Detokeniser | ChannelTexts | None = None
 
@@ -110,7 +118,7 @@ class Generation:
         return self.text
 
     def stop(self) -> None:
-        """End after the token (or the prompt's chunk) being computed, with finish_reason `interrupted`."""
+        """End after the token (or the prompt's layer) being computed, with finish_reason `interrupted`."""
         self._stopped = True
 
     def __iter__(self) -> Iterator[str]:
@@ -122,10 +130,9 @@ class Generation:
         prefill_tokens = read + len(self._before) - held
         logits = None
         self._held.engine.turn.begin()
-        for chunk in self._chunks(held):
-            if self._stopped:
-                break
-            logits = self._held.forward(chunk)
+        with contextlib.suppress(_Stopped), self._stoppable(held):
+            for chunk in self._chunks(held):
+                logits = self._held.forward(chunk)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
         detokeniser = self._texts = texts_of(self._tokenizer, self._before)
@@ -166,8 +173,32 @@ class Generation:
             self.text += piece
             yield piece
 
+    @contextlib.contextmanager
+    def _stoppable(self, held: int) -> Iterator[None]:
+        """Raise _Stopped between two layers of a prompt once the generation has been stopped, and time its layers."""
+        if self._stopped:
+            raise _Stopped
+        tokens = len(self._before) - held
+        clock = PromptClock(tokens, self._tell)
+
+        def pause(share: float) -> None:
+            if self._stopped:
+                raise _Stopped
+            done = self._held.engine.position - held  # a chunk's tokens are held once it is whole
+            clock.passed(done + share * min(self._held.engine.memory.chunk_tokens, tokens - done))
+
+        self._held.engine.pause = pause
+        try:
+            yield
+        finally:
+            self._held.engine.pause = None
+
+    def _tell(self, estimate: PromptEstimate) -> None:
+        if self.on_long_prompt is not None:
+            self.on_long_prompt(estimate)
+
     def _chunks(self, first: int) -> Iterator[list[int]]:
-        chunk_tokens = self._held.engine.memory.prompt_chunk_tokens  # between two, a request to stop is heard
+        chunk_tokens = self._held.engine.memory.chunk_tokens  # a stop keeps what was run before the chunk
         for begin in range(first, len(self._before), chunk_tokens):
             yield self._before[begin : begin + chunk_tokens]
 

@@ -159,6 +159,9 @@ EM_API uint64_t em_program_scratch_bytes(const em_operation *operations, int32_t
 /* Runs every operation in order for the first `tokens` rows of the buffers. */
 EM_API int32_t em_program_run(em_program *program, int32_t tokens);
 
+/* Runs `count` operations from operation `first` on, as a part of such a run. */
+EM_API int32_t em_program_run_some(em_program *program, int32_t tokens, int32_t first, int32_t count);
+
 /* ---- expert reads ----------------------------------------------------------------------------------- */
 
 typedef struct em_reader em_reader;

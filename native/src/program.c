@@ -47,8 +47,8 @@ static int32_t run_timed(const em_operation *operation, const em_run *run, em_op
     return status;
 }
 
-static int32_t run_all(em_program *program, const em_run *run) {
-    for (int32_t i = 0; i < program->operation_count; i++) {
+static int32_t run_some(em_program *program, const em_run *run, int32_t first, int32_t count) {
+    for (int32_t i = first; i < first + count; i++) {
         const em_operation *operation = &program->operations[i];
         const int32_t status =
             program->times ? run_timed(operation, run, &program->times->operations[i]) : run_one(operation, run);
@@ -60,16 +60,21 @@ static int32_t run_all(em_program *program, const em_run *run) {
     return EM_OK;
 }
 
-int32_t em_program_run(em_program *program, int32_t tokens) {
+int32_t em_program_run_some(em_program *program, int32_t tokens, int32_t first, int32_t count) {
     if (!program) return EM_BAD_ARGUMENT;
     const uint64_t start = program->times ? em_now_ns() : 0;
     program->failed_operation = -1;
     int32_t status = check(program, tokens);
+    if (status == EM_OK && (first < 0 || count < 0 || first > program->operation_count - count)) status = EM_BAD_ARGUMENT;
     if (status == EM_OK) status = em_pool_acquire(program->pool);
     if (status != EM_OK) return status;
     const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, NULL};
-    status = run_all(program, &run);
+    status = run_some(program, &run, first, count);
     em_pool_release(program->pool);
     if (program->times) program->times->elapsed_ns += em_now_ns() - start;
     return status;
+}
+
+int32_t em_program_run(em_program *program, int32_t tokens) {
+    return program ? em_program_run_some(program, tokens, 0, program->operation_count) : EM_BAD_ARGUMENT;
 }

@@ -180,6 +180,11 @@ static void test_program_refusals(void) {
     CHECK_STATUS(EM_OK, em_program_run(&program, TOKENS));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 0));
     CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, TOKENS + 1));
+    CHECK_STATUS(EM_OK, em_program_run_some(&program, TOKENS, 0, program.operation_count));
+    CHECK_STATUS(EM_OK, em_program_run_some(&program, TOKENS, program.operation_count, 0));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run_some(&program, TOKENS, 1, program.operation_count));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run_some(&program, TOKENS, -1, 1));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run_some(&program, TOKENS, INT32_MAX, 1));
     program.kernels = NULL;
     CHECK_STATUS(EM_BAD_ARGUMENT, em_program_run(&program, 1));
     free(scratch.data);

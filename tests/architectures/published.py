@@ -414,6 +414,13 @@ GPT_OSS_20B: dict[str, Any] = {
     "vocab_size": 201088,
 }
 
+GPT_OSS_120B: dict[str, Any] = {
+    **GPT_OSS_20B,
+    "layer_types": ["sliding_attention", "full_attention"] * 18,
+    "num_hidden_layers": 36,
+    "num_local_experts": 128,
+}
+
 QWEN3_NEXT_80B_A3B: dict[str, Any] = {
     "architectures": ["Qwen3NextForCausalLM"],
     "attention_bias": False,
@@ -2784,6 +2791,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Qwen3.5-397B-A17B": (QWEN35_397B_A17B, 396_346_350_336),
     "Qwen3.8-Flash-Next": (QWEN38_FLASH_NEXT, 176_943_899_520),
     "gpt-oss-20b": (GPT_OSS_20B, 20_914_757_184),
+    "gpt-oss-120b": (GPT_OSS_120B, 116_829_156_672),
     "gemma-4-26B-A4B": (GEMMA4_26B_A4B, 25_233_141_790),
     "granite-3.0-1b-a400m": (GRANITE_1B_A400M, 1_334_628_352),
     "granite-3.0-3b-a800m": (GRANITE_3B_A800M, 3_298_793_472),

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgemoe.architectures import FAMILIES
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import relative_error
 from tests.golden.cases import CASES, PROMPT_TOKENS
-from tests.golden.covering import GOLDEN, covering_models, covering_names
+from tests.golden.covering import GOLDEN, covering_models, covering_names, golden_configs
 
 TOLERANCE = 1e-4
 
@@ -49,14 +50,13 @@ def assert_golden(logits: np.ndarray, golden: np.lib.npyio.NpzFile) -> None:
     assert relative_error(logits[golden["positions"]], golden["logits"]) < TOLERANCE
 
 
-ONE_LAYOUT = [
-    pytest.param(name, marks=pytest.mark.slow if name.endswith("_fused") and name not in covering_names() else [])
-    for name in CASES
-]
-"""All models. Those that only lie otherwise in their files are slow tests: what is read of them is tested apart."""
+FIRST_OF_FAMILIES = {FAMILIES[config["model_type"]]: name for name, config in reversed(golden_configs().items())}
+DEFAULT = {*FIRST_OF_FAMILIES.values(), *covering_names()}
+EACH_FAMILY = [pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.slow) for name in CASES]
+"""All models. The first of a family and those that have forms of their own are default tests, the others slow ones."""
 
 
-@pytest.mark.parametrize("name", ONE_LAYOUT)
+@pytest.mark.parametrize("name", EACH_FAMILY)
 def test_the_engine_agrees_with_the_golden_logits_however_ids_are_grouped_in_calls(name: str, tmp_path: Path) -> None:
     resident = Resident(name, tmp_path)
     with resident.engine as engine:
@@ -64,12 +64,17 @@ def test_the_engine_agrees_with_the_golden_logits_however_ids_are_grouped_in_cal
         assert engine.memory.all_resident
         assert_golden(resident.whole, resident.golden)
         np.testing.assert_array_equal(run(engine, resident.ids, [1, 2, 9, 10, 130, 137, 259]), resident.whole)
-        engine.rewind(0)
-        for piece in np.split(resident.ids, [1, 17, 18, 128, 129, 299]):
-            last = engine.forward(piece)
-            np.testing.assert_array_equal(last, resident.whole[engine.position - 1])
+        if name in covering_names():
+            last_logits_are_those_of_all(engine, resident)
     if name in covering_names():
         paging_and_threads_change_no_bit(resident)
+
+
+def last_logits_are_those_of_all(engine: Engine, resident: Resident) -> None:
+    engine.rewind(0)
+    for piece in np.split(resident.ids, [1, 17, 18, 128, 129, 299]):
+        last = engine.forward(piece)
+        np.testing.assert_array_equal(last, resident.whole[engine.position - 1])
 
 
 def paging_and_threads_change_no_bit(resident: Resident) -> None:

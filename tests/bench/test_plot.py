@@ -13,7 +13,7 @@ from tests.bench.reports import made_up_report
     ("name", "begins", "beside"),
     [
         ("speed.png", b"\x89PNG", True),
-        ("SPEED.SVG", b"<?xml", False),
+        pytest.param("SPEED.SVG", b"<?xml", False, marks=pytest.mark.slow),
         pytest.param("speed.pdf", b"%PDF", True, marks=pytest.mark.slow),
     ],
 )

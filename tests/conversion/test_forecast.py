@@ -60,7 +60,7 @@ def same(made: Store, *forecasts: Store) -> None:
 
 
 PAIRS = [
-    *default_pairs(covering_names(), FORMATS),
+    *default_pairs(covering_names(), FORMATS, every=3),
     *(
         pytest.param(name, formats, marks=pytest.mark.slow)
         for name in FAMILIES

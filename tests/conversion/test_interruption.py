@@ -20,6 +20,7 @@ from edgemoe.conversion import pipeline, transfer
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import StoreError
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, write_checkpoint
+from tests.support.pairs import some
 
 
 def in_child(action: Callable[[], Any]) -> int:
@@ -100,7 +101,7 @@ def test_killed_before_any_step_that_reaches_the_disk(
     assert not (tmp_path / "store.partial").exists()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", some(range(4)))
 def test_killed_at_random_writes(checkpoint: Path, undisturbed: dict[str, bytes], tmp_path: Path, seed: int) -> None:
     generator = random.Random(seed)
     for _ in range(3):

@@ -308,6 +308,35 @@ def test_after_an_interrupt_every_slot_can_be_had_again(store: Path, breaking) -
         del interrupt  # whoever keeps the exception, and with it the frames of the forward, keeps no expert pinned
 
 
+@pytest.mark.parametrize("slots", [3, EXPERTS])
+def test_a_pause_may_end_a_prompt_anywhere(store: Path, slots: int) -> None:
+    """None of its tokens is held then, and what comes next has the same bits."""
+    with engine_with_slots(store, slots) as engine:
+        expected = engine.forward(PROMPT[:30])
+        turns, last, found = 0, 0, None
+
+        def leave(share: float) -> None:
+            nonlocal turns
+            turns += 1
+            if turns == last:
+                raise TimeoutError
+
+        engine.pause = leave
+        while found is None:
+            engine.rewind(0)
+            turns, last = 0, last + 1
+            try:
+                found = engine.forward(PROMPT[:30])
+            except TimeoutError:
+                assert engine.position == 0
+        assert last > 3
+        np.testing.assert_array_equal(found, expected)
+        engine.turn.begin_decoding()
+        turns = 0
+        engine.forward([5])
+        assert turns == 0  # a token is over soon
+
+
 def test_an_arena_that_cannot_be_had_is_told(store: Path) -> None:
     with pytest.raises(BudgetError, match="bytes of memory cannot be had"):
         engine_with_slots(store, 1 << 50)

@@ -25,7 +25,7 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import QuantisedCache
 from edgemoe.model.build import build_graph
 from tests.engine.test_engine import CONFIG, EXPERTS, PROMPT, greedy
-from tests.engine.test_memory import BACKEND, GRAPH, MODELS, SIZES
+from tests.engine.test_memory import BACKEND, GRAPH, MIB, MODELS, SIZES
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.every_case import every_case
@@ -114,9 +114,9 @@ def test_a_store_made_for_exactness_keeps_float32_unless_told_otherwise(tmp_path
 
 
 def test_half_the_memory_leaves_room_for_more_experts() -> None:
-    budget = plan_memory(GRAPH, SIZES, BACKEND, "floor", 20_000).floor_bytes + (20 << 20)
+    budget = plan_memory(GRAPH, SIZES, BACKEND, "floor", 20_000, interpreter=50 * MIB).floor_bytes + 20 * MIB
     sizes = [dataclasses.replace(SIZES, kv_format=kv) for kv in ("f16", "q8")]
-    plans = [plan_memory(GRAPH, each, BACKEND, budget, 20_000) for each in sizes]
+    plans = [plan_memory(GRAPH, each, BACKEND, budget, 20_000, interpreter=50 * MIB) for each in sizes]
     saved_bytes = plans[0].kv_cache_bytes - plans[1].kv_cache_bytes
     assert saved_bytes == 20_032 * 12 * 2 * 2 * (2 * 64 - 64 - 2 * 2)
     assert plans[1].slots - plans[0].slots == pytest.approx(saved_bytes // SIZES.slot_bytes, abs=2)

@@ -29,6 +29,7 @@ from edgemoe.store.reader import Store
 from tests.engine.test_engine import CONFIG, EXPERTS
 from tests.support.checkpoints import write_checkpoint
 from tests.support.fake_clock import COST_NS, DISK_NS, WAITED_NS, Clock, ClockedBackend
+from tests.support.pairs import some
 
 LAYERS = CONFIG["num_hidden_layers"]
 NORM, LINEAR = COST_NS[op.RmsNorm], COST_NS[op.Linear]
@@ -162,7 +163,7 @@ def test_shares_and_milliseconds() -> None:
     assert TimeLedger({"text": 0}).shares() == {"text": 0.0}
 
 
-@pytest.mark.parametrize("ram", ["auto", "floor"])
+@pytest.mark.parametrize("ram", some(["floor", "auto"]))
 def test_the_parts_of_the_bundled_model_add_up_to_the_wall_time(ram: str) -> None:
     random = np.random.default_rng(0)
     with open_engine(find_model(None), EngineOptions(ram, prefetch="on")) as engine:

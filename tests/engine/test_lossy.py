@@ -134,8 +134,7 @@ class Simulation:
             self.order.popitem(last=False)
 
 
-@pytest.mark.parametrize("lossy", SETTINGS, ids=LossySettings.describe)
-@pytest.mark.parametrize("slots", [10, 25])
+@pytest.mark.parametrize(("lossy", "slots"), default_pairs(SETTINGS, [10, 25]), ids=str)
 def test_the_effect_is_that_of_a_simulation(
     store: Path, exact: np.ndarray, lossy: LossySettings, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,16 +175,21 @@ def test_more_memory_never_means_less(first: int, second: int, sizes: ModelSizes
     )
     assert smaller.embedding_resident <= larger.embedding_resident
     assert smaller.context_length <= larger.context_length
-    assert smaller.chunk_tokens <= larger.chunk_tokens
     assert smaller.all_resident <= larger.all_resident
+    assert smaller.all_resident < larger.all_resident or smaller.chunk_tokens <= larger.chunk_tokens
 
 
-def test_prompts_are_stopped_soon_where_that_costs_no_reads() -> None:
-    floor = plan_memory(GRAPH, SIZES, BACKEND, "floor").floor_bytes
-    whole = plan_memory(GRAPH, SIZES, BACKEND, floor + (8 << 30))
-    assert (whole.all_resident, whole.chunk_tokens, whole.prompt_chunk_tokens) == (True, 512, 128)
-    assert dataclasses.replace(whole, chunk_tokens=32).prompt_chunk_tokens == 32
-    assert dataclasses.replace(whole, slots=whole.total_experts - 1).prompt_chunk_tokens == 512
+def test_chunks_are_large_where_every_one_reads_most_experts() -> None:
+    many = dataclasses.replace(SIZES, total_experts=1 << 20)
+    floor = plan_memory(GRAPH, many, BACKEND, "floor").floor_bytes
+    whole, streamed = (plan_memory(GRAPH, sizes, BACKEND, floor + (8 << 30)) for sizes in (SIZES, many))
+    assert (whole.all_resident, whole.chunk_tokens) == (True, 512)
+    assert (streamed.all_resident, streamed.chunk_tokens) == (False, 2048)
+    assert streamed.context_length == whole.context_length
+    assert plan_memory(GRAPH, many, BACKEND, floor + (8 << 30), context_length=600).chunk_tokens == 1024
+    in_between = plan_memory(GRAPH, many, BACKEND, floor + (256 << 20))
+    assert 8 < in_between.chunk_tokens < 2048
+    assert in_between.workspace_bytes <= in_between.budget_bytes // 10
 
 
 def test_weights_are_read_before_the_plan_only_in_a_budget_with_ample_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from edgemoe.model.graph import GUESSED_ROWS
 from tests.engine.test_engine import CONFIG, EXPERTS, PROMPT
 from tests.support.checkpoints import SMALL_DEEPSEEK_V4, write_checkpoint
 from tests.support.engines import engine_with_slots
+from tests.support.pairs import default_pairs
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert_checkpoint(str(folder / "source"), folder / "store", experts="q4", dense="q8")
 
 
-@pytest.mark.parametrize("slots", [1, 6, 17])
-@pytest.mark.parametrize("together", [2, GUESSED_ROWS, GUESSED_ROWS + 1])
+@pytest.mark.parametrize(("together", "slots"), default_pairs([2, GUESSED_ROWS, GUESSED_ROWS + 1], [1, 6, 17]))
 def test_sequences_that_decode_together_prefetch_and_change_no_bit(store: Path, slots: int, together: int) -> None:
     found = {}
     for count, prefetch in ((slots, "on"), (EXPERTS, "off")):

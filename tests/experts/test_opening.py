@@ -17,6 +17,7 @@ from edgemoe.kernels.native.pager import NativePager
 from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.kernels.paging import RECORD
 from tests.support.paired_caches import FakeFiles, FakeTable
+from tests.support.pairs import some
 from tests.support.slow_reader import SteppedReader
 
 LAYERS, EXPERTS = 12, 64
@@ -36,7 +37,7 @@ def test_the_pager_in_c_has_the_arrays_that_were_planned(slots: int) -> None:
     reader.close()
 
 
-@pytest.mark.parametrize("slots", [200, 700])
+@pytest.mark.parametrize("slots", some([200, 700]))
 def test_the_cache_in_python_takes_no_more_than_was_planned(slots: int) -> None:
     arena = np.zeros((slots, 64), np.uint8)
     reader: Any = SteppedReader(arena, np.zeros(LAYERS * EXPERTS * 64, np.uint8), set())

@@ -15,7 +15,7 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
-from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.backend import Backend, Pause, Program
 from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import (
@@ -38,7 +38,7 @@ from tests.kernels.builders import (
 from tests.kernels.conftest import BACKENDS, make_backend
 from tests.kernels.test_products import Ffn, pack_experts
 from tests.support.every_case import every_case
-from tests.support.pairs import default_pairs
+from tests.support.pairs import default_pairs, some
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT, PAGES = 80, 2
@@ -299,11 +299,34 @@ def test_cuts_change_no_bit(
     assert_same_bits(run_layer(any_backend, format_name, seed, tokens, cuts), whole)
 
 
-@pytest.mark.parametrize("format_name", FORMAT_NAMES)
+@pytest.mark.parametrize("format_name", some(FORMAT_NAMES))
 def test_token_by_token_changes_no_bit(any_backend: Backend, format_name: str) -> None:
     tokens = np.arange(11, dtype=np.int32)
     whole = run_layer(any_backend, format_name, 7, tokens, [])  # with sinks, biases and a clamped activation
     assert_same_bits(run_layer(any_backend, format_name, 7, tokens, list(range(1, 11))), whole)
+
+
+def test_pauses_change_no_bit_and_may_end_a_run(any_backend: Backend) -> None:
+    left: list[np.ndarray] = []
+    shares: list[float] = []
+
+    def run(pause: Pause | None) -> None:
+        layer = TinyLayer("q8", 8, 3)
+        left.append(layer.residual)
+        any_backend.program(layer.operations).run(8, pause)
+
+    def leave(share: float) -> None:
+        shares.append(share)
+        raise TimeoutError
+
+    run(None)
+    run(shares.append)
+    np.testing.assert_array_equal(left[1], left[0])
+    assert 0 < shares[0] < shares[1] < shares[-1] == 1
+    whole = len(shares)
+    with pytest.raises(TimeoutError):
+        run(leave)
+    assert whole < len(shares) < 2 * whole
 
 
 @every_case("tokens", [0, -1, 9])

@@ -184,7 +184,7 @@ def test_a_failing_disk_ends_the_recording_and_nothing_else(
 
 
 def test_an_error_in_a_step_leaves_a_whole_trace(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(tokens: int, phase: int) -> None:
+    def interrupted(tokens: int, phase: int, pause: object = None) -> None:
         raise KeyboardInterrupt
 
     with engine_with_slots(store, 6) as engine:

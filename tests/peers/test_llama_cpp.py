@@ -25,6 +25,7 @@ from tests.golden.cases import CASES
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import tokenizer_metadata, write_gguf
 from tests.support.hybrid_models import SMALL_HYBRID
+from tests.support.indexed_models import INDEXED, write_indexed
 from tests.support.mamba_models import SMALL_MAMBA
 
 pytestmark = pytest.mark.peer
@@ -192,8 +193,22 @@ def test_plain_models_in_floats(name: str, tmp_path: Path) -> None:
     # It computes recurrent layers in chunks, whose sums have another order. The decays of Mamba-1 have exponents that
     # are products of two rounded numbers.
     bounds = {"qwen3_next": 1e-3, "qwen3_5_moe": 1e-3}
-    bounds |= dict.fromkeys(("deepseek_v3", "jamba", "bailing_hybrid", "minimax"), 3e-5)
+    bounds |= dict.fromkeys(("deepseek_v3", "mistral4", "jamba", "bailing_hybrid", "minimax"), 3e-5)
     assert apart.max() < next((bound for start, bound in bounds.items() if name.startswith(start)), 1e-5)
+
+
+@pytest.mark.parametrize("family", INDEXED)
+def test_files_with_an_indexer_in_floats(family: str, tmp_path: Path) -> None:
+    """Models that edgemoe reads and does not write, up to as many tokens as the indexer chooses."""
+    config = INDEXED[family]
+    gguf = write_indexed(tmp_path / "checkpoint", config)
+    store = edgemoe.convert(gguf, tmp_path / "store", experts="f32", dense="f32")
+    token_ids = np.random.default_rng(6).integers(0, config["vocab_size"], config["index_topk"]).tolist()
+    ours, theirs = edgemoe_logits(store, token_ids), llama_cpp_logits(gguf, token_ids, "F32")
+    apart = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(ours, axis=1)
+    print(f"{family}: relative error {apart.max():.2g}, mean KL {agreement(ours, theirs)[1]:.2g}")
+    assert ours.std() > 0.5
+    assert apart.max() < 3e-5
 
 
 @pytest.mark.parametrize("rule", sorted(WORD_RULES))

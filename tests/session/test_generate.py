@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.model.sampling import SamplingOptions
+from edgemoe.session import prompt_clock
 from edgemoe.session.generate import check_text_fits
 from edgemoe.session.model import Model
 from edgemoe.session.sampler import Sampler
@@ -63,9 +65,50 @@ def test_a_stop_is_heard_between_tokens_and_between_chunks_of_the_prompt(make_mo
     assert long.statistics is not None
 
 
+def test_a_prompt_ends_where_it_is_stopped(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    good = fake(model).forward
+
+    def forward(token_ids: list[int], **how: Any) -> Any:
+        logits = good(token_ids, **how)
+        if len(fake(model).calls) == 2:
+            long.stop()
+            assert fake(model).pause is not None
+            fake(model).pause(0.5)
+        return logits
+
+    monkeypatch.setattr(model.engine, "forward", forward)
+    long = model.stream([5] * 400)
+    assert list(long) == []
+    assert long.finish_reason == "interrupted"
+    assert model.held.ids == [5] * 128
+    assert fake(model).pause is None
+
+
+def test_a_long_prompt_is_told_once_while_it_is_run(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first chunk's first layers, 20 of 400 tokens, take 3 seconds."""
+    model, now_s, told = make_model(), [100.0], []
+    good = fake(model).forward
+
+    def forward(token_ids: list[int], **how: Any) -> Any:
+        for share in (1 / 128, 20 / 128, 1.0):
+            now_s[0] += 0.15 * len(token_ids) * share
+            if fake(model).pause:
+                fake(model).pause(share)
+        return good(token_ids, **how)
+
+    monkeypatch.setattr(model.engine, "forward", forward)
+    monkeypatch.setattr(prompt_clock.time, "perf_counter", lambda: now_s[0])
+    for tokens in (400, 7):
+        generation = model.stream([5] * tokens, max_tokens=2)
+        generation.on_long_prompt = told.append
+        list(generation)
+    assert [(estimate.tokens, round(estimate.seconds)) for estimate in told] == [(400, 63)]
+
+
 def test_prompts_run_in_the_chunks_that_the_plan_names(make_model: MakeModel) -> None:
     model = make_model()
-    fake(model).memory.prompt_chunk_tokens = 150
+    fake(model).memory.chunk_tokens = 150
     model.generate([5] * 400, max_tokens=1)
     assert [len(call) for call in fake(model).calls] == [150, 150, 100]
 

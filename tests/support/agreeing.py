@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgemoe.errors import EdgemoeError
-from edgemoe.kernels.backend import Backend, Program, ProgramTimes
+from edgemoe.kernels.backend import Backend, Pause, Program, ProgramTimes
 from edgemoe.kernels.operations import Operation
 
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ class _AgreeingPrograms:
         # Packed weights are bytes: no operation writes them, and they are the largest part of most programs.
         self._buffers = [array for array in _arrays(operations) if array.dtype != np.uint8]
 
-    def run(self, tokens: int) -> None:
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
         """Run each member's program on the buffers as they are now; each must leave what the first leaves."""
         before = [buffer.copy() for buffer in self._buffers]
         left: list[list[Any]] = []
@@ -68,7 +68,7 @@ class _AgreeingPrograms:
                 for buffer, content in zip(self._buffers, before, strict=True):
                     buffer[...] = content
             try:
-                program.run(tokens)
+                program.run(tokens, pause)
             finally:
                 left.append([buffer.copy() for buffer in self._buffers])
 

@@ -2,7 +2,7 @@
 
 import os
 
-FEWEST = 5
+FEWEST = 3
 ALL = "CI" in os.environ and "FEW_EXAMPLES" not in os.environ
 
 

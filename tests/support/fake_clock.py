@@ -9,7 +9,7 @@ import numpy as np
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
-from edgemoe.kernels.backend import ProgramTimes
+from edgemoe.kernels.backend import Pause, ProgramTimes
 
 WAITED_NS = 3
 """The part of each operation's time in which it waits for other threads."""
@@ -50,7 +50,7 @@ class ClockedProgram:
         self._timed_runs = 0
         self._timed = False
 
-    def run(self, tokens: int) -> None:
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
         self._clock.now_ns += int(self._costs.sum())
         self._timed_runs += self._timed
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.lossy import EXACT
 from edgemoe.engine.phase import Turn
+from edgemoe.kernels.backend import Pause
 
 LAYERS, EXPERTS = 4, 8
 
@@ -44,10 +45,11 @@ class FakeEngine:
         self.memory: Any = SimpleNamespace(
             budget_bytes=100 << 20, floor_bytes=50 << 20, interpreter_bytes=20 << 20, dense_bytes=30 << 20,
             workspace_bytes=1 << 20, kv_cache_bytes=2 << 20, slot_bytes=4096, slots=16, total_experts=32,
-            context_length=context_length, prompt_chunk_tokens=128, kv_format="f16", all_resident=False,
+            context_length=context_length, chunk_tokens=128, kv_format="f16", all_resident=False,
             experts_bytes=16 * 4096, planned_bytes=60 << 20, embedding_resident=True, fixed_state_bytes=0,
         )  # fmt: skip
         self.calls: list[list[int]] = []
+        self.pause: Pause | None = None
         self.closed = False
         self.turn = Turn()
         self._ids: list[int] = []

@@ -26,12 +26,15 @@ ARCHITECTURES = {
     "phimoe": gguf.MODEL_ARCH.PHIMOE,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v32": gguf.MODEL_ARCH.GLM_DSA,  # the package does not know it yet; these tensors have the same names
+    "glm_moe_dsa": gguf.MODEL_ARCH.GLM_DSA,
     "dots1": gguf.MODEL_ARCH.DOTS1,
     "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "hunyuan_v1_moe": gguf.MODEL_ARCH.HUNYUAN_MOE,
     "hy_v3": gguf.MODEL_ARCH.DOTS1,  # the package does not know it yet; these tensors have the same names
     "minimax_m2": gguf.MODEL_ARCH.MINIMAXM2,
+    "mistral4": gguf.MODEL_ARCH.MISTRAL4,
     "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
@@ -42,7 +45,7 @@ ARCHITECTURES = {
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "qwen3_next": gguf.MODEL_ARCH.QWEN3NEXT,
 }
-NAMES = {"hy_v3": "hy_v3"}
+NAMES = {"deepseek_v32": "deepseek32", "hy_v3": "hy_v3"}
 """Names of architectures that the package does not know."""
 LINEAR = {"qwen3_5_moe", "qwen3_next"}
 INTERLEAVED = {"deepseek", "llama", "mixtral", "granitemoe", "granitemoeshared"}
@@ -300,12 +303,19 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
             "attention.value_length_mla": config["v_head_dim"],
             "attention.kv_lora_rank": latent,
             "attention.q_lora_rank": config.get("q_lora_rank"),
-            "expert_gating_func": _SIGMOID if family == "deepseek_v3" else 1,
+            "expert_gating_func": 1 if family in ("deepseek_v2", "mistral4") else _SIGMOID,
             "expert_weights_norm": config.get("norm_topk_prob"),
             "rope.dimension_count": rotated,
         }
         if "rope_scaling" in config:
             values["rope.scaling.yarn_log_multiplier"] = 0.1 * config["rope_scaling"]["mscale_all_dim"]
+        if "index_topk" in config:
+            values["attention.indexer.head_count"] = config["index_n_heads"]
+            values["attention.indexer.key_length"] = config["index_head_dim"]
+            values["attention.indexer.top_k"] = config["index_topk"]
+        if family == "mistral4":
+            values["attention.temperature_scale"] = config["rope_scaling"]["llama_4_scaling_beta"]
+            values["attention.temperature_length"] = config["rope_scaling"]["original_max_position_embeddings"]
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") == "yarn":
         values |= {

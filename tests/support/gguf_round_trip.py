@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 
+Exported = Callable[[str], tuple[Path, Path]]
+"""Gives the store of a model by its name, and the GGUF of it."""
 _IDS = np.random.default_rng(7).integers(0, 128, 60)
 
 
@@ -38,8 +41,8 @@ def assert_same_model(store: Path, path: Path, config: dict[str, Any], folder: P
     np.testing.assert_array_equal(*logits)
 
 
-def rewritten(path: Path, to: Path, changes: dict[str, Any]) -> Path:
-    """The same file with other metadata."""
+def rewritten(path: Path, to: Path, changes: dict[str, Any], others: Mapping[str, Any] | None = None) -> Path:
+    """The same file with other metadata, and further tensors."""
     reader = gguf.GGUFReader(path)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(to, architecture)
@@ -58,6 +61,8 @@ def rewritten(path: Path, to: Path, changes: dict[str, Any]) -> Path:
     for tensor in reader.tensors:
         shape = tensor.data.shape
         writer.add_tensor(tensor.name, tensor.data, raw_shape=shape, raw_dtype=tensor.tensor_type)
+    for name, values in (others or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 
-def default_pairs(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+def default_pairs(first: Sequence[Any], second: Sequence[Any], every: int = 1) -> list[Any]:
     """All pairs. The default tests have each value of both lists; the slow tests have the other pairs.
 
-    The first value of the second list goes with the first value of the first list, and so on, in turn.
+    The first value of the second list goes with the first value of the first list, and so on, in turn; with `every`,
+    the default tests have only each so many-th of these pairs.
     """
     most = max(len(first), len(second))
-    default = {(turn % len(first), turn % len(second)) for turn in range(most)}
+    default = {(turn % len(first), turn % len(second)) for turn in range(0, most, every)}
     return [
         pytest.param(one, other, marks=[] if (number, at) in default else pytest.mark.slow)
         for number, one in enumerate(first)

@@ -33,6 +33,20 @@ SMALL_WINDOWED: dict[str, dict[str, Any]] = {
         "rope_theta": 1e4,
         "route_scale": 2.0,
     },
+    "cohere2_moe": _COMMON
+    | {
+        "first_k_dense_replace": 1,
+        "head_dim": 32,
+        "layer_norm_eps": 1e-3,
+        "layer_types": ["full_attention", *["sliding_attention"] * 2, "full_attention"],
+        "logit_scale": 0.25,
+        "moe_intermediate_size": None,
+        "num_experts": 8,
+        "num_shared_experts": 2,
+        "prefix_dense_intermediate_size": 160,
+        "rms_norm_eps": None,
+        "rope_theta": 1e4,
+    },
     "exaone_moe": _COMMON
     | {
         "first_k_dense_replace": 1,
@@ -182,6 +196,17 @@ SMALL_MODELS: dict[str, dict[str, Any]] = SMALL_WINDOWED | {
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e4,
         "vocab_size": 128,
+    },
+    "cohere2_moe by sigmoids": SMALL_WINDOWED["cohere2_moe"]
+    | {
+        "expert_selection_fn": "sigmoid",
+        "first_k_dense_replace": 0,
+        "layer_norm_eps": None,
+        "logit_scale": 0.75,
+        "norm_topk_prob": False,
+        "num_shared_experts": 0,
+        "rms_norm_eps": 1e-3,
+        "tie_word_embeddings": False,
     },
     "smallthinker": _SMALLTHINKER,
     "smallthinker without windows": _SMALLTHINKER

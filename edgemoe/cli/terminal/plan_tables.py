@@ -52,7 +52,7 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
         ("dense weights", format_size(memory.dense_bytes)),
         (
             "workspace",
-            f"{format_size(memory.workspace_bytes)}, prompts in chunks of {memory.prompt_chunk_tokens} tokens",
+            f"{format_size(memory.workspace_bytes)}, prompts in chunks of {memory.chunk_tokens} tokens",
         ),
         (
             "keys and values",

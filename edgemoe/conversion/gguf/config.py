@@ -7,14 +7,15 @@ from typing import Any
 
 from edgemoe.architectures import model_spec
 from edgemoe.architectures.config import LARGEST_LAYERS
+from edgemoe.conversion.gguf.compressed import compressed_config
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.divisors import llama3_scaling
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.family_config import family_config
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.kda import KDA
 from edgemoe.conversion.gguf.keys import Metadata
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_config
+from edgemoe.conversion.gguf.latent import LATENT, latent_config
 from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
 from edgemoe.conversion.gguf.lightning import lightning_config
 from edgemoe.conversion.gguf.mamba import MAMBA
@@ -22,8 +23,8 @@ from edgemoe.conversion.gguf.names import ROPE_FACTORS
 from edgemoe.conversion.gguf.windowed import WINDOWED, part_of
 from edgemoe.errors import SourceError
 
-_HYBRID = {**MAMBA, **KDA, LIGHTNING: lightning_config}
-"""Architectures of which some layers alone have heads of keys, and that read the widths of FFNs themselves."""
+_HYBRID = {**MAMBA, **KDA, COMPRESSED: compressed_config, LIGHTNING: lightning_config}
+"""Architectures that read the number of heads of keys and the widths of FFNs themselves."""
 
 
 def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
         config |= WINDOWED[metadata.architecture](metadata, tensors, config)
     elif hybrid:
         config |= _HYBRID[metadata.architecture](metadata, tensors, config)
-    elif metadata.architecture == LATENT:
+    elif metadata.architecture in LATENT:
         config |= latent_config(metadata, tensors, config)
     else:
         config |= family_config(metadata, tensors, head_dim)

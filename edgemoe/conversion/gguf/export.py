@@ -19,11 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.expressible import NO_GGUF, check_expressible
 from edgemoe.conversion.gguf.families import ARCHITECTURES
 from edgemoe.conversion.gguf.file_tensors import FileTensor, file_tensors
+from edgemoe.conversion.gguf.gated import in_one_part
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
 from edgemoe.conversion.gguf.kda import KDA
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
+from edgemoe.conversion.gguf.latent import LATENT
 from edgemoe.conversion.gguf.lightning import ARCHITECTURE as LIGHTNING
 from edgemoe.conversion.gguf.mamba import MAMBA
 from edgemoe.conversion.gguf.metadata import frequency_divisors, remarks, write_metadata
@@ -53,6 +56,8 @@ from edgemoe.store.writer import sync_folder
 ALIGNMENT_BYTES = 32
 """Alignment of the tensors, counted from the end of the header."""
 
+_READ_BACK = frozenset({*WINDOWED, *MAMBA, *KDA, *LATENT, COMPRESSED, GATED, LIGHTNING})
+"""Architectures whose files are read back to find out whether llama.cpp would run the same model."""
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
@@ -108,7 +113,7 @@ def export_gguf(
                 _write_header(writer, tensors, divisors)
             _write_divisors(partial, divisors)
             troubles = list(_troubles_on_the_way_back(partial, spec, tensors))
-            if troubles and ARCHITECTURES[spec.family] in (*WINDOWED, *MAMBA, *KDA, LATENT, LIGHTNING):
+            if troubles and ARCHITECTURES[spec.family] in _READ_BACK:
                 raise StoreError(
                     f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} has fixed patterns of"
                     " layers, positions or weights, which this model does not follow.",
@@ -183,7 +188,8 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
     try:
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
-        if replace(back, family=spec.family) != spec:  # several families may share an architecture
+        # Several families may share an architecture, and no file says in how many parts a checkpoint had a table.
+        if replace(in_one_part(back), family=spec.family) != in_one_part(spec):
             yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")
@@ -212,9 +218,7 @@ def _write_weights(
                             descriptors[place.file] = os.open(store.path / place.file, os.O_RDONLY)
                 for stored in _file_rows(descriptors, store, tensor):
                     rows = -stored if tensor.negative and not isinstance(stored, Blocks) else stored
-                    data = encode_rows(
-                        rows if isinstance(rows, Blocks) else Blocks(FORMATS["f32"], rows.reshape(1, -1))
-                    )
+                    data = _encoded(rows, tensor.type)
                     file.write(data.data)
                     done += data.nbytes
                     if progress is not None:
@@ -225,6 +229,15 @@ def _write_weights(
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+
+def _encoded(rows: Rows, kind: GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+    """Rows in the bytes of a type, which has the same numbers."""
+    if isinstance(rows, Blocks):
+        return encode_rows(rows)
+    if kind == GGMLQuantizationType.I32:
+        return rows.astype("<i4").reshape(1, -1).view(np.uint8)
+    return encode_rows(Blocks(FORMATS["f32"], rows.reshape(1, -1)))
 
 
 def _file_rows(descriptors: dict[str, int], store: Store, tensor: FileTensor) -> Iterator[Rows]:

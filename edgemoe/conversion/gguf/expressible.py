@@ -10,10 +10,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from edgemoe.conversion.gguf.compressed import compressed_problems
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
+from edgemoe.conversion.gguf.gated import gated_problems, without_additions
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
 from edgemoe.conversion.gguf.kda import KDA, kda_problems
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_problems
+from edgemoe.conversion.gguf.latent import LATENT, latent_problems
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -39,7 +42,9 @@ _QK_NORM_WORDS = {
     "unweighted": "norms of each head's queries and keys without weights",
     "full": "norms of whole queries and keys",
 }
-_HUNYUAN, _MELLUM = "hunyuan-moe", "mellum"
+_COHERE, _HUNYUAN, _MELLUM = "cohere2moe", "hunyuan-moe", "mellum"
+_AVERAGE = 0.5
+"""The factor of the sum of routed and shared experts in files of Command A+."""
 _GPT_OSS = "gpt-oss"
 """The one architecture with windows, sinks, biases of experts and of the router, and the clamped activation: it always
 has them, with windows in every second layer, from the first on."""
@@ -53,6 +58,8 @@ _COMPUTED_OTHERWISE = {
     "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
 }
 """Families that llama.cpp has, and runs as another model."""
+_WITHOUT_INDEXER = frozenset({"deepseek_v32", "glm_moe_dsa"})
+"""Families whose indexers llama.cpp needs, and stores leave out."""
 NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
 
 
@@ -61,8 +68,14 @@ def check_expressible(spec: ModelSpec) -> None:
     if spec.family in _COMPUTED_OTHERWISE:
         otherwise = _COMPUTED_OTHERWISE[spec.family]
         raise StoreError(f"this model cannot be a GGUF: llama.cpp's {spec.family} computes {otherwise}.", NO_GGUF)
+    if spec.family in _WITHOUT_INDEXER:
+        raise StoreError(
+            f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} needs the tensors of its indexer,"
+            " which stores leave out.",
+            "Use the store with edgemoe; llama.cpp's own program makes a GGUF of the checkpoint.",
+        )
     if spec.family not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
+        known = ", ".join(sorted(ARCHITECTURES.keys() - _WITHOUT_INDEXER))
         raise StoreError(
             f"this model cannot be a GGUF: expected a family that edgemoe writes for llama.cpp, one of {known};"
             f" found {spec.family[:80]}.",
@@ -78,7 +91,7 @@ def check_expressible(spec: ModelSpec) -> None:
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
     architecture = ARCHITECTURES[spec.family]
-    if architecture == LATENT:
+    if architecture in LATENT:
         yield from latent_problems(spec)
         return
     if architecture in WINDOWED:
@@ -88,6 +101,8 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
             yield "attention without rotary positions"
         if architecture == _MELLUM and len({own.rope.theta for own in attention_of(spec) if own.rope}) > 1:
             yield "another theta within windows"
+        if architecture == _COHERE:
+            yield from _cohere_problems(spec)
         widths = {own.heads * own.head_dim for own in attention_of(spec)}
         if FAMILY[architecture].full_width and widths != {spec.hidden_size}:
             yield "heads that are not together as wide as the model"
@@ -103,6 +118,12 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     if architecture == LIGHTNING:
         yield from lightning_problems(spec)
         return
+    if architecture == COMPRESSED:
+        yield from compressed_problems(spec)
+        return
+    if architecture == GATED:
+        yield from gated_problems(spec)
+        spec = without_additions(spec)
     if not all(map(_has_two_plain_blocks, spec.layers)):
         yield (
             "layers but of attention, a convolution or Gated DeltaNet, then an FFN, each with a norm before it and"
@@ -159,6 +180,13 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "grouped-query attention"
     if rope.scaling == "yarn" and not _plain_yarn(rope, truncated=architecture != _GPT_OSS):
         yield "YaRN with unusual parameters (usual: 32, 1, the attention factor from the scaling factor)"
+
+
+def _cohere_problems(spec: ModelSpec) -> Iterator[str]:
+    if not any(own.window for own in attention_of(spec)):
+        yield "models without windows"
+    if any(isinstance(ffn, Moe) and ffn.shared is not None and ffn.scale != _AVERAGE for ffn in _ffns(spec)):
+        yield "sums of routed and shared experts, which it averages"
 
 
 def _linear_problems(expected: bool, spec: ModelSpec, attention: Attention) -> Iterator[str]:

@@ -1,14 +1,20 @@
 """Describes every architecture of GGUF files that edgemoe reads or writes: one record each, in `FAMILIES`.
 
 How a record becomes a checkpoint's config is in `family_config.py`, and in `windowed.py` where layers have windows, in
-`latent.py` where attention is latent;
+`latent.py` where attention is latent, and so on (CONTRIBUTING.md has them all);
 which models a file of an architecture cannot express is in `expressible.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgemoe.architectures.table import SUM_SUFFIX
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
+from edgemoe.conversion.gguf.compressed_tensors import CHECKPOINT_NAMES as COMPRESSED_NAMES
 from edgemoe.conversion.gguf.family import SIGMOID_ROUTER, Family
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
+from edgemoe.conversion.gguf.gated_tensors import CHECKPOINT_NAMES as GATED_NAMES
 from edgemoe.conversion.gguf.linear import LINEAR_NAMES, LINEAR_TAPS
 from edgemoe.conversion.gguf.mamba_tensors import JAMBA_NAMES, MAMBA_FLAT, mamba_names
 from edgemoe.model.blocks import RouterSpec
@@ -90,6 +96,13 @@ _LATENT_NAMES = {
     "attn_k_b.weight": "self_attn.k_b_proj.weight",
     "attn_v_b.weight": "self_attn.v_b_proj.weight",
 }
+_INDEXER_NAMES = {
+    "indexer.attn_k.weight": "self_attn.indexer.wk.weight",
+    "indexer.attn_q_b.weight": "self_attn.indexer.wq_b.weight",
+    "indexer.k_norm.weight": "self_attn.indexer.k_norm.weight",
+    "indexer.k_norm.bias": "self_attn.indexer.k_norm.bias",
+    "indexer.proj.weight": "self_attn.indexer.weights_proj.weight",
+}
 _LING_NAMES = {
     "token_embd.weight": "model.word_embeddings.weight",
     "attn_qkv.weight": "attention.query_key_value.weight",
@@ -156,6 +169,18 @@ _NEMOTRON_NAMES = mamba_names("mixer") | {
     "ffn_latent_up.weight": "mixer.fc2_latent_proj.weight",
 }
 
+_DEEPSEEK = Family(
+    "deepseek_v3",
+    False,
+    _QWEN_ROUTER,
+    _QWEN_EXPERT,
+    _SHARED_EXPERTS,
+    partial_rotation=True,
+    leading_dense=True,
+    matrices=_SPLIT,
+    own_names=_LATENT_NAMES,
+    value_width=True,
+)
 FAMILIES: dict[str, Family] = {
     "bailingmoe2": Family(
         "bailing_moe_v2",
@@ -218,17 +243,18 @@ FAMILIES: dict[str, Family] = {
         full_width=True,
         never_tied=True,
     ),
-    "deepseek2": Family(
-        "deepseek_v3",
+    "deepseek2": _DEEPSEEK,
+    "deepseek32": replace(_DEEPSEEK, model_type="deepseek_v32", own_names=_LATENT_NAMES | _INDEXER_NAMES),
+    COMPRESSED: Family(
+        "deepseek_v4",
         False,
-        _QWEN_ROUTER,
-        _QWEN_EXPERT,
-        _SHARED_EXPERTS,
+        "ffn.gate.weight",
+        "ffn.experts.{expert}.{matrix}.weight",
+        "ffn.shared_experts.{matrix}.weight",
         partial_rotation=True,
-        leading_dense=True,
-        matrices=_SPLIT,
-        own_names=_LATENT_NAMES,
-        value_width=True,
+        matrices=_W123,
+        own_names=COMPRESSED_NAMES,
+        layers="layers.{layer}.",
     ),
     "dots1": Family(
         "dots1",
@@ -353,6 +379,7 @@ FAMILIES: dict[str, Family] = {
         qk_norm=("none", "head"),
         qkv_bias=True,
     ),
+    "glm-dsa": replace(_DEEPSEEK, model_type="glm_moe_dsa", own_names=_LATENT_NAMES | _INDEXER_NAMES),
     "gpt-oss": Family(
         "gpt_oss",
         False,
@@ -501,6 +528,22 @@ FAMILIES: dict[str, Family] = {
         width_keys="two",
         qk_norm=("head",),
     ),
+    GATED: Family(
+        "qwen4_exp",
+        False,
+        _QWEN_ROUTER,
+        _QWEN_EXPERT,
+        "mlp.shared_expert.{matrix}.weight",
+        partial_rotation=True,
+        matrices=_SPLIT,
+        own_names=GATED_NAMES,
+        taps=LINEAR_TAPS,
+        linear_layers=True,
+        heads_in_turn=True,
+        routing=RouterSpec(normalise=True),
+        width_keys="two",
+        qk_norm=("head",),
+    ),
     "qwen3moe": Family(
         "qwen3_moe",
         False,
@@ -545,6 +588,9 @@ FAMILIES: dict[str, Family] = {
         own_names=_ARCTIC_NAMES,
         full_width=True,
     ),
+    "cohere2moe": Family(
+        "cohere2_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
+    ),
     "exaone-moe": Family(
         "exaone_moe", False, _QWEN_ROUTER, _QWEN_EXPERT, _SHARED_EXPERTS, leading_dense=True, matrices=_SPLIT
     ),
@@ -568,6 +614,7 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         own_names=_LLAMA4_NAMES,
     ),
+    "mistral4": replace(_DEEPSEEK, model_type="mistral4"),
     "mellum": Family("mellum", False, _QWEN_ROUTER, _QWEN_EXPERT, matrices=_SPLIT),
     "mimo2": Family(
         "mimo_v2_flash",
@@ -619,6 +666,7 @@ ARCHITECTURES = {
     "kimi_k2": "deepseek2",
     "kimi_k25": "deepseek2",
     "llama4_text": "llama4",
+    "mistral3": "mistral4",
     "minimax_m1": "minimax-01",
     "minimax_text_01": "minimax-01",
     "sarvam_mla": "deepseek2",

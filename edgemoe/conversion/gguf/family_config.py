@@ -13,6 +13,8 @@ from typing import Any
 from edgemoe.architectures.dbrx import NORM_EPSILON as DBRX_EPSILON
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.gated import gated_config
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
 from edgemoe.conversion.gguf.grok import grok_1_config, grok_2_config
 from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 from edgemoe.conversion.gguf.names import MERGED_GATE_UP
@@ -26,7 +28,7 @@ def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_di
         metadata.value("expert_count")
         metadata.value("expert_used_count")
         return {"attention_bias": has_bias}
-    used = {"num_experts_per_tok": metadata.count("expert_used_count")}
+    used: dict[str, Any] = {"num_experts_per_tok": metadata.count("expert_used_count")}
     experts = metadata.count("expert_count")
     if metadata.architecture == "llama with experts":
         return used | {"num_local_experts": experts}
@@ -35,13 +37,14 @@ def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_di
     if metadata.architecture == "lfm2moe":
         return used | {"num_experts": experts} | _lfm2_config(metadata, tensors)
     if FAMILIES[metadata.architecture].linear_layers:
-        return used | {"num_experts": experts} | _linear_config(metadata, tensors)
+        config = used | {"num_experts": experts} | _linear_config(metadata, tensors)
+        return config | gated_config(metadata, tensors, config) if metadata.architecture == GATED else config
     if metadata.architecture == "gpt-oss":
         return used | {"num_local_experts": experts, "attention_bias": has_bias} | _gpt_oss_config(metadata)
     if metadata.architecture == "granitemoe":
         return used | {"num_local_experts": experts} | _granite_config(metadata, tensors, head_dim, has_bias)
     renormalises = FAMILIES[metadata.architecture].routing.normalise
-    config: dict[str, Any] = used | {
+    config = used | {
         "num_experts": experts,
         "norm_topk_prob": bool(metadata.value("expert_weights_norm", renormalises)),
     }

@@ -33,6 +33,8 @@ _MAX_TENSORS = 1 << 20
 _MAX_ARRAY_LENGTH = 1 << 22
 _MAX_STRING_BYTES = 1 << 24
 _MAX_DIMENSIONS = 4
+_WHOLE_NUMBERS = ".ffn_gate_tid2eid.weight"
+"""The end of the name of a table of experts by token, of whole numbers (DeepSeek-V4)."""
 _MAX_HEADER_BYTES = 1 << 28
 CHECK_THE_FILE = "Check its permissions and the disk."
 _DAMAGED = "The file may be damaged or cut short: download it again."
@@ -266,7 +268,8 @@ class _Header:
             type_name = f"number {type_code}"
         else:
             type_name = kind.name
-        if type_name not in ROW_TYPES:
+        whole = type_name == "I32" and name.endswith(_WHOLE_NUMBERS)
+        if type_name not in ROW_TYPES and not whole:
             raise SourceError(
                 f"{self._path}: {name}: expected a tensor type among {', '.join(ROW_TYPES)}, found {type_name}.",
                 "Use a GGUF of this model in one of those types.",

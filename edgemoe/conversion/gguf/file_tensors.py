@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgemoe.conversion.formats import expert_of
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
+from edgemoe.conversion.gguf.compressed_tensors import FILE_NAMES, TABLE, compressed_rows
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY, INTERLEAVED
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
+from edgemoe.conversion.gguf.gated_tensors import FILE_NAMES as GATED_FILE_NAMES
 from edgemoe.conversion.gguf.kda import KDA, KIMI, LING
-from edgemoe.conversion.gguf.layers import attention_and_ffn
+from edgemoe.conversion.gguf.layers import attention_and_ffn, mixer_of
 from edgemoe.conversion.gguf.linear import LinearOrders, Turns, linear_orders
 from edgemoe.conversion.gguf.mamba_tensors import mamba_rows
 from edgemoe.conversion.gguf.package import GGML_QUANT_SIZES, MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType
@@ -137,6 +141,7 @@ _OTHER_NAMES = dict.fromkeys(("glm4moe", "gpt-oss"), _POST_NORM) | {
     "lfm2moe": {"final_norm": MODEL_TENSOR.TOKEN_EMBD_NORM},
     "nemotron_h_moe": {"ffn_norm": MODEL_TENSOR.ATTN_NORM},
     "qwen35moe": _POST_NORM | _GATED_QUERY,
+    GATED: _GATED_QUERY,
     "qwen3next": _POST_NORM
     | _GATED_QUERY
     | dict.fromkeys(("delta_strength", "delta_decay"), MODEL_TENSOR.SSM_BETA_ALPHA),
@@ -156,6 +161,8 @@ _WHOLE_NAMES = {
     "latent_out": "blk.{bid}.ffn_latent_up.weight",
 }
 """Names in the file that do not follow from a name above."""
+_WHOLE_OF_ARCHITECTURE = {COMPRESSED: FILE_NAMES, GATED: _WHOLE_NAMES | GATED_FILE_NAMES}
+"""The same where an architecture has names of its own."""
 
 _WITHOUT_SUFFIX = {("hy_v3", "router_choice_bias")}
 """Vectors whose names in a file of an architecture do not end in .weight or .bias."""
@@ -233,6 +240,7 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
     if any(name.endswith(".query_latent") for name in spec.dense_tensors()):
         names |= _RANKED_QUERY
     head_dim = attention_and_ffn(spec)[0].head_dim if interleaved else None
+    whole_names = _WHOLE_OF_ARCHITECTURE.get(architecture, _WHOLE_NAMES)
     shapes = spec.tensors()
     tensors: dict[str, FileTensor] = {}
     for name, place in tensor_places(store.manifest, shapes).items():
@@ -246,14 +254,15 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
                 f" found {place.columns}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
-        whole = f"{TENSOR_NAMES[names[stem]]}.{suffix}" if own not in _WHOLE_NAMES else _WHOLE_NAMES[own]
+        whole = whole_names.get(own.partition(".")[0]) or f"{TENSOR_NAMES[names[stem]]}.{suffix}"
         if (architecture, own) in _WITHOUT_SUFFIX:
             whole = TENSOR_NAMES[names[stem]]
         target = whole.format(bid=layer)
         kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
+        kind = GGMLQuantizationType.I32 if own == TABLE else kind
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
-        orders, body = LinearOrders({}, {}, {}), spec.layers[int(layer)].blocks[0].body if layer else None
+        orders, body = LinearOrders({}, {}, {}), mixer_of(spec.layers[int(layer)]) if layer else None
         if body is not None and family.linear_layers:
             orders = linear_orders(body, family.heads_in_turn)
         heads = 0
@@ -271,8 +280,11 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
         rows = orders.channels.get(own, spec.hidden_size if stem == "conv_taps" else 0)
-        rows = mamba_rows(spec.layers[int(layer)].blocks[0].body).get(own, rows) if layer else rows
+        rows = mamba_rows(body).get(own, rows) if body is not None else rows
+        rows = spec.stream_count * spec.hidden_size if own == "table_taps" else rows
         rows = kda_rows(body).get(own, rows) if architecture in KDA and isinstance(body, GatedDelta) else rows
+        if architecture == COMPRESSED and layer:
+            rows = compressed_rows(spec.layers[int(layer)], spec.vocab_size).get(own, 0)
         made = FileTensor(kind, dimensions, expert is not None, rotated, rows, turns, heads)
         made.in_planes = own.endswith("_taps") and architecture in KDA
         made.negative = architecture == LING and own == "delta_rate"

@@ -112,6 +112,29 @@ _KEYS = {
     "n_groups": "ssm.group_count",
     "ssm_state_size": "ssm.state_size",
     "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "prefix_dense_intermediate_size": "feed_forward_length",
+    "compress_ratios": "attention.compress_ratios",
+    "compress_rope_theta": "attention.compress_rope_freq_base",
+    "hc_count": "hyper_connection.count",
+    "hc_lowrank": "hyper_connection.low_rank",
+    "hc_eps": "hyper_connection.epsilon",
+    "hc_mult": "hyper_connection.count",
+    "hc_sinkhorn_iters": "hyper_connection.sinkhorn_iterations",
+    "index_head_dim": "attention.indexer.key_length",
+    "index_n_heads": "attention.indexer.head_count",
+    "indexer_budget": "attention.indexer.top_k",
+    "indexer_compress_ratio": "attention.compress_ratios",
+    "indexer_head_dim": "attention.indexer.key_length",
+    "indexer_n_heads": "attention.indexer.head_count",
+    "eos_token_id": "ple.eos_token_id",
+    "ple_conv_kernel_size": "ple.conv_kernel",
+    "ple_layer_ids": "ple.layers",
+    "index_topk": "attention.indexer.top_k",
+    "num_hash_layers": "hash_layer_count",
+    "o_groups": "attention.output_group_count",
+    "o_lora_rank": "attention.output_lora_rank",
+    "swiglu_limit": "swiglu_clamp_exp",
     "kv_lora_rank": "attention.kv_lora_rank",
     "q_lora_rank": "attention.q_lora_rank",
     "qk_nope_head_dim": "attention.key_length_mla",
@@ -140,7 +163,7 @@ _KEYS = {
     "logits_scaling": "logit_scale",
 }
 """The GGUF key that each config key comes from."""
-SOFTMAX, SIGMOID = 1, 2
+SOFTMAX, SIGMOID, SQRT_SOFTPLUS = 1, 2, 4
 """The gating functions: by which experts share, or by which each is weighed by itself."""
 _CONFIG_KEY = re.compile(r"(?<![\w.])(?:rope_(?:scaling|parameters)\.)?(" + "|".join(_KEYS) + r")\b")
 
@@ -180,6 +203,13 @@ class Metadata:
         value = self.value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.wrong(key, "a whole number above 0" if minimum else "a whole number", value)
+        return value
+
+    def number(self, key: str) -> float:
+        """A number, whole or not."""
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.wrong(key, "a number", value)
         return value
 
     def most(self, key: str, default: int | None = None) -> int:

@@ -1,26 +1,34 @@
-"""Latent attention in GGUF files: the keys of llama.cpp's deepseek2, which has DeepSeek-V2, V3 and their like.
+"""Latent attention in GGUF files: the keys of llama.cpp's deepseek2, which has DeepSeek-V2, V3 and their like; of
+mistral4, which is that graph with queries that grow with their position; and of deepseek32 and glm-dsa, whose indexers
+choose the tokens that are seen. These two are read alone: stores have no indexers (`expressible.py`).
 
-The model of a file follows from its gating function: softmax is V2's, sigmoid V3's. Since 2025 files have the two parts
-of `kv_b_proj` apart, and heads as attention over the latents sees them; older ones have it whole, and the heads of keys
-and values that it makes. Sources: llama.cpp, src/models/deepseek2.cpp and conversion (2026).
+The model of a file of deepseek2 follows from its gating function: softmax is V2's, sigmoid V3's. Since 2025 files have
+the two parts of `kv_b_proj` apart, and heads as attention over the latents sees them; older ones have it whole, and the
+heads of keys and values that it makes. Sources: llama.cpp, src/models (deepseek2, deepseek32, glm-dsa) and conversion
+(2026).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from edgemoe.conversion.gguf.family_config import expert_width
 from edgemoe.conversion.gguf.file import GgufTensor
-from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
+from edgemoe.conversion.gguf.keys import SIGMOID, SOFTMAX, Metadata
 from edgemoe.conversion.gguf.package import ExpertGatingFuncType, GGUFWriter
 from edgemoe.conversion.gguf.windowed_metadata import write_frame, write_rope
 from edgemoe.kernels.operations import SILU
 from edgemoe.model.blocks import GatedFfn, LatentAttention, Moe
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
-ARCHITECTURE = "deepseek2"
+_MISTRAL = "mistral4"
+_INDEXED = {"deepseek32": "deepseek_v32", "glm-dsa": "glm_moe_dsa"}
+"""Models with an indexer, by their architecture."""
+LATENT = frozenset({"deepseek2", _MISTRAL, *_INDEXED})
+"""The architectures whose keys are read here, and written but for those with an indexer."""
 _GLM_FLASH = {"block_count": (47, 48), "vocab_size": (154_880,)}
 """llama.cpp knows GLM-4.7-Flash by these, whose first files do not say that its gating function is a sigmoid."""
 _V2_EXPERTS, _V2_GROUPS, _V2_KEPT = 160, 8, 3
@@ -35,6 +43,7 @@ def latent_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], config:
     key_length = metadata.count("attention.key_length_mla", metadata.count("attention.key_length"))
     if key_length <= rotated:
         raise metadata.wrong("attention.key_length_mla", f"more than {rotated}, the rotated channels", key_length)
+    mistral = metadata.architecture == _MISTRAL
     sigmoid = _is_sigmoid(metadata, tensors)
     experts = metadata.count("expert_count")
     found: dict[str, Any] = {
@@ -54,26 +63,41 @@ def latent_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], config:
         "num_experts_per_tok": metadata.count("expert_used_count"),
         "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
     }
+    if mistral:
+        found["model_type"] = _MISTRAL
+    if metadata.architecture in _INDEXED:
+        found["model_type"] = _INDEXED[metadata.architecture]
+        found["index_topk"] = metadata.count("attention.indexer.top_k")
+        for key in ("head_count", "key_length", "types"):  # of what is left out
+            metadata.value(f"attention.indexer.{key}")
     normalised = bool(metadata.value("expert_weights_norm", False))
-    if not sigmoid and normalised:
+    if not sigmoid and normalised and not mistral:
         raise metadata.wrong("expert_weights_norm", "false with softmax", normalised)
     groups = {
         "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
         "topk_group": metadata.count("expert_group_used_count", 0, minimum=0) or 1,
     }
-    if not sigmoid and groups["n_group"] == 1 and experts == _V2_EXPERTS:
+    if found["model_type"] == "deepseek_v2" and groups["n_group"] == 1 and experts == _V2_EXPERTS:
         groups = {"n_group": _V2_GROUPS, "topk_group": _V2_KEPT}
-    if sigmoid:
+    if sigmoid or mistral:
         found["norm_topk_prob"] = normalised
     else:
         found["topk_method"] = "group_limited_greedy" if groups["n_group"] > 1 else "greedy"
-    return found | groups | _positions(metadata, config)
+    return found | groups | (_growing_positions if mistral else _positions)(metadata, config)
 
 
 def _is_sigmoid(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> bool:
     gating = metadata.value("expert_gating_func", 0)
-    if gating not in (0, 1, SIGMOID):
-        raise metadata.wrong("expert_gating_func", f"1 (softmax) or {SIGMOID} (sigmoid)", gating)
+    if metadata.architecture in _INDEXED:
+        if gating not in (0, SIGMOID):
+            raise metadata.wrong("expert_gating_func", f"{SIGMOID} (sigmoid)", gating)
+        return True
+    if metadata.architecture == _MISTRAL:
+        if gating not in (0, SOFTMAX):
+            raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax)", gating)
+        return False
+    if gating not in (0, SOFTMAX, SIGMOID):
+        raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax) or {SIGMOID} (sigmoid)", gating)
     if gating:
         return bool(gating == SIGMOID)
     if any(name.endswith(".exp_probs_b.bias") for name in tensors):
@@ -95,6 +119,31 @@ def _positions(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"rope_scaling": scaling | {"attention_factor": 1.0}}
     weight = round(10 * multiplier, 9)
     return {"rope_scaling": scaling | {"mscale": weight, "mscale_all_dim": weight}}
+
+
+def _growing_positions(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give positions with the factor of queries, which grows by steps of the context before it was stretched."""
+    found = _positions(metadata, config)
+    if "rope_scaling" not in found:
+        raise metadata.wrong("rope.scaling.type", "yarn", metadata.value("rope.scaling.type"))
+    scale = metadata.value("attention.temperature_scale", 0.0)
+    if not scale:
+        return found
+    key, original = "attention.temperature_length", found["rope_scaling"]["original_max_position_embeddings"]
+    if metadata.value(key, original) != original:
+        raise metadata.wrong(key, f"{original}, the context before it was stretched", metadata.value(key))
+    return {"rope_scaling": found["rope_scaling"] | {"llama_4_scaling_beta": scale}}
+
+
+def latent_notices(metadata: Metadata, path: Path) -> Iterator[str]:
+    """Yield a paragraph about what a file does not say of queries, which llama.cpp's converter leaves out."""
+    key = "attention.temperature_scale"
+    if metadata.architecture == _MISTRAL and not metadata.value(key, 0.0):
+        yield (
+            f"{path}: {_MISTRAL}.{key} is missing; expected by how much queries grow with their position. They do not"
+            " grow, as llama.cpp runs this file: where those of the model do, its answers are worse beyond the first"
+            f" {metadata.value('rope.scaling.original_context_length')} tokens. Take another GGUF of this model."
+        )
 
 
 # ---- the way back ------------------------------------------------------------------------------------------------
@@ -189,6 +238,9 @@ def write_latent(writer: GGUFWriter, spec: ModelSpec) -> None:
     write_rope(writer, own.rope)
     if own.rope.scaling == "yarn":
         writer.add_rope_scaling_yarn_log_mul(0.1 * _score_weight(own))
+    if own.temperature is not None:
+        writer.add_attn_temperature_scale(own.temperature.scale)
+        writer.add_attn_temperature_length(own.temperature.period)
 
 
 def _score_weight(own: LatentAttention) -> float:

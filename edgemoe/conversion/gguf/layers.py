@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
-from edgemoe.model.blocks import Attention, Body, GatedFfn, LatentAttention, Moe
+from edgemoe.model.blocks import Attention, Body, GatedFfn, LatentAttention, Moe, NgramTable
 from edgemoe.model.rope import RopeSpec
-from edgemoe.model.spec import ModelSpec
+from edgemoe.model.spec import LayerSpec, ModelSpec
 
 
 def dense_layers(spec: ModelSpec) -> set[int]:
@@ -30,9 +30,14 @@ def leading_of(dense: set[int]) -> int:
     return next(number for number in range(len(dense) + 1) if number not in dense)
 
 
+def mixer_of(layer: LayerSpec) -> Body:
+    """Return the block that mixes tokens in a layer, or its only one: the first that is no table."""
+    return next(block.body for block in layer.blocks if not isinstance(block.body, NgramTable))
+
+
 def mixers(spec: ModelSpec) -> list[Body]:
-    """The first of the two bodies that each layer has in every architecture here."""
-    return [layer.blocks[0].body for layer in spec.layers]
+    """Return the blocks that mix tokens, one of each layer."""
+    return [mixer_of(layer) for layer in spec.layers]
 
 
 def attention_and_ffn(spec: ModelSpec) -> tuple[Attention, GatedFfn | Moe]:

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.conversion.gguf.compressed import write_compressed
+from edgemoe.conversion.gguf.compressed_tensors import ARCHITECTURE as COMPRESSED
 from edgemoe.conversion.gguf.families import ARCHITECTURES, FAMILY
 from edgemoe.conversion.gguf.family import Family
+from edgemoe.conversion.gguf.gated import gated_remark, write_gated
+from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
 from edgemoe.conversion.gguf.kda import KDA, kda_remark, write_kda
-from edgemoe.conversion.gguf.latent import ARCHITECTURE as LATENT
-from edgemoe.conversion.gguf.latent import latent_remark, write_latent
+from edgemoe.conversion.gguf.latent import LATENT, latent_remark, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -45,7 +48,7 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
     if ARCHITECTURES[spec.family] in MAMBA:
         write_mamba(writer, ARCHITECTURES[spec.family], spec)
         return
-    if ARCHITECTURES[spec.family] == LATENT:
+    if ARCHITECTURES[spec.family] in LATENT:
         write_latent(writer, spec)
         return
     if ARCHITECTURES[spec.family] in KDA:
@@ -53,6 +56,9 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         return
     if ARCHITECTURES[spec.family] == LIGHTNING:
         write_lightning(writer, spec)
+        return
+    if ARCHITECTURES[spec.family] == COMPRESSED:
+        write_compressed(writer, spec)
         return
     attention, ffn = attention_and_ffn(spec)
     convolution = next((mixer for mixer in mixers(spec) if isinstance(mixer, ShortConv)), None)
@@ -96,6 +102,8 @@ def write_metadata(writer: GGUFWriter, spec: ModelSpec) -> None:
         writer.add_logit_scale(1 / spec.logit_scale)  # llama.cpp divides by it
         if not plain_scale(attention):
             writer.add_attention_scale(attention.scale)
+    if architecture == GATED:
+        write_gated(writer, spec)
     write_rope(writer, rope_of(spec))
 
 
@@ -160,7 +168,9 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
             "llama.cpp divides queries and keys of Gated DeltaNet by their lengths, to which the model adds a little"
             " first: results differ a little where these are short, as in every GGUF of it."
         )
-    if ARCHITECTURES[spec.family] == LATENT and (remark := latent_remark(spec)):
+    if ARCHITECTURES[spec.family] == GATED:
+        yield gated_remark(spec)
+    if ARCHITECTURES[spec.family] in LATENT and (remark := latent_remark(spec)):
         yield remark
     if ARCHITECTURES[spec.family] in KDA:
         yield from kda_remark(spec)

@@ -20,9 +20,11 @@ import numpy.typing as npt
 
 from edgemoe.conversion.gguf.family import Family
 from edgemoe.conversion.gguf.file import GgufTensor
+from edgemoe.conversion.gguf.gated_tensors import TABLE_IN_CHECKPOINT, TABLE_ROWS
+from edgemoe.conversion.gguf.gated_tensors import TAPS as TABLE_TAPS
 from edgemoe.conversion.gguf.linear import OF_LINEAR, Turns, turns_of
 from edgemoe.errors import SourceError
-from edgemoe.model.blocks import GatedDelta
+from edgemoe.model.blocks import GatedDelta, NgramTable
 from edgemoe.model.spec import ModelSpec
 
 TAKE_ANOTHER = "Use another GGUF of this model, or its original checkpoint."
@@ -65,8 +67,8 @@ _ROTATED_NAMES = {
 _OF_HEADS = ("attn_k_b.weight", "attn_v_b.weight")
 """A matrix for each head, which checkpoints would have one below the other; `attn_kv_b` beside them repeats both."""
 _WHOLE_EXPANSION = "attn_kv_b.weight"
-OWN_TAPS = frozenset(f"ssm_conv1d_{letter}.weight" for letter in "qkv")
-"""Taps of queries, keys and values that have convolutions of their own."""
+OWN_TAPS = frozenset(f"ssm_conv1d_{letter}.weight" for letter in "qkv") | {TABLE_TAPS}
+"""Taps of queries, keys and values that have convolutions of their own, and those of a table."""
 _LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)")
 _MATRIX = re.compile(r"ffn_(gate|up|down)(_exps|_shexp|\.\d{1,6})\.(weight|bias)")
 MERGED_GATE_UP = "ffn_gate_up_exps.weight"
@@ -104,11 +106,14 @@ def checkpoint_tensors(
     Raises SourceError if two tensors of the file map to the same tensor of the checkpoint.
     """
     views: dict[str, TensorView] = {}
-    bodies = (layer.blocks[0].body for layer in spec.layers if family.heads_in_turn)
+    bodies = (block.body for layer in spec.layers for block in layer.blocks if family.heads_in_turn)
     mixer = next((body for body in bodies if isinstance(body, GatedDelta)), None)
+    table = next((n for n, layer in enumerate(spec.layers) if isinstance(layer.blocks[0].body, NgramTable)), None)
     turns = {OF_LINEAR[name]: order for name, order in turns_of(mixer).items()} if mixer else {}
     for name, tensor in tensors.items():
         found = _views(family, head_dim, tensor, tensors)
+        if name == TABLE_ROWS and table is not None:
+            found = {TABLE_IN_CHECKPOINT.format(layer=table): TensorView((tensor,), tensor.shape)}
         own = turns.get(name.partition(".")[2].partition(".")[2])
         if own is not None:
             found = {checkpoint_name: replace(view, turns=own) for checkpoint_name, view in found.items()}
@@ -149,7 +154,7 @@ def _views(
     if own == family.taps[0] and len(tensor.shape) == 2:
         shape = tensor.shape[0], 1, tensor.shape[1]
         return {prefix + family.taps[1]: TensorView((tensor,), shape, elements=True)}
-    if own in OWN_TAPS and own in family.own_names:  # of four dimensions, of which two are one
+    if own in OWN_TAPS and own in family.own_names:  # perhaps of four dimensions, of which two are one
         shape = math.prod(tensor.shape[:-1]), 1, tensor.shape[-1]
         flat = replace(tensor, shape=(shape[0], shape[2]))
         return {prefix + family.own_names[own]: TensorView((flat,), shape, elements=True)}

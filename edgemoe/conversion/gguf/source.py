@@ -21,6 +21,7 @@ from edgemoe.conversion.gguf.config import checkpoint_config
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import CHECK_THE_FILE, GgufFile, GgufTensor, read_gguf
 from edgemoe.conversion.gguf.keys import Metadata
+from edgemoe.conversion.gguf.latent import latent_notices
 from edgemoe.conversion.gguf.linear import Turns
 from edgemoe.conversion.gguf.names import TensorView, checkpoint_tensors, halves_order
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
@@ -64,7 +65,7 @@ class GgufSource:
         )
         # Convert the tokenizer now: an unsupported one should be reported at the start, not after an hour.
         self._side_files = side_files(first.path, first.metadata)
-        self._notices = notices(first.path, first.metadata)
+        self._notices = [*notices(first.path, first.metadata), *latent_notices(metadata, first.path)]
 
     @property
     def name(self) -> str:
@@ -179,11 +180,13 @@ def _read_files(path: Path) -> list[GgufFile]:
 
 
 def _dtype(view: TensorView) -> str:
-    """The type of the parts; F32 if the types differ, a vector is quantised or blocks are cut, as these are decoded."""
+    """The type of the parts; F32 if the types differ, are of whole numbers, a vector is quantised or blocks are cut, as
+    these are decoded.
+    """
     names = {part.type_name for part in view.parts}
     vector = view.elements or 1 in (len(view.parts[0].shape), len(view.shape))
     vector = vector or (view.turns is not None and view.turns.columns and not _carries(view.turns))
-    if len(names) > 1 or (vector and not names.isdisjoint(BLOCK_FORMATS)):
+    if len(names) > 1 or "I32" in names or (vector and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
     return next(iter(names))
 

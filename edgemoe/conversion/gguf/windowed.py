@@ -49,6 +49,37 @@ def _arctic(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappi
     }
 
 
+def _cohere(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Command A+: the first of every four layers sees the whole context, unless the file lists them. The file has the
+    epsilon of one of two norms; what experts and shared experts give is averaged.
+    """
+    gating, normalised = metadata.value("expert_gating_func") or SIGMOID, metadata.value("expert_weights_norm", False)
+    if gating not in (SOFTMAX, SIGMOID):
+        raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax) or {SIGMOID} (sigmoid)", gating)
+    if gating == SOFTMAX and not normalised:
+        raise metadata.wrong("expert_weights_norm", "true with softmax", normalised)
+    theta, rms = config["rope_theta"], config["rms_norm_eps"] or None
+    if metadata.value("rope.freq_base_swa", theta) != theta:
+        raise metadata.wrong("rope.freq_base_swa", f"{theta}, or no such key", metadata.value("rope.freq_base_swa"))
+    layers, dense = config["num_hidden_layers"], metadata.count("leading_dense_block_count", minimum=0)
+    return {
+        "expert_selection_fn": "softmax" if gating == SOFTMAX else "sigmoid",
+        "first_k_dense_replace": dense,
+        "intermediate_size": metadata.count("expert_feed_forward_length", config["intermediate_size"]),
+        "layer_norm_eps": (metadata.value if rms else metadata.number)("attention.layer_norm_epsilon"),
+        "layer_types": _types(metadata, layers, whole_first=True),
+        "logit_scale": metadata.number("logit_scale"),
+        "norm_topk_prob": bool(normalised),
+        "num_experts": metadata.count("expert_count"),
+        "num_experts_per_tok": metadata.count("expert_used_count"),
+        "num_shared_experts": _shared_count(metadata),
+        "prefix_dense_intermediate_size": config["intermediate_size"],
+        "rms_norm_eps": rms,
+        "shared_expert_combination_strategy": "average",
+        "sliding_window": metadata.count("attention.sliding_window"),
+    }
+
+
 def _exaone(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping[str, Any]) -> dict[str, Any]:
     """K-EXAONE: every fourth layer sees the whole context, unless the file lists them."""
     _require_sigmoid(metadata)
@@ -309,6 +340,7 @@ def _heads_by_type(metadata: Metadata, types: Sequence[str], key: str = "attenti
 WINDOWED: dict[str, Callable[[Metadata, Mapping[str, GgufTensor], Mapping[str, Any]], dict[str, Any]]] = {
     "afmoe": _afmoe,
     "arctic": _arctic,
+    "cohere2moe": _cohere,
     "exaone-moe": _exaone,
     "gemma4": _gemma,
     "laguna": _laguna,

@@ -15,8 +15,9 @@ from edgemoe.model.blocks import Attention, GatedFfn, Moe, SharedExpert
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import ModelSpec
 
-_ARCTIC, _GEMMA, _LLAMA4, _SMALLTHINKER, _STEP = "arctic", "gemma4", "llama4", "smallthinker", "step35"
-_LISTED = frozenset({"exaone-moe", _GEMMA, "mellum", "mimo2", _STEP})
+_ARCTIC, _COHERE, _GEMMA, _LLAMA4 = "arctic", "cohere2moe", "gemma4", "llama4"
+_SMALLTHINKER, _STEP = "smallthinker", "step35"
+_LISTED = frozenset({_COHERE, "exaone-moe", _GEMMA, "mellum", "mimo2", _STEP})
 """Architectures whose files list the layers with a window; in the others every fourth layer has none."""
 
 
@@ -47,8 +48,10 @@ def write_windowed(writer: GGUFWriter, architecture: str, spec: ModelSpec) -> No
     of_experts = architecture in (_ARCTIC, _SMALLTHINKER)
     writer.add_feed_forward_length(moe.intermediate_size if of_experts else dense)
     leading = next(number for number, ffn in enumerate(ffns) if isinstance(ffn, Moe))
-    if leading and architecture not in (_ARCTIC, _LLAMA4):
+    if architecture == _COHERE or (leading and architecture not in (_ARCTIC, _LLAMA4)):
         writer.add_leading_dense_block_count(leading)
+    if architecture == _COHERE:
+        writer.add_logit_scale(spec.logit_scale)
     _write_experts(writer, moe)
     if architecture == _STEP:
         _write_limits(writer, spec)
@@ -126,7 +129,10 @@ def write_frame(writer: GGUFWriter, spec: ModelSpec) -> None:
     writer.add_context_length(spec.max_positions)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_vocab_size(spec.vocab_size)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
+    if spec.norm == "layer":
+        writer.add_layer_norm_eps(spec.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(spec.norm_epsilon)
 
 
 def write_rope(writer: GGUFWriter, rope: RopeSpec) -> None:

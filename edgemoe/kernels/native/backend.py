@@ -10,7 +10,7 @@ import numpy as np
 
 from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Program, ProgramTimes
+from edgemoe.kernels.backend import Pause, Program, ProgramTimes
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
@@ -20,6 +20,8 @@ _SCRATCH_ALIGNMENT_BYTES = 64
 
 # How long a worker spins before it sleeps: longer than the gaps between the operations of a step and between the steps
 # of a decode without cache misses, short enough to cost no measurable power.
+OPERATIONS_BETWEEN_PAUSES = 8
+"""About those of a layer: Python handles a signal between two calls into C."""
 _SPIN_US = 100
 
 
@@ -152,13 +154,25 @@ class NativeProgram:
         self._operation_times = np.zeros((len(bound.structs), 3), np.uint64)  # elapsed, waited, disk
         self._times.operations = self._operation_times.ctypes.data
 
-    def run(self, tokens: int) -> None:
-        """Run in one call into C. Raises KernelError with the name of the refused operation, ReadError as `Experts`."""
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
+        """Run in one call into C, or in one for some operations each, between which `pause` is called.
+
+        Raises KernelError with the name of the refused operation, and ReadError as `Experts`.
+        """
         if self._backend.pool_address is None:
             self._backend._check_open()
-        status = self._run(self._address, tokens)
-        if status:
-            raise self._failure(status, tokens)
+        if pause is None:
+            status = self._run(self._address, tokens)
+            if status:
+                raise self._failure(status, tokens)
+            return
+        count = len(self._bound.structs)
+        for first in range(0, count, OPERATIONS_BETWEEN_PAUSES):
+            some = min(OPERATIONS_BETWEEN_PAUSES, count - first)
+            status = load_library().em_program_run_some(self._address, tokens, first, some)
+            if status:
+                raise self._failure(status, tokens)
+            pause((first + some) / count)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""

@@ -48,6 +48,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_read_memory": (c_int32, [c_void_p, c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]),
     "em_program_scratch_bytes": (c_uint64, [c_void_p, c_int32, c_int32]),
     "em_program_run": (c_int32, [c_void_p, c_int32]),
+    "em_program_run_some": (c_int32, [c_void_p, c_int32, c_int32, c_int32]),
     "em_reader_create": (c_int32, [c_int32, c_int32, c_int64, c_int64, POINTER(c_void_p)]),
     "em_reader_destroy": (None, [c_void_p]),
     "em_reader_submit": (c_int32, [c_void_p, POINTER(st.ReadStruct), c_int32, c_int32, POINTER(c_int64)]),

@@ -13,22 +13,22 @@ from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.errors import SourceError, StoreError
-from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
+from tests.support.gguf_round_trip import Exported, assert_same_model, rewritten
 from tests.support.hybrid_models import SMALL_HYBRID
 from tests.support.pairs import some
 
 
 @pytest.mark.parametrize("name", some(SMALL_HYBRID))
-def test_a_file_is_the_same_model(name: str, tmp_path: Path) -> None:
-    store, path = exported_model(tmp_path, SMALL_HYBRID[name])
+def test_a_file_is_the_same_model(name: str, exported: Exported, tmp_path: Path) -> None:
+    store, path = exported(name)
     assert_same_model(store, path, SMALL_HYBRID[name], tmp_path)
 
 
-def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
+def test_a_file_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
     """Taps have a dimension of one, rates a row for each head; Ling's rates have no sign."""
     shapes, rates = {}, {}
     for name in ("kimi_linear", "bailing_hybrid"):
-        _, path = exported_model(tmp_path / name, SMALL_HYBRID[name])
+        _, path = exported(name)
         tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
         shapes[name] = {own: tuple(tensor.shape[::-1].tolist()) for own, tensor in tensors.items()}
         rates[name] = tensors["blk.0.ssm_a"].data
@@ -86,9 +86,9 @@ def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any]
     ids=str,
 )
 def test_keys_that_contradict_the_architecture_are_refused_by_name(
-    name: str, changes: dict[str, Any], words: str, tmp_path: Path
+    name: str, changes: dict[str, Any], words: str, exported: Exported, tmp_path: Path
 ) -> None:
-    _, path = exported_model(tmp_path, SMALL_HYBRID[name])
+    _, path = exported(name)
     architecture = {"kimi_linear": "kimi-linear", "bailing_hybrid": "bailingmoe3", "minimax": "minimax-01"}[name]
     renamed = {f"{architecture}.{key}": value for key, value in changes.items()}
     changed = rewritten(path, tmp_path / "changed.gguf", renamed)

@@ -19,15 +19,17 @@ from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.model.blocks import LatentAttention
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
-from tests.architectures.published import DEEPSEEK_V2, DEEPSEEK_V3, MOONLIGHT_16B_A3B
+from tests.architectures.published import DEEPSEEK_V2, DEEPSEEK_V3, MISTRAL_SMALL_4, MOONLIGHT_16B_A3B
 from tests.conversion.gguf.test_source import CONFIGS, model_rows
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import expansion_of_heads, write_gguf
+from tests.support.indexed_models import INDEXED, write_indexed
 from tests.support.stores import store_weights
 
-V2, V3 = CONFIGS["deepseek_v2"], CONFIGS["deepseek_v3"]
+V2, V3, MISTRAL = CONFIGS["deepseek_v2"], CONFIGS["deepseek_v3"], CONFIGS["mistral4"]
 OLDER = {"attention.key_length_mla": None, "attention.value_length_mla": None, "attention.head_count_kv": 4} | {
     "attention.key_length": 48,
     "attention.value_length": 24,
@@ -146,21 +148,60 @@ def test_a_file_of_v2_that_does_not_speak_of_groups_has_its_own(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("metadata", "message"),
+    ("config", "metadata", "message"),
     [
-        ({"expert_gating_func": 3}, r"expert_gating_func: expected 1 \(softmax\) or 2 \(sigmoid\), found 3"),
-        ({"expert_gating_func": 1, "expert_weights_norm": True}, "expert_weights_norm: expected false with softmax"),
-        ({"attention.key_length_mla": 16}, "key_length_mla: expected more than 16, the rotated channels, found 16"),
-        ({"attention.kv_lora_rank": None}, "kv_lora_rank: expected a whole number above 0, found None"),
-        ({"attention.kv_lora_rank": 1 << 19}, r"4 heads make \d+ values"),
-        ({"attention.temperature_scale": 0.1}, "temperature_scale: expected no such key, found 0.1"),
+        (V3, {"expert_gating_func": 3}, r"expert_gating_func: expected 1 \(softmax\) or 2 \(sigmoid\), found 3"),
+        (V3, {"expert_gating_func": 1, "expert_weights_norm": True}, "weights_norm: expected false with softmax"),
+        (V3, {"attention.key_length_mla": 16}, "key_length_mla: expected more than 16, the rotated channels, found 16"),
+        (V3, {"attention.kv_lora_rank": None}, "kv_lora_rank: expected a whole number above 0, found None"),
+        (V3, {"attention.kv_lora_rank": 1 << 19}, r"4 heads make \d+ values"),
+        (V3, {"attention.temperature_scale": 0.1}, "temperature_scale: expected no such key, found 0.1"),
+        (MISTRAL, {"expert_gating_func": 2}, r"expert_gating_func: expected 1 \(softmax\), found 2"),
+        (MISTRAL, {"attention.temperature_length": 17}, "temperature_length: expected 16, the context before it was"),
+        (MISTRAL, {"rope.scaling.type": "none"}, "rope.scaling.type: expected yarn, found 'none'"),
     ],
 )
-def test_files_of_other_models_are_refused_by_name(metadata: dict[str, Any], message: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "checkpoint", V3, dtype="F32")
-    path = write_gguf(tmp_path / "m.gguf", V3, read_tensors(tmp_path / "checkpoint"), metadata=metadata)
+def test_files_of_other_models_are_refused_by_name(
+    config: dict[str, Any], metadata: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint", config, dtype="F32")
+    path = write_gguf(tmp_path / "m.gguf", config, read_tensors(tmp_path / "checkpoint"), metadata=metadata)
     with pytest.raises(SourceError, match=message):
         GgufSource(path)
+
+
+def test_a_file_that_does_not_say_how_queries_grow_is_told(tmp_path: Path) -> None:
+    """llama.cpp's converter leaves it out, and its graph then has queries that stay as they are."""
+    write_checkpoint(tmp_path / "checkpoint", MISTRAL, dtype="F32")
+    tensors = read_tensors(tmp_path / "checkpoint")
+    assert not GgufSource(write_gguf(tmp_path / "whole.gguf", MISTRAL, tensors)).notices()
+    without = dict.fromkeys(("attention.temperature_scale", "attention.temperature_length"))
+    source = GgufSource(write_gguf(tmp_path / "m.gguf", MISTRAL, tensors, metadata=without))
+    assert "answers are worse beyond the first 16 tokens" in "".join(source.notices())
+    attention = model_spec(source.config).layers[0].blocks[0].body
+    assert isinstance(attention, LatentAttention)
+    assert attention.temperature is None
+
+
+@pytest.mark.parametrize("family", INDEXED)
+def test_a_file_with_an_indexer_is_the_model_as_far_as_it_chooses_all(family: str, tmp_path: Path) -> None:
+    """The layer that predicts further tokens is left out too."""
+    config = INDEXED[family]
+    metadata = {"attention.indexer.types": [True, False, True], "block_count": 4, "nextn_predict_layers": 1}
+    further = {"blk.3.nextn.eh_proj.weight": np.zeros((64, 128)), "blk.3.attn_norm.weight": np.zeros(64)}
+    source = GgufSource(write_indexed(tmp_path / "a", config, metadata=metadata, others=further))
+    spec = model_spec(source.config)
+    assert spec == model_spec(config)
+    assert (spec.max_positions, spec.positions_limit) == (96, "indexer")
+    store = convert_checkpoint(str(tmp_path / "a" / "model.gguf"), tmp_path / "store", experts="f32", dense="f32")
+    weights = store_weights(Store.open(store))
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a" / "model.gguf").tensors}
+    np.testing.assert_array_equal(weights["layers.2.query_latent"], tensors["blk.2.attn_q_a.weight"])
+    assert not any("indexer" in name for name in weights)
+    with pytest.raises(StoreError, match="needs the tensors of its indexer, which stores leave out"):
+        export_gguf(Store.open(store), tmp_path / "m.gguf", name="x", tokenizer=False)
+    with pytest.raises(SourceError, match=r"expert_gating_func: expected 2 \(sigmoid\), found 1"):
+        GgufSource(write_indexed(tmp_path / "b", config, metadata={"expert_gating_func": 1}))
 
 
 def changed(spec: ModelSpec, **changes: Any) -> ModelSpec:
@@ -197,6 +238,12 @@ def test_an_epsilon_that_llama_cpp_does_not_have_apart_is_told() -> None:
     (text,) = remarks(spec)
     assert "1e-05, for those of latents too, whose own is 1e-06" in text
     assert not list(remarks(model_spec(DEEPSEEK_V3)))
+
+
+def test_the_published_model_with_queries_that_grow_can_be_a_file() -> None:
+    spec = model_spec(MISTRAL_SMALL_4)
+    check_expressible(spec)
+    assert not list(remarks(spec))
 
 
 def test_a_scale_that_no_key_says_is_refused_before_anything_is_written(tmp_path: Path) -> None:

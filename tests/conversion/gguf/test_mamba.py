@@ -14,20 +14,20 @@ from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import SourceError, StoreError
-from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
+from tests.support.gguf_round_trip import Exported, assert_same_model, rewritten
 from tests.support.mamba_models import SMALL_MAMBA
 from tests.support.pairs import some
 
 
 @pytest.mark.parametrize("name", some(SMALL_MAMBA))
-def test_a_file_is_the_same_model(name: str, tmp_path: Path) -> None:
-    store, path = exported_model(tmp_path, SMALL_MAMBA[name])
+def test_a_file_is_the_same_model(name: str, exported: Exported, tmp_path: Path) -> None:
+    store, path = exported(name)
     assert_same_model(store, path, SMALL_MAMBA[name], tmp_path)
 
 
-def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
+def test_a_file_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
     """Rates and skips have a row for each head, norms one for each group; the parts of a projection lie together."""
-    _, path = exported_model(tmp_path, SMALL_MAMBA["nemotron_h"])
+    _, path = exported("nemotron_h")
     shapes = {tensor.name: tuple(tensor.shape[::-1].tolist()) for tensor in gguf.GGUFReader(path).tensors}
     assert shapes["blk.0.ssm_in.weight"] == (128 + 192 + 4, 64)
     assert shapes["blk.0.ssm_conv1d.weight"] == (192, 4)
@@ -38,9 +38,9 @@ def test_a_file_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
     assert "blk.1.ffn_gate_exps.weight" not in shapes
 
 
-def test_a_file_of_jamba_has_the_shapes_of_llama_cpp(tmp_path: Path) -> None:
+def test_a_file_of_jamba_has_the_shapes_of_llama_cpp(exported: Exported) -> None:
     """Rates have a row for each channel; what is made of the convolved channels lies in one matrix."""
-    _, path = exported_model(tmp_path, SMALL_MAMBA["jamba"])
+    _, path = exported("jamba")
     shapes = {tensor.name: tuple(tensor.shape[::-1].tolist()) for tensor in gguf.GGUFReader(path).tensors}
     assert shapes["blk.0.ssm_in.weight"] == (256, 64)
     assert shapes["blk.0.ssm_conv1d.weight"] == (128, 3)
@@ -99,9 +99,9 @@ def test_what_llama_cpp_cannot_run_is_refused(name: str, changes: dict[str, Any]
     ids=str,
 )
 def test_keys_that_contradict_the_architecture_are_refused_by_name(
-    name: str, changes: dict[str, Any], words: str, tmp_path: Path
+    name: str, changes: dict[str, Any], words: str, exported: Exported, tmp_path: Path
 ) -> None:
-    _, path = exported_model(tmp_path, SMALL_MAMBA[name])
+    _, path = exported(name)
     architecture = {"nemotron_h": "nemotron_h_moe", "granitemoehybrid": "granitehybrid"}.get(name, name)
     renamed = {f"{architecture}.{key}": value for key, value in changes.items()}
     changed = rewritten(path, tmp_path / "changed.gguf", renamed)
@@ -109,9 +109,9 @@ def test_keys_that_contradict_the_architecture_are_refused_by_name(
         GgufSource(changed)
 
 
-def test_experts_with_gates_are_no_nemotron(tmp_path: Path) -> None:
+def test_experts_with_gates_are_no_nemotron(exported: Exported, tmp_path: Path) -> None:
     """A tensor without a place in the family is told as left over."""
-    _, path = exported_model(tmp_path, SMALL_MAMBA["nemotron_h"])
+    _, path = exported("nemotron_h")
     reader = gguf.GGUFReader(path)
     changed = rewritten(path, tmp_path / "changed.gguf", {})
     data = changed.read_bytes()

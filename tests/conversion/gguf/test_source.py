@@ -251,6 +251,24 @@ CONFIGS |= {
         "routed_scaling_factor": 2.827,
         "topk_group": 2,
     },
+    "mistral4": {
+        "model_type": "mistral4",
+        **_LATENT,
+        "n_group": 3,
+        "n_routed_experts": 6,
+        "norm_topk_prob": True,
+        "q_lora_rank": 96,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 16.0,
+            "llama_4_scaling_beta": 0.1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 16,
+        },
+        "routed_scaling_factor": 1.5,
+        "topk_group": 2,
+    },
 }
 CONFIGS = {name: _COMMON | config for name, config in CONFIGS.items()}
 
@@ -281,7 +299,7 @@ def model_rows(source: Any, start: int = 0, stop: int = 1 << 30) -> dict[str, An
     return rows
 
 
-@pytest.mark.parametrize(("name", "stacked"), default_pairs([*CONFIGS], [True, False]))
+@pytest.mark.parametrize(("name", "stacked"), default_pairs([*CONFIGS], [True, False], every=3))
 def test_the_model_is_that_of_the_checkpoint(
     name: str, stacked: bool, checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
@@ -379,7 +397,7 @@ def test_half_precision_is_read_as_float32(
         np.testing.assert_array_equal(found[tensor], expected, err_msg=tensor)
 
 
-@pytest.mark.parametrize(("name", "kind"), default_pairs([*CONFIGS], ["Q8_0", "Q4_0", "Q4_1", "MXFP4"]))
+@pytest.mark.parametrize(("name", "kind"), default_pairs([*CONFIGS], ["Q8_0", "Q4_0", "Q4_1", "MXFP4"], every=3))
 def test_blocks_carry_over_to_the_bit(name: str, kind: str, checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     """Also those of query and key, whose rows come in another order, and of rows in the middle of a head."""
     checkpoint = checkpoints[name]

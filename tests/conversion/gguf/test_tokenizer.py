@@ -41,6 +41,21 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+DEEPSEEK = (
+    "\\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+)
+QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 WHOLE = pre_tokenizers.ByteLevel(add_prefix_space=False)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -58,6 +73,14 @@ REFERENCES: dict[str, Any] = {
     "glm4": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), BYTES]),
     "minimax-m2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(O200K), "isolated"), BYTES]),
     "bailingmoe2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LING), "isolated"), BYTES]),
+    "cohere2moe": pre_tokenizers.Sequence(
+        [*(pre_tokenizers.Split(Regex(one), "isolated") for one in (r"\d{1,3}(?=(?:\d{3})*\b)", O200K)), BYTES]
+    ),
+    "deepseek-v3": pre_tokenizers.Sequence(
+        [*(pre_tokenizers.Split(Regex(one), "isolated") for one in DEEPSEEK), BYTES]
+    ),
+    "qwen35": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN35), "isolated"), BYTES]),
+    "tekken": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(TEKKEN), "isolated"), BYTES]),
 }
 """The rules as the tokenizer.json of their models has them."""
 
@@ -65,7 +88,7 @@ REFERENCES: dict[str, Any] = {
 @functools.cache
 def reference(rule: str) -> tokenizers.Tokenizer:
     """A tokenizer of that rule, trained here, with merges across digits that the rule must prevent."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule in ("llama-bpe", "lfm2", "gpt-4o")))
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule in ("llama-bpe", "lfm2", "gpt-4o", "tekken")))
     tokenizer.pre_tokenizer = WHOLE
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -76,7 +99,7 @@ def reference(rule: str) -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator([*TEXTS, "12345 67890 123 456 $5 <=>"] * 20, trainer)
     tokenizer.pre_tokenizer = REFERENCES[rule]
-    if rule in ("qwen2", "olmo"):
+    if rule in ("qwen2", "qwen35", "olmo"):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("    ", normalized=False)])
     return tokenizer
@@ -116,6 +139,9 @@ def test_digits() -> None:
     assert cut("llama-bpe") == ["a", "Ġ", "123", "45"]
     assert cut("qwen2") == ["a", "Ġ", "1", "2", "3", "4", "5"]
     assert cut("gpt-4o") == ["a", "Ġ", "123", "45"]
+    assert cut("cohere2moe") == ["a", "Ġ", "12", "345"]
+    assert cut("deepseek-v3") == ["a", "Ġ", "123", "45"]
+    assert cut("tekken") == ["a", "Ġ", "1", "2", "3", "4", "5"]
     assert cut("gpt-2") == ["a", "Ġ12345"]
 
 
@@ -288,6 +314,7 @@ def test_an_unusable_sampling_key_is_named(key: str, value: Any, expected: str) 
         ("gpt-2", {"add_bos_token": True, "add_eos_token": True}, "0 {} 1"),
         ("llama-bpe", {}, "0 {}"),
         ("lfm2", {}, "0 {}"),
+        ("tekken", {}, "0 {}"),
         ("llama-bpe", {"add_bos_token": False}, "{}"),
     ],
 )
@@ -387,7 +414,7 @@ def test_pieces_with_merges(text: str, tokens: list[str]) -> None:
     [
         ({}, "found 'no tokenizer'"),
         ({"tokenizer.ggml.model": "t5"}, r"gpt2 .*, llama .* or gemma4, found 't5'"),
-        (tokenizer_metadata(small_tokenizer(), "tekken"), r"ggml\.pre: expected one of .*smollm.*, found 'tekken'"),
+        (tokenizer_metadata(small_tokenizer(), "viking"), r"ggml\.pre: expected one of .*smollm.*, found 'viking'"),
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.pre": ["x"]}, r"ggml\.pre"),
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.tokens": []}, r"ggml\.tokens"),
         (tokenizer_metadata(small_tokenizer(), "gpt-2") | {"tokenizer.ggml.merges": ["ab"]}, r"ggml\.merges"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,12 @@ from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.errors import SourceError, StoreError
 from tests.support.every_case import every_case
-from tests.support.gguf_round_trip import assert_same_model, exported_model, rewritten
+from tests.support.gguf_round_trip import Exported, assert_same_model, rewritten
 from tests.support.pairs import some
 from tests.support.windowed_models import SMALL_MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-Exported = Callable[[str], tuple[Path, Path]]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Gives the store of random weights of a family, and the GGUF of it, both made once."""
-
-    @functools.cache
-    def made(family: str) -> tuple[Path, Path]:
-        folder = tmp_path_factory.mktemp("exported")
-        return exported_model(folder, SMALL_MODELS[family])
-
-    return made
 
 
 @pytest.mark.parametrize("family", some(SMALL_MODELS))
@@ -48,6 +33,11 @@ def test_a_file_is_the_same_model(family: str, exported: Exported, tmp_path: Pat
         ("afmoe", {"mup_enabled": False}),
         ("afmoe", {"layer_types": ["full_attention", *["sliding_attention"] * 3]}),
         ("afmoe", {"rope_scaling": _LLAMA3}),
+        ("cohere2_moe", {"shared_expert_combination_strategy": "sum"}),
+        ("cohere2_moe", {"layer_types": ["full_attention"] * 4}),
+        ("cohere2_moe", {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "first_k_dense_replace": None}),
+        ("cohere2_moe", {"prefix_dense_sliding_window_pattern": 2}),
+        ("cohere2_moe", {"attention_bias": True}),
         ("exaone_moe", {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "first_k_dense_replace": None}),
         ("gemma4", {"attention_bias": True}),
         ("arctic", {"head_dim": 32}),
@@ -103,6 +93,12 @@ def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(name: str, wor
     [
         ("afmoe", {"afmoe.expert_gating_func": 1}, "expert_gating_func: expected 2 .sigmoid., found 1"),
         ("afmoe", {"afmoe.expert_weights_norm": False}, "expert_weights_norm: expected true, found False"),
+        ("cohere2_moe", {"cohere2moe.expert_gating_func": 3}, "expert_gating_func: expected 1 .softmax. or 2"),
+        ("cohere2_moe", {"cohere2moe.expert_weights_norm": False}, "expert_weights_norm: expected true with softmax"),
+        ("cohere2_moe", {"cohere2moe.rope.freq_base_swa": 5}, "rope.freq_base_swa: expected 10000.0, or no such key"),
+        ("cohere2_moe", {"cohere2moe.logit_scale": True}, "logit_scale: expected a number, found True"),
+        ("cohere2_moe", {"cohere2moe.expert_shared_count": 3}, "expert_shared_feed_forward_length: expected 288, that"),
+        ("cohere2_moe", {"cohere2moe.expert_weights_scale": 2}, "expert_weights_scale: expected 0.0 or 1.0, found 2"),
         ("exaone_moe", {"exaone-moe.attention.sliding_window_pattern": 0}, "sliding_window_pattern: expected a flag"),
         ("gemma4", {"gemma4.attention.shared_kv_layers": 2}, "shared_kv_layers: expected 0, found 2"),
         ("gemma4", {"gemma4.attention.head_count_kv": [2, 2, 1, 1]}, "head_count_kv: expected a number for each"),
