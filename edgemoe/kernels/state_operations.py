@@ -84,10 +84,11 @@ class Attention(Operation, code=5):
     With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
     begin at multiples of `window`, it sees its own up to its position. With `lengths` it sees the first
     `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
-    key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
-    which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
-    its first `Wv` elements. With `chosen` it sees of these positions those of blocks whose bit is 1, as `SelectBlocks`
-    writes them; in every run of 64 there are `page_blocks` of them.
+    key counts as `cap * tanh(s / cap)`, and with `factors` the result is multiplied by `factors[positions[t]]`; a bias
+    is added to it then. A head's sink is one more logit of its softmax, which takes a share of the sum and adds no
+    value; neither cap nor factor applies to it. Without a cache of values a key's value is its first `Wv` elements.
+    With `chosen` it sees of these positions those of blocks whose bit is 1, as `SelectBlocks` writes them; in every run
+    of 64 there are `page_blocks` of them.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -106,6 +107,7 @@ class Attention(Operation, code=5):
     bias: DistanceBias | None = None
     chosen: Annotated[Integers | None, rows("P")] = None
     page_blocks: int = 1
+    factors: Annotated[Floats | None, buffer("C")] = None
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]

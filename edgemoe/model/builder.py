@@ -30,7 +30,7 @@ from edgemoe.model.graph import (
     values_of,
 )
 from edgemoe.model.relative import RelativeBias
-from edgemoe.model.rope import RopeSpec, Temperature
+from edgemoe.model.rope import LogTemperature, RopeSpec, Temperature
 
 
 @dataclass(eq=False)
@@ -226,7 +226,7 @@ class Builder:
         )
         return cast("op.Floats", cosine), cast("op.Floats", sine)
 
-    def temperatures(self, temperature: Temperature) -> op.Floats:
+    def temperatures(self, temperature: Temperature | LogTemperature) -> op.Floats:
         """The factor of every position, `(C,)`."""
         value = Value("temperature", ("C",), "f32", "rope", temperature=temperature)
         return cast("op.Floats", self.shared.setdefault(("temperature", temperature), value))

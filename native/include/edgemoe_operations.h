@@ -140,6 +140,7 @@ typedef struct em_attention {
     em_distance_bias bias;    /* all zeros if there are none */
     const int32_t *chosen;    /* (T, P), or NULL */
     int32_t page_blocks;
+    const float *factors;     /* (C,), or NULL */
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
@@ -147,6 +148,7 @@ typedef struct em_attention {
     int32_t head_dim;         /* W */
     int32_t heads;            /* H */
     int32_t value_dim;        /* Wv */
+    int32_t context;          /* C */
 } em_attention;
 
 /* A causal convolution over the last length tokens of a sequence, each channel by itself. */
@@ -694,9 +696,10 @@ typedef struct em_choose_blocks {
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
         FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, chunked) \
         FIELD(em_attention, cap) FIELD(em_attention, lengths) FIELD(em_attention, bias) \
-        FIELD(em_attention, chosen) FIELD(em_attention, page_blocks) FIELD(em_attention, sequence_count) \
-        FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
-        FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
+        FIELD(em_attention, chosen) FIELD(em_attention, page_blocks) FIELD(em_attention, factors) \
+        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
+        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
+        FIELD(em_attention, value_dim) FIELD(em_attention, context) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
         FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, dilation) \

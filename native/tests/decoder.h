@@ -159,7 +159,7 @@ static inline void add_attention(model *m, int32_t cache_format) {
         .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
         .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
-        .value_dim = HEAD_WIDTH, .window = 20, .chunked = 1, .cap = 2};
+        .value_dim = HEAD_WIDTH, .window = 20, .chunked = 1, .cap = 2, .factors = *m->cosine, .context = CONTEXT};
     add(m, EM_GATE)->as.gate = (em_gate){
         .gate = *m->query, .values = *m->attended, .gating = EM_GATING_SIGMOID, .runs = WIDTH, .width = 1};
     add(m, EM_GATE)->as.gate = (em_gate){

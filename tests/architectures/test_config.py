@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, Tail, checkpoint_shapes, model_spec, tail_in, unused_tensors
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
-from edgemoe.kernels.operations import RELU2, Activation
+from edgemoe.kernels.operations import GELU_TANH, RELU2, Activation
 from edgemoe.model.blocks import (
     Attention,
     BlockIndexer,
@@ -33,7 +33,14 @@ from edgemoe.model.blocks import (
     ShortConv,
 )
 from edgemoe.model.ngrams import NgramRows
-from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tables
+from edgemoe.model.rope import (
+    LogTemperature,
+    RopeSpec,
+    Temperature,
+    rope_frequencies,
+    rope_tables,
+    temperature_factors,
+)
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
 from edgemoe.model.streams import GatedStreams
 from tests.architectures.published import (
@@ -58,6 +65,7 @@ from tests.architectures.published import (
     GRANITE_1B_A400M,
     GRANITE_4_H_TINY,
     GRANITE_SHARED,
+    GROK_2,
     GROVE_MOE_INST,
     HUNYUAN_A13B,
     HY3_PREVIEW,
@@ -299,6 +307,61 @@ def test_dbrx_reads_its_two_objects():
 )
 def test_dbrx_refuses_what_it_has_not(keys, words):
     assert words in refusal(DBRX_INSTRUCT | keys)
+
+
+def test_grok_2_grows_scores_behind_their_cap_and_has_a_dense_ffn_beside_its_experts():
+    spec = model_spec(GROK_2)
+    assert (spec.logit_scale, spec.logit_cap, spec.tied_embeddings) == (0.5, 50, False)
+    (layer,) = set(spec.layers)
+    own, gelu = attention(layer), GELU_TANH
+    assert (own.scale, own.score_cap, own.score_temperature) == (128**-0.5, 30, LogTemperature(1024))
+    assert (own.temperature, own.rope) == (None, RopeSpec(208533496.0, 128))
+    router = RouterSpec(normalise=False, logit_cap=30.0)
+    shared = SharedExpert(32768, activation=gelu)
+    assert ffn(layer) == Moe(8, 2, 16384, router, shared, gelu, scale=math.sqrt(0.5))
+    assert all(block.input_norm and block.post_norm for block in layer.blocks)
+    for off in (-1, None):
+        assert attention(model_spec(GROK_2 | {"attn_temperature_len": off}).layers[0]).score_temperature is None
+    alone = ffn(model_spec(GROK_2 | {"residual_moe": False}).layers[0])
+    assert (alone.shared, alone.scale) == (None, 1.0)
+
+
+def test_factors_of_scores_begin_beyond_their_length():
+    found = temperature_factors(LogTemperature(1024), 1 << 20)
+    assert found.dtype == np.float32
+    assert (found[:1025] == 1).all()
+    assert found[1025] > 1
+    np.testing.assert_allclose(found[[2048, 32768, (1 << 20) - 1]], [1.1, 1.5, 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {"architectures": ["GitForCausalLM"]},
+            'architectures is "GitForCausalLM"; edgemoe implements "Grok1ForCausalLM"',
+        ),
+        ({"architectures": None}, "architectures is null"),
+        ({"rope_type": "yarn"}, 'rope_type is "yarn"'),
+        ({"rope_rotate_half_dims": True}, "rope_rotate_half_dims is true"),
+        ({"sliding_window_size": 4096}, "sliding_window_size is 4096"),
+        ({"global_attn_every_n": 2}, "global_attn_every_n is 2"),
+        ({"attn_temperature_len": 1}, "attn_temperature_len is 1"),
+        ({"attn_logit_softcapping_method": "clip"}, 'attn_logit_softcapping_method is "clip"'),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
+        ({"output_multiplier_scale": None}, "output_multiplier_scale is missing"),
+    ],
+)
+def test_grok_2_refuses_what_it_has_not(keys, words):
+    assert words in refusal(GROK_2 | keys)
+
+
+def test_parts_of_grok_2s_experts_follow_by_rank():
+    name = "model.layers.7.block_sparse_moe.experts.3.w1.weight"
+    assert tail_in(GROK_2, name) == Tail(f"{name}-TP-001")
+    down = name.replace("w1", "w2")
+    assert tail_in(GROK_2, f"{down}-TP-006") == Tail(f"{down}-TP-007", columns=True)
+    assert tail_in(GROK_2, "model.layers.7.mlp.up_proj.weight") is None
 
 
 def test_phimoe_has_biases_of_norms_and_sparsemixer():

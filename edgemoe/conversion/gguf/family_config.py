@@ -15,8 +15,10 @@ from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.gated import gated_config
 from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
+from edgemoe.conversion.gguf.grok import grok_1_config, grok_2_config
 from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 from edgemoe.conversion.gguf.names import MERGED_GATE_UP
+from edgemoe.conversion.gguf.phimoe import phimoe_config
 
 
 def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_dim: int) -> dict[str, Any]:
@@ -204,9 +206,12 @@ _OF_ARCHITECTURE: dict[str, Callable[[Metadata, Mapping[str, GgufTensor]], dict[
     "dots1": _dots_config,
     "ernie4_5-moe": _ernie_config,
     "glm4moe": _glm_config,
+    "grok": grok_1_config,
+    "grok with a dense FFN": grok_2_config,
     "hunyuan-moe": _hunyuan_config,
     "hy_v3": _hy3_config,
     "minimax-m2": _minimax_config,
+    "phimoe": phimoe_config,
 }
 """The keys of a family beside those that all have, by architecture."""
 

@@ -171,6 +171,7 @@ def attend(
     bias: Floats | None,
     chosen: Integers | None,
     page_blocks: int,
+    factors: Floats | None,
     scores: Floats,
     output: Floats,
 ) -> None:
@@ -178,8 +179,8 @@ def attend(
 
     Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`, bias by distance `(G, H / G, R)`. `rows`
     are those of the sequence that the keys and values belong to, in the layout of `float_caches` from position `begin`
-    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `scores` is
-    scratch of their length.
+    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `factors` are
+    those of the rows `(T,)`. `scores` is scratch of their length.
     """
     heads, width = query.shape[2:]
     value_width = output.shape[3]
@@ -197,6 +198,9 @@ def attend(
             if cap > 0:
                 for c in range(first, seen):
                     scores[c] = cap * math.tanh(scores[c] / cap)
+            if factors is not None:
+                for c in range(first, seen):
+                    scores[c] *= factors[t]
             if bias is not None:
                 reach = bias.shape[2] // 2
                 for c in range(first, seen):

@@ -180,6 +180,7 @@ class JitBackend(StepwiseBackend):
         bias: DistanceBias | None = None,
         chosen: Integers | None = None,
         page_blocks: int = 1,
+        factors: Floats | None = None,
     ) -> Floats:
         """Grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape
@@ -209,7 +210,7 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    seen = begin, scale, window, chunked, cap, own_sinks, added, chosen, page_blocks
+                    seen = begin, scale, window, chunked, cap, own_sinks, added, chosen, page_blocks, factors
                     attention.attend(queries, rows, positions, ends, g, keys, values, *seen, scores, output)
 
         self._share(kv_heads, 2 * heads * width * int(ends.sum()), work)

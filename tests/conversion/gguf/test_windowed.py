@@ -74,9 +74,17 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
     assert not list(tmp_path.glob("model.gguf*"))
 
 
-def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path) -> None:
-    store = forecast_store(str(GOLDEN / "phimoe")).store
-    with pytest.raises(StoreError, match=r"llama\.cpp's phimoe computes root-mean-square norms"):
+@every_case(
+    ("name", "words"),
+    [
+        ("phimoe", r"phimoe computes root-mean-square norms"),
+        ("grok_1", r"grok-1 computes weights of a token's experts divided by their sum"),
+        ("grok_2", r"grok-2 computes weights of a token's experts divided by their sum, and scores that do not grow"),
+    ],
+)
+def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(name: str, words: str, tmp_path: Path) -> None:
+    store = forecast_store(str(GOLDEN / name)).store
+    with pytest.raises(StoreError, match=rf"llama\.cpp's {words}"):
         export_gguf(store, tmp_path / "model.gguf", name="test", tokenizer=False)
 
 
