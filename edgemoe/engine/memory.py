@@ -35,6 +35,8 @@ CHUNK_TOKENS = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)
 """The numbers of tokens of which a run may have at most one."""
 LARGEST_RESIDENT_CHUNK_TOKENS = 512
 """More at a time are no faster where all experts are in RAM; where they are not, every run reads most of them again."""
+LEAST_SLOTS_LEFT = 31 / 32
+"""The share of its slots that a model keeps where chunks are larger than that: decoding must not pay for prompts."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     if not plan.all_resident:
         for chunk in CHUNK_TOKENS[: CHUNK_TOKENS.index(plan.chunk_tokens)]:
             larger = _share_in_chunks(least, budget_bytes, chunk)
-            if (larger.chunk_tokens, larger.context_length) == (chunk, plan.context_length):
+            same = (larger.chunk_tokens, larger.context_length) == (chunk, plan.context_length)
+            if same and larger.slots >= LEAST_SLOTS_LEFT * plan.slots:
                 return larger
     return plan
 
