@@ -79,9 +79,6 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
                 for window, cache in caches.items():
                     page = bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)
                     kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
-            if isinstance(step.operation, so.SelectBlocks):
-                page = bytes_of(cast("Value", step.operation.block_keys), 1, op.PAGE_TOKENS, kv_format)
-                kv_bytes[0] = kv_bytes.get(0, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed_of_tokens.items():
         size = int(routed.mean_top_k * manifest.mean_expert_bytes(number))
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size

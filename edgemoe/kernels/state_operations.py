@@ -61,8 +61,14 @@ class StoreLatent(Operation, code=20):
         require(width == expected, "latent_cache", f"rows of {expected}", width)
 
 
-PAGE_BLOCKS = (1, 2, 4, 8, 16, 32)
-"""How many blocks of tokens of one size a page may have, for `SelectBlocks`."""
+MOST_BITS = 32
+"""The most blocks of a page of which some are chosen."""
+
+
+def _check_bits(blocks: int, field: str) -> None:
+    """Check that the blocks of a page are equally long, and have a bit each."""
+    fits = 1 <= blocks <= MOST_BITS and PAGE_TOKENS % blocks == 0
+    require(fits, field, f"a power of 2 up to {MOST_BITS} blocks of a page", blocks)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,7 +92,7 @@ class Attention(Operation, code=5):
     `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
     key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
     which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
-    its first `Wv` elements. With `chosen` it sees of these positions those of blocks whose bit is 1, as `SelectBlocks`
+    its first `Wv` elements. With `chosen` it sees of these positions those of blocks whose bit is 1, as `ChooseBlocks`
     writes them; in every run of 64 there are `page_blocks` of them.
     """
 
@@ -115,7 +121,7 @@ class Attention(Operation, code=5):
         require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
         require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
         require(not self.window or self.lengths is None, "window", "0 with lengths", self.window)
-        require(self.page_blocks in PAGE_BLOCKS, "page_blocks", "a power of 2 up to 32", self.page_blocks)
+        _check_bits(self.page_blocks, "page_blocks")
         alone = not self.window and self.lengths is None and self.sinks is None
         require(self.chosen is None or alone, "chosen", "none with a window, lengths or sinks", "an array")
         if self.bias is not None:
@@ -171,17 +177,18 @@ class CompressedAttention(Operation, code=47):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChooseBlocks(Operation, code=50):
-    """Chooses the `most` blocks of `rate` tokens that a row sees in `CompressedAttention`: those of largest score.
+    """Chooses the `most` blocks of `rate` tokens that a row sees: those of largest score.
 
     The score of a block is `sum over heads h of shares[h] * max(0, scale * query[h] . key)`, in the order of the heads,
-    where `keys` has a key of each block as `Compress` writes it. Blocks are those that end no later than the row, and
-    the earlier one is chosen on a tie; where there are no more than `most`, all are. Bit `b` of `chosen[t, i]` says
-    whether block `i * B + b` of the sequence is chosen; `i` goes as far as there are blocks that the row may see.
-    Source: the indexer of DeepSeek-V3.2 (2025) over compressed keys, as DeepSeek-V4 has it.
+    where `keys` has a key of each block as `Compress` or `StoreBlockKeys` writes it; without `shares` each is 1. Blocks
+    are those that end no later than the row, and the earlier one is chosen on a tie; where there are no more than
+    `most`, all are. With `own` the row also sees the block that its own token is in and does not end. Bit `b` of
+    `chosen[t, i]` says whether block `i * B + b` of the sequence is chosen; `i` goes as far as there are blocks that
+    the row may see. Source: the indexer of DeepSeek-V3.2 (2025) over compressed keys, as DeepSeek-V4 has it; without
+    shares that of Qwen3.8 (2026).
     """
 
     query: Annotated[Floats, rows("H*W")]
-    shares: Annotated[Floats, rows("H")]
     positions: Annotated[Integers, rows()]
     sequences: Annotated[Integers, rows()]  # rows of `pages`
     pages: Annotated[Integers, buffer("S", "P")]
@@ -191,6 +198,8 @@ class ChooseBlocks(Operation, code=50):
     most: Annotated[int, NUMBER]
     scores: Annotated[Floats, buffer("at_once", "P", "B"), OUTPUT]  # memory for those of some rows
     chosen: Annotated[Integers, rows("P"), OUTPUT]
+    shares: Annotated[Floats | None, rows("H")] = None
+    own: bool = False
 
     def check(self, sizes: Sizes) -> None:
         _check_rate(self.rate, sizes.letters["B"], "keys")
@@ -199,15 +208,6 @@ class ChooseBlocks(Operation, code=50):
 
     def position_bytes(self) -> int:
         return self.keys.nbytes // (self.keys.shape[0] * PAGE_TOKENS)
-
-
-MOST_BITS = 32
-"""The most blocks of a page of which some are chosen."""
-
-
-def _check_bits(blocks: int, field: str) -> None:
-    """Check that the blocks of a page have a bit each."""
-    require(blocks <= MOST_BITS, field, f"at most {MOST_BITS} blocks of a page", blocks)
 
 
 def blocks_of_page(rate: int) -> int:
@@ -264,57 +264,42 @@ class Compress(Operation, code=46):
         require(rotated <= width, "cosine", f"at most {width // 2} columns", rotated // 2)
 
 
+WIDEST_BLOCK_KEY = 1024
+"""The most channels of a key that `StoreBlockKeys` writes."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class SelectBlocks(Operation, code=43):
-    """Chooses which blocks of `64 / B` earlier tokens a token sees: at most `kept`, and those of its own block.
+class StoreBlockKeys(Operation, code=43):
+    """Each whole block of `rate` tokens gets a key: the mean of its tokens' rows of `keys`.
 
-    A complete block has a key: the mean of its tokens' rows of `keys`, normalised (`RmsNorm`), of whose first `R`
-    channels the halves are rotated (`Rope`) by the position of the block's first token. It is written to row
-    `position % 64 // (64 / B)` of the page of its tokens. The score of a block for a row is the sum over the heads of
-    `max(0, query[h] . key)`; those of the largest scores are kept, of equal ones those that come first. A block that
-    the row's token does not complete is seen up to the token. Bit `b` of `chosen[t, p]` says whether row `t` sees block
-    `b` of page `p`; bits of later blocks are 0.
+    The mean is normalised (`RmsNorm`), the halves of its first `R` channels are rotated (`Rope`) by the position of the
+    block's first token, and it is written to the page of the block's last one: as row `position % 64 // rate`.
 
-    `inputs` is a ring as that of `ShortConv`, of rows of `keys`, and the rows of a run come as they do there. `scores`
-    is room for those of a row. Source: Qwen3.8 (2026), as transformers has it.
+    `inputs` is a ring as that of `ShortConv`, of rows of `keys`, and the rows of a run come as they do there. Source:
+    Qwen3.8 (2026), as transformers has it.
     """
 
-    query: Annotated[Floats, rows("H*W")]
     keys: Annotated[Floats, rows("W")]
     norm: Annotated[Floats, weight("W")]
     epsilon: float
     cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
     sine: Annotated[Floats, buffer("C", "R/2")]
+    rate: Annotated[int, NUMBER]
     positions: Annotated[Integers, rows()]
     sequences: Annotated[Integers, rows()]  # rows of `inputs` and `pages`
-    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
+    pages: Annotated[Integers, buffer("S", "P")]
     inputs: Annotated[Floats, buffer("S", "ring", "W"), IN_PLACE]
-    block_keys: Annotated[Cache, cache("N", "1", "B", "W"), IN_PLACE]
-    kept: Annotated[int, NUMBER]
-    scores: Annotated[Floats, rows("P", "B"), OUTPUT]
-    chosen: Annotated[Integers, rows("P"), OUTPUT]
+    block_keys: Annotated[Cache, cache("N", "1", "B", "W"), OUTPUT]
 
     def check(self, sizes: Sizes) -> None:
-        blocks, width = sizes.letters["B"], sizes.letters["W"]
-        require(blocks in PAGE_BLOCKS, "block_keys", "a power of 2 up to 32 rows of a page", blocks)
-        least = PAGE_TOKENS // blocks - 1
-        require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
-        require(
-            sizes.letters["H"] <= MOST_SELECTING_HEADS,
-            "query",
-            f"at most {MOST_SELECTING_HEADS} heads",
-            sizes.letters["H"],
-        )
-        require(width <= WIDEST_SELECTING_HEAD, "keys", f"at most {WIDEST_SELECTING_HEAD} channels", width)
-        require(sizes.letters["R"] <= width, "cosine", f"at most {width // 2} columns", sizes.letters["R"] // 2)
-        require(1 <= self.kept <= LARGEST_EXTENT, "kept", f"1 to {LARGEST_EXTENT}", self.kept)
-
-    def position_bytes(self) -> int:
-        return self.block_keys.nbytes // (self.block_keys.shape[0] * PAGE_TOKENS)
+        _check_rate(self.rate, sizes.letters["B"], "block_keys")
+        width, rotated = sizes.letters["W"], sizes.letters["R"]
+        least, ring = self.rate - 1, sizes.letters["ring"]
+        require(ring >= least, "inputs", f"a ring of at least {least}", ring)
+        require(width <= WIDEST_BLOCK_KEY, "keys", f"at most {WIDEST_BLOCK_KEY} channels", width)
+        require(rotated <= width, "cosine", f"at most {width // 2} columns", rotated // 2)
 
 
-MOST_SELECTING_HEADS = 32
-WIDEST_SELECTING_HEAD = 1024
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
 MOST_DILATION = 64

@@ -107,7 +107,7 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     )
     # What becomes rows of blocks reads all tokens that its next row may need, but the one that comes.
     state += sum(4 * (o.rate * o.parts - 1) * o.inputs.shape[2] for o in operations if isinstance(o, so.Compress))
-    state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, so.SelectBlocks))
+    state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, so.StoreBlockKeys))
     # Some of a router's choices may be of no expert.
     routes = [o for o in operations if isinstance(o, (ex.Route, ex.TableRoute))]
     experts = [o for o in operations if isinstance(o, ex.Experts)]
@@ -120,7 +120,6 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
     caches += [c for o in operations if isinstance(o, so.CompressedAttention) for c in (o.window_cache, o.compressed)]
     caches += [o.keys for o in operations if isinstance(o, so.ChooseBlocks)]
-    caches += [o.block_keys for o in operations if isinstance(o, so.SelectBlocks)]
     assert traffic.kv_bytes_per_position == sum(
         cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
     )
@@ -145,7 +144,7 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, so.ShortConv):
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
-    if isinstance(operation, so.SelectBlocks):
+    if isinstance(operation, so.StoreBlockKeys):
         return operation.norm.nbytes
     if isinstance(operation, so.DeltaRule):
         return operation.decay_bias.nbytes + operation.rate.nbytes

@@ -274,7 +274,6 @@ def choice(
     fill_cache(keys, random.standard_normal((pages, 1, blocks_of_page(rate), width)))
     return so.ChooseBlocks(
         numbers("normal", (tokens, heads * width), random),
-        numbers("normal", (tokens, heads), random),
         *where,
         keys,
         rate,
@@ -282,11 +281,12 @@ def choice(
         most,
         aligned((int(random.integers(1, 5)), where.pages.shape[1], blocks_of_page(rate)), np.float32),
         aligned((tokens, where.pages.shape[1]), np.int32),
+        numbers("normal", (tokens, heads), random),
     )
 
 
 @few_examples
-@example(heads=1, width=8, tokens=3, rate=128, position=277, most=1, format_name="f32", seed=1)  # two pages a block
+@example(heads=1, width=8, tokens=3, rate=128, position=277, most=1, own=True, format_name="f32", seed=1)
 @given(
     st.sampled_from([1, 3, 32, 40]),
     st.sampled_from([8, 20, 64]),
@@ -294,6 +294,7 @@ def choice(
     st.sampled_from([2, 4, 16, 64, 128]),
     st.integers(0, 500),
     st.sampled_from([1, 2, 7, 30, 1000]),
+    st.booleans(),
     cache_formats,
     seeds,
 )
@@ -305,11 +306,12 @@ def test_blocks_are_chosen(
     rate: int,
     position: int,
     most: int,
+    own: bool,
     format_name: str,
     seed: int,
 ) -> None:
-    """As many as may be, and no other block has a larger score than one of them."""
-    o = choice(tokens, heads, width, rate, position, most, format_name, seed)
+    """As many as may be, and no other block has a larger score than one of them; a row's own one besides, or not."""
+    o = replace(choice(tokens, heads, width, rate, position, most, format_name, seed), own=own)
     any_backend.program([o]).run(tokens)
     elements = o.keys.astype(np.float64) if isinstance(o.keys, np.ndarray) else dequantised(o.keys)
     blocks = elements.shape[2]
@@ -321,6 +323,8 @@ def test_blocks_are_chosen(
         scores = o.shares[t].astype(np.float64) @ np.maximum(products, 0)
         taken = np.array([int(o.chosen[t, b // blocks]) >> b % blocks & 1 for b in range(count)], bool)
         assert taken.sum() == min(most, count)
+        of_its_own = int(o.chosen[t, count // blocks]) >> count % blocks & 1
+        assert of_its_own == (own and (o.positions[t] + 1) % rate != 0)
         if 0 < most < count:
             assert scores[taken].min() >= scores[~taken].max() - 1e-4
 
@@ -366,12 +370,12 @@ def test_other_rates_are_refused(any_backend: Backend) -> None:
         any_backend.program([replace(o, rate=16, bias=np.ones(256, np.float32))])
     with pytest.raises(KernelError, match="inputs: expected a ring of at least 3, found 2"):
         any_backend.program([replace(o, inputs=o.inputs[:, :2].copy())])
-    with pytest.raises(KernelError, match="keys: expected at most 32 blocks of a page, found 64"):
+    with pytest.raises(KernelError, match="keys: expected a power of 2 up to 32 blocks of a page, found 64"):
         any_backend.program([choice(1, 1, 8, 1, 0, 1, "f16", 0)])
     with pytest.raises(KernelError, match="parts: expected 1 or 2, found 3"):
         any_backend.program([compress(4, 4, 3, 16, 0, "f16", 0)])
 
 
 def test_the_reference_runs_it_for_backends_without_a_kernel() -> None:
-    assert {"ChooseBlocks", "Compress", "CompressedAttention"} <= set(make_backend("jit").fallbacks)
+    assert {"Compress", "CompressedAttention"} <= set(make_backend("jit").fallbacks)
     assert not REFERENCE.fallbacks

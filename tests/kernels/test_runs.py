@@ -246,7 +246,7 @@ class TinyLayer:
                 *(*self.places, self.block_ring, self.compressed),
             ),
             so.StoreLatent(single, None, *self.places, self.singles),
-            so.ChooseBlocks(query, index, *self.places, self.compressed, RATE, 0.2, 3, scores, seen),
+            so.ChooseBlocks(query, *self.places, self.compressed, RATE, 0.2, 3, scores, seen, index),
             so.CompressedAttention(
                 *(query, *self.places, self.singles, self.places.pages, self.compressed, RATE, 0.2),
                 *((5, 40)[seed % 2], mixed, own.sinks, seen if seed % 3 else None),

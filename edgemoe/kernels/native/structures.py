@@ -60,7 +60,7 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     so.ChooseBlocks: _CACHE_LETTERS | _OF_BLOCKS,
     so.Compress: _CACHE_LETTERS | _OF_BLOCKS,
     so.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
-    so.SelectBlocks: _CACHE_LETTERS | {"B": "page_blocks"},
+    so.StoreBlockKeys: _CACHE_LETTERS | _OF_BLOCKS,
     ex.Experts: {"S": "slot_count"},
 }
 

@@ -15,9 +15,6 @@ from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
 from edgemoe.model.rope import RopeSpec
 
-_SCORED_ROWS = 16
-"""Rows whose blocks are scored together: enough to keep all threads busy."""
-
 
 @dataclass(frozen=True)
 class BlockIndex:
@@ -189,10 +186,7 @@ class CompressedAttention:
         query = build.linear(latent, "index_query", build.rows("index_query", H * W))
         build.add(op.Rope(query, H, places[0], *build.rope_tables(self.rope), neighbours=True, last=True))
         keys = self._compress(build, "index", rows["index_values"], rows["index_gates"])
-        scores, chosen = build.chosen_blocks(blocks_of_page(self.rate), _SCORED_ROWS)
-        how = self.rate, (H * W) ** -0.5, self.index.most
-        build.add(so.ChooseBlocks(query, rows["index_heads"], *places, build.pages(), keys, *how, scores, chosen))
-        return chosen
+        return build.choose_blocks(query, keys, self.rate, (H * W) ** -0.5, self.index.most, rows["index_heads"])
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("attention has no routing to guess")
