@@ -21,8 +21,9 @@ from edgemoe.architectures.config import (
 )
 from edgemoe.architectures.table import Row, layer_rows, rows, sums_with_one
 from edgemoe.errors import SourceError
+from edgemoe.kernels.block_operations import WIDEST_BLOCK_KEY
 from edgemoe.kernels.operations import PAGE_TOKENS
-from edgemoe.kernels.state_operations import MOST_DILATION, MOST_TAPS, WIDEST_BLOCK_KEY
+from edgemoe.kernels.state_operations import MOST_DILATION, MOST_TAPS
 from edgemoe.kernels.stream_operations import MOST_STREAMS
 from edgemoe.model.blocks import Attention, BlockIndexer, NgramTable
 from edgemoe.model.blocks.ngram_table import MOST_PARTS

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
@@ -200,15 +201,15 @@ class Builder:
         shares: op.Floats | None = None,
         own: bool = False,
     ) -> op.Integers:
-        """Add a choice of blocks of `rate` tokens (`so.ChooseBlocks`); returns the bits of those that tokens see.
+        """Add a choice of blocks of `rate` tokens (`bo.ChooseBlocks`); returns the bits of those that tokens see.
 
         All layers share memory for bits, and for scores: a layer's choice is of no use to the next one.
         """
-        blocks = so.blocks_of_page(rate)
+        blocks = bo.blocks_of_page(rate)
         scores: Any = self._shared(Value(f"scores_of_{blocks}", (_SCORED_ROWS, "P", blocks), "f32", "kept"))
         bits: Any = self._shared(Value("chosen_blocks", (self.letter, "P"), "i32", "kept"))
         places = (*self.places(), self.pages())
-        self.add(so.ChooseBlocks(query, *places, keys, rate, scale, most, scores, bits, shares, own))
+        self.add(bo.ChooseBlocks(query, *places, keys, rate, scale, most, scores, bits, shares, own))
         return cast("op.Integers", bits)
 
     def token_ids(self) -> op.Integers:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.native.library import available_isas
@@ -37,13 +38,13 @@ CONTEXT = 5 * PAGE_TOKENS
 
 def choice(
     tokens: int, heads: int, width: int, block: int, kept: int, cache: str, random: np.random.Generator, start: int = 0
-) -> tuple[so.StoreBlockKeys, so.ChooseBlocks]:
+) -> tuple[bo.StoreBlockKeys, bo.ChooseBlocks]:
     """The keys of blocks and a choice among them, on rows that follow `start` earlier ones of the same sequence."""
     where = places(tokens, start, CONTEXT // PAGE_TOKENS)
     angles, blocks = random.random((CONTEXT, width // 4)) * 7, PAGE_TOKENS // block
     held = empty_cache(cache, (where.pages.max() + 1, 1, blocks, width))
     fill_cache(held, random.standard_normal(held.shape))
-    keys = so.StoreBlockKeys(
+    keys = bo.StoreBlockKeys(
         numbers("normal", (tokens, width), random),
         numbers("normal", (width,), random),
         1e-6,
@@ -53,7 +54,7 @@ def choice(
         numbers("normal", (1, block - 1 + int(random.integers(0, 3)), width), random),
         held,
     )
-    choose = so.ChooseBlocks(
+    choose = bo.ChooseBlocks(
         numbers("normal", (tokens, heads * width), random),
         *where,
         held,
@@ -202,7 +203,7 @@ def test_keys_that_are_refused(any_backend: Backend, change: dict[str, object], 
 
 
 def test_keys_wider_than_any_are_refused(any_backend: Backend) -> None:
-    keys, _ = choice(1, 1, so.WIDEST_BLOCK_KEY + 4, 4, 3, "f32", np.random.default_rng(4))
+    keys, _ = choice(1, 1, bo.WIDEST_BLOCK_KEY + 4, 4, 3, "f32", np.random.default_rng(4))
     with pytest.raises(KernelError, match="keys: expected at most 1024 channels, found 1028"):
         any_backend.program([keys])
 

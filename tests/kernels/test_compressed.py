@@ -10,11 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.block_operations import blocks_of_page
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.backend import REFERENCE
-from edgemoe.kernels.state_operations import blocks_of_page
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     aligned,
@@ -37,13 +38,13 @@ CONTEXT = 512
 
 def compress(
     tokens: int, rate: int, parts: int, width: int, position: int, format_name: str, seed: int, undo: int = 3
-) -> so.Compress:
+) -> bo.Compress:
     """The operation on rows of some sequences, which go on from about a position; earlier ones are in the ring."""
     random = np.random.default_rng(seed)
     where = mixed_places(random, tokens, position)
     cache = empty_cache(format_name, (int(where.pages.max()) + 2, 1, blocks_of_page(rate), width))
     angles = random.random((CONTEXT, max(1, width // 4))) * 7
-    return so.Compress(
+    return bo.Compress(
         numbers("normal", (tokens, parts * width), random),
         numbers("normal", (tokens, parts * width), random) * np.float32(3),
         numbers("normal", (rate * parts * width,), random),
@@ -58,7 +59,7 @@ def compress(
     )
 
 
-def by_hand(o: so.Compress) -> dict[tuple[int, int], np.ndarray]:
+def by_hand(o: bo.Compress) -> dict[tuple[int, int], np.ndarray]:
     """The row of each block that ends in the run, by its page and its place there, in float64."""
     width = o.norm.size
     tokens: dict[tuple[int, int], np.ndarray] = {}
@@ -156,7 +157,7 @@ def attention(
     format_name: str,
     seed: int,
     choosing: bool = False,
-) -> so.CompressedAttention:
+) -> bo.CompressedAttention:
     random = np.random.default_rng(seed)
     where = mixed_places(random, tokens, position)
     pages = int(where.pages.max()) + 2
@@ -164,7 +165,7 @@ def attention(
     fill_cache(kept, random.standard_normal((pages, 1, PAGE_TOKENS, width)))
     compressed = empty_cache(format_name, (pages + 1, 1, blocks_of_page(rate), width))
     fill_cache(compressed, random.standard_normal((pages + 1, 1, blocks_of_page(rate), width)))
-    return so.CompressedAttention(
+    return bo.CompressedAttention(
         numbers("normal", (tokens, heads * width), random),
         *where,
         kept,
@@ -185,7 +186,7 @@ def chosen_blocks(random: np.random.Generator, pages: int, tokens: int) -> np.nd
     return aligned_copy(bits * (random.random(bits.shape) < 0.7).astype(np.int32))
 
 
-def sees(o: so.CompressedAttention, t: int, block: int) -> bool:
+def sees(o: bo.CompressedAttention, t: int, block: int) -> bool:
     """Whether the row sees a block that ends no later than itself."""
     if o.chosen is None:
         return True
@@ -266,13 +267,13 @@ def test_cuts_and_company_change_no_bit_of_compressed_attention(rate: int, choos
 
 def choice(
     tokens: int, heads: int, width: int, rate: int, position: int, most: int, format_name: str, seed: int
-) -> so.ChooseBlocks:
+) -> bo.ChooseBlocks:
     random = np.random.default_rng(seed)
     where = mixed_places(random, tokens, position)
     pages = int(where.pages.max()) + 2
     keys = empty_cache(format_name, (pages, 1, blocks_of_page(rate), width))
     fill_cache(keys, random.standard_normal((pages, 1, blocks_of_page(rate), width)))
-    return so.ChooseBlocks(
+    return bo.ChooseBlocks(
         numbers("normal", (tokens, heads * width), random),
         *where,
         keys,

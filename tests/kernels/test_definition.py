@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
@@ -104,7 +105,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         ex.Prefetch(layer.chosen),
     ]
     mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
-    keys = so.StoreBlockKeys(
+    keys = bo.StoreBlockKeys(
         *(layer.residual[:, : WIDTH // 2], np.ones(WIDTH // 2, np.float32), 1e-6),
         *[np.ones((CONTEXT, 1), np.float32)] * 2,
         32,

@@ -119,7 +119,7 @@ def quantised_caches_to_float(
 
 @jit
 def block_scores(query: Floats, shares: Floats, keys: Floats, scale: float, scores: Floats) -> None:
-    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `state_operations.ChooseBlocks`."""
+    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `block_operations.ChooseBlocks`."""
     heads, width = query.shape
     factor = np.float32(scale)
     for n in range(len(keys)):

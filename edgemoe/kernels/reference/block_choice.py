@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels.definition import Sizes
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
 from edgemoe.kernels.reference.attention import cache_elements, check_pages, quantise_cache_rows
@@ -16,12 +16,12 @@ from edgemoe.kernels.reference.layers import rms_norm, rope, segments
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
-def _keys_scratch(kernels: StepwiseBackend, o: so.StoreBlockKeys, sizes: Sizes) -> int:
+def _keys_scratch(kernels: StepwiseBackend, o: bo.StoreBlockKeys, sizes: Sizes) -> int:
     return kernels.element_scratch_bytes * (sizes.rows + 4 * o.rate) * sizes.letters["W"]
 
 
-@means(so.StoreBlockKeys, scratch=_keys_scratch)
-def _store_block_keys(kernels: Any, o: so.StoreBlockKeys, tokens: int) -> None:
+@means(bo.StoreBlockKeys, scratch=_keys_scratch)
+def _store_block_keys(kernels: Any, o: bo.StoreBlockKeys, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_each("sequence", sequences, len(o.inputs))
     check_pages(positions, sequences, o.pages, o.block_keys.shape[0], window=1)
@@ -39,7 +39,7 @@ def _store_block_keys(kernels: Any, o: so.StoreBlockKeys, tokens: int) -> None:
         inputs[positions[rows[kept]] % ring] = o.keys[rows[kept]]
 
 
-def _store_key(o: so.StoreBlockKeys, rows: Floats, last: int, pages: Integers) -> None:
+def _store_key(o: bo.StoreBlockKeys, rows: Floats, last: int, pages: Integers) -> None:
     """Write the key of a block whose last token stands at `last`, from its tokens' rows."""
     mean = single(rows.astype(np.float64).mean(axis=0))
     normed, turn = rms_norm(mean[None], o.norm, o.epsilon), slice(last - o.rate + 1, last - o.rate + 2)
@@ -72,13 +72,13 @@ def best_blocks(query: Floats, shares: Floats | None, keys: Doubles, scale: floa
     return np.argsort(-block_scores(query, shares, keys, scale), kind="stable")[:most]
 
 
-def _choose_scratch(kernels: StepwiseBackend, o: so.ChooseBlocks, sizes: Sizes) -> int:
+def _choose_scratch(kernels: StepwiseBackend, o: bo.ChooseBlocks, sizes: Sizes) -> int:
     pages, blocks, width = (sizes.letters[letter] for letter in ("P", "B", "W"))
     return 8 * pages * blocks * (3 * width + 4 * sizes.letters["H"] + 16)
 
 
-@means(so.ChooseBlocks, "best_blocks", _choose_scratch)
-def _choose_blocks(kernels: Any, o: so.ChooseBlocks, tokens: int) -> None:
+@means(bo.ChooseBlocks, "best_blocks", _choose_scratch)
+def _choose_blocks(kernels: Any, o: bo.ChooseBlocks, tokens: int) -> None:
     blocks, width = o.keys.shape[2:]
     check_pages(o.positions[:tokens], o.sequences[:tokens], o.pages, o.keys.shape[0], window=0)
     for t in range(tokens):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels.definition import Sizes
 from edgemoe.kernels.operations import PAGE_TOKENS, Floats, Integers, QuantisedCache
 from edgemoe.kernels.reference.attention import cache_elements, check_pages, first_seen, quantise_cache_rows
@@ -17,13 +17,13 @@ from edgemoe.kernels.reference.layers import rms_norm, rope, segments
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
-def _compress_scratch(kernels: StepwiseBackend, o: so.Compress, sizes: Sizes) -> int:
+def _compress_scratch(kernels: StepwiseBackend, o: bo.Compress, sizes: Sizes) -> int:
     tokens = sizes.rows + o.rate * o.parts
     return kernels.element_scratch_bytes * tokens * 3 * o.parts * sizes.letters["W"]
 
 
-@means(so.Compress, scratch=_compress_scratch)
-def _compress(kernels: Any, o: so.Compress, tokens: int) -> None:
+@means(bo.Compress, scratch=_compress_scratch)
+def _compress(kernels: Any, o: bo.Compress, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_pages(positions, sequences, o.pages, o.compressed.shape[0], window=1)
     check_each("position", positions, len(o.cosine))
@@ -53,7 +53,7 @@ def _compressed_row(known: Floats, position: int, start: int, rate: int, parts: 
     return mean
 
 
-def _store(o: so.Compress, t: int, row: Doubles) -> None:
+def _store(o: bo.Compress, t: int, row: Doubles) -> None:
     """Normalise, rotate and store what the block becomes that ends at row `t` of a run."""
     position, rotated = int(o.positions[t]), 2 * o.cosine.shape[1]
     normed = rms_norm(single(row), o.norm, o.epsilon)
@@ -73,13 +73,13 @@ def _bits(chosen: Integers, blocks: int, count: int) -> npt.NDArray[np.bool_]:
     return (chosen.view(np.uint32)[pages] >> places.astype(np.uint32) & 1).astype(np.bool_)
 
 
-def _attention_scratch(kernels: StepwiseBackend, o: so.CompressedAttention, sizes: Sizes) -> int:
+def _attention_scratch(kernels: StepwiseBackend, o: bo.CompressedAttention, sizes: Sizes) -> int:
     heads, width, pages = (sizes.letters[letter] for letter in "HWP")
     return 2 * kernels.attention_scratch_bytes(sizes.rows, heads, 1, width, pages * PAGE_TOKENS)
 
 
-@means(so.CompressedAttention, scratch=_attention_scratch)
-def _compressed_attention(kernels: Any, o: so.CompressedAttention, tokens: int) -> None:
+@means(bo.CompressedAttention, scratch=_attention_scratch)
+def _compressed_attention(kernels: Any, o: bo.CompressedAttention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_pages(positions, sequences, o.window_pages, o.window_cache.shape[0], o.window)
     width = o.window_cache.shape[3]

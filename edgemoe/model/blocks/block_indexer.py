@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import operations as op
-from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks.body import Shapes
 from edgemoe.model.builder import Builder
 from edgemoe.model.rope import RopeSpec
@@ -13,7 +13,7 @@ from edgemoe.model.rope import RopeSpec
 
 @dataclass(frozen=True)
 class BlockIndexer:
-    """A choice of earlier tokens, block by block, by heads of its own (`so.ChooseBlocks`): Qwen3.8's QSA."""
+    """A choice of earlier tokens, block by block, by heads of its own (`bo.ChooseBlocks`): Qwen3.8's QSA."""
 
     heads: int
     head_dim: int
@@ -26,7 +26,7 @@ class BlockIndexer:
         """Raise ValueError for sizes that contradict one another, or the channels that positions rotate."""
         if self.block < 2 or op.PAGE_TOKENS % self.block:
             raise ValueError(f"blocks of {self.block} tokens: expected a divisor of {op.PAGE_TOKENS}")
-        if not rotated <= self.head_dim <= so.WIDEST_BLOCK_KEY:
+        if not rotated <= self.head_dim <= bo.WIDEST_BLOCK_KEY:
             raise ValueError(f"heads of width {self.head_dim} that choose blocks")
 
     def tensors(self, hidden_size: int) -> Shapes:
@@ -52,7 +52,7 @@ class BlockIndexer:
         tables, places = build.rope_tables(rope), build.places()
         build.add(op.Rope(query, H, places[0], *tables, rope.pairing == "neighbours"))
         inputs = build.fixed_state("index_inputs", self.block - 1, W)
-        keys = build.state("index_keys", "N", 1, so.blocks_of_page(self.block), W)
+        keys = build.state("index_keys", "N", 1, bo.blocks_of_page(self.block), W)
         norm = build.vector("index_key_norm", W), build.epsilon
-        build.add(so.StoreBlockKeys(key, *norm, *tables, self.block, *places, build.pages(), inputs, keys))
+        build.add(bo.StoreBlockKeys(key, *norm, *tables, self.block, *places, build.pages(), inputs, keys))
         return build.choose_blocks(query, keys, self.block, 1.0, self.kept, own=True)
