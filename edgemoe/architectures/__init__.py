@@ -69,10 +69,11 @@ from edgemoe.architectures import (
     switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import Change, SourceSlice, resolve_tensors
-from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
-from edgemoe.architectures.table import embedding_copies as _embedding_copies
-from edgemoe.architectures.table import possible_shapes as _possible_shapes
+from edgemoe.architectures.resolution import checkpoint_shapes as _checkpoint_shapes
+from edgemoe.architectures.resolution import embedding_copies as _embedding_copies
+from edgemoe.architectures.resolution import possible_shapes as _possible_shapes
+from edgemoe.architectures.resolution import resolve_tensors
+from edgemoe.architectures.table import Change, SourceSlice
 from edgemoe.architectures.tails import Tail, rank_name
 from edgemoe.architectures.unused import AUDIO, FURTHER_TOKENS, INDEXER, VISION
 from edgemoe.architectures.unused import unused_tensors as _unused_tensors

@@ -23,8 +23,9 @@ from edgemoe.architectures.deepseek_v4_tensors import TENSORS
 from edgemoe.architectures.frame import pair_layers, read_experts, read_frame, read_layer_count
 from edgemoe.architectures.positions import SMALLEST_NUMBER, read_rope
 from edgemoe.errors import SourceError
+from edgemoe.kernels.block_operations import LONGEST_BLOCK
 from edgemoe.kernels.operations import PAGE_TOKENS, Activation
-from edgemoe.kernels.state_operations import LONGEST_BLOCK, MOST_BITS
+from edgemoe.kernels.state_operations import MOST_BITS
 from edgemoe.kernels.stream_operations import MOST_STREAMS
 from edgemoe.model.blocks import BlockIndex, CompressedAttention, Moe, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import checkpoint_shapes, mixtral, model_spec, resolve
-from edgemoe.architectures.table import checkpoint_shapes as table_shapes
-from edgemoe.architectures.table import layer_rows, resolve_tensors
+from edgemoe.architectures.resolution import checkpoint_shapes as table_shapes
+from edgemoe.architectures.resolution import resolve_tensors
+from edgemoe.architectures.table import layer_rows
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL
 from tests.support.every_case import every_case

@@ -417,6 +417,15 @@ def test_a_window_costs_no_more_the_longer_the_context() -> None:
         assert plan.kv_cache_bytes == length * position_bytes + short.kept_bytes + table
 
 
+def test_scores_of_blocks_take_no_more_the_longer_a_run() -> None:
+    """What a row takes by itself of a longer context is a word of bits for each page."""
+    graph = build_graph(model_spec(SHAPES["qwen3.8-flash-next"]))
+    short, long = 128, 1 << 18
+    grown = [kept_bytes(graph, tokens, long) - kept_bytes(graph, tokens, short) for tokens in (512, 2048)]
+    pages = (long - short) // op.PAGE_TOKENS
+    assert grown[1] - grown[0] == (2048 - 512) * pages * 4
+
+
 def test_larger_chunks_do_not_crowd_the_budget_through_the_pages_of_windows() -> None:
     spec = model_of(1000, 64, (64, 64, 128), *[GatedFfn(64)] * 40, windows=(64,))
     graph = build_graph(spec)

@@ -118,16 +118,17 @@ def quantised_caches_to_float(
 
 
 @jit
-def block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
-    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `state_operations.SelectBlocks`."""
+def block_scores(query: Floats, shares: Floats, keys: Floats, scale: float, scores: Floats) -> None:
+    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `block_operations.ChooseBlocks`."""
     heads, width = query.shape
+    factor = np.float32(scale)
     for n in range(len(keys)):
         scores[n] = _ZERO
         for head in range(heads):
             total = _ZERO
             for i in range(width):
                 total += query[head, i] * keys[n, i]
-            scores[n] += max(total, _ZERO)
+            scores[n] += shares[head] * max(total * factor, _ZERO)
 
 
 @jit
