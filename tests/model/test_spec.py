@@ -13,6 +13,7 @@ from edgemoe.kernels.operations import RELU, RELU2, SILU, Activation
 from edgemoe.model.blocks import (
     Attention,
     BlockIndex,
+    BlockIndexer,
     CompressedAttention,
     GatedDelta,
     GatedFfn,
@@ -129,6 +130,18 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         (LayerSpec.of(replace(COMPRESSED, rate=0)), "blocks that overlap or are chosen, of no tokens"),
         (LayerSpec.of(replace(COMPRESSED, rate=1)), "a choice among blocks of 1 token"),
         (LayerSpec.of(replace(COMPRESSED, index=BlockIndex(2, 6, 5))), "8 of 6 channels are rotated"),
+        (
+            LayerSpec.of(replace(ATTENTION, indexer=BlockIndexer(2, 16, 24, 5))),
+            "blocks of 24 tokens: expected a divisor of 64",
+        ),
+        (
+            LayerSpec.of(replace(ATTENTION, indexer=BlockIndexer(2, 12, 4, 5))),
+            "heads of width 12 that choose blocks: expected 16 to 1024",
+        ),
+        (
+            LayerSpec.of(replace(ATTENTION, indexer=BlockIndexer(2, 1028, 4, 5))),
+            "heads of width 1028 that choose blocks: expected 16 to 1024",
+        ),
         (routed(True, score="sqrt_softplus", choice_bias=True, table=9), "router: a table of experts with weights"),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),

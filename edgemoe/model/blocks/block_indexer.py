@@ -27,7 +27,8 @@ class BlockIndexer:
         if self.block < 2 or op.PAGE_TOKENS % self.block:
             raise ValueError(f"blocks of {self.block} tokens: expected a divisor of {op.PAGE_TOKENS}")
         if not rotated <= self.head_dim <= bo.WIDEST_BLOCK_KEY:
-            raise ValueError(f"heads of width {self.head_dim} that choose blocks")
+            expected = f"{rotated} to {bo.WIDEST_BLOCK_KEY}"
+            raise ValueError(f"heads of width {self.head_dim} that choose blocks: expected {expected}")
 
     def tensors(self, hidden_size: int) -> Shapes:
         """Its tensors within the layer."""
@@ -50,7 +51,7 @@ class BlockIndexer:
         build.add(op.Linear(source, tuple(parts)))
         build.rms_norm(query, "index_query_norm", W, query, heads=H)
         tables, places = build.rope_tables(rope), build.places()
-        build.add(op.Rope(query, H, places[0], *tables, rope.pairing == "neighbours"))
+        build.add(op.Rope(query, H, places[0], *tables))
         inputs = build.fixed_state("index_inputs", self.block - 1, W)
         keys = build.state("index_keys", "N", 1, bo.blocks_of_page(self.block), W)
         norm = build.vector("index_key_norm", W), build.epsilon
