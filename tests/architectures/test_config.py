@@ -667,6 +667,7 @@ def mixer(layer: LayerSpec) -> CompressedAttention:
     ("changes", "words"),
     [
         ({"compress_ratios": [8] * 43}, "compress_ratios is 8; edgemoe implements 0, 4, 128 only"),
+        ({"compress_ratios": [[4]] * 43}, "compress_ratios is a list of 1; edgemoe implements 0, 4, 128 only"),
         ({"compress_ratios": [4] * 42}, "compress_ratios lists 42 layers; expected 43"),
         ({"layer_types": ["full_attention"] * 43}, 'layer_types is "full_attention"'),
         ({"compress_rates": {"heavily_compressed_attention": 96}}, "compress_rates.heavily_compressed_attention is 96"),
