@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, ConfigReader, unsupported
@@ -98,6 +99,21 @@ def read_window(reader: ConfigReader, types: Collection[str], default: int | Non
         reader.skip("sliding_window")
         return 0
     return reader.integer("sliding_window", maximum=limits.LARGEST_POSITIONS, default=default)
+
+
+def read_overrides(reader: ConfigReader) -> Mapping[int, Any]:
+    """The settings of layers that differ from the others, by `per_layer_config`. Raises SourceError.
+
+    Its keys are their numbers, which transformers writes with as many digits as the last one has.
+    """
+    found = reader.value("per_layer_config")
+    found = {} if found is None else found
+    if not isinstance(found, Mapping) or not all(re.fullmatch(r"[0-9]{1,6}", str(number)) for number in found):
+        raise unsupported("per_layer_config", found, "an object whose keys are numbers of layers")
+    overrides = {int(number): settings for number, settings in found.items()}
+    if len(overrides) < len(found):
+        raise SourceError("config.json: per_layer_config has a layer twice; expected each once.", DAMAGED)
+    return overrides
 
 
 def read_attention(

@@ -22,6 +22,7 @@ from edgemoe.architectures.frame import (
     read_experts,
     read_frame,
     read_layer_count,
+    read_overrides,
     read_window,
 )
 from edgemoe.architectures.table import DENSE_FFN, FRAME, FUSED_EXPERTS, layer_rows, rows, shared_rows, sums_with_one
@@ -200,8 +201,8 @@ def _attention(layers: _Layers, frame: ModelSpec, kind: str, types: Sequence[str
     within = other.integer("num_attention_heads", maximum=LARGEST_WIDTH, default=heads)
     within = reader.integer("num_sliding_attention_heads", maximum=LARGEST_WIDTH, default=within)
     kv_within = other.integer("num_attention_groups", maximum=LARGEST_WIDTH, default=kv_heads)
-    overrides = {str(n): {"num_attention_heads": within} for n, own in enumerate(types) if own == "sliding_attention"}
-    if (found := reader.value("per_layer_config")) not in (None, {}, overrides):  # transformers writes them again
+    overrides = {n: {"num_attention_heads": within} for n, own in enumerate(types) if own == "sliding_attention"}
+    if (found := read_overrides(reader)) not in ({}, overrides):  # transformers writes them again
         raise unsupported("per_layer_config", found, "settings by the type of layer")
     positions = reader.value("rope_parameters")
     by_type = isinstance(positions, Mapping) and any(isinstance(inner, Mapping) for inner in positions.values())

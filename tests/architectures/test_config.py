@@ -896,7 +896,9 @@ def test_gemma4_says_the_heads_of_its_layers_in_two_ways():
     text = GEMMA4_26B_A4B["text_config"]
     own = {key: value for key, value in text.items() if "global" not in key}
     heads = {"head_dim": 512, "num_key_value_heads": 2}
-    assert model_spec(own | {"per_layer_config": {str(5 + 6 * n): heads for n in range(5)}}) == model_spec(text)
+    for number in ("{}", "{:02}"):  # transformers writes as many digits as the last layer's number has
+        listed = {number.format(5 + 6 * n): heads for n in range(5)}
+        assert model_spec(own | {"per_layer_config": listed}) == model_spec(text)
     unlisted = {key: value for key, value in text.items() if key != "layer_types"}
     assert model_spec(unlisted) == model_spec(text)
     assert attention(model_spec(text | {"attention_k_eq_v": False}).layers[5]).kv_heads == 8
@@ -937,6 +939,8 @@ def test_a_text_config_that_is_no_object_is_refused():
         ({"hidden_activation": "silu"}, 'hidden_activation is "silu"; edgemoe implements "gelu_pytorch_tanh" only'),
         ({"per_layer_config": {"4": {"head_dim": 512}}}, "per_layer_config is an object of 1; edgemoe implements"),
         ({"per_layer_config": {"5": 7}}, "per_layer_config is an object of 1"),
+        ({"per_layer_config": {"5": {"head_dim": 512}, "05": {"head_dim": 512}}}, "has a layer twice"),
+        ({"per_layer_config": {"9" * 5000: {}}}, "per_layer_config is an object of 1"),
         ({"per_layer_config": []}, "per_layer_config is an empty list"),
         ({"num_global_key_value_heads": 3}, "layers of full_attention have 16 query heads and 3 key heads"),
         ({"global_head_dim": 1 << 18}, "16 heads of width 262144"),

@@ -172,6 +172,8 @@ def test_step_has_heads_and_positions_by_the_type_of_layer():
     assert model_spec(listed) == spec
     typed = without(STEP_35_FLASH, "moe_layers_enum") | {"mlp_layer_types": ["dense"] * 3 + ["sparse"] * 42}
     assert model_spec(typed) == spec
+    again = {f"{n:02}": {"num_attention_heads": 96} for n in range(45) if n % 4}  # transformers writes them
+    assert model_spec(STEP_35_FLASH | {"per_layer_config": again}) == spec
     further = STEP_35_FLASH | {"rope_theta": [*STEP_35_FLASH["rope_theta"][:45], 1.5, 2.5, 3.5]}
     assert model_spec(further) == spec  # only layers that run must be alike
     dense = model_spec(STEP_35_FLASH | {"swiglu_limits_shared": [16] * 48}).layers[0]
