@@ -203,9 +203,15 @@ class ConfigReader:
             raise SourceError(f"config.json: {pairs}; they are names of one thing and must agree.", DAMAGED)
         return next(iter(present.items()), (names[0], None))
 
-    def number(self, name: str, default: float | None = None, *, above: float = 0.0, maximum: float = 1e9) -> float:
-        """A finite number with `above < number <= maximum`; required unless a default is given."""
-        return checked_number(name, self.value(name), default, above=above, maximum=maximum)
+    def number(
+        self, name: str, default: float | None = None, *synonyms: str, above: float = 0.0, maximum: float = 1e9
+    ) -> float:
+        """A finite number with `above < number <= maximum` under one of several synonymous keys.
+
+        It is required unless a default is given.
+        """
+        found, value = self._one_of((name, *synonyms))
+        return checked_number(found, value, default, above=above, maximum=maximum)
 
     def flag(self, name: str, default: bool, *synonyms: str) -> bool:
         """True or false under one of several synonymous keys."""

@@ -228,6 +228,9 @@ def test_mimo_has_narrow_values_and_more_key_heads_within_windows():
     }
     assert model_spec(newer) == model_spec(MIMO_V2_FLASH)
     assert model_spec(without(newer, "layer_types", "mlp_layer_types", "sliding_window")) == model_spec(MIMO_V2_FLASH)
+    assert model_spec(MIMO_V2_FLASH | {"rms_norm_eps": 1e-5}) == model_spec(MIMO_V2_FLASH)
+    words = "layernorm_epsilon is 1e-05 and rms_norm_eps is 1e-06; they are names of one thing and must agree"
+    assert words in refusal(MIMO_V2_FLASH | {"rms_norm_eps": 1e-6})
 
 
 @every_case("config", ["TRINITY_MINI", "MELLUM2_12B_A25B", "FLINT", "KOLIBRI_1", "LAGUNA_XS2"])
