@@ -9,6 +9,7 @@ Source: `modeling_step3p5.py` of stepfun-ai/Step-3.5-Flash, and transformers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -180,7 +181,7 @@ def _sparse_layers(layers: _Layers) -> Collection[int]:
                 raise unsupported("mlp_layer_types", kind, '"dense" or "sparse"')
         return {number for number, kind in enumerate(kinds) if kind == "sparse"}
     if isinstance(numbers, str):
-        numbers = [int(part) if part.strip().isdecimal() else part for part in numbers.split(",")]
+        numbers = [int(part) if re.fullmatch(r"\s*[0-9]{1,6}\s*", part) else part for part in numbers.split(",")]
     if not isinstance(numbers, (list, tuple)) or not all(type(number) is int and number >= 0 for number in numbers):
         found = layers.reader.value("moe_layers_enum")
         found = "missing" if found is None else show(found)

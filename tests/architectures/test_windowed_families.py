@@ -185,6 +185,7 @@ def test_step_has_heads_and_positions_by_the_type_of_layer():
     [
         ({"moe_layers_enum": None}, "moe_layers_enum is missing; expected the numbers of layers"),
         ({"moe_layers_enum": "3,x"}, 'moe_layers_enum is "3,x"'),
+        ({"moe_layers_enum": "9" * 5000}, 'moe_layers_enum is "9999'),
         ({"mlp_layer_types": ["hash"] * 45}, 'mlp_layer_types is "hash"'),
         ({"layer_types": ["full_attention"] * 44}, "layer_types lists 44 layers; expected 45 or 48"),
         ({"rope_theta": [5e6, *[1e4] * 47]}, "rope_theta is a list of 48; edgemoe implements one value for all layers"),
