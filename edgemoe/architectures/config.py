@@ -175,6 +175,14 @@ class ConfigReader:
         self._inner.append(ConfigReader(value))
         return self._inner[-1]
 
+    def text_config(self, *model_types: str) -> ConfigReader | None:
+        """A reader of the config of a model's text part, which is of one of these types if it says so; see `inner`."""
+        text = self.inner("text_config")
+        found = None if text is None else text.value("model_type")
+        if found is not None and found not in model_types:
+            raise unsupported("text_config.model_type", found, " or ".join(map(show, model_types)))
+        return text
+
     def value(self, name: str) -> Any:
         """The raw value; None if the key is absent or null."""
         self._seen.add(name)

@@ -59,7 +59,7 @@ TENSORS = tuple(dict.fromkeys(_INNER_ROWS + _ROWS))
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
-    text = reader.inner("text_config") or reader
+    text = reader.text_config("gemma4_text") or reader
     frame = read_frame(text, "gemma4", tied=True, layer_types=WINDOWED, windows=True)
     _read_left_out(reader, text, frame)
     text.require("hidden_activation", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")

@@ -106,7 +106,7 @@ class _Layers(NamedTuple):
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
-    text = reader.inner("text_config") or reader
+    text = reader.text_config("step3p5") or reader
     if text is not reader:
         check_own_code(reader, "Step3p7ForConditionalGeneration")
         reader.skip("projector_bias", *_OF_IMAGES)

@@ -929,6 +929,14 @@ def test_a_text_config_that_is_no_object_is_refused():
     assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
 
 
+def test_a_text_config_of_another_family_is_refused():
+    parts = [config for config in golden_configs().values() if "text_config" in config]
+    for config in [*parts, KIMI_K25, MISTRAL_SMALL_4]:
+        assert model_spec(config).family == config["model_type"]
+        text = config["text_config"] | {"model_type": "gpt2"}
+        assert 'text_config.model_type is "gpt2"; edgemoe implements' in refusal(config | {"text_config": text})
+
+
 @every_case(
     ("changes", "words"),
     [
