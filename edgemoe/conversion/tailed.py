@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import Tail, tail_in
-from edgemoe.conversion.source import Source, TensorInfo
-from edgemoe.kernels.file_rows import Rows
+from edgemoe.conversion.source import FLOAT_DTYPES, Source, TensorInfo
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows
 from edgemoe.kernels.formats import Blocks, dequantise
 
 Floats = npt.NDArray[np.float32]
@@ -63,6 +63,8 @@ class TailedSource:
             if earlier != last:
                 self._needed.setdefault(last, set()).add(earlier)
             dtype = own.dtype if tail.factor == 1 else "F32"
+            for part in (own, other):  # the plan refuses a tensor of which a part cannot be read
+                dtype = dtype if part.dtype in FLOAT_DTYPES or part.dtype in BLOCK_FORMATS else part.dtype
             self._tensors[name] = replace(own, shape=_joined_shape(own, other, tail), dtype=dtype, shard=last)
 
     def tensors(self) -> Mapping[str, TensorInfo]:
