@@ -216,9 +216,8 @@ class Metadata:
         return largest
 
     def wrong(self, key: str, expected: str, found: Any) -> SourceError:
-        return SourceError(
-            f"{self._path}: {self._prefix}{key}: expected {expected}, found {found!r:.80}.", TAKE_ANOTHER
-        )
+        shown = "none" if found is None else f"{found!r:.80}"
+        return SourceError(f"{self._path}: {self._prefix}{key}: expected {expected}, found {shown}.", TAKE_ANOTHER)
 
     def translated(self, error: SourceError) -> SourceError:
         """Rephrase an error about a config key in terms of the GGUF key that it was made from."""
