@@ -548,6 +548,9 @@ def test_a_store_of_floats_is_that_of_the_checkpoint(checkpoints: dict[str, Chec
     ("metadata", "expected"),
     [
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),  # as older files say it
+        ({"rope.scaling.factor": 0.0}, None),
+        ({"rope.scaling.original_context_length": 128}, None),
         (
             {
                 "rope.scaling.type": "yarn",
@@ -614,6 +617,11 @@ def test_keys_older_than_the_widths_of_experts(checkpoints: dict[str, Checkpoint
         ("llama", {"rope.dimension_count": 8}, r"llama\.rope\.dimension_count: expected 16"),
         ("llama", {"attention.value_length": 8}, "value_length"),
         ("llama", {"rope.scaling.type": "longrope"}, "none, linear or yarn"),
+        (
+            "llama",
+            {"rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128},
+            r"rope\.scaling\.type: expected linear or yarn beside a factor, found none",
+        ),
         ("llama", {"block_count": 0}, "block_count"),
         ("gpt_oss", {"block_count": 0xFFFF_FFFF}, "gpt-oss.block_count: expected at most 4096, found 4294967295"),
         ("lfm2_moe", {"block_count": 0xFFFF_FFFF}, "lfm2moe.block_count: expected at most 4096, found 4294967295"),
