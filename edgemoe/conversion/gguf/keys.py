@@ -205,6 +205,13 @@ class Metadata:
             raise self.wrong(key, "a number", value)
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.value(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false", value)
+        return value
+
     def most(self, key: str, default: int | None = None) -> int:
         """A whole number, or the largest of a list with one for each layer."""
         value = self.value(key)

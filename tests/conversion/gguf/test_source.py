@@ -907,6 +907,7 @@ def test_the_numbers_of_a_sigmoid_router(
         ({"expert_group_count": -1}, r"glm4moe\.expert_group_count: expected a whole number, found -1"),
         ({"nextn_predict_layers": 3}, r"nextn_predict_layers: expected fewer than all 3 layers, found 3"),
         ({"expert_weights_scale": -1.0}, r"glm4moe\.expert_weights_scale is -1\.0"),
+        ({"expert_weights_norm": "no"}, r"glm4moe\.expert_weights_norm: expected true or false, found 'no'"),
         ({"rope.dimension_count": 48}, r"glm4moe\.rope\.dimension_count is 2\.0"),
     ],
 )
