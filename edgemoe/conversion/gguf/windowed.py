@@ -159,7 +159,6 @@ def _gemma(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappin
         if metadata.value(key, 0) != 0:
             raise metadata.wrong(key, "0", metadata.value(key))
     _refuse_rules(metadata, config, "linear", "yarn", "llama3")
-    metadata.value("expert_gating_func")  # llama.cpp has softmax, normalised weights and no factor for all
     _require_normalised(metadata, default=True)
     types = _types(metadata, layers, whole_first=False)
     if types[-1] != "full_attention":
