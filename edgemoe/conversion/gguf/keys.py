@@ -217,7 +217,7 @@ class Metadata:
         value = self.value(key)
         if not isinstance(value, list):
             return self.count(key, default)
-        if not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
+        if not value or not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
             raise self.wrong(key, "whole numbers above 0", value)
         largest: int = max(value)
         return largest

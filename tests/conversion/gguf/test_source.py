@@ -22,6 +22,7 @@ from edgemoe.architectures import model_spec, resolve
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.file import read_gguf
+from edgemoe.conversion.gguf.keys import Metadata
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -713,6 +714,12 @@ def test_values_that_change_nothing_are_accepted(
     checkpoint = checkpoints["llama"]
     path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
     assert model_spec(GgufSource(path).config) == model_spec(checkpoint.config)
+
+
+def test_a_list_without_numbers_is_refused(tmp_path: Path) -> None:
+    metadata = Metadata(tmp_path, {"general.architecture": "afmoe", "afmoe.attention.head_count": []})
+    with pytest.raises(SourceError, match=r"attention\.head_count: expected whole numbers above 0, found \[\]"):
+        metadata.most("attention.head_count")
 
 
 def test_an_architecture_that_is_not_ours(tmp_path: Path) -> None:
