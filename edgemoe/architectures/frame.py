@@ -15,6 +15,9 @@ from edgemoe.errors import SourceError
 from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.spec import LayerSpec, ModelSpec
 
+COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Names of the number of routed experts; a config with several must have one number in all of them."""
+
 
 def read_frame(
     reader: ConfigReader,
@@ -203,8 +206,8 @@ def read_experts(
     shared_width: int = 0,
     shared_gate: bool = False,
 ) -> Moe:
-    """Routed experts. The count is `count_key` or `num_local_experts` (newer files rename one to the other)."""
-    experts = reader.integer(count_key, "num_local_experts", maximum=limits.LARGEST_EXPERTS)
+    """Routed experts. The count is `count_key` or one of `COUNT_KEYS`, by which programs rename it."""
+    experts = reader.integer(count_key, *COUNT_KEYS, maximum=limits.LARGEST_EXPERTS)
     chosen = reader.integer(top_k_key, "num_experts_per_token", maximum=limits.LARGEST_EXPERTS)
     if chosen > experts:
         raise SourceError(
@@ -254,8 +257,9 @@ def read_groups(reader: ConfigReader) -> tuple[int, int]:
 
 
 def read_shared_width(reader: ConfigReader, count_key: str, default: int = 1) -> int:
-    """The width of the FFN that shared experts are together: their number is `count_key`."""
-    count = reader.integer(count_key, minimum=0, maximum=limits.LARGEST_EXPERTS, default=default)
+    """The width of the FFN that shared experts are together: their number is `count_key`, or has another usual name."""
+    names = (count_key, "n_shared_experts", "num_shared_experts")
+    count = reader.integer(*names, minimum=0, maximum=limits.LARGEST_EXPERTS, default=default)
     return min(count * reader.integer("moe_intermediate_size", maximum=limits.LARGEST_WIDTH), limits.LARGEST_WIDTH)
 
 

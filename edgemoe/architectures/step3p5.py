@@ -67,7 +67,6 @@ TENSORS = _FILES + tuple(
 _OF_IMAGES = ("vision_config", "image_token_id", "image_token_len", "patch_token_len", "understand_projector_stride")
 _NOT_READ = ("max_seq_len", "moe_layer_offset", "mtp_layer_types", "mtp_mlp_layer_types", "need_fp32_gate")
 """Keys that say nothing of what is computed here: the router's product has float32 everywhere."""
-_EXPERTS = ("moe_num_experts", "n_routed_experts", "num_experts")
 _TOP_K = ("moe_top_k", "num_experts_per_tok")
 
 
@@ -121,12 +120,11 @@ def read(reader: ConfigReader) -> ModelSpec:
         own_code="Step3p5ForCausalLM",
     )
     _require_known(text)
-    for names in (_EXPERTS, _TOP_K):
-        text.integer(*names, maximum=limits.LARGEST_EXPERTS)
+    text.integer(*_TOP_K, maximum=limits.LARGEST_EXPERTS)
     moe = read_experts(
         text,
         width_key="moe_intermediate_size",
-        count_key=next(name for name in _EXPERTS if text.value(name) is not None),
+        count_key="moe_num_experts",
         top_k_key=next(name for name in _TOP_K if text.value(name) is not None),
         router=RouterSpec(
             True,

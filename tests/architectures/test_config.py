@@ -1187,6 +1187,17 @@ def test_the_newer_name_of_a_key_means_the_same():
     assert "num_local_experts is 64" in refusal(QWEN3_30B_A3B | {"num_local_experts": 64})
 
 
+@every_case("config", [MIXTRAL_8X7B, QWEN3_30B_A3B, DEEPSEEK_V3, GLM_45_AIR, MINIMAX_M2, LING_MINI_2, JAMBA_V01])
+def test_the_number_of_experts_has_three_names(config):
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    (own,) = (name for name in names if name in config)
+    for name in names:
+        renamed = without(config, own) | {name: config[own]}
+        assert model_spec(renamed) == model_spec(config | renamed) == model_spec(config)
+        if name != own:
+            assert "they are names of one thing and must agree" in refusal(config | {name: config[own] + 1})
+
+
 @every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())
 def test_null_means_absent(config):
     optional = ["attention_bias", "tie_word_embeddings", "rope_scaling", "rope_theta", "hidden_act"]
