@@ -175,7 +175,7 @@ def _read_types(reader: ConfigReader, count: int) -> Sequence[str]:
     """The type of each layer: listed by words or by numbers, else two that compress much, then in turn."""
     ratios, listed = reader.sequence("compress_ratios"), reader.sequence("layer_types")
     for ratio in ratios:
-        if isinstance(ratio, bool) or ratio not in _RATIOS:
+        if type(ratio) is not int or ratio not in _RATIOS:
             raise unsupported("compress_ratios", ratio, ", ".join(map(str, _RATIOS)))
     in_turn = [_HEAVY] * 2 + [_SPARSE if number % 2 else _HEAVY for number in range(count)]
     types = listed or [_RATIOS[ratio] for ratio in ratios] or in_turn

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from edgemoe.architectures.foreign import instead_of, refuse_quantised_tensors
+from edgemoe.architectures.foreign import instead_of, refuse_adapter_tensors, refuse_quantised_tensors
 from edgemoe.architectures.table import HEAD, Row, Runs, SourceSlice
 from edgemoe.architectures.unused import STACKS_EMBEDDINGS, unused_tensors
 from edgemoe.errors import SourceError
@@ -67,6 +67,7 @@ def resolve_tensors(
         )
     left = sorted(shapes.keys() - used - unused_tensors(spec, shapes).keys())
     if left:
+        refuse_adapter_tensors(left)
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise SourceError(
             f"{left[0]}: not expected{more}; {spec.family} with this config has no such tensor.", _MISMATCH

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import Tail, tail_in
-from edgemoe.conversion.source import Source, TensorInfo
-from edgemoe.kernels.file_rows import Rows
+from edgemoe.conversion.source import FLOAT_DTYPES, Source, TensorInfo
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows
 from edgemoe.kernels.formats import Blocks, dequantise
 
 Floats = npt.NDArray[np.float32]
@@ -71,6 +71,8 @@ class TailedSource:
             else:
                 rows = sum(part.shape[0] for part in parts)
             dtype = parts[0].dtype if all(tail.factor == 1 for tail in own_tails) else "F32"
+            for part in parts:  # the plan refuses a tensor of which a part cannot be read
+                dtype = dtype if part.dtype in FLOAT_DTYPES or part.dtype in BLOCK_FORMATS else part.dtype
             self._tensors[name] = replace(parts[0], shape=(rows, columns), dtype=dtype, shard=last)
 
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -730,6 +730,7 @@ def mixer(layer: LayerSpec) -> CompressedAttention:
     ("changes", "words"),
     [
         ({"compress_ratios": [8] * 43}, "compress_ratios is 8; edgemoe implements 0, 4, 128 only"),
+        ({"compress_ratios": [[4]] * 43}, "compress_ratios is a list of 1; edgemoe implements 0, 4, 128 only"),
         ({"compress_ratios": [4] * 42}, "compress_ratios lists 42 layers; expected 43"),
         ({"layer_types": ["full_attention"] * 43}, 'layer_types is "full_attention"'),
         ({"compress_rates": {"heavily_compressed_attention": 96}}, "compress_rates.heavily_compressed_attention is 96"),
@@ -958,7 +959,9 @@ def test_gemma4_says_the_heads_of_its_layers_in_two_ways():
     text = GEMMA4_26B_A4B["text_config"]
     own = {key: value for key, value in text.items() if "global" not in key}
     heads = {"head_dim": 512, "num_key_value_heads": 2}
-    assert model_spec(own | {"per_layer_config": {str(5 + 6 * n): heads for n in range(5)}}) == model_spec(text)
+    for number in ("{}", "{:02}"):  # transformers writes as many digits as the last layer's number has
+        listed = {number.format(5 + 6 * n): heads for n in range(5)}
+        assert model_spec(own | {"per_layer_config": listed}) == model_spec(text)
     unlisted = {key: value for key, value in text.items() if key != "layer_types"}
     assert model_spec(unlisted) == model_spec(text)
     assert attention(model_spec(text | {"attention_k_eq_v": False}).layers[5]).kv_heads == 8
@@ -989,6 +992,14 @@ def test_a_text_config_that_is_no_object_is_refused():
     assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
 
 
+def test_a_text_config_of_another_family_is_refused():
+    parts = [config for config in golden_configs().values() if "text_config" in config]
+    for config in [*parts, KIMI_K25, MISTRAL_SMALL_4]:
+        assert model_spec(config).family == config["model_type"]
+        text = config["text_config"] | {"model_type": "gpt2"}
+        assert 'text_config.model_type is "gpt2"; edgemoe implements' in refusal(config | {"text_config": text})
+
+
 @every_case(
     ("changes", "words"),
     [
@@ -999,6 +1010,8 @@ def test_a_text_config_that_is_no_object_is_refused():
         ({"hidden_activation": "silu"}, 'hidden_activation is "silu"; edgemoe implements "gelu_pytorch_tanh" only'),
         ({"per_layer_config": {"4": {"head_dim": 512}}}, "per_layer_config is an object of 1; edgemoe implements"),
         ({"per_layer_config": {"5": 7}}, "per_layer_config is an object of 1"),
+        ({"per_layer_config": {"5": {"head_dim": 512}, "05": {"head_dim": 512}}}, "has a layer twice"),
+        ({"per_layer_config": {"9" * 5000: {}}}, "per_layer_config is an object of 1"),
         ({"per_layer_config": []}, "per_layer_config is an empty list"),
         ({"num_global_key_value_heads": 3}, "layers of full_attention have 16 query heads and 3 key heads"),
         ({"global_head_dim": 1 << 18}, "16 heads of width 262144"),
@@ -1235,6 +1248,17 @@ def test_the_newer_name_of_a_key_means_the_same():
     renamed = without(QWEN3_30B_A3B, "num_experts") | {"num_local_experts": 128}
     assert model_spec(renamed) == model_spec(QWEN3_30B_A3B)
     assert "num_local_experts is 64" in refusal(QWEN3_30B_A3B | {"num_local_experts": 64})
+
+
+@every_case("config", [MIXTRAL_8X7B, QWEN3_30B_A3B, DEEPSEEK_V3, GLM_45_AIR, MINIMAX_M2, LING_MINI_2, JAMBA_V01])
+def test_the_number_of_experts_has_three_names(config):
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    (own,) = (name for name in names if name in config)
+    for name in names:
+        renamed = without(config, own) | {name: config[own]}
+        assert model_spec(renamed) == model_spec(config | renamed) == model_spec(config)
+        if name != own:
+            assert "they are names of one thing and must agree" in refusal(config | {name: config[own] + 1})
 
 
 @every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())

@@ -418,7 +418,7 @@ def test_a_window_costs_no_more_the_longer_the_context() -> None:
 
 
 def test_scores_of_blocks_take_no_more_the_longer_a_run() -> None:
-    """What a row takes by itself of a longer context is a word of bits for each page."""
+    """A row takes of a longer context, by itself, a word of bits for each page."""
     graph = build_graph(model_spec(SHAPES["qwen3.8-flash-next"]))
     short, long = 128, 1 << 18
     grown = [kept_bytes(graph, tokens, long) - kept_bytes(graph, tokens, short) for tokens in (512, 2048)]

@@ -46,7 +46,7 @@ def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_di
     renormalises = FAMILIES[metadata.architecture].routing.normalise
     config = used | {
         "num_experts": experts,
-        "norm_topk_prob": bool(metadata.value("expert_weights_norm", renormalises)),
+        "norm_topk_prob": metadata.flag("expert_weights_norm", renormalises),
     }
     if metadata.architecture == "olmoe":
         # The width of an expert; some files have it under two keys.
@@ -67,7 +67,7 @@ def _sigmoid_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> di
         "moe_intermediate_size": expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
         "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
         "topk_group": metadata.count("expert_group_used_count", 0, minimum=0) or 1,
-        "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
+        "norm_topk_prob": metadata.flag("expert_weights_norm", False),
         "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
         "first_k_dense_replace": metadata.count("leading_dense_block_count", 0, minimum=0),
     }

@@ -212,18 +212,26 @@ class Metadata:
             raise self.wrong(key, "a number", value)
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.value(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false", value)
+        return value
+
     def most(self, key: str, default: int | None = None) -> int:
         """A whole number, or the largest of a list with one for each layer."""
         value = self.value(key)
         if not isinstance(value, list):
             return self.count(key, default)
-        if not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
+        if not value or not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
             raise self.wrong(key, "whole numbers above 0", value)
         largest: int = max(value)
         return largest
 
     def wrong(self, key: str, expected: str, found: Any) -> SourceError:
-        return SourceError(f"{self.path}: {self._prefix}{key}: expected {expected}, found {found!r:.80}.", TAKE_ANOTHER)
+        shown = "none" if found is None else f"{found!r:.80}"
+        return SourceError(f"{self.path}: {self._prefix}{key}: expected {expected}, found {shown}.", TAKE_ANOTHER)
 
     def translated(self, error: SourceError) -> SourceError:
         """Rephrase an error about a config key in terms of the GGUF key that it was made from."""

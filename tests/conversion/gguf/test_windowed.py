@@ -101,6 +101,7 @@ def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(name: str, wor
         ("cohere2_moe", {"cohere2moe.expert_weights_scale": 2}, "expert_weights_scale: expected 0.0 or 1.0, found 2"),
         ("exaone_moe", {"exaone-moe.attention.sliding_window_pattern": 0}, "sliding_window_pattern: expected a flag"),
         ("gemma4", {"gemma4.attention.shared_kv_layers": 2}, "shared_kv_layers: expected 0, found 2"),
+        ("gemma4", {"gemma4.expert_gating_func": 2}, "expert_gating_func: expected 0 or 1, found 2"),
         ("gemma4", {"gemma4.attention.head_count_kv": [2, 2, 1, 1]}, "head_count_kv: expected a number for each"),
         ("gemma4", {"gemma4.attention.value_length_swa": 16}, "value_length_swa: expected 32, the width of a head"),
         (
