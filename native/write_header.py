@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
@@ -68,9 +69,8 @@ def _enumeration() -> list[str]:
         "/* The most positions from one of these tokens to the next. */",
         f"enum {{ EM_MOST_DILATION = {so.MOST_DILATION} }};",
         "",
-        "/* The most heads that choose blocks, and their channels. */",
-        f"enum {{ EM_MOST_SELECTING_HEADS = {so.MOST_SELECTING_HEADS} }};",
-        f"enum {{ EM_WIDEST_SELECTING_HEAD = {so.WIDEST_SELECTING_HEAD} }};",
+        "/* The most channels of a block's key. */",
+        f"enum {{ EM_WIDEST_BLOCK_KEY = {bo.WIDEST_BLOCK_KEY} }};",
         "",
         "/* The most channels of a head's keys in the delta rule. */",
         f"enum {{ EM_WIDEST_KEYS = {so.WIDEST_KEYS} }};",

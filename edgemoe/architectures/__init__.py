@@ -38,6 +38,7 @@ from edgemoe.architectures import (
     granitemoehybrid,
     granitemoeshared,
     grok_1,
+    grok_2,
     grove_moe,
     hunyuan_v1_moe,
     hy_v3,
@@ -68,11 +69,12 @@ from edgemoe.architectures import (
     switch_transformers,
 )
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
-from edgemoe.architectures.table import Change, SourceSlice, resolve_tensors
-from edgemoe.architectures.table import checkpoint_shapes as _checkpoint_shapes
-from edgemoe.architectures.table import embedding_copies as _embedding_copies
-from edgemoe.architectures.table import possible_shapes as _possible_shapes
-from edgemoe.architectures.tails import Tail
+from edgemoe.architectures.resolution import checkpoint_shapes as _checkpoint_shapes
+from edgemoe.architectures.resolution import embedding_copies as _embedding_copies
+from edgemoe.architectures.resolution import possible_shapes as _possible_shapes
+from edgemoe.architectures.resolution import resolve_tensors
+from edgemoe.architectures.table import Change, SourceSlice
+from edgemoe.architectures.tails import Tail, rank_name
 from edgemoe.architectures.unused import AUDIO, FURTHER_TOKENS, INDEXER, VISION
 from edgemoe.architectures.unused import unused_tensors as _unused_tensors
 from edgemoe.errors import SourceError
@@ -91,6 +93,7 @@ __all__ = [
     "embedding_copies",
     "model_spec",
     "possible_shapes",
+    "rank_name",
     "resolve",
     "tail_in",
     "unused_tensors",
@@ -117,6 +120,7 @@ FAMILIES: dict[str, ModuleType] = {
     "flint": flint,
     "gemma4": gemma4,
     "gemma4_text": gemma4,
+    "git": grok_2,
     "glm4_moe": glm4_moe,
     "glm4_moe_lite": glm4_moe_lite,
     "glm_moe_dsa": deepseek_v32,

@@ -61,20 +61,14 @@ def read(reader: ConfigReader) -> ModelSpec:
         qk_norm="head",
         default_head_dim=64 if sarvam else 0,
     )
-    count_key, shared_key = (
-        ("n_routed_experts", "n_shared_experts")
-        if reader.value("num_experts") is None
-        else ("num_experts", "num_shared_experts")
-    )
     router = read_sigmoid_router(reader)
     reader.require("moe_router_enable_expert_bias", True)
     if not sarvam and not router.normalise:
         raise unsupported("norm_topk_prob", False, "true")
-    shared_width = read_shared_width(reader, shared_key)
+    shared_width = read_shared_width(reader, "num_shared_experts")
     moe = read_experts(
         reader,
         width_key="moe_intermediate_size",
-        count_key=count_key,
         router=router,
         shared_width=shared_width,
     )

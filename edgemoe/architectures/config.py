@@ -175,6 +175,14 @@ class ConfigReader:
         self._inner.append(ConfigReader(value))
         return self._inner[-1]
 
+    def text_config(self, *model_types: str) -> ConfigReader | None:
+        """A reader of the config of a model's text part, which is of one of these types if it says so; see `inner`."""
+        text = self.inner("text_config")
+        found = None if text is None else text.value("model_type")
+        if found is not None and found not in model_types:
+            raise unsupported("text_config.model_type", found, " or ".join(map(show, model_types)))
+        return text
+
     def value(self, name: str) -> Any:
         """The raw value; None if the key is absent or null."""
         self._seen.add(name)
@@ -203,9 +211,15 @@ class ConfigReader:
             raise SourceError(f"config.json: {pairs}; they are names of one thing and must agree.", DAMAGED)
         return next(iter(present.items()), (names[0], None))
 
-    def number(self, name: str, default: float | None = None, *, above: float = 0.0, maximum: float = 1e9) -> float:
-        """A finite number with `above < number <= maximum`; required unless a default is given."""
-        return checked_number(name, self.value(name), default, above=above, maximum=maximum)
+    def number(
+        self, name: str, default: float | None = None, *synonyms: str, above: float = 0.0, maximum: float = 1e9
+    ) -> float:
+        """A finite number with `above < number <= maximum` under one of several synonymous keys.
+
+        It is required unless a default is given.
+        """
+        found, value = self._one_of((name, *synonyms))
+        return checked_number(found, value, default, above=above, maximum=maximum)
 
     def flag(self, name: str, default: bool, *synonyms: str) -> bool:
         """True or false under one of several synonymous keys."""

@@ -27,7 +27,7 @@ TENSORS = (
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
     family = reader.value("model_type")
-    text = reader.inner("text_config") if family == "kimi_k25" else None
+    text = reader.text_config("kimi_k2", "deepseek_v3") if family == "kimi_k25" else None
     sarvam = family == "sarvam_mla"
     own_code = "SarvamMLAForCausalLM" if sarvam else "DeepseekV3ForCausalLM"
     spec = read_deepseek(

@@ -23,8 +23,9 @@ from edgemoe.architectures.deepseek_v4_tensors import TENSORS
 from edgemoe.architectures.frame import pair_layers, read_experts, read_frame, read_layer_count
 from edgemoe.architectures.positions import SMALLEST_NUMBER, read_rope
 from edgemoe.errors import SourceError
+from edgemoe.kernels.block_operations import LONGEST_BLOCK
 from edgemoe.kernels.operations import PAGE_TOKENS, Activation
-from edgemoe.kernels.state_operations import LONGEST_BLOCK, MOST_BITS
+from edgemoe.kernels.state_operations import MOST_BITS
 from edgemoe.kernels.stream_operations import MOST_STREAMS
 from edgemoe.model.blocks import BlockIndex, CompressedAttention, Moe, RouterSpec, SharedExpert
 from edgemoe.model.rope import RopeSpec
@@ -174,7 +175,7 @@ def _read_types(reader: ConfigReader, count: int) -> Sequence[str]:
     """The type of each layer: listed by words or by numbers, else two that compress much, then in turn."""
     ratios, listed = reader.sequence("compress_ratios"), reader.sequence("layer_types")
     for ratio in ratios:
-        if isinstance(ratio, bool) or ratio not in _RATIOS:
+        if type(ratio) is not int or ratio not in _RATIOS:
             raise unsupported("compress_ratios", ratio, ", ".join(map(str, _RATIOS)))
     in_turn = [_HEAVY] * 2 + [_SPARSE if number % 2 else _HEAVY for number in range(count)]
     types = listed or [_RATIOS[ratio] for ratio in ratios] or in_turn

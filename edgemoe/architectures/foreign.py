@@ -26,6 +26,7 @@ _QUANTISED: tuple[tuple[str, str], ...] = (
 
 _ANY_QUANTISED = re.compile("|".join(f"(?:{pattern}$)" for _, pattern in _QUANTISED))
 
+_ADAPTER, _MERGE = ".lora_", "Merge it into its model with peft (merge_and_unload)."
 UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0, Q4_0, Q4_1 or MXFP4."
 
 
@@ -52,6 +53,17 @@ def refuse_quantised_tensors(names: Collection[str], expected: Collection[str] =
                 f" {len(found)} of the names are like this.",
                 UNQUANTISED,
             )
+
+
+def refuse_adapter_tensors(left: Collection[str]) -> None:
+    """Raises SourceError if tensors that the model does not have are a LoRA adapter's, which would change it."""
+    found = sorted(name for name in left if _ADAPTER in name)
+    if found:
+        raise SourceError(
+            f"{found[0]}: expected weights of a whole model, found the matrices of a LoRA adapter:"
+            f" {len(found)} of the names are like this.",
+            _MERGE,
+        )
 
 
 def is_mxfp4(value: Mapping[str, object]) -> bool:
@@ -110,8 +122,8 @@ def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]
             f"found {similar}",
             "Is it the checkpoint of a larger model that has this one in it? Save this one alone.",
         )
-    if any(".lora_" in name for name in names):
-        return ("found the matrices of a LoRA adapter", "Merge it into its model with peft (merge_and_unload).")
+    if any(_ADAPTER in name for name in names):
+        return ("found the matrices of a LoRA adapter", _MERGE)
     return None
 
 

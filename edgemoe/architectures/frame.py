@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, ConfigReader, unsupported
@@ -13,6 +14,9 @@ from edgemoe.architectures.positions import read_rope
 from edgemoe.errors import SourceError
 from edgemoe.model.blocks import Attention, Body, GatedFfn, Moe, RouterSpec, SharedExpert
 from edgemoe.model.spec import LayerSpec, ModelSpec
+
+COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Names of the number of routed experts; a config with several must have one number in all of them."""
 
 
 def read_frame(
@@ -98,6 +102,21 @@ def read_window(reader: ConfigReader, types: Collection[str], default: int | Non
         reader.skip("sliding_window")
         return 0
     return reader.integer("sliding_window", maximum=limits.LARGEST_POSITIONS, default=default)
+
+
+def read_overrides(reader: ConfigReader) -> Mapping[int, Any]:
+    """The settings of layers that differ from the others, by `per_layer_config`. Raises SourceError.
+
+    Its keys are their numbers, which transformers writes with as many digits as the last one has.
+    """
+    found = reader.value("per_layer_config")
+    found = {} if found is None else found
+    if not isinstance(found, Mapping) or not all(re.fullmatch(r"[0-9]{1,6}", str(number)) for number in found):
+        raise unsupported("per_layer_config", found, "an object whose keys are numbers of layers")
+    overrides = {int(number): settings for number, settings in found.items()}
+    if len(overrides) < len(found):
+        raise SourceError("config.json: per_layer_config has a layer twice; expected each once.", DAMAGED)
+    return overrides
 
 
 def read_attention(
@@ -187,8 +206,8 @@ def read_experts(
     shared_width: int = 0,
     shared_gate: bool = False,
 ) -> Moe:
-    """Routed experts. The count is `count_key` or `num_local_experts` (newer files rename one to the other)."""
-    experts = reader.integer(count_key, "num_local_experts", maximum=limits.LARGEST_EXPERTS)
+    """Routed experts. The count is `count_key` or one of `COUNT_KEYS`, by which programs rename it."""
+    experts = reader.integer(count_key, *COUNT_KEYS, maximum=limits.LARGEST_EXPERTS)
     chosen = reader.integer(top_k_key, "num_experts_per_token", maximum=limits.LARGEST_EXPERTS)
     if chosen > experts:
         raise SourceError(
@@ -238,8 +257,9 @@ def read_groups(reader: ConfigReader) -> tuple[int, int]:
 
 
 def read_shared_width(reader: ConfigReader, count_key: str, default: int = 1) -> int:
-    """The width of the FFN that shared experts are together: their number is `count_key`."""
-    count = reader.integer(count_key, minimum=0, maximum=limits.LARGEST_EXPERTS, default=default)
+    """The width of the FFN that shared experts are together: their number is `count_key`, or has another usual name."""
+    names = (count_key, "n_shared_experts", "num_shared_experts")
+    count = reader.integer(*names, minimum=0, maximum=limits.LARGEST_EXPERTS, default=default)
     return min(count * reader.integer("moe_intermediate_size", maximum=limits.LARGEST_WIDTH), limits.LARGEST_WIDTH)
 
 

@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader, show, unsupported
-from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_layer_count, read_layer_types
+from edgemoe.architectures.frame import (
+    read_attention,
+    read_experts,
+    read_frame,
+    read_layer_count,
+    read_layer_types,
+    read_overrides,
+)
 from edgemoe.architectures.positions import read_rope
 from edgemoe.architectures.table import DENSE_FFN, FRAME, HEAD_NORMS, Row, layer_rows
 from edgemoe.architectures.windows import WINDOWED, read_windowed_layers
@@ -52,7 +59,7 @@ TENSORS = tuple(dict.fromkeys(_INNER_ROWS + _ROWS))
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
-    text = reader.inner("text_config") or reader
+    text = reader.text_config("gemma4_text") or reader
     frame = read_frame(text, "gemma4", tied=True, layer_types=WINDOWED, windows=True)
     _read_left_out(reader, text, frame)
     text.require("hidden_activation", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
@@ -120,11 +127,11 @@ def _full_heads(text: ConfigReader, base: Attention, types: Sequence[str], same:
     """Width and number of the key heads of layers that see all tokens: by keys of their own, or layer by layer."""
     width = text.integer("global_head_dim", maximum=LARGEST_WIDTH, default=512)
     kv_heads = text.integer("num_global_key_value_heads", maximum=LARGEST_WIDTH, default=base.kv_heads)
-    by_layer = text.value("per_layer_config")
-    if by_layer is not None:
-        own = list(by_layer.values()) if isinstance(by_layer, Mapping) else []
-        listed = {str(number) for number, kind in enumerate(types) if kind == "full_attention"}
-        if not own or set(map(str, by_layer)) != listed or any(one != own[0] for one in own):
+    by_layer = read_overrides(text)
+    if by_layer:
+        own = list(by_layer.values())
+        listed = {number for number, kind in enumerate(types) if kind == "full_attention"}
+        if set(by_layer) != listed or any(one != own[0] for one in own):
             raise unsupported("per_layer_config", by_layer, "the same heads in all layers of full_attention")
         inner = ConfigReader(own[0] if isinstance(own[0], Mapping) else {"": own[0]})
         width = inner.integer("head_dim", maximum=LARGEST_WIDTH, default=base.head_dim)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgemoe.architectures.config import DAMAGED, LARGEST_EXPERTS, LARGEST_WIDTH, ConfigReader, show, unsupported
-from edgemoe.architectures.frame import read_attention, read_frame, read_layers
+from edgemoe.architectures.frame import COUNT_KEYS, read_attention, read_frame, read_layers
 from edgemoe.architectures.table import FRAME, FUSED_EXPERTS, SEPARATE_EXPERTS, layer_rows
 from edgemoe.errors import SourceError
 from edgemoe.model.blocks import Moe, RouterSpec, SharedExpert
@@ -53,7 +53,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     )
     reader.skip("im_start_id", "im_end_id", "im_newline_id", "text_start_id", "text_end_id", "mask_init_id", "pad_id")
     reader.skip("num_media_embeds", "skip_cls_token", "class_num", "eod_id")
-    experts = reader.integer("num_experts", "num_local_experts", maximum=LARGEST_EXPERTS)
+    experts = reader.integer(*COUNT_KEYS, maximum=LARGEST_EXPERTS)
     chosen = _of_layers(reader.value("moe_topk")) or [reader.integer("num_experts_per_tok", maximum=LARGEST_EXPERTS)]
     for number in chosen:
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= experts:

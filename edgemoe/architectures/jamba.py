@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgemoe.architectures.config import DAMAGED, LARGEST_EXPERTS, LARGEST_LAYERS, LARGEST_WIDTH, ConfigReader
-from edgemoe.architectures.frame import pair_layers, read_attention, read_experts, read_frame, read_layer_count
+from edgemoe.architectures.frame import (
+    COUNT_KEYS,
+    pair_layers,
+    read_attention,
+    read_experts,
+    read_frame,
+    read_layer_count,
+)
 from edgemoe.architectures.table import Row, layer_rows, rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.state_operations import MOST_TAPS, WIDEST_KEYS
@@ -76,7 +83,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     attention = replace(read_attention(reader, frame, kv_heads_required=True), rope=None)
     dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
     sparse: Moe | GatedFfn = dense
-    if reader.integer("num_experts", "num_local_experts", maximum=LARGEST_EXPERTS) > 1:
+    if reader.integer(*COUNT_KEYS, maximum=LARGEST_EXPERTS) > 1:
         sparse = read_experts(reader, width_key="intermediate_size", router=RouterSpec(normalise=False))
     else:
         reader.skip("num_experts_per_tok")

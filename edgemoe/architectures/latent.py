@@ -106,13 +106,12 @@ def read_deepseek(
     """
     frame = read_frame(reader, family, own_code=own_code, layer_types=layer_types)
     attention = read_latent_attention(reader, frame, interleaved=interleaved, wide_heads=wide_heads, growing=growing)
-    renamed = reader.value("num_experts") is not None
     moe = read_experts(
         reader,
         width_key="moe_intermediate_size",
-        count_key="num_experts" if renamed else "n_routed_experts",
+        count_key="n_routed_experts",
         router=router or read_sigmoid_router(reader, scale=scale),
-        shared_width=read_shared_width(reader, "num_shared_experts" if renamed else "n_shared_experts"),
+        shared_width=read_shared_width(reader, "n_shared_experts"),
     )
     dense = GatedFfn(reader.integer("intermediate_size", maximum=LARGEST_WIDTH))
     reader.require("moe_layer_freq", 1, default=1)

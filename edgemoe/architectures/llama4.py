@@ -60,7 +60,7 @@ _CHUNKED, _FULL = "chunked_attention", "full_attention"
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
-    text = reader.inner("text_config")
+    text = reader.text_config("llama4_text")
     if text is not None:
         _read_left_out(reader)
     text = text or reader

@@ -42,6 +42,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes. Raises SourceError."""
     epsilon_key = "rms_norm_eps" if reader.value("layernorm_epsilon") is None else "layernorm_epsilon"
     frame = read_frame(reader, "mimo_v2_flash", epsilon_key=epsilon_key, layer_types=WINDOWED, windows=True)
+    reader.number("layernorm_epsilon", None, "rms_norm_eps", maximum=1.0)  # newer programs write both
     reader.require("n_shared_experts", 0)
     moe = read_experts(
         reader, width_key="moe_intermediate_size", count_key="n_routed_experts", router=read_sigmoid_router(reader)

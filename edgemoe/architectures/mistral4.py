@@ -17,9 +17,9 @@ __all__ = ["TENSORS", "read"]
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
     family = reader.value("model_type")
-    inner = reader.inner("text_config") if family == "mistral3" else None
-    if inner is not None and inner.value("model_type") != "mistral4":
-        raise unsupported("text_config.model_type", inner.value("model_type"), '"mistral4"')
+    inner = reader.text_config("mistral4") if family == "mistral3" else None
+    if inner is not None and inner.value("model_type") is None:  # which means an older family
+        raise unsupported("text_config.model_type", None, '"mistral4"')
     text = inner or reader
     groups, kept_groups = read_groups(text)
     router = RouterSpec(

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from edgemoe.architectures import config as limits
 from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader
-from edgemoe.architectures.frame import read_attention, read_experts, read_frame, read_sigmoid_router
+from edgemoe.architectures.frame import COUNT_KEYS, read_attention, read_experts, read_frame, read_sigmoid_router
 from edgemoe.architectures.mamba import LAYER_TYPES, MAMBA_KEYS, newer_type, read_mamba2
 from edgemoe.architectures.table import Row, rows
 from edgemoe.errors import SourceError
@@ -150,7 +150,7 @@ def _skip_absent(reader: ConfigReader, bodies: Mapping[str, Body]) -> None:
         "full_attention": ("num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta"),
         "mlp": ("intermediate_size",),
         "moe": (
-            *("n_routed_experts", "num_local_experts", "n_shared_experts", "moe_intermediate_size", "moe_latent_size"),
+            *(*COUNT_KEYS, "n_shared_experts", "moe_intermediate_size", "moe_latent_size"),
             *("moe_shared_expert_intermediate_size", "num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor"),
             *("n_group", "topk_group"),
         ),

@@ -36,7 +36,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def read_text(reader: ConfigReader, family: str, layer_types: Collection[str]) -> tuple[ConfigReader, ModelSpec]:
     """The config of the text part, and the model without layers. Raises SourceError."""
-    text = reader.inner("text_config") or reader
+    text = reader.text_config(f"{family}_text") or reader
     outer_tied = reader.flag("tie_word_embeddings", False)
     frame = read_frame(text, family, tied=outer_tied, layer_types=layer_types)
     if frame.tied_embeddings != outer_tied and reader.value("tie_word_embeddings") is not None:

@@ -21,13 +21,9 @@ from edgemoe.architectures.config import (
 )
 from edgemoe.architectures.table import Row, layer_rows, rows, sums_with_one
 from edgemoe.errors import SourceError
+from edgemoe.kernels.block_operations import WIDEST_BLOCK_KEY
 from edgemoe.kernels.operations import PAGE_TOKENS
-from edgemoe.kernels.state_operations import (
-    MOST_DILATION,
-    MOST_SELECTING_HEADS,
-    MOST_TAPS,
-    WIDEST_SELECTING_HEAD,
-)
+from edgemoe.kernels.state_operations import MOST_DILATION, MOST_TAPS
 from edgemoe.kernels.stream_operations import MOST_STREAMS
 from edgemoe.model.blocks import Attention, BlockIndexer, NgramTable
 from edgemoe.model.blocks.ngram_table import MOST_PARTS
@@ -141,8 +137,10 @@ def _read_indexer(reader: ConfigReader) -> BlockIndexer:
             DAMAGED,
         )
     reader.require("indexer_kv_heads", 1)
-    heads = reader.integer("indexer_n_heads", maximum=MOST_SELECTING_HEADS)
-    return BlockIndexer(heads, reader.integer("indexer_head_dim", maximum=WIDEST_SELECTING_HEAD), block, seen // block)
+    head_dim = reader.integer("indexer_head_dim", maximum=WIDEST_BLOCK_KEY)
+    return BlockIndexer(
+        reader.integer("indexer_n_heads", maximum=LARGEST_WIDTH // head_dim), head_dim, block, seen // block
+    )
 
 
 def _read_tables(

@@ -9,6 +9,7 @@ Source: `modeling_step3p5.py` of stepfun-ai/Step-3.5-Flash, and transformers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from edgemoe.architectures.frame import (
     read_experts,
     read_frame,
     read_layer_count,
+    read_overrides,
     read_window,
 )
 from edgemoe.architectures.table import DENSE_FFN, FRAME, FUSED_EXPERTS, layer_rows, rows, shared_rows, sums_with_one
@@ -65,7 +67,6 @@ TENSORS = _FILES + tuple(
 _OF_IMAGES = ("vision_config", "image_token_id", "image_token_len", "patch_token_len", "understand_projector_stride")
 _NOT_READ = ("max_seq_len", "moe_layer_offset", "mtp_layer_types", "mtp_mlp_layer_types", "need_fp32_gate")
 """Keys that say nothing of what is computed here: the router's product has float32 everywhere."""
-_EXPERTS = ("moe_num_experts", "n_routed_experts", "num_experts")
 _TOP_K = ("moe_top_k", "num_experts_per_tok")
 
 
@@ -104,7 +105,7 @@ class _Layers(NamedTuple):
 
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
-    text = reader.inner("text_config") or reader
+    text = reader.text_config("step3p5") or reader
     if text is not reader:
         check_own_code(reader, "Step3p7ForConditionalGeneration")
         reader.skip("projector_bias", *_OF_IMAGES)
@@ -119,12 +120,11 @@ def read(reader: ConfigReader) -> ModelSpec:
         own_code="Step3p5ForCausalLM",
     )
     _require_known(text)
-    for names in (_EXPERTS, _TOP_K):
-        text.integer(*names, maximum=limits.LARGEST_EXPERTS)
+    text.integer(*_TOP_K, maximum=limits.LARGEST_EXPERTS)
     moe = read_experts(
         text,
         width_key="moe_intermediate_size",
-        count_key=next(name for name in _EXPERTS if text.value(name) is not None),
+        count_key="moe_num_experts",
         top_k_key=next(name for name in _TOP_K if text.value(name) is not None),
         router=RouterSpec(
             True,
@@ -179,7 +179,7 @@ def _sparse_layers(layers: _Layers) -> Collection[int]:
                 raise unsupported("mlp_layer_types", kind, '"dense" or "sparse"')
         return {number for number, kind in enumerate(kinds) if kind == "sparse"}
     if isinstance(numbers, str):
-        numbers = [int(part) if part.strip().isdecimal() else part for part in numbers.split(",")]
+        numbers = [int(part) if re.fullmatch(r"\s*[0-9]{1,6}\s*", part) else part for part in numbers.split(",")]
     if not isinstance(numbers, (list, tuple)) or not all(type(number) is int and number >= 0 for number in numbers):
         found = layers.reader.value("moe_layers_enum")
         found = "missing" if found is None else show(found)
@@ -200,8 +200,8 @@ def _attention(layers: _Layers, frame: ModelSpec, kind: str, types: Sequence[str
     within = other.integer("num_attention_heads", maximum=LARGEST_WIDTH, default=heads)
     within = reader.integer("num_sliding_attention_heads", maximum=LARGEST_WIDTH, default=within)
     kv_within = other.integer("num_attention_groups", maximum=LARGEST_WIDTH, default=kv_heads)
-    overrides = {str(n): {"num_attention_heads": within} for n, own in enumerate(types) if own == "sliding_attention"}
-    if (found := reader.value("per_layer_config")) not in (None, {}, overrides):  # transformers writes them again
+    overrides = {n: {"num_attention_heads": within} for n, own in enumerate(types) if own == "sliding_attention"}
+    if (found := read_overrides(reader)) not in ({}, overrides):  # transformers writes them again
         raise unsupported("per_layer_config", found, "settings by the type of layer")
     positions = reader.value("rope_parameters")
     by_type = isinstance(positions, Mapping) and any(isinstance(inner, Mapping) for inner in positions.values())

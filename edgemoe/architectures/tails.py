@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -14,3 +15,17 @@ class Tail:
     """Whether its columns follow, not its rows."""
     factor: float = 1.0
     """Factor of its numbers."""
+
+
+_OF_RANK = re.compile(r"(.+)-TP-(\d{3})")
+
+
+def rank_name(name: str, rank: int) -> str:
+    """The name of the part of a tensor that a tensor-parallel rank has; the first part is called as the tensor is."""
+    return f"{name}-TP-{rank:03d}" if rank else name
+
+
+def rank_of(name: str) -> tuple[str, int]:
+    """The tensor whose part has this name, and the rank that has it."""
+    found = _OF_RANK.fullmatch(name)
+    return (found[1], int(found[2])) if found else (name, 0)

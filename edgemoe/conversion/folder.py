@@ -29,6 +29,7 @@ from edgemoe.conversion.folder_contents import (
     single_before_shards,
 )
 from edgemoe.conversion.mxfp4 import join_pairs, read_pair
+from edgemoe.conversion.rank_shards import named_by_rank, rank_shards
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
 from edgemoe.conversion.tokenizers.files import VOCABULARY_NAMES, vocabulary_name
@@ -65,7 +66,7 @@ class FolderSource:
         for shard, wanted in self._shards.items():
             header = read_header(self._file(shard), SourceError, _DAMAGED)
             digest.update(repr((shard, header, self._sample(shard))).encode())
-            self._take(shard, header, wanted)
+            self._take(shard, header if wanted else named_by_rank(shard, header), wanted)
         self._joined = join_pairs(self._listed, list(self._shards))
         self._tensors = self._joined.tensors
         for name in sorted(self.side_files()):
@@ -94,6 +95,8 @@ class FolderSource:
         names = sorted(path.name for path in self._folder.glob("*.safetensors"))
         if len(names) == 1:
             return {names[0]: None}
+        if ranks := rank_shards(self._folder, names):
+            return dict.fromkeys(ranks)
         if names:
             raise SourceError(
                 f"{self._folder}: expected {INDEX_NAME} or one .safetensors file,"

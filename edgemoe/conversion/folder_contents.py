@@ -19,6 +19,7 @@ _SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
+_OF_XAI = "tokenizer.tok.json"
 _GIVE_THE_FOLDER = "Give the folder that holds config.json and the weights."
 
 
@@ -139,8 +140,16 @@ def single_before_shards(names: Collection[str]) -> list[str]:
 
 def no_tokenizer(names: Iterable[str]) -> str:
     """Explain the consequence of a missing tokenizer.json, and how to make one. `names` are the checkpoint's files."""
+    names = list(names)
     slow = next((name for name in names if name == "vocab.json" or name.endswith(".tiktoken")), None)
     parts = ["The checkpoint has no tokenizer.json: the store will work with token ids only, from Python."]
+    if _OF_XAI in names:
+        parts = [
+            f"The checkpoint has {_OF_XAI}, a format of xAI's own, but no tokenizer.json, the file that edgemoe reads:"
+            " the store will work with token ids only, from Python.",
+            "For Grok-2 the hub has one that was made from it, with its chat template: alvarobartt/grok-2-tokenizer"
+            " (tokenizer.json, tokenizer_config.json, chat_template.jinja).",
+        ]
     if slow is not None:
         parts = [
             f"The checkpoint has {slow} but no tokenizer.json, the file that edgemoe reads: the store will"

@@ -40,6 +40,7 @@ from edgemoe.conversion.folder_contents import (
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
 from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.progress import Download, DownloadCallback
+from edgemoe.conversion.rank_shards import named_by_rank, rank_shards
 from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
 from edgemoe.conversion.tokenizers.files import vocabulary_name
 from edgemoe.errors import SourceError
@@ -221,6 +222,8 @@ class HubSource:
         if SINGLE_NAME in self._remote:
             return {SINGLE_NAME: None}
         if INDEX_NAME not in self._remote:
+            if ranks := rank_shards(self.name, (name for name in self._remote if "/" not in name)):
+                return dict.fromkeys(ranks)
             raise self._unreadable(SINGLE_NAME)
         weight_map = read_json_file(self._small_file(INDEX_NAME), "the index of the shards").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -254,13 +257,15 @@ class HubSource:
 
     def _remote_header(self, shard: str) -> dict[str, TensorInfo]:
         header = self._api.parse_safetensors_file_metadata(self._repository, shard, revision=self._commit)
-        return {name: TensorInfo(tuple(info.shape), info.dtype, shard) for name, info in header.tensors.items()}
+        found = {name: TensorInfo(tuple(info.shape), info.dtype, shard) for name, info in header.tensors.items()}
+        return found if self._shards[shard] else named_by_rank(shard, found)
 
     def _fetch_shard(self, shard: str) -> tuple[Path, dict[str, HeaderTensor]]:
         """The local path of a shard, downloaded if necessary, and its header."""
         if shard not in self._open:
             path = self._cached(shard) or (self._download_to_cache(shard) if self._keep else self._download(shard))
-            header = read_header(path, SourceError, AGAIN)
+            header: dict[str, HeaderTensor] = dict(read_header(path, SourceError, AGAIN))
+            header = header if self._shards[shard] else named_by_rank(shard, header)
             for name, info in self._listed.items():
                 place = header.get(name)
                 if info.shard == shard and (place is None or (place.shape, place.dtype) != (info.shape, info.dtype)):

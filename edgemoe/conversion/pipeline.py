@@ -133,7 +133,8 @@ def _left_out(opened: Source) -> Iterator[str]:
     for part in (FURTHER_TOKENS, VISION, AUDIO, INDEXER):
         names = [name for name, reason in unused.items() if reason == part]
         if names:
-            yield f"{len(names)} tensors, such as {names[0]}, are left out: they belong to {part}."
+            which = f"{len(names)} tensors, such as {names[0]}, are left out: they belong"
+            yield (which if len(names) > 1 else f"1 tensor, {names[0]}, is left out: it belongs") + f" to {part}."
 
 
 def _target(destination: str | os.PathLike[str]) -> Path:

@@ -139,7 +139,7 @@ def plan_manifest(
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
     if info.dtype not in BLOCK_FORMATS or piece.source.as_vector:
-        float_dtype(piece.source.tensor, info)
+        float_dtype(piece.source.tensor, info, whole=piece.source.change == "whole")
     shape = info.shape if piece.source.index is None else info.shape[1:]
     if piece.source.height:
         shape = piece.source.height, info.shape[-1]

@@ -74,12 +74,16 @@ def join_rows(pieces: Sequence[Rows]) -> Rows:
     )
 
 
-def float_dtype(tensor: str, info: TensorInfo) -> np.dtype[Any]:
-    """The NumPy dtype that reads a tensor of a safetensors file. Raises SourceError for an unsupported dtype."""
-    dtypes = FLOAT_DTYPES | _WHOLE_DTYPES
+def float_dtype(tensor: str, info: TensorInfo, *, whole: bool = True) -> np.dtype[Any]:
+    """The NumPy dtype that reads a tensor of a safetensors file. Raises SourceError for an unsupported dtype.
+
+    `whole` says whether the tensor may be a table of whole numbers.
+    """
+    dtypes = FLOAT_DTYPES | _WHOLE_DTYPES if whole else FLOAT_DTYPES
     if info.dtype not in dtypes:
+        kind = "whole numbers" if info.dtype in _WHOLE_DTYPES else "quantised"
         raise SourceError(
-            f"{tensor}: expected weights of {', '.join(FLOAT_DTYPES)}, found {info.dtype}: they are quantised.",
+            f"{tensor}: expected weights of {', '.join(FLOAT_DTYPES)}, found {info.dtype}: they are {kind}.",
             "Use the checkpoint's unquantised version.",
         )
     return np.dtype(dtypes[info.dtype])

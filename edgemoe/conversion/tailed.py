@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import Tail, tail_in
-from edgemoe.conversion.source import Source, TensorInfo
-from edgemoe.kernels.file_rows import Rows
+from edgemoe.conversion.source import FLOAT_DTYPES, Source, TensorInfo
+from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows
 from edgemoe.kernels.formats import Blocks, dequantise
 
 Floats = npt.NDArray[np.float32]
@@ -21,13 +21,10 @@ Floats = npt.NDArray[np.float32]
 def with_tails(source: Source) -> Source:
     """The same checkpoint with tails joined; the source itself if it has none. Raises SourceError."""
     infos = source.tensors()
-    named = {name: tail_in(source.config, name) for name in infos}
-    tails = {
-        name: tail
-        for name, tail in named.items()
-        if tail and tail.tensor in infos and _joined_shape(infos[name], infos[tail.tensor], tail)
-    }
-    return TailedSource(source, tails) if tails else source
+    found = {name: tails for name in infos if (tails := _tails_of(name, source.config, infos))}
+    hidden = {tail.tensor for tails in found.values() for tail in tails}
+    whole = {name: tails for name, tails in found.items() if name not in hidden}
+    return TailedSource(source, whole) if whole else source
 
 
 def without_tails(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
@@ -37,33 +34,46 @@ def without_tails(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in hidden]
 
 
-def _joined_shape(own: TensorInfo, tail: TensorInfo, how: Tail) -> tuple[int, ...]:
-    """The shape of both as one; empty where they do not fit each other, which the family's table then says."""
-    if len(own.shape) != 2 or len(tail.shape) != 2 or own.shape[how.columns - 1] != tail.shape[how.columns - 1]:
-        return ()
-    rows, columns = own.shape
-    return (rows, columns + tail.shape[1]) if how.columns else (rows + tail.shape[0], columns)
+def _tails_of(name: str, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> tuple[Tail, ...]:
+    """The tails of a tensor, each of them the tail of the one before; one that does not fit ends them.
+
+    The family's table then says what is missing.
+    """
+    tails: list[Tail] = []
+    own = infos[name].shape
+    while (tail := tail_in(config, name)) and (other := infos.get(tail.tensor)):
+        if len(own) != 2 or len(other.shape) != 2 or own[tail.columns - 1] != other.shape[tail.columns - 1]:
+            break
+        tails.append(tail)
+        name = tail.tensor
+    return tuple(tails)
 
 
 class TailedSource:
     """A `Source` over another one."""
 
-    def __init__(self, source: Source, tails: Mapping[str, Tail]) -> None:
+    def __init__(self, source: Source, tails: Mapping[str, Sequence[Tail]]) -> None:
         self._source, self._tails = source, tails
         self._infos = source.tensors()
         self.name, self.fingerprint, self.config = source.name, source.fingerprint, source.config
         self._released: set[str] = set()
         self._needed: dict[str, set[str]] = {}
         order = {shard: place for place, shard in enumerate(source.shards())}
-        hidden = {tail.tensor for tail in tails.values()}
+        hidden = {tail.tensor for own_tails in tails.values() for tail in own_tails}
         self._tensors = {name: info for name, info in self._infos.items() if name not in hidden}
-        for name, tail in tails.items():
-            own, other = self._infos[name], self._infos[tail.tensor]
-            earlier, last = sorted((own.shard, other.shard), key=order.__getitem__)
-            if earlier != last:
-                self._needed.setdefault(last, set()).add(earlier)
-            dtype = own.dtype if tail.factor == 1 else "F32"
-            self._tensors[name] = replace(own, shape=_joined_shape(own, other, tail), dtype=dtype, shard=last)
+        for name, own_tails in tails.items():
+            parts = [self._infos[name], *(self._infos[tail.tensor] for tail in own_tails)]
+            *earlier, last = sorted({part.shard for part in parts}, key=order.__getitem__)
+            self._needed.setdefault(last, set()).update(earlier)
+            rows, columns = parts[0].shape
+            if own_tails[0].columns:
+                columns = sum(part.shape[1] for part in parts)
+            else:
+                rows = sum(part.shape[0] for part in parts)
+            dtype = parts[0].dtype if all(tail.factor == 1 for tail in own_tails) else "F32"
+            for part in parts:  # the plan refuses a tensor of which a part cannot be read
+                dtype = dtype if part.dtype in FLOAT_DTYPES or part.dtype in BLOCK_FORMATS else part.dtype
+            self._tensors[name] = replace(parts[0], shape=(rows, columns), dtype=dtype, shard=last)
 
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._tensors
@@ -72,19 +82,16 @@ class TailedSource:
         return self._source.shards()
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
-        tail = self._tails.get(tensor)
-        if tail is None:
+        tails = self._tails.get(tensor)
+        if tails is None:
             return self._source.read_rows(tensor, index, row_start, row_stop)
-        if tail.columns:
-            both = (self._floats(name, row_start, row_stop) for name in (tensor, tail.tensor))
-            own, other = both
-            return np.concatenate([own, np.float32(tail.factor) * other], axis=1)
-        rows = self._infos[tensor].shape[0]
-        pieces = [
-            self._floats(tensor, min(row_start, rows), min(row_stop, rows)),
-            np.float32(tail.factor) * self._floats(tail.tensor, max(row_start - rows, 0), max(row_stop - rows, 0)),
-        ]
-        return np.concatenate(pieces)
+        pieces, before = [], 0
+        for name, factor in ((tensor, 1.0), *((tail.tensor, tail.factor) for tail in tails)):
+            rows = self._infos[name].shape[0]
+            start, stop = (min(max(row - before, 0), rows) for row in (row_start, row_stop))
+            pieces.append(np.float32(factor) * self._floats(name, start, stop))
+            before += 0 if tails[0].columns else rows
+        return np.concatenate(pieces, axis=1 if tails[0].columns else 0)
 
     def _floats(self, tensor: str, start: int, stop: int) -> Floats:
         if start == stop:

@@ -10,28 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edgemoe.engine.budget import budget_of
-from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
-from edgemoe.engine.workspace import (
-    LEAST_SNAPSHOTS,
-    SNAPSHOT_SHARE,
-    KvFormat,
-    bounding_window,
-    bytes_of,
-    encoder_work_bytes,
-    fixed_row_bytes,
-    kept_bytes,
-    page_count,
-    rope_bytes,
-    snapshot_bytes,
-    state_bytes,
-    work_bytes,
-    written_once_bytes,
+from edgemoe.engine.part_sizes import (
+    ModelSizes,
+    WindowPlan,
+    fixed_state_bytes,
+    kv_cache_bytes,
+    snapshot_count,
+    window_plans,
+    workspace_bytes,
 )
+from edgemoe.engine.workspace import KvFormat, state_bytes, work_bytes, written_once_bytes
 from edgemoe.errors import BudgetError, UsageError
 from edgemoe.experts.opening import READER_THREADS, cache_bytes, thread_staging_bytes
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Window
 from edgemoe.process import rss_bytes
 from edgemoe.sizes import format_size
 
@@ -43,39 +35,8 @@ CHUNK_TOKENS = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)
 """The numbers of tokens of which a run may have at most one."""
 LARGEST_RESIDENT_CHUNK_TOKENS = 512
 """More at a time are no faster where all experts are in RAM; where they are not, every run reads most of them again."""
-OBJECTS_BYTES = 1 << 20
-"""Room for the Python objects that describe a step: operations, views, programs."""
-POSITION_OBJECT_BYTES = 64
-"""Room for the Python objects that describe a position: its token's id, and its share of a page's hash and places."""
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """Sizes of a store that the memory plan needs: in bytes, except the counts."""
-
-    dense_bytes: int
-    slot_bytes: int
-    total_experts: int
-    kv_format: KvFormat
-    formats: WeightFormats
-    embedding_bytes: int = 0
-    """Resident bytes saved where the embedding stays on disk; 0 if it cannot."""
-    sequences: int = 1
-    """How many sequences may be open at a time, each with a context of its own."""
-    staging_bytes: int = 0
-    """Bytes of the buffer from which a reader thread lands records in parts; 0 where records land as they are."""
-    record_parts: int = 0
-    """How many parts a record has at most; 0 where records land as they are."""
-
-
-@dataclass(frozen=True)
-class WindowPlan:
-    """The keys and values of all layers with one window."""
-
-    window: int
-    kept_bytes: int
-    whole_bytes: int
-    """The bytes that the whole context would take."""
+LEAST_SLOTS_LEFT = 31 / 32
+"""The share of its slots that a model keeps where chunks are larger than that: decoding must not pay for prompts."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +257,8 @@ def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     if not plan.all_resident:
         for chunk in CHUNK_TOKENS[: CHUNK_TOKENS.index(plan.chunk_tokens)]:
             larger = _share_in_chunks(least, budget_bytes, chunk)
-            if (larger.chunk_tokens, larger.context_length) == (chunk, plan.context_length):
+            same = (larger.chunk_tokens, larger.context_length) == (chunk, plan.context_length)
+            if same and larger.slots >= LEAST_SLOTS_LEFT * plan.slots:
                 return larger
     return plan
 
@@ -372,55 +334,3 @@ def _share_in_chunks(least: _Needs, budget_bytes: int, most_chunk_tokens: int) -
         staging,
         inputs,
     )
-
-
-def kv_cache_bytes(
-    graph: Graph, chunk_tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1
-) -> int:
-    """Bytes of keys and values of every layer and sequence, and of the tables of rotary positions."""
-    return state_bytes(graph, chunk_tokens, context_length, kv_format, sequences) + rope_bytes(graph, context_length)
-
-
-def window_plans(
-    graph: Graph, chunk_tokens: int, context_length: int, kv_format: KvFormat, sequences: int = 1
-) -> tuple[WindowPlan, ...]:
-    """Windows whose layers keep less than the whole context, each with what its layers keep."""
-    sizes = chunk_tokens, context_length, kv_format, sequences
-    plans: dict[Window, WindowPlan] = {}
-    for value in graph.state:
-        window = bounding_window(value.window, chunk_tokens, context_length, sequences)
-        if window is not None:
-            known = plans.get(window) or WindowPlan(window.size, 0, 0)
-            whole_bytes = bytes_of(replace(value, window=None), *sizes)
-            plans[window] = WindowPlan(
-                window.size, known.kept_bytes + bytes_of(value, *sizes), known.whole_bytes + whole_bytes
-            )
-    return tuple(plans.values())
-
-
-def snapshot_count(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
-    """How many snapshots of fixed state are kept: at most one for each page, and no more than their bytes are worth."""
-    one = snapshot_bytes(graph)
-    if not one:
-        return 0
-    worth = int(state_bytes(graph, 0, context_length, kv_format, sequences) * SNAPSHOT_SHARE) // one
-    return max(LEAST_SNAPSHOTS * sequences, min(worth, page_count(context_length) * sequences))
-
-
-def fixed_state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, sequences: int = 1) -> int:
-    """Bytes of the fixed state of every sequence, and of its snapshots."""
-    snapshots = snapshot_count(graph, context_length, kv_format, sequences)
-    return sequences * fixed_row_bytes(graph) + snapshots * snapshot_bytes(graph)
-
-
-def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:
-    """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens.
-
-    Added to these are the Python objects of each sequence: those of its positions, and the logits of two steps, since
-    the caller may hold those of one while the next is run.
-    """
-    values = max(work_bytes(graph, chunk_tokens), encoder_work_bytes(graph, context_length))
-    values += kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
-    scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)
-    of_sequence = context_length * POSITION_OBJECT_BYTES + 2 * 4 * graph.spec.vocab_size
-    return values + scratch + OBJECTS_BYTES + sizes.sequences * of_sequence

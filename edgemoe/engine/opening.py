@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from edgemoe.engine.budget import check_floor, check_machine, has_ample_room
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import LossySettings
-from edgemoe.engine.memory import ModelSizes, interpreter_bytes, least_bytes, plan_memory
+from edgemoe.engine.memory import interpreter_bytes, least_bytes, plan_memory
 from edgemoe.engine.options import DEFAULTS, EngineOptions
+from edgemoe.engine.part_sizes import ModelSizes
 from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import KvFormat
 from edgemoe.errors import StoreError, UsageError

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from edgemoe.engine.workspace import KvFormat, bytes_needed, bytes_of
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
@@ -71,17 +72,14 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             if isinstance(step.operation, so.Attention):
                 window, page = step.operation.window, sum(_page_bytes(step.operation, kv_format))
                 kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
-            if isinstance(step.operation, so.ChooseBlocks):
+            if isinstance(step.operation, bo.ChooseBlocks):
                 page = bytes_of(cast("Value", step.operation.keys), 1, op.PAGE_TOKENS, kv_format)
                 kv_bytes[0] = kv_bytes.get(0, 0) + page // op.PAGE_TOKENS
-            if isinstance(step.operation, so.CompressedAttention):
+            if isinstance(step.operation, bo.CompressedAttention):
                 caches = {step.operation.window: step.operation.window_cache, 0: step.operation.compressed}
                 for window, cache in caches.items():
                     page = bytes_of(cast("Value", cache), 1, op.PAGE_TOKENS, kv_format)
                     kv_bytes[window] = kv_bytes.get(window, 0) + page // op.PAGE_TOKENS
-            if isinstance(step.operation, so.SelectBlocks):
-                page = bytes_of(cast("Value", step.operation.block_keys), 1, op.PAGE_TOKENS, kv_format)
-                kv_bytes[0] = kv_bytes.get(0, 0) + page // op.PAGE_TOKENS
     for number, routed in graph.spec.routed_of_tokens.items():
         size = int(routed.mean_top_k * manifest.mean_expert_bytes(number))
         weight_bytes["experts"] = weight_bytes.get("experts", 0) + size

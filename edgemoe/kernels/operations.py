@@ -1,7 +1,8 @@
 """The operations that make up a decoder; those on sequences' state and on experts have files of their own.
 
-`state_operations.py` has attention and the recurrent rules, `stream_operations.py` what models with several residual
-streams need, `expert_operations.py` routing and experts.
+`state_operations.py` has attention and the recurrent rules, `block_operations.py` what stands for whole blocks of
+tokens, `stream_operations.py` what models with several residual streams need, `expert_operations.py` routing and
+experts.
 
 A decoder describes its work once, as a list of operations bound to their buffers, which a backend (`backend.py`) turns
 into a program. `reference` defines the result of each operation, and every other backend is tested against it.

@@ -61,8 +61,14 @@ class StoreLatent(Operation, code=20):
         require(width == expected, "latent_cache", f"rows of {expected}", width)
 
 
-PAGE_BLOCKS = (1, 2, 4, 8, 16, 32)
-"""How many blocks of tokens of one size a page may have, for `SelectBlocks`."""
+MOST_BITS = 32
+"""The most blocks of a page of which some are chosen."""
+
+
+def check_bits(blocks: int, field: str) -> None:
+    """Check that the blocks of a page are equally long, and have a bit each."""
+    fits = 1 <= blocks <= MOST_BITS and PAGE_TOKENS % blocks == 0
+    require(fits, field, f"a power of 2 up to {MOST_BITS} blocks of a page", blocks)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,10 +90,11 @@ class Attention(Operation, code=5):
     With a `window` it sees the last `window` of these, its own position included; of windows that are `chunked`, which
     begin at multiples of `window`, it sees its own up to its position. With `lengths` it sees the first
     `lengths[sequences[t]]` positions, at least one, wherever it stands itself. With a `cap` the scaled score `s` of a
-    key counts as `cap * tanh(s / cap)`; a bias is added to it then. A head's sink is one more logit of its softmax,
-    which takes a share of the sum and adds no value; no cap applies to it. Without a cache of values a key's value is
-    its first `Wv` elements. With `chosen` it sees of these positions those of blocks whose bit is 1, as `SelectBlocks`
-    writes them; in every run of 64 there are `page_blocks` of them.
+    key counts as `cap * tanh(s / cap)`, and with `factors` the result is multiplied by `factors[positions[t]]`; a bias
+    is added to it then. A head's sink is one more logit of its softmax, which takes a share of the sum and adds no
+    value; neither cap nor factor applies to it. Without a cache of values a key's value is its first `Wv` elements.
+    With `chosen` it sees of these positions those of blocks whose bit is 1, as `ChooseBlocks` writes them; in every run
+    of 64 there are `page_blocks` of them.
     """
 
     query: Annotated[Floats, rows("H*W")]
@@ -106,6 +113,7 @@ class Attention(Operation, code=5):
     bias: DistanceBias | None = None
     chosen: Annotated[Integers | None, rows("P")] = None
     page_blocks: int = 1
+    factors: Annotated[Floats | None, buffer("C")] = None
 
     def check(self, sizes: Sizes) -> None:
         heads, kv_heads = sizes.letters["H"], sizes.letters["G"]
@@ -115,7 +123,7 @@ class Attention(Operation, code=5):
         require(not self.chunked or self.window > 0, "chunked", "false without a window", self.chunked)
         require(0 <= self.cap < math.inf, "cap", "0 or a number above it", self.cap)
         require(not self.window or self.lengths is None, "window", "0 with lengths", self.window)
-        require(self.page_blocks in PAGE_BLOCKS, "page_blocks", "a power of 2 up to 32", self.page_blocks)
+        check_bits(self.page_blocks, "page_blocks")
         alone = not self.window and self.lengths is None and self.sinks is None
         require(self.chosen is None or alone, "chosen", "none with a window, lengths or sinks", "an array")
         if self.bias is not None:
@@ -133,188 +141,6 @@ class Attention(Operation, code=5):
         return sum(cache.nbytes // (cache.shape[0] * PAGE_TOKENS) for cache in caches)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CompressedAttention(Operation, code=47):
-    """Causal attention over the last `window` rows of a sequence, and over one row for each `rate` tokens before.
-
-    A row is key and value of all heads at once. Those of `window_cache` are of single positions: row `t` sees the last
-    `window` up to its own. Those of `compressed`, which `Compress` writes, are of whole blocks of tokens: row `t` sees
-    all blocks that end no later than itself, `(positions[t] + 1) // rate`, or of these the ones that `chosen` names
-    (`ChooseBlocks`). Sinks are those of `Attention`.
-    """
-
-    query: Annotated[Floats, rows("H*W")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of both tables of pages
-    window_pages: Annotated[Integers, buffer("S", "P")]  # as `pages` of `StoreKv`
-    window_cache: Annotated[Cache, cache("N", "1", _PAGE, "W")]
-    pages: Annotated[Integers, buffer("S", "P")]
-    compressed: Annotated[Cache, cache("L", "1", "B", "W")]  # of the other cache's format
-    rate: Annotated[int, NUMBER]
-    scale: float
-    window: Annotated[int, NUMBER]
-    output: Annotated[Floats, rows("H*W"), output(apart_from="query")]
-    sinks: Annotated[Floats | None, weight("H")] = None
-    chosen: Annotated[Integers | None, rows("P")] = None
-
-    def check(self, sizes: Sizes) -> None:
-        if self.chosen is not None:
-            _check_bits(sizes.letters["B"], "chosen")
-        if self.compressed.dtype != self.window_cache.dtype:
-            raise Misfit("compressed", f"the window's {self.window_cache.dtype.name}", self.compressed.dtype.name)
-        require(1 <= self.window <= LARGEST_EXTENT, "window", f"1 to {LARGEST_EXTENT}", self.window)
-        _check_rate(self.rate, sizes.letters["B"], "compressed")
-
-    def position_bytes(self) -> int:
-        return self.compressed.nbytes // (self.compressed.shape[0] * PAGE_TOKENS)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ChooseBlocks(Operation, code=50):
-    """Chooses the `most` blocks of `rate` tokens that a row sees in `CompressedAttention`: those of largest score.
-
-    The score of a block is `sum over heads h of shares[h] * max(0, scale * query[h] . key)`, in the order of the heads,
-    where `keys` has a key of each block as `Compress` writes it. Blocks are those that end no later than the row, and
-    the earlier one is chosen on a tie; where there are no more than `most`, all are. Bit `b` of `chosen[t, i]` says
-    whether block `i * B + b` of the sequence is chosen; `i` goes as far as there are blocks that the row may see.
-    Source: the indexer of DeepSeek-V3.2 (2025) over compressed keys, as DeepSeek-V4 has it.
-    """
-
-    query: Annotated[Floats, rows("H*W")]
-    shares: Annotated[Floats, rows("H")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `pages`
-    pages: Annotated[Integers, buffer("S", "P")]
-    keys: Annotated[Cache, cache("N", "1", "B", "W")]
-    rate: Annotated[int, NUMBER]
-    scale: float
-    most: Annotated[int, NUMBER]
-    scores: Annotated[Floats, buffer("at_once", "P", "B"), OUTPUT]  # memory for those of some rows
-    chosen: Annotated[Integers, rows("P"), OUTPUT]
-
-    def check(self, sizes: Sizes) -> None:
-        _check_rate(self.rate, sizes.letters["B"], "keys")
-        _check_bits(sizes.letters["B"], "keys")
-        require(1 <= self.most <= LARGEST_EXTENT, "most", f"1 to {LARGEST_EXTENT}", self.most)
-
-    def position_bytes(self) -> int:
-        return self.keys.nbytes // (self.keys.shape[0] * PAGE_TOKENS)
-
-
-MOST_BITS = 32
-"""The most blocks of a page of which some are chosen."""
-
-
-def _check_bits(blocks: int, field: str) -> None:
-    """Check that the blocks of a page have a bit each."""
-    require(blocks <= MOST_BITS, field, f"at most {MOST_BITS} blocks of a page", blocks)
-
-
-def blocks_of_page(rate: int) -> int:
-    """Return how many blocks of `rate` tokens end in a page at most."""
-    return max(1, PAGE_TOKENS // rate)
-
-
-def _check_rate(rate: int, found: int, field: str) -> None:
-    """Check that blocks of `rate` tokens end at the ends of pages, and the rows of a page of a cache of them."""
-    fits = 1 <= rate <= LARGEST_EXTENT and (PAGE_TOKENS % rate == 0 or rate % PAGE_TOKENS == 0)
-    require(fits, "rate", f"a divisor or a multiple of {PAGE_TOKENS}", rate)
-    require(found == blocks_of_page(rate), field, f"{blocks_of_page(rate)} rows of a page", found)
-
-
-LONGEST_BLOCK = 1024
-"""The most tokens whose rows `Compress` makes one."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Compress(Operation, code=46):
-    """Each whole block of `rate` tokens becomes one row: a mean of theirs, weighed in each channel by a softmax.
-
-    A row of `values` and of `gates` has one part of `W` numbers, or two. With one, `row = sum over the block's tokens
-    of softmax(gates + bias) * values`. With two the softmax runs over two blocks: over the first parts of the tokens of
-    the block before, where there is one, and over the second parts of the block's own. `bias` has a row for each place
-    in a block. The result is normalised (`RmsNorm`), its last `R` channels are rotated as neighbours by the position of
-    the block's first token, and it is written to the page of the block's last one: as row `position % 64 // rate`.
-
-    `inputs` is a ring as that of `ShortConv`, whose rows are `[values | gates + bias]` of a token. Rows of one sequence
-    come in the order of their positions, and may have rows of others between them. Source: DeepSeek-V4 (2026).
-    """
-
-    values: Annotated[Floats, rows("parts*W")]
-    gates: Annotated[Floats, rows("parts*W")]
-    bias: Annotated[Floats, weight("rate*parts*W")]
-    norm: Annotated[Floats, weight("W")]
-    epsilon: float
-    cosine: Annotated[Floats, buffer("C", "R/2")]
-    sine: Annotated[Floats, buffer("C", "R/2")]
-    rate: Annotated[int, size("rate")]
-    parts: Annotated[int, size("parts")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `inputs` and `pages`
-    pages: Annotated[Integers, buffer("S", "P")]
-    inputs: Annotated[Floats, buffer("S", "ring", "2*parts*W"), IN_PLACE]
-    compressed: Annotated[Cache, cache("N", "1", "B", "W"), OUTPUT]
-
-    def check(self, sizes: Sizes) -> None:
-        require(self.parts in (1, 2), "parts", "1 or 2", self.parts)
-        require(self.rate * self.parts <= LONGEST_BLOCK, "rate", f"at most {LONGEST_BLOCK // self.parts}", self.rate)
-        _check_rate(self.rate, sizes.letters["B"], "compressed")
-        least, width, rotated = self.rate * self.parts - 1, sizes.letters["W"], sizes.letters["R"]
-        require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
-        require(rotated <= width, "cosine", f"at most {width // 2} columns", rotated // 2)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SelectBlocks(Operation, code=43):
-    """Chooses which blocks of `64 / B` earlier tokens a token sees: at most `kept`, and those of its own block.
-
-    A complete block has a key: the mean of its tokens' rows of `keys`, normalised (`RmsNorm`), of whose first `R`
-    channels the halves are rotated (`Rope`) by the position of the block's first token. It is written to row
-    `position % 64 // (64 / B)` of the page of its tokens. The score of a block for a row is the sum over the heads of
-    `max(0, query[h] . key)`; those of the largest scores are kept, of equal ones those that come first. A block that
-    the row's token does not complete is seen up to the token. Bit `b` of `chosen[t, p]` says whether row `t` sees block
-    `b` of page `p`; bits of later blocks are 0.
-
-    `inputs` is a ring as that of `ShortConv`, of rows of `keys`, and the rows of a run come as they do there. `scores`
-    is room for those of a row. Source: Qwen3.8 (2026), as transformers has it.
-    """
-
-    query: Annotated[Floats, rows("H*W")]
-    keys: Annotated[Floats, rows("W")]
-    norm: Annotated[Floats, weight("W")]
-    epsilon: float
-    cosine: Annotated[Floats, buffer("C", "R/2")]  # row = position
-    sine: Annotated[Floats, buffer("C", "R/2")]
-    positions: Annotated[Integers, rows()]
-    sequences: Annotated[Integers, rows()]  # rows of `inputs` and `pages`
-    pages: Annotated[Integers, buffer("S", "P")]  # as those of `StoreKv`
-    inputs: Annotated[Floats, buffer("S", "ring", "W"), IN_PLACE]
-    block_keys: Annotated[Cache, cache("N", "1", "B", "W"), IN_PLACE]
-    kept: Annotated[int, NUMBER]
-    scores: Annotated[Floats, rows("P", "B"), OUTPUT]
-    chosen: Annotated[Integers, rows("P"), OUTPUT]
-
-    def check(self, sizes: Sizes) -> None:
-        blocks, width = sizes.letters["B"], sizes.letters["W"]
-        require(blocks in PAGE_BLOCKS, "block_keys", "a power of 2 up to 32 rows of a page", blocks)
-        least = PAGE_TOKENS // blocks - 1
-        require(sizes.letters["ring"] >= least, "inputs", f"a ring of at least {least}", sizes.letters["ring"])
-        require(
-            sizes.letters["H"] <= MOST_SELECTING_HEADS,
-            "query",
-            f"at most {MOST_SELECTING_HEADS} heads",
-            sizes.letters["H"],
-        )
-        require(width <= WIDEST_SELECTING_HEAD, "keys", f"at most {WIDEST_SELECTING_HEAD} channels", width)
-        require(sizes.letters["R"] <= width, "cosine", f"at most {width // 2} columns", sizes.letters["R"] // 2)
-        require(1 <= self.kept <= LARGEST_EXTENT, "kept", f"1 to {LARGEST_EXTENT}", self.kept)
-
-    def position_bytes(self) -> int:
-        return self.block_keys.nbytes // (self.block_keys.shape[0] * PAGE_TOKENS)
-
-
-MOST_SELECTING_HEADS = 32
-WIDEST_SELECTING_HEAD = 1024
 MOST_TAPS = 64
 """The most tokens that a short convolution runs over."""
 MOST_DILATION = 64

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
@@ -30,7 +31,10 @@ from edgemoe.model.graph import (
     values_of,
 )
 from edgemoe.model.relative import RelativeBias
-from edgemoe.model.rope import RopeSpec, Temperature
+from edgemoe.model.rope import LogTemperature, RopeSpec, Temperature
+
+_SCORED_ROWS = 16
+"""Rows whose blocks are scored together: enough to keep all threads busy."""
 
 
 @dataclass(eq=False)
@@ -187,14 +191,26 @@ class Builder:
         positions, sequences = self.shared[f"{side}positions"], self.shared[f"{side}sequences"]
         return cast("op.Integers", positions), cast("op.Integers", sequences)
 
-    def chosen_blocks(self, blocks: int, at_once: Dimension) -> tuple[op.Floats, op.Integers]:
-        """Memory for `at_once` rows' scores of `blocks` blocks of each page, and for the bits of those chosen `(T, P)`.
+    def choose_blocks(
+        self,
+        query: op.Floats,
+        keys: op.Cache,
+        rate: int,
+        scale: float,
+        most: int,
+        shares: op.Floats | None = None,
+        own: bool = False,
+    ) -> op.Integers:
+        """Add a choice of blocks of `rate` tokens (`bo.ChooseBlocks`); returns the bits of those that tokens see.
 
-        All layers share them: a layer's choice is of no use to the next one.
+        All layers share memory for bits, and for scores: a layer's choice is of no use to the next one.
         """
-        scores = Value(f"scores_of_{blocks}", (at_once, "P", blocks), "f32", "kept")
-        bits = Value("chosen_blocks", (self.letter, "P"), "i32", "kept")
-        return cast("op.Floats", self._shared(scores)), cast("op.Integers", self._shared(bits))
+        blocks = bo.blocks_of_page(rate)
+        scores: Any = self._shared(Value(f"scores_of_{blocks}", (_SCORED_ROWS, "P", blocks), "f32", "kept"))
+        bits: Any = self._shared(Value("chosen_blocks", (self.letter, "P"), "i32", "kept"))
+        places = (*self.places(), self.pages())
+        self.add(bo.ChooseBlocks(query, *places, keys, rate, scale, most, scores, bits, shares, own))
+        return cast("op.Integers", bits)
 
     def token_ids(self) -> op.Integers:
         """The token of each row, `(T,)`."""
@@ -226,7 +242,7 @@ class Builder:
         )
         return cast("op.Floats", cosine), cast("op.Floats", sine)
 
-    def temperatures(self, temperature: Temperature) -> op.Floats:
+    def temperatures(self, temperature: Temperature | LogTemperature) -> op.Floats:
         """The factor of every position, `(C,)`."""
         value = Value("temperature", ("C",), "f32", "rope", temperature=temperature)
         return cast("op.Floats", self.shared.setdefault(("temperature", temperature), value))

@@ -26,7 +26,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.model.ngrams import NgramRows
 from edgemoe.model.relative import RelativeBias
-from edgemoe.model.rope import RopeSpec, Temperature
+from edgemoe.model.rope import LogTemperature, RopeSpec, Temperature
 
 Part = Literal[
     "embedding",
@@ -120,7 +120,7 @@ class Value:
     """The rule whose cosines or sines it holds."""
     relative: tuple[RelativeBias, bool] | None = None
     """The rule of relative positions whose buckets it holds, and whether attention is causal."""
-    temperature: Temperature | None = None
+    temperature: Temperature | LogTemperature | None = None
     """The rule whose factors it holds."""
     numbers: tuple[float, ...] = ()
     """The numbers that it holds, if they are the model's own and in no tensor."""

@@ -89,8 +89,27 @@ class Temperature:
     """The number of the first position, as a family counts: 1, or 0 (Mistral Small 4)."""
 
 
-def temperature_factors(temperature: Temperature, positions: int) -> Floats:
+@dataclass(frozen=True)
+class LogTemperature:
+    """A factor of scores that is 1 up to the position `length`, and `ln(position) / ln(length)` beyond it (Grok-2).
+
+    It applies after the cap of scores, whose bound it makes wider; one of queries would not.
+    """
+
+    length: int
+
+    def check(self) -> None:
+        """Raise ValueError for a length that has no logarithm to divide by."""
+        if self.length < 2:
+            raise ValueError(f"temperature: a length of {self.length}")
+
+
+def temperature_factors(temperature: Temperature | LogTemperature, positions: int) -> Floats:
     """The factor of every position, `(positions,)`, float32."""
+    if isinstance(temperature, LogTemperature):
+        reached = np.maximum(np.arange(positions), temperature.length).astype(np.float64)
+        factors: Floats = (np.log(reached) / math.log(temperature.length)).astype(np.float32)
+        return factors
     periods = (np.arange(positions) + temperature.first) // temperature.period
     return (1 + temperature.scale * np.log1p(periods.astype(np.float64))).astype(np.float32)
 

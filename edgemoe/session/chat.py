@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.model.sampling import SamplingOptions
-from edgemoe.session.conversation import ConversationEncoder
+from edgemoe.session.conversation import ConversationEncoder, check_message
 from edgemoe.session.generate import Generation, check_max_tokens, check_prompt_length, check_text_fits
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
@@ -103,8 +103,7 @@ class ChatSession:
 
     def send(self, text: str) -> Answer:
         """The answer to a message. Raises UsageError for one that is no text, empty or does not fit the context."""
-        if not isinstance(text, str):
-            raise UsageError(f"the message: expected text, found {str(text)[:80]}.", "Give a string.")
+        check_message(text)
         if not text.strip():
             raise UsageError("the message is empty: expected some text.", "Write something to answer.")
         return self._answer(list(self.messages), text)

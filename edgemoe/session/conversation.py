@@ -19,11 +19,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from edgemoe.errors import UsageError
 from edgemoe.session.template import ChatTemplate, Message
 from edgemoe.session.tokenizer import Tokenizer
 
 FIRST_COVER = 0xF0000
 """First of 65,534 characters for private use; those that stand in a message or in the template are passed over."""
+
+
+def check_message(content: object) -> None:
+    """Raises UsageError for a message that is no text, such as a list of parts with an image."""
+    if isinstance(content, str):
+        return
+    parts = content if isinstance(content, list) else [content]
+    kinds = {str(part.get("type"))[:40] for part in parts if isinstance(part, Mapping)} - {"text"}
+    found = f"a part of type {min(kinds)}: edgemoe reads text alone" if kinds else str(content)[:80]
+    raise UsageError(f"the message: expected text, found {found}.", "Give a string.")
 
 
 class ConversationEncoder:
@@ -46,10 +57,12 @@ class ConversationEncoder:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation, up to where the assistant's answer begins. Raises EdgemoeError."""
+        for message in messages:
+            check_message(message["content"])
         if not self._literal:
             return self._tokenizer.encode(self._template.render(messages, variables=self._variables))
         markers = self._tokenizer.special_texts
-        texts = [str(message["content"]) for message in messages]
+        texts = [message["content"] for message in messages]
         covers = _covers({marker[0] for marker in markers}, [*texts, self._template.source])
         contents = (_cover(text, markers, covers) for text in texts)
         covered = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from edgemoe.engine.memory import MemoryPlan, ModelSizes, plan_memory
+from edgemoe.engine.memory import MemoryPlan, plan_memory
 from edgemoe.engine.opening import model_sizes
+from edgemoe.engine.part_sizes import ModelSizes
 from edgemoe.errors import StoreError
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.select import select_backend

@@ -19,7 +19,7 @@ from edgemoe.model.sampling import (
     read_generation_config,
 )
 from edgemoe.session.chat import ChatSession
-from edgemoe.session.conversation import ConversationEncoder
+from edgemoe.session.conversation import ConversationEncoder, check_message
 from edgemoe.session.generate import (
     FinishReason,
     Generation,
@@ -155,6 +155,7 @@ class Model:
         self.require_chat()
         self.tokenizer.require()
         encoder = ConversationEncoder(self.tokenizer, self.template, template_variables, literal)
+        check_message(text)
         check_text_fits(text, self.tokenizer, self.engine.context_length)
         messages = [{"role": "system", "content": system}] if system else []
         return encoder.encode([*messages, {"role": "user", "content": text}])

@@ -16,9 +16,8 @@ enum { EM_MOST_TAPS = 64 };
 /* The most positions from one of these tokens to the next. */
 enum { EM_MOST_DILATION = 64 };
 
-/* The most heads that choose blocks, and their channels. */
-enum { EM_MOST_SELECTING_HEADS = 32 };
-enum { EM_WIDEST_SELECTING_HEAD = 1024 };
+/* The most channels of a block's key. */
+enum { EM_WIDEST_BLOCK_KEY = 1024 };
 
 /* The most channels of a head's keys in the delta rule. */
 enum { EM_WIDEST_KEYS = 256 };
@@ -140,6 +139,7 @@ typedef struct em_attention {
     em_distance_bias bias;    /* all zeros if there are none */
     const int32_t *chosen;    /* (T, P), or NULL */
     int32_t page_blocks;
+    const float *factors;     /* (C,), or NULL */
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
@@ -147,6 +147,7 @@ typedef struct em_attention {
     int32_t head_dim;         /* W */
     int32_t heads;            /* H */
     int32_t value_dim;        /* Wv */
+    int32_t context;          /* C */
 } em_attention;
 
 /* A causal convolution over the last length tokens of a sequence, each channel by itself. */
@@ -478,32 +479,28 @@ typedef struct em_gate_by_agreement {
     int32_t count;       /* count */
 } em_gate_by_agreement;
 
-/* Chooses which blocks of 64 / B earlier tokens a token sees: at most kept, and those of its own block. */
-typedef struct em_select_blocks {
-    const float *query;       /* (T, H*W) */
+/* Each whole block of rate tokens gets a key: the mean of its tokens' rows of keys. */
+typedef struct em_store_block_keys {
     const float *keys;        /* (T, W) */
     const float *norm;        /* (W,) */
     float epsilon;
     const float *cosine;      /* (C, R/2) */
     const float *sine;        /* (C, R/2) */
+    int64_t rate;
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
     float *inputs;            /* (S, ring, W) */
     em_cache block_keys;      /* (N, 1, B, W) */
-    int64_t kept;
-    float *scores;            /* (T, P, B) */
-    int32_t *chosen;          /* (T, P) */
     int32_t head_dim;         /* W */
-    int32_t heads;            /* H */
     int32_t context;          /* C */
     int32_t rotated;          /* R */
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t ring;             /* ring */
     int32_t page_count;       /* N */
-    int32_t page_blocks;      /* B */
-} em_select_blocks;
+    int32_t block_rows;       /* B */
+} em_store_block_keys;
 
 /* A token's streams become the row that a block reads: output = sum over i of share[i] * streams[i]. */
 typedef struct em_collapse_streams {
@@ -602,10 +599,9 @@ typedef struct em_balance_streams {
     int32_t J;           /* J */
 } em_balance_streams;
 
-/* Chooses the most blocks of rate tokens that a row sees in CompressedAttention: those of largest score. */
+/* Chooses the most blocks of rate tokens that a row sees: those of largest score. */
 typedef struct em_choose_blocks {
     const float *query;       /* (T, H*W) */
-    const float *shares;      /* (T, H) */
     const int32_t *positions; /* (T,) */
     const int32_t *sequences; /* (T,) */
     const int32_t *pages;     /* (S, P) */
@@ -615,12 +611,14 @@ typedef struct em_choose_blocks {
     int64_t most;
     float *scores;            /* (at_once, P, B) */
     int32_t *chosen;          /* (T, P) */
-    int32_t heads;            /* H */
-    int32_t head_dim;         /* W */
+    const float *shares;      /* (T, H), or NULL */
+    int32_t own;
     int32_t sequence_count;   /* S */
     int32_t table_pages;      /* P */
     int32_t page_count;       /* N */
     int32_t block_rows;       /* B */
+    int32_t head_dim;         /* W */
+    int32_t heads;            /* H */
     int32_t at_once;          /* at_once */
 } em_choose_blocks;
 
@@ -655,7 +653,7 @@ typedef struct em_choose_blocks {
     X(READ_STREAMS, read_streams) \
     X(WRITE_STREAMS, write_streams) \
     X(GATE_BY_AGREEMENT, gate_by_agreement) \
-    X(SELECT_BLOCKS, select_blocks) \
+    X(STORE_BLOCK_KEYS, store_block_keys) \
     X(COLLAPSE_STREAMS, collapse_streams) \
     X(JOIN_STREAMS, join_streams) \
     X(COMPRESS, compress) \
@@ -694,9 +692,10 @@ typedef struct em_choose_blocks {
         FIELD(em_attention, value_cache) FIELD(em_attention, scale) FIELD(em_attention, output) \
         FIELD(em_attention, window) FIELD(em_attention, sinks) FIELD(em_attention, chunked) \
         FIELD(em_attention, cap) FIELD(em_attention, lengths) FIELD(em_attention, bias) \
-        FIELD(em_attention, chosen) FIELD(em_attention, page_blocks) FIELD(em_attention, sequence_count) \
-        FIELD(em_attention, table_pages) FIELD(em_attention, page_count) FIELD(em_attention, kv_heads) \
-        FIELD(em_attention, head_dim) FIELD(em_attention, heads) FIELD(em_attention, value_dim) \
+        FIELD(em_attention, chosen) FIELD(em_attention, page_blocks) FIELD(em_attention, factors) \
+        FIELD(em_attention, sequence_count) FIELD(em_attention, table_pages) FIELD(em_attention, page_count) \
+        FIELD(em_attention, kv_heads) FIELD(em_attention, head_dim) FIELD(em_attention, heads) \
+        FIELD(em_attention, value_dim) FIELD(em_attention, context) \
     STRUCT(em_short_conv) FIELD(em_short_conv, input) FIELD(em_short_conv, taps) FIELD(em_short_conv, bias) \
         FIELD(em_short_conv, positions) FIELD(em_short_conv, sequences) FIELD(em_short_conv, inputs) \
         FIELD(em_short_conv, output) FIELD(em_short_conv, parts) FIELD(em_short_conv, dilation) \
@@ -783,15 +782,16 @@ typedef struct em_choose_blocks {
         FIELD(em_gate_by_agreement, value) FIELD(em_gate_by_agreement, least) \
         FIELD(em_gate_by_agreement, output) FIELD(em_gate_by_agreement, hidden_size) \
         FIELD(em_gate_by_agreement, count) \
-    STRUCT(em_select_blocks) FIELD(em_select_blocks, query) FIELD(em_select_blocks, keys) \
-        FIELD(em_select_blocks, norm) FIELD(em_select_blocks, epsilon) FIELD(em_select_blocks, cosine) \
-        FIELD(em_select_blocks, sine) FIELD(em_select_blocks, positions) FIELD(em_select_blocks, sequences) \
-        FIELD(em_select_blocks, pages) FIELD(em_select_blocks, inputs) FIELD(em_select_blocks, block_keys) \
-        FIELD(em_select_blocks, kept) FIELD(em_select_blocks, scores) FIELD(em_select_blocks, chosen) \
-        FIELD(em_select_blocks, head_dim) FIELD(em_select_blocks, heads) FIELD(em_select_blocks, context) \
-        FIELD(em_select_blocks, rotated) FIELD(em_select_blocks, sequence_count) \
-        FIELD(em_select_blocks, table_pages) FIELD(em_select_blocks, ring) FIELD(em_select_blocks, page_count) \
-        FIELD(em_select_blocks, page_blocks) \
+    STRUCT(em_store_block_keys) FIELD(em_store_block_keys, keys) FIELD(em_store_block_keys, norm) \
+        FIELD(em_store_block_keys, epsilon) FIELD(em_store_block_keys, cosine) \
+        FIELD(em_store_block_keys, sine) FIELD(em_store_block_keys, rate) \
+        FIELD(em_store_block_keys, positions) FIELD(em_store_block_keys, sequences) \
+        FIELD(em_store_block_keys, pages) FIELD(em_store_block_keys, inputs) \
+        FIELD(em_store_block_keys, block_keys) FIELD(em_store_block_keys, head_dim) \
+        FIELD(em_store_block_keys, context) FIELD(em_store_block_keys, rotated) \
+        FIELD(em_store_block_keys, sequence_count) FIELD(em_store_block_keys, table_pages) \
+        FIELD(em_store_block_keys, ring) FIELD(em_store_block_keys, page_count) \
+        FIELD(em_store_block_keys, block_rows) \
     STRUCT(em_collapse_streams) FIELD(em_collapse_streams, streams) FIELD(em_collapse_streams, numbers) \
         FIELD(em_collapse_streams, base) FIELD(em_collapse_streams, scale) FIELD(em_collapse_streams, epsilon) \
         FIELD(em_collapse_streams, count) FIELD(em_collapse_streams, output) \
@@ -825,13 +825,13 @@ typedef struct em_choose_blocks {
     STRUCT(em_balance_streams) FIELD(em_balance_streams, numbers) FIELD(em_balance_streams, base) \
         FIELD(em_balance_streams, scales) FIELD(em_balance_streams, epsilon) \
         FIELD(em_balance_streams, iterations) FIELD(em_balance_streams, count) FIELD(em_balance_streams, J) \
-    STRUCT(em_choose_blocks) FIELD(em_choose_blocks, query) FIELD(em_choose_blocks, shares) \
-        FIELD(em_choose_blocks, positions) FIELD(em_choose_blocks, sequences) FIELD(em_choose_blocks, pages) \
-        FIELD(em_choose_blocks, keys) FIELD(em_choose_blocks, rate) FIELD(em_choose_blocks, scale) \
-        FIELD(em_choose_blocks, most) FIELD(em_choose_blocks, scores) FIELD(em_choose_blocks, chosen) \
-        FIELD(em_choose_blocks, heads) FIELD(em_choose_blocks, head_dim) \
-        FIELD(em_choose_blocks, sequence_count) FIELD(em_choose_blocks, table_pages) \
-        FIELD(em_choose_blocks, page_count) FIELD(em_choose_blocks, block_rows) \
+    STRUCT(em_choose_blocks) FIELD(em_choose_blocks, query) FIELD(em_choose_blocks, positions) \
+        FIELD(em_choose_blocks, sequences) FIELD(em_choose_blocks, pages) FIELD(em_choose_blocks, keys) \
+        FIELD(em_choose_blocks, rate) FIELD(em_choose_blocks, scale) FIELD(em_choose_blocks, most) \
+        FIELD(em_choose_blocks, scores) FIELD(em_choose_blocks, chosen) FIELD(em_choose_blocks, shares) \
+        FIELD(em_choose_blocks, own) FIELD(em_choose_blocks, sequence_count) \
+        FIELD(em_choose_blocks, table_pages) FIELD(em_choose_blocks, page_count) \
+        FIELD(em_choose_blocks, block_rows) FIELD(em_choose_blocks, head_dim) FIELD(em_choose_blocks, heads) \
         FIELD(em_choose_blocks, at_once) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \

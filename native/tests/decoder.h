@@ -78,7 +78,7 @@ typedef struct model {
     float apart_states[1][DELTA_HEADS][2 * EM_PANEL_ROWS][DELTA_KEYS];
     float channel_rates[WIDTH][LATENT_ROTARY], channel_states[1][(WIDTH + 15) / 16 * EM_PANEL_ROWS][LATENT_ROTARY];
     float stream[TOKENS][WIDTH / GATED_STREAMS], agreed[TOKENS][WIDTH];
-    float index_ring[1][EM_PAGE_TOKENS / PAGE_BLOCKS - 1][HEAD_WIDTH], index_scores[TOKENS][PAGES][PAGE_BLOCKS];
+    float index_ring[1][EM_PAGE_TOKENS / PAGE_BLOCKS - 1][HEAD_WIDTH], index_scores[3][PAGES][PAGE_BLOCKS];
     float block_keys[PAGES][PAGE_BLOCKS][HEAD_WIDTH]; /* large enough for every format */
     uint16_t index_scales[PAGES][PAGE_BLOCKS][1];
     int32_t chosen_blocks[TOKENS][PAGES];
@@ -159,7 +159,7 @@ static inline void add_attention(model *m, int32_t cache_format) {
         .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .sequence_count = 1, .table_pages = PAGES,
         .page_count = PAGES, .kv_heads = GROUPS, .head_dim = HEAD_WIDTH, .heads = HEADS,
-        .value_dim = HEAD_WIDTH, .window = 20, .chunked = 1, .cap = 2};
+        .value_dim = HEAD_WIDTH, .window = 20, .chunked = 1, .cap = 2, .factors = *m->cosine, .context = CONTEXT};
     add(m, EM_GATE)->as.gate = (em_gate){
         .gate = *m->query, .values = *m->attended, .gating = EM_GATING_SIGMOID, .runs = WIDTH, .width = 1};
     add(m, EM_GATE)->as.gate = (em_gate){
@@ -427,12 +427,17 @@ static inline void add_choice(model *m, int32_t cache_format) {
     const em_cache keys = {m->caches[0], ***m->cache_scales[0], cache_format};
     const em_cache values = {m->caches[1], ***m->cache_scales[1], cache_format};
     const em_cache blocks = {m->block_keys, **m->index_scales, cache_format};
-    add(m, EM_SELECT_BLOCKS)->as.select_blocks = (em_select_blocks){
-        .query = *m->query, .keys = *m->stream, .norm = m->norm, .epsilon = 1e-5f, .cosine = *m->cosine, .sine = *m->sine,
-        .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .inputs = **m->index_ring,
-        .block_keys = blocks, .kept = 5, .scores = **m->index_scores, .chosen = *m->chosen_blocks, .head_dim = HEAD_WIDTH,
-        .heads = HEADS, .context = CONTEXT, .rotated = HEAD_WIDTH, .sequence_count = 1, .table_pages = PAGES,
-        .ring = EM_PAGE_TOKENS / PAGE_BLOCKS - 1, .page_count = PAGES, .page_blocks = PAGE_BLOCKS};
+    add(m, EM_STORE_BLOCK_KEYS)->as.store_block_keys = (em_store_block_keys){
+        .keys = *m->stream, .norm = m->norm, .epsilon = 1e-5f, .cosine = *m->cosine, .sine = *m->sine,
+        .rate = EM_PAGE_TOKENS / PAGE_BLOCKS, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages,
+        .inputs = **m->index_ring, .block_keys = blocks, .head_dim = HEAD_WIDTH, .context = CONTEXT,
+        .rotated = HEAD_WIDTH, .sequence_count = 1, .table_pages = PAGES, .ring = EM_PAGE_TOKENS / PAGE_BLOCKS - 1,
+        .page_count = PAGES, .block_rows = PAGE_BLOCKS};
+    add(m, EM_CHOOSE_BLOCKS)->as.choose_blocks = (em_choose_blocks){
+        .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .keys = blocks,
+        .rate = EM_PAGE_TOKENS / PAGE_BLOCKS, .scale = 1, .most = 5, .scores = **m->index_scores,
+        .chosen = *m->chosen_blocks, .own = 1, .head_dim = HEAD_WIDTH, .heads = HEADS, .sequence_count = 1,
+        .table_pages = PAGES, .page_count = PAGES, .block_rows = PAGE_BLOCKS, .at_once = 3};
     add(m, EM_ATTENTION)->as.attention = (em_attention){
         .query = *m->query, .positions = m->positions, .sequences = m->sequences, .pages = *m->pages, .key_cache = keys,
         .value_cache = values, .scale = 0.2f, .output = *m->attended, .chosen = *m->chosen_blocks,

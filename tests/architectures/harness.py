@@ -39,7 +39,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], Tensors]:
             dtypes = {"F32": np.float32, "F16": np.float16, "I64": np.int64}
             values = np.frombuffer(entry["data"], dtypes[entry["dtype"]])
         tensors[name] = values.astype(np.float32).reshape(entry["shape"])
-    tails = {name: tail for name in tensors if (tail := tail_in(config, name))}
+    tails = {name: tail for name in tensors if (tail := tail_in(config, name)) and tail.tensor in tensors}
     for name, tail in tails.items():
         end = np.float32(tail.factor) * tensors[tail.tensor]
         tensors[name] = np.concatenate([tensors[name], end], axis=int(tail.columns))

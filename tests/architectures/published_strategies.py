@@ -47,6 +47,25 @@ def grove_moe(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 
 
 @st.composite
+def grok_2(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    count = draw(st.integers(2, 12) | st.integers(65, 80))
+    return _without(config, "rope_parameters") | {
+        "attn_logit_softcapping": draw(st.sampled_from([0.5, 30.0])),
+        "attn_temperature_len": draw(st.sampled_from([-1, 2, 9, 1024])),
+        "embedding_multiplier_scale": draw(st.sampled_from([1.0, 9.0])),
+        "final_logit_softcapping": draw(st.sampled_from([None, 2.0, 50.0])),
+        "moe_intermediate_size": draw(st.integers(1, 40)),
+        "num_experts_per_tok": draw(st.integers(1, min(count, 8))),
+        "num_local_experts": count,
+        "output_multiplier_scale": draw(st.sampled_from([0.6, 1.0])),
+        "residual_moe": draw(st.booleans()),
+        "rope_theta": draw(_THETAS),
+        "rope_type": "original",
+        "router_logit_softcapping": draw(st.sampled_from([1.0, 30.0])),
+    }
+
+
+@st.composite
 def step3p5(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     layers, count = config["num_hidden_layers"], draw(st.integers(2, 12) | st.integers(65, 80))
     further = draw(st.integers(0, 2))
@@ -92,6 +111,7 @@ def _each(values: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[
 
 
 OWN_CONFIGS: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
+    "git": grok_2,
     "grove_moe": grove_moe,
     "smallthinker": smallthinker,
     "step3p5": step3p5,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgemoe.architectures import FAMILIES, Tail, checkpoint_shapes, model_spec, tail_in, unused_tensors
 from edgemoe.architectures.config import FIXED, HARMLESS
 from edgemoe.errors import SourceError
-from edgemoe.kernels.operations import RELU2, Activation
+from edgemoe.kernels.operations import GELU_TANH, RELU2, Activation
 from edgemoe.model.blocks import (
     Attention,
     BlockIndexer,
@@ -33,7 +33,14 @@ from edgemoe.model.blocks import (
     ShortConv,
 )
 from edgemoe.model.ngrams import NgramRows
-from edgemoe.model.rope import RopeSpec, Temperature, rope_frequencies, rope_tables
+from edgemoe.model.rope import (
+    LogTemperature,
+    RopeSpec,
+    Temperature,
+    rope_frequencies,
+    rope_tables,
+    temperature_factors,
+)
 from edgemoe.model.spec import Block, LayerSpec, ModelSpec
 from edgemoe.model.streams import GatedStreams
 from tests.architectures.published import (
@@ -58,6 +65,7 @@ from tests.architectures.published import (
     GRANITE_1B_A400M,
     GRANITE_4_H_TINY,
     GRANITE_SHARED,
+    GROK_2,
     GROVE_MOE_INST,
     HUNYUAN_A13B,
     HY3_PREVIEW,
@@ -299,6 +307,61 @@ def test_dbrx_reads_its_two_objects():
 )
 def test_dbrx_refuses_what_it_has_not(keys, words):
     assert words in refusal(DBRX_INSTRUCT | keys)
+
+
+def test_grok_2_grows_scores_behind_their_cap_and_has_a_dense_ffn_beside_its_experts():
+    spec = model_spec(GROK_2)
+    assert (spec.logit_scale, spec.logit_cap, spec.tied_embeddings) == (0.5, 50, False)
+    (layer,) = set(spec.layers)
+    own, gelu = attention(layer), GELU_TANH
+    assert (own.scale, own.score_cap, own.score_temperature) == (128**-0.5, 30, LogTemperature(1024))
+    assert (own.temperature, own.rope) == (None, RopeSpec(208533496.0, 128))
+    router = RouterSpec(normalise=False, logit_cap=30.0)
+    shared = SharedExpert(32768, activation=gelu)
+    assert ffn(layer) == Moe(8, 2, 16384, router, shared, gelu, scale=math.sqrt(0.5))
+    assert all(block.input_norm and block.post_norm for block in layer.blocks)
+    for off in (-1, None):
+        assert attention(model_spec(GROK_2 | {"attn_temperature_len": off}).layers[0]).score_temperature is None
+    alone = ffn(model_spec(GROK_2 | {"residual_moe": False}).layers[0])
+    assert (alone.shared, alone.scale) == (None, 1.0)
+
+
+def test_factors_of_scores_begin_beyond_their_length():
+    found = temperature_factors(LogTemperature(1024), 1 << 20)
+    assert found.dtype == np.float32
+    assert (found[:1025] == 1).all()
+    assert found[1025] > 1
+    np.testing.assert_allclose(found[[2048, 32768, (1 << 20) - 1]], [1.1, 1.5, 2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {"architectures": ["GitForCausalLM"]},
+            'architectures is "GitForCausalLM"; edgemoe implements "Grok1ForCausalLM"',
+        ),
+        ({"architectures": None}, "architectures is null"),
+        ({"rope_type": "yarn"}, 'rope_type is "yarn"'),
+        ({"rope_rotate_half_dims": True}, "rope_rotate_half_dims is true"),
+        ({"sliding_window_size": 4096}, "sliding_window_size is 4096"),
+        ({"global_attn_every_n": 2}, "global_attn_every_n is 2"),
+        ({"attn_temperature_len": 1}, "attn_temperature_len is 1"),
+        ({"attn_logit_softcapping_method": "clip"}, 'attn_logit_softcapping_method is "clip"'),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
+        ({"output_multiplier_scale": None}, "output_multiplier_scale is missing"),
+    ],
+)
+def test_grok_2_refuses_what_it_has_not(keys, words):
+    assert words in refusal(GROK_2 | keys)
+
+
+def test_parts_of_grok_2s_experts_follow_by_rank():
+    name = "model.layers.7.block_sparse_moe.experts.3.w1.weight"
+    assert tail_in(GROK_2, name) == Tail(f"{name}-TP-001")
+    down = name.replace("w1", "w2")
+    assert tail_in(GROK_2, f"{down}-TP-006") == Tail(f"{down}-TP-007", columns=True)
+    assert tail_in(GROK_2, "model.layers.7.mlp.up_proj.weight") is None
 
 
 def test_phimoe_has_biases_of_norms_and_sparsemixer():
@@ -667,6 +730,7 @@ def mixer(layer: LayerSpec) -> CompressedAttention:
     ("changes", "words"),
     [
         ({"compress_ratios": [8] * 43}, "compress_ratios is 8; edgemoe implements 0, 4, 128 only"),
+        ({"compress_ratios": [[4]] * 43}, "compress_ratios is a list of 1; edgemoe implements 0, 4, 128 only"),
         ({"compress_ratios": [4] * 42}, "compress_ratios lists 42 layers; expected 43"),
         ({"layer_types": ["full_attention"] * 43}, 'layer_types is "full_attention"'),
         ({"compress_rates": {"heavily_compressed_attention": 96}}, "compress_rates.heavily_compressed_attention is 96"),
@@ -895,7 +959,9 @@ def test_gemma4_says_the_heads_of_its_layers_in_two_ways():
     text = GEMMA4_26B_A4B["text_config"]
     own = {key: value for key, value in text.items() if "global" not in key}
     heads = {"head_dim": 512, "num_key_value_heads": 2}
-    assert model_spec(own | {"per_layer_config": {str(5 + 6 * n): heads for n in range(5)}}) == model_spec(text)
+    for number in ("{}", "{:02}"):  # transformers writes as many digits as the last layer's number has
+        listed = {number.format(5 + 6 * n): heads for n in range(5)}
+        assert model_spec(own | {"per_layer_config": listed}) == model_spec(text)
     unlisted = {key: value for key, value in text.items() if key != "layer_types"}
     assert model_spec(unlisted) == model_spec(text)
     assert attention(model_spec(text | {"attention_k_eq_v": False}).layers[5]).kv_heads == 8
@@ -926,6 +992,14 @@ def test_a_text_config_that_is_no_object_is_refused():
     assert "text_config is 7; expected an object" in refusal(QWEN36_35B_A3B | {"text_config": 7})
 
 
+def test_a_text_config_of_another_family_is_refused():
+    parts = [config for config in golden_configs().values() if "text_config" in config]
+    for config in [*parts, KIMI_K25, MISTRAL_SMALL_4]:
+        assert model_spec(config).family == config["model_type"]
+        text = config["text_config"] | {"model_type": "gpt2"}
+        assert 'text_config.model_type is "gpt2"; edgemoe implements' in refusal(config | {"text_config": text})
+
+
 @every_case(
     ("changes", "words"),
     [
@@ -936,6 +1010,8 @@ def test_a_text_config_that_is_no_object_is_refused():
         ({"hidden_activation": "silu"}, 'hidden_activation is "silu"; edgemoe implements "gelu_pytorch_tanh" only'),
         ({"per_layer_config": {"4": {"head_dim": 512}}}, "per_layer_config is an object of 1; edgemoe implements"),
         ({"per_layer_config": {"5": 7}}, "per_layer_config is an object of 1"),
+        ({"per_layer_config": {"5": {"head_dim": 512}, "05": {"head_dim": 512}}}, "has a layer twice"),
+        ({"per_layer_config": {"9" * 5000: {}}}, "per_layer_config is an object of 1"),
         ({"per_layer_config": []}, "per_layer_config is an empty list"),
         ({"num_global_key_value_heads": 3}, "layers of full_attention have 16 query heads and 3 key heads"),
         ({"global_head_dim": 1 << 18}, "16 heads of width 262144"),
@@ -1172,6 +1248,17 @@ def test_the_newer_name_of_a_key_means_the_same():
     renamed = without(QWEN3_30B_A3B, "num_experts") | {"num_local_experts": 128}
     assert model_spec(renamed) == model_spec(QWEN3_30B_A3B)
     assert "num_local_experts is 64" in refusal(QWEN3_30B_A3B | {"num_local_experts": 64})
+
+
+@every_case("config", [MIXTRAL_8X7B, QWEN3_30B_A3B, DEEPSEEK_V3, GLM_45_AIR, MINIMAX_M2, LING_MINI_2, JAMBA_V01])
+def test_the_number_of_experts_has_three_names(config):
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    (own,) = (name for name in names if name in config)
+    for name in names:
+        renamed = without(config, own) | {name: config[own]}
+        assert model_spec(renamed) == model_spec(config | renamed) == model_spec(config)
+        if name != own:
+            assert "they are names of one thing and must agree" in refusal(config | {name: config[own] + 1})
 
 
 @every_case("config", ALL_FAMILIES.values(), ids=ALL_FAMILIES.keys())

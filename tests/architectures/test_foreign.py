@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import checkpoint_shapes, mixtral, model_spec, resolve
-from edgemoe.architectures.table import checkpoint_shapes as table_shapes
-from edgemoe.architectures.table import layer_rows, resolve_tensors
+from edgemoe.architectures.resolution import checkpoint_shapes as table_shapes
+from edgemoe.architectures.resolution import resolve_tensors
+from edgemoe.architectures.table import layer_rows
 from edgemoe.errors import SourceError
 from tests.support.checkpoints import SMALL_MIXTRAL
 from tests.support.every_case import every_case
@@ -60,6 +61,11 @@ def test_a_missing_head_has_nothing_in_its_place() -> None:
 def test_an_adapters_tensors_are_named() -> None:
     problem = refusal({"base_model.x.q_proj.lora_A.weight": (8, 64)})
     assert "found the matrices of a LoRA adapter" in problem.message
+    beside = {f"{QUERY}.lora_{half}.default.weight": (8, 64) for half in "AB"}
+    problem = refusal(SHAPES | beside)
+    assert problem.message.startswith(f"{QUERY}.lora_A.default.weight: expected weights of a whole model, found the")
+    assert "2 of the names are like this" in problem.message
+    assert "merge_and_unload" in problem.hint
 
 
 def test_a_tensor_that_the_index_leaves_out_is_named_with_its_shard() -> None:

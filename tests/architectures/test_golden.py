@@ -126,6 +126,12 @@ def test_each_part_of_gpt_oss_shows(change):
         ("phimoe", "lm_head.bias"),
         ("phimoe_long", {"original_max_position_embeddings": 512}),
         ("phimoe_long", {"router_jitter_noise": 0.5}),
+        ("grok_2", {"attn_logit_softcapping": 3.0}),
+        ("grok_2", {"attn_temperature_len": 24}),
+        ("grok_2", {"attn_temperature_len": -1}),
+        ("grok_2", {"final_logit_softcapping": 2.1}),
+        ("grok_2", {"router_logit_softcapping": 3.0}),
+        ("grok_2", "mlp.down_proj.weight"),
     ],
     ids=str,
 )

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgemoe.architectures import FAMILIES, SourceSlice, model_spec, resolve, unused_tensors
-from edgemoe.architectures.table import Runs, resolve_tensors
+from edgemoe.architectures.resolution import resolve_tensors
+from edgemoe.architectures.table import Runs
 from edgemoe.architectures.unused import FURTHER_TOKENS, TIED_HEAD
 from edgemoe.errors import SourceError
 from tests.architectures.harness import load_checkpoint

@@ -172,6 +172,8 @@ def test_step_has_heads_and_positions_by_the_type_of_layer():
     assert model_spec(listed) == spec
     typed = without(STEP_35_FLASH, "moe_layers_enum") | {"mlp_layer_types": ["dense"] * 3 + ["sparse"] * 42}
     assert model_spec(typed) == spec
+    again = {f"{n:02}": {"num_attention_heads": 96} for n in range(45) if n % 4}  # transformers writes them
+    assert model_spec(STEP_35_FLASH | {"per_layer_config": again}) == spec
     further = STEP_35_FLASH | {"rope_theta": [*STEP_35_FLASH["rope_theta"][:45], 1.5, 2.5, 3.5]}
     assert model_spec(further) == spec  # only layers that run must be alike
     dense = model_spec(STEP_35_FLASH | {"swiglu_limits_shared": [16] * 48}).layers[0]
@@ -183,6 +185,7 @@ def test_step_has_heads_and_positions_by_the_type_of_layer():
     [
         ({"moe_layers_enum": None}, "moe_layers_enum is missing; expected the numbers of layers"),
         ({"moe_layers_enum": "3,x"}, 'moe_layers_enum is "3,x"'),
+        ({"moe_layers_enum": "9" * 5000}, 'moe_layers_enum is "9999'),
         ({"mlp_layer_types": ["hash"] * 45}, 'mlp_layer_types is "hash"'),
         ({"layer_types": ["full_attention"] * 44}, "layer_types lists 44 layers; expected 45 or 48"),
         ({"rope_theta": [5e6, *[1e4] * 47]}, "rope_theta is a list of 48; edgemoe implements one value for all layers"),
@@ -226,6 +229,9 @@ def test_mimo_has_narrow_values_and_more_key_heads_within_windows():
     }
     assert model_spec(newer) == model_spec(MIMO_V2_FLASH)
     assert model_spec(without(newer, "layer_types", "mlp_layer_types", "sliding_window")) == model_spec(MIMO_V2_FLASH)
+    assert model_spec(MIMO_V2_FLASH | {"rms_norm_eps": 1e-5}) == model_spec(MIMO_V2_FLASH)
+    words = "layernorm_epsilon is 1e-05 and rms_norm_eps is 1e-06; they are names of one thing and must agree"
+    assert words in refusal(MIMO_V2_FLASH | {"rms_norm_eps": 1e-6})
 
 
 @every_case("config", ["TRINITY_MINI", "MELLUM2_12B_A25B", "FLINT", "KOLIBRI_1", "LAGUNA_XS2"])

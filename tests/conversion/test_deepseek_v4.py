@@ -86,3 +86,12 @@ def test_a_table_of_other_numbers_is_refused(tmp_path: Path) -> None:
     safetensors.numpy.save_file(tensors, tmp_path / "checkpoint" / "model.safetensors")
     with pytest.raises(SourceError, match=r"tid2eid: expected whole numbers from 0 to 9, found 0\.5"):
         convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store")
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    """Tables of experts alone are such."""
+    tensors = saved()
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int64)
+    message = "model.norm.weight: expected weights of F64, F32, F16, BF16, found I64: they are whole numbers"
+    with pytest.raises(SourceError, match=message):
+        convert_checkpoint(str(write(tmp_path / "whole", tensors)), tmp_path / "store")

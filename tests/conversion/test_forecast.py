@@ -15,6 +15,7 @@ from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.opening import model_sizes
 from edgemoe.engine.traffic import token_traffic
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
@@ -106,8 +107,8 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
         o.states[0].nbytes for o in operations if isinstance(o, (so.DeltaRule, so.SelectiveScan, so.ChannelScan))
     )
     # What becomes rows of blocks reads all tokens that its next row may need, but the one that comes.
-    state += sum(4 * (o.rate * o.parts - 1) * o.inputs.shape[2] for o in operations if isinstance(o, so.Compress))
-    state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, so.SelectBlocks))
+    state += sum(4 * (o.rate * o.parts - 1) * o.inputs.shape[2] for o in operations if isinstance(o, bo.Compress))
+    state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, bo.StoreBlockKeys))
     # Some of a router's choices may be of no expert.
     routes = [o for o in operations if isinstance(o, (ex.Route, ex.TableRoute))]
     experts = [o for o in operations if isinstance(o, ex.Experts)]
@@ -118,9 +119,8 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     )
     assert sum(traffic.weight_bytes.values()) == sum(map(weight_bytes, operations)) + state - spared
     caches = [c for o in operations if isinstance(o, so.Attention) for c in (o.key_cache, o.value_cache)]
-    caches += [c for o in operations if isinstance(o, so.CompressedAttention) for c in (o.window_cache, o.compressed)]
-    caches += [o.keys for o in operations if isinstance(o, so.ChooseBlocks)]
-    caches += [o.block_keys for o in operations if isinstance(o, so.SelectBlocks)]
+    caches += [c for o in operations if isinstance(o, bo.CompressedAttention) for c in (o.window_cache, o.compressed)]
+    caches += [o.keys for o in operations if isinstance(o, bo.ChooseBlocks)]
     assert traffic.kv_bytes_per_position == sum(
         cache.nbytes // (cache.shape[0] * op.PAGE_TOKENS) for cache in caches if cache is not None
     )
@@ -145,7 +145,7 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, so.ShortConv):
         return operation.taps.nbytes + (0 if operation.bias is None else operation.bias.nbytes)
-    if isinstance(operation, so.SelectBlocks):
+    if isinstance(operation, bo.StoreBlockKeys):
         return operation.norm.nbytes
     if isinstance(operation, so.DeltaRule):
         return operation.decay_bias.nbytes + operation.rate.nbytes
@@ -154,9 +154,9 @@ def weight_bytes(operation: op.Operation) -> int:
         return sum(vector.nbytes for vector in vectors if vector is not None)
     if isinstance(operation, so.ChannelScan):
         return operation.rate.nbytes + operation.skip.nbytes
-    if isinstance(operation, so.Compress):
+    if isinstance(operation, bo.Compress):
         return operation.bias.nbytes + operation.norm.nbytes
-    if isinstance(operation, so.CompressedAttention):
+    if isinstance(operation, bo.CompressedAttention):
         return operation.sinks.nbytes if operation.sinks is not None else 0
     if isinstance(operation, ex.TableRoute):
         return operation.experts.shape[1] * operation.table.itemsize

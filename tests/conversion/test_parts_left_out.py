@@ -26,9 +26,10 @@ def test_the_vision_tower_and_layers_for_further_tokens_are_left_out_once_for_ea
     further = {
         f"mtp.layers.0.{name}.weight": np.ones((4, 4), np.float32) for name in ("fc", "self_attn.q_proj", "norm")
     }
+    audio = {"model.audio_tower.conv.weight": np.ones((4, 4), np.float32)}
     plain = {name: values for name, values in tensors.items() if name not in vision}
     stores = []
-    for name, held in (("whole", tensors | further), ("plain", plain)):
+    for name, held in (("whole", tensors | further | audio), ("plain", plain)):
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(GOLDEN / "config.json", folder)
@@ -42,6 +43,8 @@ def test_the_vision_tower_and_layers_for_further_tokens_are_left_out_once_for_ea
                 " after the next (MTP), which edgemoe does not run.",
                 f"{len(vision)} tensors, such as {min(vision)}, are left out: they belong to a vision tower, which"
                 " edgemoe does not run: it reads text alone.",
+                "1 tensor, model.audio_tower.conv.weight, is left out: it belongs to an audio tower, which edgemoe does"
+                " not run: it reads text alone.",
             ]
         assert [note for note in notes if "left out" in note] == expected
     files = [{path.name: path.read_bytes() for path in store.glob("*.safetensors")} for store in stores]

@@ -111,3 +111,14 @@ def test_a_missing_adjugate_is_an_error_that_names_the_expert(tensors, tmp_path:
     without = {name: values for name, values in tensors.items() if not name.startswith(f"{ADJUGATE}.up")}
     with pytest.raises(SourceError, match=r"experts\.2\.up_proj\.weight: expected .* = \(148, 16\) from config"):
         convert_checkpoint(str(write(tmp_path / "c", without)), tmp_path / "store")
+
+
+@pytest.mark.parametrize("part", [EXPERT, ADJUGATE])
+def test_parts_that_are_no_floats_are_refused_before_the_work(
+    part: str, tensors: dict[str, np.ndarray[Any, Any]], tmp_path: Path
+) -> None:
+    name = f"{part}.down_proj.weight"
+    folder = write(tmp_path / "c", tensors | {name: tensors[name].astype(np.int64)})
+    with pytest.raises(SourceError, match=r"down_proj\.weight: expected weights of F64, F32, F16, BF16, found I64"):
+        convert_checkpoint(str(folder), tmp_path / "store")
+    assert not (tmp_path / "store.partial").exists()

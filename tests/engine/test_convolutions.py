@@ -10,10 +10,11 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import LossySettings
-from edgemoe.engine.memory import LEAST_SNAPSHOTS, snapshot_count
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.part_sizes import snapshot_count
 from edgemoe.engine.phase import Turn
+from edgemoe.engine.workspace import LEAST_SNAPSHOTS
 from edgemoe.errors import ReadError, UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.lab.forced_routing import ForcedRouting

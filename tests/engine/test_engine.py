@@ -24,6 +24,7 @@ from edgemoe.errors import BudgetError, EdgemoeError, ReadError, StoreError, Usa
 from edgemoe.experts.policy import POLICIES
 from edgemoe.io import reads
 from edgemoe.kernels.formats import Matrix
+from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.process import rss_bytes
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
@@ -306,6 +307,22 @@ def test_after_an_interrupt_every_slot_can_be_had_again(store: Path, breaking) -
         breaking.problem = None
         np.testing.assert_array_equal(engine.forward(PROMPT[:30]), expected)
         del interrupt  # whoever keeps the exception, and with it the frames of the forward, keeps no expert pinned
+
+
+@pytest.mark.parametrize("slots", [1, 17])
+def test_a_run_of_many_tokens_reads_each_expert_once_at_most(store: Path, slots: int) -> None:
+    record_bytes = Store.open(store).record(1, 1).length
+    with engine_with_slots(store, slots) as engine:
+        for turn in range(2):
+            counts, uses = engine.statistics.cache.counts.copy(), engine.expert_uses.copy()
+            engine.rewind(0)
+            engine.turn.begin()
+            engine.forward(PROMPT)
+            own = CacheStatistics()
+            own.counts[:] = engine.statistics.cache.counts - counts
+            assert own.hits + own.misses == (engine.expert_uses > uses).sum() > slots
+            assert own.read_bytes == own.misses * record_bytes
+            assert (own.hits > 0) == (turn == 1 and slots > 1)
 
 
 @pytest.mark.parametrize("slots", [3, EXPERTS])

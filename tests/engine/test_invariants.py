@@ -281,6 +281,23 @@ MINIMAX = PLAIN | {
 }
 """Lightning attention, and residuals of normalised rows with factors."""
 
+GROK = PLAIN | {
+    "model_type": "git",
+    "architectures": ["Grok1ForCausalLM"],
+    "attn_logit_softcapping": 2.0,
+    "attn_temperature_len": 20,
+    "embedding_multiplier_scale": 2.0,
+    "final_logit_softcapping": 3.0,
+    "head_dim": 24,
+    "moe_intermediate_size": CONFIG["intermediate_size"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "output_multiplier_scale": 0.5,
+    "residual_moe": True,
+    "router_logit_softcapping": 2.0,
+}
+"""Scores that grow with positions, behind a cap."""
+
 LONG_LFM2 = SMALL_LFM2 | {"max_position_embeddings": 4096}
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": (CONFIG, ()),
@@ -302,6 +319,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "norms around": (KOLIBRI, (0, 100, 0, 37)),
     "decays by channel": (LING, ()),
     "lightning": (MINIMAX, ()),
+    "scores that grow": (GROK, ()),
 }
 """Configurations, and the windows of their layers with attention, in turn; none: as configured."""
 

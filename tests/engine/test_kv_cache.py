@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.memory import kv_cache_bytes, plan_memory
+from edgemoe.engine.memory import plan_memory
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.part_sizes import kv_cache_bytes
 from edgemoe.engine.workspace import (
     KvFormat,
     Workspace,

@@ -15,13 +15,8 @@ from edgemoe.conversion.shapes import SHAPES
 from edgemoe.engine import budget
 from edgemoe.engine.budget import has_ample_room
 from edgemoe.engine.decoder import Decoder
-from edgemoe.engine.memory import (
-    POSITION_OBJECT_BYTES,
-    ModelSizes,
-    kv_cache_bytes,
-    plan_memory,
-    workspace_bytes,
-)
+from edgemoe.engine.memory import plan_memory
+from edgemoe.engine.part_sizes import POSITION_OBJECT_BYTES, ModelSizes, kv_cache_bytes, workspace_bytes
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import (
     Workspace,
@@ -420,6 +415,15 @@ def test_a_window_costs_no_more_the_longer_the_context() -> None:
     tables = [rope_bytes(graph, length) for length in lengths]
     for plan, length, table in zip(plans, lengths, tables, strict=True):
         assert plan.kv_cache_bytes == length * position_bytes + short.kept_bytes + table
+
+
+def test_scores_of_blocks_take_no_more_the_longer_a_run() -> None:
+    """A row takes of a longer context, by itself, a word of bits for each page."""
+    graph = build_graph(model_spec(SHAPES["qwen3.8-flash-next"]))
+    short, long = 128, 1 << 18
+    grown = [kept_bytes(graph, tokens, long) - kept_bytes(graph, tokens, short) for tokens in (512, 2048)]
+    pages = (long - short) // op.PAGE_TOKENS
+    assert grown[1] - grown[0] == (2048 - 512) * pages * 4
 
 
 def test_larger_chunks_do_not_crowd_the_budget_through_the_pages_of_windows() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.memory import POSITION_OBJECT_BYTES
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.pages import PageGroup, PagePool, prefix_hash
+from edgemoe.engine.part_sizes import POSITION_OBJECT_BYTES
 from edgemoe.engine.sequence import Sequences
 from edgemoe.errors import UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS

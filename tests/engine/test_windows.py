@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.memory import window_plans
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.pages import HeldPages, PageGroup
+from edgemoe.engine.part_sizes import window_plans
 from edgemoe.engine.sequence import Sequence
 from edgemoe.engine.workspace import bounding_window, pool_pages
 from edgemoe.errors import KernelError, UsageError

@@ -107,6 +107,78 @@ class GroveMoe(SmallThinker):
         return self._linear(self._norm(stream, "model.norm"), head)
 
 
+class Grok2(Model):
+    """Grok-1's norms and multipliers; experts and a dense FFN side by side; scores that grow after their cap."""
+
+    @classmethod
+    def shapes(cls, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        D, width, shapes = config["hidden_size"], config["moe_intermediate_size"], attention_shapes(config)
+        for layer in range(config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            shapes = {key: shape for key, shape in shapes.items() if not key.endswith("layernorm.weight")}
+            shapes |= {
+                f"{name}.{when}_{what}_norm.weight": (D,) for when in ("pre", "post") for what in ("attn", "moe")
+            }
+            shapes[f"{name}.block_sparse_moe.gate.weight"] = (config["num_local_experts"], D)
+            for expert in range(config["num_local_experts"]):
+                own = f"{name}.block_sparse_moe.experts.{expert}"
+                shapes |= {f"{own}.w{part}.weight": (D, width) if part == 2 else (width, D) for part in (1, 2, 3)}
+            if config["residual_moe"]:
+                shapes |= _ffn_shapes(f"{name}.mlp", D, config["intermediate_size"])
+        return shapes
+
+    def logits(self, ids: Array) -> Array:
+        self.margins.clear()
+        config = self.config
+        stream = self._tensor("model.embed_tokens")[ids] * config["embedding_multiplier_scale"]
+        for layer in range(config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            attended = self._attention(self._norm(stream, f"{name}.pre_attn_norm"), f"{name}.self_attn")
+            stream = stream + self._norm(attended, f"{name}.post_attn_norm")
+            normed = self._norm(stream, f"{name}.pre_moe_norm")
+            outputs = self._experts(normed, f"{name}.block_sparse_moe")
+            if config["residual_moe"]:
+                dense = f"{name}.mlp"
+                outputs += self._gelu_ffn(normed, *(f"{dense}.{part}_proj" for part in ("gate", "up", "down")))
+                outputs /= np.sqrt(2.0)
+            stream = stream + self._norm(outputs, f"{name}.post_moe_norm")
+        head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+        logits = self._linear(self._norm(stream, "model.norm"), head) * config["output_multiplier_scale"]
+        cap = config["final_logit_softcapping"]
+        return logits if cap is None else cap * np.tanh(logits / cap)
+
+    def _attention(self, rows: Array, name: str) -> Array:
+        config, parts = self.config, (self._linear(rows, f"{name}.{part}_proj") for part in "qkv")
+        query, key, value = (part.reshape(len(rows), -1, self._head_dim) for part in parts)
+        shared = query.shape[1] // key.shape[1]
+        query, key, value = self._rotate(query), *(np.repeat(p, shared, axis=1) for p in (self._rotate(key), value))
+        scores = np.einsum("qhw,khw->hqk", query, key) / np.sqrt(self._head_dim)
+        scores = config["attn_logit_softcapping"] * np.tanh(scores / config["attn_logit_softcapping"])
+        positions, length = np.arange(len(rows)), config["attn_temperature_len"]
+        if length > 0:
+            grown = np.log2(np.maximum(positions, 1)) / np.log2(length)
+            scores *= np.where(positions > length, grown, 1.0)[:, None]
+        shares = np.where(positions[:, None] >= positions, np.exp(scores), 0)
+        shares /= shares.sum(axis=2, keepdims=True)
+        return self._linear(np.einsum("hqk,khw->qhw", shares, value).reshape(len(rows), -1), f"{name}.o_proj")
+
+    def _experts(self, rows: Array, name: str) -> Array:
+        cap, logits = self.config["router_logit_softcapping"], self._linear(rows, f"{name}.gate")
+        shares = np.exp(cap * np.tanh(logits / cap))
+        shares /= shares.sum(axis=1, keepdims=True)
+        chosen, outputs = self._largest(shares, self.config["num_experts_per_tok"]), np.zeros_like(rows)
+        for token, row in enumerate(rows):
+            for expert in chosen[token]:
+                own = f"{name}.experts.{expert}"
+                outputs[token] += shares[token, expert] * self._gelu_ffn(row, f"{own}.w1", f"{own}.w3", f"{own}.w2")
+        return outputs
+
+    def _gelu_ffn(self, rows: Array, gate_name: str, up: str, down: str) -> Array:
+        gate = self._linear(rows, gate_name)
+        gelu = gate / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        return self._linear(gelu * self._linear(rows, up), down)
+
+
 def _ffn_shapes(name: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
     return {
         f"{name}.gate_proj.weight": (width, hidden),
@@ -129,5 +201,5 @@ def attention_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (D,)} | head
 
 
-KINDS: dict[str, type[Model]] = {"grove_moe": GroveMoe, "smallthinker": SmallThinker}
+KINDS: dict[str, type[Model]] = {"git": Grok2, "grove_moe": GroveMoe, "smallthinker": SmallThinker}
 """By `model_type`."""

@@ -10,11 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.block_operations import blocks_of_page
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.backend import REFERENCE
-from edgemoe.kernels.state_operations import blocks_of_page
 from tests.kernels import tolerance
 from tests.kernels.builders import (
     aligned,
@@ -37,13 +38,13 @@ CONTEXT = 512
 
 def compress(
     tokens: int, rate: int, parts: int, width: int, position: int, format_name: str, seed: int, undo: int = 3
-) -> so.Compress:
+) -> bo.Compress:
     """The operation on rows of some sequences, which go on from about a position; earlier ones are in the ring."""
     random = np.random.default_rng(seed)
     where = mixed_places(random, tokens, position)
     cache = empty_cache(format_name, (int(where.pages.max()) + 2, 1, blocks_of_page(rate), width))
     angles = random.random((CONTEXT, max(1, width // 4))) * 7
-    return so.Compress(
+    return bo.Compress(
         numbers("normal", (tokens, parts * width), random),
         numbers("normal", (tokens, parts * width), random) * np.float32(3),
         numbers("normal", (rate * parts * width,), random),
@@ -58,7 +59,7 @@ def compress(
     )
 
 
-def by_hand(o: so.Compress) -> dict[tuple[int, int], np.ndarray]:
+def by_hand(o: bo.Compress) -> dict[tuple[int, int], np.ndarray]:
     """The row of each block that ends in the run, by its page and its place there, in float64."""
     width = o.norm.size
     tokens: dict[tuple[int, int], np.ndarray] = {}
@@ -156,7 +157,7 @@ def attention(
     format_name: str,
     seed: int,
     choosing: bool = False,
-) -> so.CompressedAttention:
+) -> bo.CompressedAttention:
     random = np.random.default_rng(seed)
     where = mixed_places(random, tokens, position)
     pages = int(where.pages.max()) + 2
@@ -164,7 +165,7 @@ def attention(
     fill_cache(kept, random.standard_normal((pages, 1, PAGE_TOKENS, width)))
     compressed = empty_cache(format_name, (pages + 1, 1, blocks_of_page(rate), width))
     fill_cache(compressed, random.standard_normal((pages + 1, 1, blocks_of_page(rate), width)))
-    return so.CompressedAttention(
+    return bo.CompressedAttention(
         numbers("normal", (tokens, heads * width), random),
         *where,
         kept,
@@ -185,7 +186,7 @@ def chosen_blocks(random: np.random.Generator, pages: int, tokens: int) -> np.nd
     return aligned_copy(bits * (random.random(bits.shape) < 0.7).astype(np.int32))
 
 
-def sees(o: so.CompressedAttention, t: int, block: int) -> bool:
+def sees(o: bo.CompressedAttention, t: int, block: int) -> bool:
     """Whether the row sees a block that ends no later than itself."""
     if o.chosen is None:
         return True
@@ -266,15 +267,14 @@ def test_cuts_and_company_change_no_bit_of_compressed_attention(rate: int, choos
 
 def choice(
     tokens: int, heads: int, width: int, rate: int, position: int, most: int, format_name: str, seed: int
-) -> so.ChooseBlocks:
+) -> bo.ChooseBlocks:
     random = np.random.default_rng(seed)
     where = mixed_places(random, tokens, position)
     pages = int(where.pages.max()) + 2
     keys = empty_cache(format_name, (pages, 1, blocks_of_page(rate), width))
     fill_cache(keys, random.standard_normal((pages, 1, blocks_of_page(rate), width)))
-    return so.ChooseBlocks(
+    return bo.ChooseBlocks(
         numbers("normal", (tokens, heads * width), random),
-        numbers("normal", (tokens, heads), random),
         *where,
         keys,
         rate,
@@ -282,11 +282,12 @@ def choice(
         most,
         aligned((int(random.integers(1, 5)), where.pages.shape[1], blocks_of_page(rate)), np.float32),
         aligned((tokens, where.pages.shape[1]), np.int32),
+        numbers("normal", (tokens, heads), random),
     )
 
 
 @few_examples
-@example(heads=1, width=8, tokens=3, rate=128, position=277, most=1, format_name="f32", seed=1)  # two pages a block
+@example(heads=1, width=8, tokens=3, rate=128, position=277, most=1, own=True, format_name="f32", seed=1)
 @given(
     st.sampled_from([1, 3, 32, 40]),
     st.sampled_from([8, 20, 64]),
@@ -294,6 +295,7 @@ def choice(
     st.sampled_from([2, 4, 16, 64, 128]),
     st.integers(0, 500),
     st.sampled_from([1, 2, 7, 30, 1000]),
+    st.booleans(),
     cache_formats,
     seeds,
 )
@@ -305,11 +307,12 @@ def test_blocks_are_chosen(
     rate: int,
     position: int,
     most: int,
+    own: bool,
     format_name: str,
     seed: int,
 ) -> None:
-    """As many as may be, and no other block has a larger score than one of them."""
-    o = choice(tokens, heads, width, rate, position, most, format_name, seed)
+    """As many as may be, and no other block has a larger score than one of them; a row's own one besides, or not."""
+    o = replace(choice(tokens, heads, width, rate, position, most, format_name, seed), own=own)
     any_backend.program([o]).run(tokens)
     elements = o.keys.astype(np.float64) if isinstance(o.keys, np.ndarray) else dequantised(o.keys)
     blocks = elements.shape[2]
@@ -321,6 +324,8 @@ def test_blocks_are_chosen(
         scores = o.shares[t].astype(np.float64) @ np.maximum(products, 0)
         taken = np.array([int(o.chosen[t, b // blocks]) >> b % blocks & 1 for b in range(count)], bool)
         assert taken.sum() == min(most, count)
+        of_its_own = int(o.chosen[t, count // blocks]) >> count % blocks & 1
+        assert of_its_own == (own and (o.positions[t] + 1) % rate != 0)
         if 0 < most < count:
             assert scores[taken].min() >= scores[~taken].max() - 1e-4
 
@@ -366,12 +371,12 @@ def test_other_rates_are_refused(any_backend: Backend) -> None:
         any_backend.program([replace(o, rate=16, bias=np.ones(256, np.float32))])
     with pytest.raises(KernelError, match="inputs: expected a ring of at least 3, found 2"):
         any_backend.program([replace(o, inputs=o.inputs[:, :2].copy())])
-    with pytest.raises(KernelError, match="keys: expected at most 32 blocks of a page, found 64"):
+    with pytest.raises(KernelError, match="keys: expected a power of 2 up to 32 blocks of a page, found 64"):
         any_backend.program([choice(1, 1, 8, 1, 0, 1, "f16", 0)])
     with pytest.raises(KernelError, match="parts: expected 1 or 2, found 3"):
         any_backend.program([compress(4, 4, 3, 16, 0, "f16", 0)])
 
 
 def test_the_reference_runs_it_for_backends_without_a_kernel() -> None:
-    assert {"ChooseBlocks", "Compress", "CompressedAttention"} <= set(make_backend("jit").fallbacks)
+    assert {"Compress", "CompressedAttention"} <= set(make_backend("jit").fallbacks)
     assert not REFERENCE.fallbacks

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
@@ -92,8 +93,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "LayerNorm": {"D": WIDTH},
         "SoftCap": {"M": WIDTH},
         "ScaleByPosition": {"M": WIDTH, "C": CONTEXT},
-        "SelectBlocks": {"W": WIDTH // 2, "H": 2, "C": CONTEXT, "R": 2, "S": 1, "P": PAGES, "ring": 31, "N": PAGES}
-        | {"B": 2},
+        "StoreBlockKeys": {"W": WIDTH // 2, "C": CONTEXT, "R": 2, "S": 1, "P": PAGES, "ring": 31, "N": PAGES, "B": 2},
         "ReadStreams": {"D": WIDTH // 2, "count": 2},
         "WriteStreams": {"count": 2, "D": WIDTH // 2},
         "GateByAgreement": {"D": WIDTH // 2, "count": 2},
@@ -105,13 +105,13 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         ex.Prefetch(layer.chosen),
     ]
     mix = op.Mix(layer.residual, layer.residual, 0.5, None, None, None, layer.residual)
-    select = so.SelectBlocks(
-        *(layer.residual, layer.residual[:, : WIDTH // 2], np.ones(WIDTH // 2, np.float32), 1e-6),
+    keys = bo.StoreBlockKeys(
+        *(layer.residual[:, : WIDTH // 2], np.ones(WIDTH // 2, np.float32), 1e-6),
         *[np.ones((CONTEXT, 1), np.float32)] * 2,
+        32,
         *layer.places,
         np.zeros((1, 31, WIDTH // 2), np.float32),
         np.zeros((PAGES, 1, 2, WIDTH // 2), np.float32),
-        *(3, np.zeros((40, PAGES, 2), np.float32), np.zeros((40, PAGES), np.int32)),
     )
     in_place = (
         op.Gate(layer.residual, layer.residual, "sigmoid"),
@@ -120,7 +120,7 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         op.ScaleByPosition(layer.residual, layer.places.positions, np.ones(CONTEXT, np.float32)),
         sm.ReadStreams(layer.residual, layer.residual, layer.residual[:, : WIDTH // 2]),
         sm.WriteStreams(layer.residual[:, :2], layer.residual[:, : WIDTH // 2], layer.residual),
-        select,
+        keys,
         sm.GateByAgreement(*[layer.residual] * 2, layer.residual[:, : WIDTH // 2], 1e-6, layer.residual),
     )
     for operation in [*layer.operations, *asked, mix, *in_place]:

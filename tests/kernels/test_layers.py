@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,7 @@ def first_seen(position: int, window: int, chunked: bool) -> int:
     st.booleans(),
     st.sampled_from([0.0, 0.0, 0.5, 30.0]),
     st.booleans(),
+    st.booleans(),
     token_counts,
     st.integers(0, 130),
     cache_formats,
@@ -237,6 +239,7 @@ def test_attention(
     chunked: bool,
     cap: float,
     has_sinks: bool,
+    has_factors: bool,
     tokens: int,
     position: int,
     format_name: str,
@@ -262,9 +265,12 @@ def test_attention(
     scale = width**-0.5
     output = aligned((tokens, kv_heads * group * value_width), np.float32)
     sinks = numbers("normal", (kv_heads * group,), random) * np.float32(4) if has_sinks else None
-    backend.program([so.Attention(query, *where, *caches, scale, output, window, sinks, chunked, cap)]).run(tokens)
+    by_position = aligned_copy(random.uniform(0.5, 2, int(where.positions.max()) + 1).astype(np.float32))
+    factors = by_position[where.positions] if has_factors else None
+    attention = so.Attention(query, *where, *caches, scale, output, window, sinks, chunked, cap)
+    backend.program([replace(attention, factors=by_position if has_factors else None)]).run(tokens)
     heads = query.reshape(tokens, kv_heads * group, width)
-    expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks, chunked, cap)
+    expected = REFERENCE.attention(heads, *where, *caches, scale, window, sinks, chunked, cap, factors=factors)
     for t in range(tokens):
         last = int(where.positions[t])
         first = first_seen(last, window, chunked)
@@ -272,7 +278,7 @@ def test_attention(
         held = where.pages[where.sequences[t], begin : last // PAGE_TOKENS + 1]
         here = slice(first - begin * PAGE_TOKENS, last + 1 - begin * PAGE_TOKENS)
         elements = [cache_elements(cache, held)[:, here] for cache in caches]
-        bound = tolerance.attention(heads[t], *elements, scale, sinks, cap)
+        bound = tolerance.attention(heads[t], *elements, scale, sinks, cap, 1.0 if factors is None else factors[t])
         tolerance.assert_within(output.reshape(expected.shape)[t], expected[t], bound)
 
 
@@ -730,6 +736,13 @@ def test_scale_by_position(backend: Backend, width: int, tokens: int, kind: str,
 @pytest.mark.parametrize("position", [-1, 40])
 def test_a_position_without_a_factor_is_refused(any_backend: Backend, position: int) -> None:
     positions = aligned_copy(np.array([0, position], np.int32))
-    scale = op.ScaleByPosition(aligned((2, 3), np.float32), positions, aligned((40,), np.float32))
+    factors = aligned((40,), np.float32)
+    scale = op.ScaleByPosition(aligned((2, 3), np.float32), positions, factors)
     with pytest.raises(KernelError, match="position"):
         any_backend.program([scale]).run(2)
+    where = Places(positions, aligned((2,), np.int32), aligned((1, 1), np.int32))
+    caches = empty_cache("f16", (1, 1, PAGE_TOKENS, 8)), empty_cache("f16", (1, 1, PAGE_TOKENS, 8))
+    query = aligned((2, 8), np.float32)
+    attention = so.Attention(query, *where, *caches, 1.0, query.copy(), factors=factors)
+    with pytest.raises(KernelError, match="position"):
+        any_backend.program([attention]).run(2)

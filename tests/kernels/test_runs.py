@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemoe.errors import KernelError
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
@@ -240,13 +241,13 @@ class TinyLayer:
                     for weights, output in zip(own.blocks, (block_values, block_gates, single, index), strict=True)
                 ),
             ),
-            so.Compress(
+            bo.Compress(
                 *(block_values, block_gates, own.block_bias, own.block_norm, 1e-5, *own.tables, RATE, 2),
                 *(*self.places, self.block_ring, self.compressed),
             ),
             so.StoreLatent(single, None, *self.places, self.singles),
-            so.ChooseBlocks(query, index, *self.places, self.compressed, RATE, 0.2, 3, scores, seen),
-            so.CompressedAttention(
+            bo.ChooseBlocks(query, *self.places, self.compressed, RATE, 0.2, 3, scores, seen, index),
+            bo.CompressedAttention(
                 *(query, *self.places, self.singles, self.places.pages, self.compressed, RATE, 0.2),
                 *((5, 40)[seed % 2], mixed, own.sinks, seen if seed % 3 else None),
             ),

@@ -192,6 +192,7 @@ def attention(
     scale: float,
     sinks: npt.NDArray[np.float32] | None = None,
     cap: float = 0.0,
+    factor: float = 1.0,
 ) -> Doubles:
     """Bound of `attention` for one row: query `(H, W)`, what it sees `(G, C, W or Wv)`; returns `(H, Wv)`."""
     heads, width = query.shape
@@ -204,11 +205,13 @@ def attention(
         scores = k @ q * scale
         if cap:
             scores = cap * np.tanh(scores / cap)
+        scores *= factor
         logits = scores if sinks is None else np.append(scores, sinks[head])
         shares = np.exp(scores - logits.max())
         shares /= np.exp(logits - logits.max()).sum()
         score_slack = (width + 6) * UNIT * (np.abs(k) @ np.abs(q) * abs(scale)).max() + UNDERFLOW
         score_slack += 2 * EXPONENTIAL * cap  # a cap makes no difference larger
+        score_slack = score_slack * factor + UNIT * np.abs(scores).max()
         # An error of the scores turns into a relative one of their exponentials, above and below the line.
         relative = np.expm1(2 * score_slack) + 2 * EXPONENTIAL + 2 * (seen + 8) * UNIT
         # Exponentials too small for float32 come out as zero or lose digits.

@@ -113,6 +113,13 @@ def test_a_message_or_a_limit_of_another_type_is_refused(make_model: MakeModel) 
     for message in (None, 5, b"Hi"):
         with pytest.raises(UsageError, match="the message: expected text, found"):
             model.chat().send(message)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="the message: expected text, found"):
+            model.encode_chat(message)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the message: expected text, found 5"):
+        model.chat(system=5).send("Hi")  # type: ignore[arg-type]
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image", "image": "cat.png"}]
+    with pytest.raises(UsageError, match="found a part of type image: edgemoe reads text alone"):
+        model.chat().send(parts)  # type: ignore[arg-type]
     for limit in ("3", 2.0, True, 0):
         chat = model.chat(max_tokens=limit)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="`max_tokens`: expected 1 or more, found"):

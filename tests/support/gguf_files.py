@@ -21,6 +21,9 @@ ARCHITECTURES = {
     "mixtral": gguf.MODEL_ARCH.LLAMA,
     "bailing_moe_v2": gguf.MODEL_ARCH.BAILINGMOE2,
     "deepseek": gguf.MODEL_ARCH.DEEPSEEK,
+    "git": gguf.MODEL_ARCH.GROK,
+    "grok-1": gguf.MODEL_ARCH.GROK,
+    "phimoe": gguf.MODEL_ARCH.PHIMOE,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v32": gguf.MODEL_ARCH.GLM_DSA,  # the package does not know it yet; these tensors have the same names

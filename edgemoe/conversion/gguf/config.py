@@ -92,9 +92,13 @@ def checkpoint_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> 
 
 
 def _rope_scaling(metadata: Metadata, rotated: int, theta: Any, factors: GgufTensor | None) -> dict[str, Any] | None:
-    kind = metadata.value("rope.scaling.type", "none")
     factor = metadata.value("rope.scaling.factor")
     original = metadata.value("rope.scaling.original_context_length")
+    # Files of programs older than the type mean a linear factor, if any (llama.cpp's load_hparams).
+    stretched = factor not in (None, 0, 1) and not factors
+    kind = metadata.value("rope.scaling.type", "linear" if stretched and original is None else "none")
+    if kind == "none" and stretched and metadata.value("rope.scaling.type") is None:
+        raise metadata.wrong("rope.scaling.type", "linear or yarn beside a factor", None)
     if kind == "linear" and not factors:
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn" and not factors:

@@ -54,6 +54,7 @@ _CLAMPED = Activation("clamped_silu", alpha=1.702, limit=7.0, offset=1.0)
 _COMPUTED_OTHERWISE = {
     "grove_moe": "adjugate experts of what the others give, in place of what they read",
     "grok-1": "weights of a token's experts divided by their sum",
+    "grok-2": "weights of a token's experts divided by their sum, and scores that do not grow with positions",
     "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
 }
 """Families that llama.cpp has, and runs as another model."""

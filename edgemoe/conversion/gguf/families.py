@@ -139,6 +139,24 @@ _LIGHTNING_NAMES = {
     "attn_norm_2.weight": "self_attn.norm.weight",
 }
 
+_GROK_2_NAMES = {
+    "attn_norm.weight": "pre_attn_norm.weight",
+    "attn_output_norm.weight": "post_attn_norm.weight",
+    "ffn_norm.weight": "pre_moe_norm.weight",
+    **dict.fromkeys(("layer_output_norm.weight", "post_ffw_norm.weight"), "post_moe_norm.weight"),
+}
+_GROK_1_NAMES = (
+    {"output_norm.weight": "model.norm.scale"}
+    | {name: own.replace("weight", "scale") for name, own in _GROK_2_NAMES.items()}
+    | {f"attn_{part}.weight": f"attn.{part[0]}_proj.weight" for part in ("q", "k", "v", "output")}
+)
+_PHI_NAMES = {
+    "output_norm.bias": "model.norm.bias",
+    "output.bias": "lm_head.bias",
+    "attn_norm.bias": "input_layernorm.bias",
+    "ffn_norm.bias": "post_attention_layernorm.bias",
+}
+
 _GRANITE_MAMBA_NAMES = mamba_names("mamba")
 _NEMOTRON_NAMES = mamba_names("mixer") | {
     "token_embd.weight": "model.embeddings.weight",
@@ -268,6 +286,24 @@ FAMILIES: dict[str, Family] = {
         several_shared="maybe",
         width_keys="two",
         neighbours=True,
+    ),
+    "grok": Family(
+        "grok-1",
+        False,
+        "moe_block.gate.weight",
+        "moe_block.experts.{expert}.{matrix}.weight",
+        matrices={"gate": "linear", "up": "linear_v", "down": "linear_1"},
+        own_names=_GROK_1_NAMES,
+        read_only=True,
+    ),
+    "grok with a dense FFN": Family(
+        "git",
+        False,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        matrices=_W123,
+        own_names=_GROK_2_NAMES,
+        read_only=True,
     ),
     "hunyuan-moe": Family(
         "hunyuan_v1_moe",
@@ -590,6 +626,16 @@ FAMILIES: dict[str, Family] = {
         matrices=_SPLIT,
         value_width=True,
     ),
+    "phimoe": Family(
+        "phimoe",
+        False,
+        "block_sparse_moe.gate.weight",
+        "block_sparse_moe.experts.{expert}.{matrix}.weight",
+        matrices=_W123,
+        own_names=_PHI_NAMES,
+        longrope=True,
+        read_only=True,
+    ),
     "smallthinker": Family(
         "smallthinker",
         False,
@@ -610,7 +656,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items()} | {
+ARCHITECTURES = {
+    family.model_type: name.partition(" ")[0] for name, family in FAMILIES.items() if not family.read_only
+} | {
     "bailing_moe": "bailingmoe2",
     "deepseek_v2": "deepseek2",
     "granitemoeshared": "granitemoe",
@@ -626,7 +674,7 @@ ARCHITECTURES = {family.model_type: name.partition(" ")[0] for name, family in F
     "solar_open": "glm4moe",
     "step3p7": "step35",
 }
-"""GGUF architecture of each family, by `model_type`."""
+"""GGUF architecture of each family that is written, by `model_type`."""
 
 INTERLEAVED = frozenset(ARCHITECTURES[family.model_type] for family in FAMILIES.values() if family.interleaved_rotation)
 """Architectures that rotate neighbouring pairs: their rows of query and key are in the order of `pairs_order`."""

@@ -50,6 +50,10 @@ class Family:
     """Whether the file may say that values have another width than keys."""
     own_divisors: bool = False
     """Whether divisors of frequencies are of layers that see all tokens alone, and mean what `windowed.py` reads."""
+    longrope: bool = False
+    """Whether its files have divisors of LongRoPE, which its config's function reads."""
+    read_only: bool = False
+    """Whether its files are only read: llama.cpp runs another model (`expressible.py`)."""
     routing: RouterSpec = SOFTMAX_ROUTER
     """Its router but for the numbers that its files say."""
     routing_words: str = " of the logits"

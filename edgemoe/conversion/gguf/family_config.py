@@ -15,8 +15,10 @@ from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.gated import gated_config
 from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
+from edgemoe.conversion.gguf.grok import grok_1_config, grok_2_config
 from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 from edgemoe.conversion.gguf.names import MERGED_GATE_UP
+from edgemoe.conversion.gguf.phimoe import phimoe_config
 
 
 def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_dim: int) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_di
     renormalises = FAMILIES[metadata.architecture].routing.normalise
     config = used | {
         "num_experts": experts,
-        "norm_topk_prob": bool(metadata.value("expert_weights_norm", renormalises)),
+        "norm_topk_prob": metadata.flag("expert_weights_norm", renormalises),
     }
     if metadata.architecture == "olmoe":
         # The width of an expert; some files have it under two keys.
@@ -65,7 +67,7 @@ def _sigmoid_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> di
         "moe_intermediate_size": expert_width(metadata, tensors, "expert_feed_forward_length", "exps"),
         "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
         "topk_group": metadata.count("expert_group_used_count", 0, minimum=0) or 1,
-        "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
+        "norm_topk_prob": metadata.flag("expert_weights_norm", False),
         "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
         "first_k_dense_replace": metadata.count("leading_dense_block_count", 0, minimum=0),
     }
@@ -204,9 +206,12 @@ _OF_ARCHITECTURE: dict[str, Callable[[Metadata, Mapping[str, GgufTensor]], dict[
     "dots1": _dots_config,
     "ernie4_5-moe": _ernie_config,
     "glm4moe": _glm_config,
+    "grok": grok_1_config,
+    "grok with a dense FFN": grok_2_config,
     "hunyuan-moe": _hunyuan_config,
     "hy_v3": _hy3_config,
     "minimax-m2": _minimax_config,
+    "phimoe": phimoe_config,
 }
 """The keys of a family beside those that all have, by architecture."""
 

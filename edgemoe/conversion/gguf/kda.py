@@ -83,7 +83,7 @@ def _ling(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mapping
         | limits
         | {
             "kda_lower_bound": metadata.value("kda.gate_lower_bound", -5.0),
-            "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
+            "norm_topk_prob": metadata.flag("expert_weights_norm", False),
         }
     )
 

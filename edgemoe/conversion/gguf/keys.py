@@ -153,6 +153,11 @@ _KEYS = {
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
     "shared_intermediate_size": "expert_shared_feed_forward_length",
     "attention_multiplier": "attention.scale",
+    "attn_output_multiplier": "attention.output_scale",
+    "attn_temperature_len": "attention.temperature_length",
+    "embedding_multiplier_scale": "embedding_scale",
+    "max_attn_value": "attn_logit_softcapping",
+    "output_multiplier_scale": "logit_scale",
     "embedding_multiplier": "embedding_scale",
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
@@ -167,7 +172,7 @@ class Metadata:
     """The metadata of one model, with a record of which keys have been read. Every method raises SourceError."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
-        self._path, self._values = path, values
+        self.path, self._values = path, values
         self._seen: set[str] = set()
         architecture = values.get("general.architecture")
         if not isinstance(architecture, str):
@@ -176,6 +181,8 @@ class Metadata:
         self.architecture = architecture
         if architecture == "llama" and self.value("expert_count"):
             self.architecture = "llama with experts"
+        elif architecture == "grok" and self.value("expert_feed_forward_length"):
+            self.architecture = "grok with a dense FFN"
         if self.architecture not in FAMILIES:
             known = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in FAMILIES))
             raise SourceError(
@@ -205,26 +212,32 @@ class Metadata:
             raise self.wrong(key, "a number", value)
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.value(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false", value)
+        return value
+
     def most(self, key: str, default: int | None = None) -> int:
         """A whole number, or the largest of a list with one for each layer."""
         value = self.value(key)
         if not isinstance(value, list):
             return self.count(key, default)
-        if not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
+        if not value or not all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in value):
             raise self.wrong(key, "whole numbers above 0", value)
         largest: int = max(value)
         return largest
 
     def wrong(self, key: str, expected: str, found: Any) -> SourceError:
-        return SourceError(
-            f"{self._path}: {self._prefix}{key}: expected {expected}, found {found!r:.80}.", TAKE_ANOTHER
-        )
+        shown = "none" if found is None else f"{found!r:.80}"
+        return SourceError(f"{self.path}: {self._prefix}{key}: expected {expected}, found {shown}.", TAKE_ANOTHER)
 
     def translated(self, error: SourceError) -> SourceError:
         """Rephrase an error about a config key in terms of the GGUF key that it was made from."""
         message = _CONFIG_KEY.sub(lambda match: self._prefix + _KEYS[match[1]], error.message)
         hint = error.hint if error.hint == UNSUPPORTED else TAKE_ANOTHER
-        return SourceError(f"{self._path}: {message.removeprefix('config.json: ')}", hint)
+        return SourceError(f"{self.path}: {message.removeprefix('config.json: ')}", hint)
 
     def finish(self) -> None:
         """Refuse every model key that was not read, unless its value leaves the computation unchanged."""

@@ -70,7 +70,7 @@ def latent_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], config:
         found["index_topk"] = metadata.count("attention.indexer.top_k")
         for key in ("head_count", "key_length", "types"):  # of what is left out
             metadata.value(f"attention.indexer.{key}")
-    normalised = bool(metadata.value("expert_weights_norm", False))
+    normalised = metadata.flag("expert_weights_norm", False)
     if not sigmoid and normalised and not mistral:
         raise metadata.wrong("expert_weights_norm", "false with softmax", normalised)
     groups = {

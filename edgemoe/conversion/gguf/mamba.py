@@ -74,7 +74,7 @@ def _nemotron(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Map
         "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
         "n_groups": metadata.count("ssm.group_count"),
         "n_routed_experts": metadata.count("expert_count"),
-        "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
+        "norm_topk_prob": metadata.flag("expert_weights_norm", False),
         "num_experts_per_tok": metadata.count("expert_used_count"),
         "num_key_value_heads": max(kv_heads) or None,
         "rms_norm_eps": None,

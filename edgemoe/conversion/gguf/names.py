@@ -29,6 +29,8 @@ from edgemoe.model.spec import ModelSpec
 
 TAKE_ANOTHER = "Use another GGUF of this model, or its original checkpoint."
 ROPE_FACTORS = "rope_freqs.weight"
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+"""The divisors of frequencies of LongRoPE."""
 
 
 _TOP_NAMES = {
@@ -133,7 +135,8 @@ def _views(
     layer = _LAYER.fullmatch(name)
     if not layer:
         top_names = {**_TOP_NAMES, **family.own_names}
-        return {} if name == ROPE_FACTORS else {top_names.get(name, name): TensorView((tensor,), tensor.shape)}
+        factors = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS) if family.longrope else (ROPE_FACTORS,)
+        return {} if name in factors else {top_names.get(name, name): TensorView((tensor,), tensor.shape)}
     prefix, own = family.layers.format(layer=layer[1]), layer[2]
     if (matrix := _MATRIX.fullmatch(own)) and family.matrices:
         if matrix[3] == "bias":

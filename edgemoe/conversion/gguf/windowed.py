@@ -53,7 +53,7 @@ def _cohere(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappi
     """Command A+: the first of every four layers sees the whole context, unless the file lists them. The file has the
     epsilon of one of two norms; what experts and shared experts give is averaged.
     """
-    gating, normalised = metadata.value("expert_gating_func") or SIGMOID, metadata.value("expert_weights_norm", False)
+    gating, normalised = metadata.value("expert_gating_func") or SIGMOID, metadata.flag("expert_weights_norm", False)
     if gating not in (SOFTMAX, SIGMOID):
         raise metadata.wrong("expert_gating_func", f"{SOFTMAX} (softmax) or {SIGMOID} (sigmoid)", gating)
     if gating == SOFTMAX and not normalised:
@@ -87,7 +87,7 @@ def _exaone(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappi
         "first_k_dense_replace": metadata.count("leading_dense_block_count", 0, minimum=0),
         "layer_types": _types(metadata, config["num_hidden_layers"], whole_first=False),
         "n_group": metadata.count("expert_group_count", 0, minimum=0) or 1,
-        "norm_topk_prob": bool(metadata.value("expert_weights_norm", False)),
+        "norm_topk_prob": metadata.flag("expert_weights_norm", False),
         "num_shared_experts": _shared_count(metadata),
         "routed_scaling_factor": metadata.value("expert_weights_scale") or 1.0,
         "sliding_window": metadata.count("attention.sliding_window"),
@@ -159,7 +159,6 @@ def _gemma(metadata: Metadata, tensors: Mapping[str, GgufTensor], config: Mappin
         if metadata.value(key, 0) != 0:
             raise metadata.wrong(key, "0", metadata.value(key))
     _refuse_rules(metadata, config, "linear", "yarn", "llama3")
-    metadata.value("expert_gating_func")  # llama.cpp has softmax, normalised weights and no factor for all
     _require_normalised(metadata, default=True)
     types = _types(metadata, layers, whole_first=False)
     if types[-1] != "full_attention":

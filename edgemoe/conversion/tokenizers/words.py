@@ -51,7 +51,7 @@ WORD_RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "lfm2", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
     **dict.fromkeys(("glm4", "glm5", "chatglm-bpe"), (_LLAMA3_WORDS,)),
     **dict.fromkeys(("gpt-4o", "llama4", "minimax-m2"), (_O200K_WORDS,)),
-    **dict.fromkeys(("qwen2", "hunyuan", "solar-open"), (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),)),
+    **dict.fromkeys(("qwen2", "hunyuan", "solar-open", "grok-2"), (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),)),
     **dict.fromkeys(("bailingmoe2", "bailingmoe"), (_LING_WORDS,)),
     "cohere2moe": (r"\d{1,3}(?=(?:\d{3})*\b)", _O200K_WORDS),
     **dict.fromkeys(("deepseek-v3", "joyai-llm"), (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK_WORDS)),

@@ -118,16 +118,17 @@ def quantised_caches_to_float(
 
 
 @jit
-def block_scores(query: Floats, keys: Floats, scores: Floats) -> None:
-    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `state_operations.SelectBlocks`."""
+def block_scores(query: Floats, shares: Floats, keys: Floats, scale: float, scores: Floats) -> None:
+    """The scores of blocks with keys `(n, W)` for queries `(H, W)`: see `block_operations.ChooseBlocks`."""
     heads, width = query.shape
+    factor = np.float32(scale)
     for n in range(len(keys)):
         scores[n] = _ZERO
         for head in range(heads):
             total = _ZERO
             for i in range(width):
                 total += query[head, i] * keys[n, i]
-            scores[n] += max(total, _ZERO)
+            scores[n] += shares[head] * max(total * factor, _ZERO)
 
 
 @jit
@@ -171,6 +172,7 @@ def attend(
     bias: Floats | None,
     chosen: Integers | None,
     page_blocks: int,
+    factors: Floats | None,
     scores: Floats,
     output: Floats,
 ) -> None:
@@ -178,8 +180,8 @@ def attend(
 
     Query `(T, G, H / G, W)`, output `(T, G, H / G, Wv)`, sinks `(G, H / G)`, bias by distance `(G, H / G, R)`. `rows`
     are those of the sequence that the keys and values belong to, in the layout of `float_caches` from position `begin`
-    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `scores` is
-    scratch of their length.
+    on; `ends` are those of the positions that they see, of which `chosen` `(T, P)` may leave some out. `factors` are
+    those of the rows `(T,)`. `scores` is scratch of their length.
     """
     heads, width = query.shape[2:]
     value_width = output.shape[3]
@@ -197,6 +199,9 @@ def attend(
             if cap > 0:
                 for c in range(first, seen):
                     scores[c] = cap * math.tanh(scores[c] / cap)
+            if factors is not None:
+                for c in range(first, seen):
+                    scores[c] *= factors[t]
             if bias is not None:
                 reach = bias.shape[2] // 2
                 for c in range(first, seen):

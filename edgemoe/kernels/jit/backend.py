@@ -33,6 +33,7 @@ from edgemoe.kernels.operations import (
 )
 from edgemoe.kernels.reference.attention import seen_ends
 from edgemoe.kernels.reference.backend import REFERENCE
+from edgemoe.kernels.reference.common import Doubles
 from edgemoe.kernels.state_operations import DistanceBias
 from edgemoe.kernels.stepwise import MEANINGS, StepwiseBackend
 
@@ -180,6 +181,7 @@ class JitBackend(StepwiseBackend):
         bias: DistanceBias | None = None,
         chosen: Integers | None = None,
         page_blocks: int = 1,
+        factors: Floats | None = None,
     ) -> Floats:
         """Grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W or Wv)`; returns `(T, H, Wv)`."""
         tokens, heads, width = query.shape
@@ -209,7 +211,7 @@ class JitBackend(StepwiseBackend):
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
                     _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
-                    seen = begin, scale, window, chunked, cap, own_sinks, added, chosen, page_blocks
+                    seen = begin, scale, window, chunked, cap, own_sinks, added, chosen, page_blocks, factors
                     attention.attend(queries, rows, positions, ends, g, keys, values, *seen, scores, output)
 
         self._share(kv_heads, 2 * heads * width * int(ends.sum()), work)
@@ -261,12 +263,14 @@ class JitBackend(StepwiseBackend):
         layers.channel_scan(value, keys, queries, step, rate, skip, state, output)
         return output
 
-    def select_blocks(self, query: Floats, keys: Floats, kept: int) -> npt.NDArray[np.bool_]:
-        """Which of the blocks with these keys `(n, W)` have the largest scores for queries `(H, W)`, `(n,)`."""
-        scores, seen = np.empty(len(keys), np.float32), np.ones(len(keys), np.bool_)
-        attention.block_scores(np.ascontiguousarray(query), keys, scores)
-        seen[np.argsort(-scores, kind="stable")[kept:]] = False
-        return seen
+    def best_blocks(
+        self, query: Floats, shares: Floats | None, keys: Doubles, scale: float, most: int
+    ) -> npt.NDArray[np.int64]:
+        """Return the numbers of the `most` blocks of largest score, of keys `(n, W)` for queries `(H, W)`."""
+        scores = np.empty(len(keys), np.float32)
+        weights = np.ones(len(query), np.float32) if shares is None else shares
+        attention.block_scores(np.ascontiguousarray(query), weights, keys.astype(np.float32), scale, scores)
+        return np.argsort(-scores, kind="stable")[:most]
 
     def read_streams(self, values: Floats, shares: Floats) -> Floats:
         """Streams and shares `(T, count, D)`; their mix `(T, D)`."""

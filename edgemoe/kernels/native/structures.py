@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
@@ -57,10 +58,10 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     so.StoreKv: _CACHE_LETTERS,
     so.StoreLatent: _CACHE_LETTERS,
     so.Attention: _CACHE_LETTERS,
-    so.ChooseBlocks: _CACHE_LETTERS | _OF_BLOCKS,
-    so.Compress: _CACHE_LETTERS | _OF_BLOCKS,
-    so.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
-    so.SelectBlocks: _CACHE_LETTERS | {"B": "page_blocks"},
+    bo.ChooseBlocks: _CACHE_LETTERS | _OF_BLOCKS,
+    bo.Compress: _CACHE_LETTERS | _OF_BLOCKS,
+    bo.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
+    bo.StoreBlockKeys: _CACHE_LETTERS | _OF_BLOCKS,
     ex.Experts: {"S": "slot_count"},
 }
 
@@ -146,7 +147,7 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, sk, sm, ex), key=operator.itemgetter(0)))
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, bo, sk, sm, ex), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {

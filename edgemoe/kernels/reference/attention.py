@@ -136,12 +136,13 @@ def attention(
     bias: so.DistanceBias | None = None,
     chosen: Integers | None = None,
     page_blocks: int = 1,
+    factors: Floats | None = None,
 ) -> Floats:
     """Causal grouped-query attention: query `(T, H, W)`, caches `(N, G, 64, W)` and `(N, G, 64, Wv)`; `(T, H, Wv)`.
 
     Query head `h` reads key/value head `h // (H / G)`. A sink is the logit of a key whose value is zero (Xiao et al.
     2023, arXiv 2309.17453; as gpt-oss has it, learnt for each head). With `lengths` attention is not causal. A bias is
-    that of T5 (Raffel et al. 2020).
+    that of T5 (Raffel et al. 2020). `factors` are those of the rows, `(T,)`.
     """
     tokens, heads, width = query.shape
     kv_heads, value_width = key_cache.shape[1], value_cache.shape[3]
@@ -159,6 +160,8 @@ def attention(
             scores = grouped[t] @ keys[:, seen].transpose(0, 2, 1) * scale
             if cap:
                 scores = cap * np.tanh(scores / cap)
+            if factors is not None:
+                scores *= float(factors[t])
             if bias is not None:
                 scores += bias_by_distance(bias, heads, int(positions[t]), first, int(ends[t])).reshape(scores.shape)
             if chosen is not None:
@@ -204,9 +207,13 @@ def _attention(kernels: Any, o: so.Attention, tokens: int) -> None:
     if o.bias is not None:
         check_buckets(o.bias, heads.shape[1])
     where = (positions, sequences, o.pages)
+    factors = None
+    if o.factors is not None:
+        check_each("position", positions, len(o.factors))
+        factors = o.factors[positions]
     values = o.key_cache if o.value_cache is None else o.value_cache
     chosen = None if o.chosen is None else o.chosen[:tokens]
-    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias, chosen, o.page_blocks
+    shape = o.scale, o.window, o.sinks, o.chunked, o.cap, o.lengths, o.bias, chosen, o.page_blocks, factors
     seen = kernels.attention(heads, *where, o.key_cache, values, *shape)
     value_width = o.output.shape[1] // heads.shape[1]
     o.output[:tokens] = seen[:, :, :value_width].reshape(tokens, -1)

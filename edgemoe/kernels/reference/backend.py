@@ -7,6 +7,7 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference import compressed, sinkhorn  # noqa: F401 - whose operations no other backend has
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
+from edgemoe.kernels.reference.block_choice import best_blocks
 from edgemoe.kernels.reference.experts import combine, route, within_capacity
 from edgemoe.kernels.reference.layers import (
     channel_scan,
@@ -23,7 +24,6 @@ from edgemoe.kernels.reference.layers import (
     soft_cap,
 )
 from edgemoe.kernels.reference.products import PANELS_AT_ONCE, embed, gated_ffn, matmul, plain_ffn
-from edgemoe.kernels.reference.select_blocks import select_blocks
 from edgemoe.kernels.reference.streams import gate_by_agreement, read_streams, write_streams
 from edgemoe.kernels.stepwise import StepwiseBackend
 
@@ -54,7 +54,7 @@ class ReferenceBackend(StepwiseBackend):
     plain_ffn = staticmethod(plain_ffn)
     combine = staticmethod(combine)
     mix = staticmethod(mix)
-    select_blocks = staticmethod(select_blocks)
+    best_blocks = staticmethod(best_blocks)
     read_streams = staticmethod(read_streams)
     write_streams = staticmethod(write_streams)
     gate_by_agreement = staticmethod(gate_by_agreement)

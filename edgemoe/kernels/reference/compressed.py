@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels.definition import Sizes
-from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
+from edgemoe.kernels.operations import PAGE_TOKENS, Floats, Integers, QuantisedCache
 from edgemoe.kernels.reference.attention import cache_elements, check_pages, first_seen, quantise_cache_rows
+from edgemoe.kernels.reference.block_choice import block_rows
 from edgemoe.kernels.reference.common import Doubles, check_each, single, softmax
 from edgemoe.kernels.reference.layers import rms_norm, rope, segments
 from edgemoe.kernels.stepwise import StepwiseBackend, means
 
 
-def _compress_scratch(kernels: StepwiseBackend, o: so.Compress, sizes: Sizes) -> int:
+def _compress_scratch(kernels: StepwiseBackend, o: bo.Compress, sizes: Sizes) -> int:
     tokens = sizes.rows + o.rate * o.parts
     return kernels.element_scratch_bytes * tokens * 3 * o.parts * sizes.letters["W"]
 
 
-@means(so.Compress, scratch=_compress_scratch)
-def _compress(kernels: Any, o: so.Compress, tokens: int) -> None:
+@means(bo.Compress, scratch=_compress_scratch)
+def _compress(kernels: Any, o: bo.Compress, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_pages(positions, sequences, o.pages, o.compressed.shape[0], window=1)
     check_each("position", positions, len(o.cosine))
@@ -52,7 +53,7 @@ def _compressed_row(known: Floats, position: int, start: int, rate: int, parts: 
     return mean
 
 
-def _store(o: so.Compress, t: int, row: Doubles) -> None:
+def _store(o: bo.Compress, t: int, row: Doubles) -> None:
     """Normalise, rotate and store what the block becomes that ends at row `t` of a run."""
     position, rotated = int(o.positions[t]), 2 * o.cosine.shape[1]
     normed = rms_norm(single(row), o.norm, o.epsilon)
@@ -66,48 +67,19 @@ def _store(o: so.Compress, t: int, row: Doubles) -> None:
         o.compressed[page, :, place] = turned
 
 
-def _blocks(cache: Cache, pages: Integers, count: int, rate: int) -> Doubles:
-    """The rows `(count, W)` of the first blocks of the sequence that has these pages."""
-    if not count:
-        return np.zeros((0, cache.shape[3]))
-    numbers = pages[np.unique(((np.arange(count) + 1) * rate - 1) // PAGE_TOKENS)]
-    check_each("page", numbers, cache.shape[0])
-    return cache_elements(cache, numbers)[0, :count]
-
-
 def _bits(chosen: Integers, blocks: int, count: int) -> npt.NDArray[np.bool_]:
     """Whether each of the first `count` blocks is chosen by the bits of a row, of which a page has so many blocks."""
     pages, places = np.divmod(np.arange(count), blocks)
     return (chosen.view(np.uint32)[pages] >> places.astype(np.uint32) & 1).astype(np.bool_)
 
 
-@means(
-    so.ChooseBlocks, scratch=lambda kernels, o, sizes: 64 * sizes.letters["P"] * sizes.letters["B"] * o.keys.shape[3]
-)
-def _choose_blocks(kernels: Any, o: so.ChooseBlocks, tokens: int) -> None:
-    blocks, width = o.keys.shape[2:]
-    check_each("sequence", o.sequences[:tokens], len(o.pages))
-    check_each("position", o.positions[:tokens], o.pages.shape[1] * PAGE_TOKENS)
-    for t in range(tokens):
-        count = (int(o.positions[t]) + 1) // o.rate
-        keys = _blocks(o.keys, o.pages[int(o.sequences[t])], count, o.rate)
-        products = o.query[t].reshape(-1, width).astype(np.float64) @ keys.T * o.scale
-        scores = o.shares[t].astype(np.float64) @ np.maximum(products, 0)
-        best = np.argsort(-scores, kind="stable")[: o.most]
-        pages = -(-count // blocks)
-        bits = np.zeros((pages, blocks), np.uint64)
-        bits[best // blocks, best % blocks] = 1
-        words = (bits << np.arange(blocks, dtype=np.uint64)).sum(axis=1).astype(np.uint32)
-        o.chosen[t, :pages] = words.view(np.int32)
-
-
-def _attention_scratch(kernels: StepwiseBackend, o: so.CompressedAttention, sizes: Sizes) -> int:
+def _attention_scratch(kernels: StepwiseBackend, o: bo.CompressedAttention, sizes: Sizes) -> int:
     heads, width, pages = (sizes.letters[letter] for letter in "HWP")
     return 2 * kernels.attention_scratch_bytes(sizes.rows, heads, 1, width, pages * PAGE_TOKENS)
 
 
-@means(so.CompressedAttention, scratch=_attention_scratch)
-def _compressed_attention(kernels: Any, o: so.CompressedAttention, tokens: int) -> None:
+@means(bo.CompressedAttention, scratch=_attention_scratch)
+def _compressed_attention(kernels: Any, o: bo.CompressedAttention, tokens: int) -> None:
     positions, sequences = o.positions[:tokens], o.sequences[:tokens]
     check_pages(positions, sequences, o.window_pages, o.window_cache.shape[0], o.window)
     width = o.window_cache.shape[3]
@@ -120,7 +92,7 @@ def _compressed_attention(kernels: Any, o: so.CompressedAttention, tokens: int) 
         begin = first % PAGE_TOKENS
         rows = [cache_elements(o.window_cache, held)[0, begin : begin + position - first + 1]]
         count = (position + 1) // o.rate
-        history = _blocks(o.compressed, o.pages[sequence], count, o.rate)
+        history = block_rows(o.compressed, o.pages[sequence], count, o.rate)
         if o.chosen is not None:
             history = history[_bits(o.chosen[t], o.compressed.shape[2], count)]
         rows.append(history)

@@ -14,7 +14,7 @@ from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
 from edgemoe.model.relative import RelativeBias
-from edgemoe.model.rope import RopeSpec, Temperature
+from edgemoe.model.rope import LogTemperature, RopeSpec, Temperature
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class Attention:
     """The factor by which queries grow with their position (Llama 4)."""
     score_cap: float = field(default=0.0, metadata=ZERO_ALLOWED)
     """The bound that scores are brought within, smoothly (Grok-1); 0: they stay as they are."""
+    score_temperature: LogTemperature | None = None
+    """The factor by which scores, so bounded, grow with the position of the token that sees (Grok-2)."""
     indexer: BlockIndexer | None = None
     """The choice of the earlier tokens that a token sees; None: all of them."""
 
@@ -96,6 +98,8 @@ class Attention:
             raise ValueError("norms after the rotation, and no norms")
         if not self.causal and self.window:
             raise ValueError("a window in an encoder")
+        if self.score_temperature is not None:
+            self.score_temperature.check()
         if self.relative_bias is not None:
             self.relative_bias.check(self.causal)
         if self.indexer is not None:
@@ -216,6 +220,7 @@ class Attention:
                 bias=bias,
                 chosen=chosen,
                 page_blocks=op.PAGE_TOKENS // indexer.block if indexer else 1,
+                factors=build.temperatures(self.score_temperature) if self.score_temperature else None,
             )
         )
         if self.output_gate is not None and gate is not None:

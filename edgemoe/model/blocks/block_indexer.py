@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import operations as op
-from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks.body import Shapes
 from edgemoe.model.builder import Builder
 from edgemoe.model.rope import RopeSpec
@@ -13,7 +13,7 @@ from edgemoe.model.rope import RopeSpec
 
 @dataclass(frozen=True)
 class BlockIndexer:
-    """A choice of earlier tokens, block by block, by heads of its own (`so.SelectBlocks`): Qwen3.8's QSA."""
+    """A choice of earlier tokens, block by block, by heads of its own (`bo.ChooseBlocks`): Qwen3.8's QSA."""
 
     heads: int
     head_dim: int
@@ -26,8 +26,9 @@ class BlockIndexer:
         """Raise ValueError for sizes that contradict one another, or the channels that positions rotate."""
         if self.block < 2 or op.PAGE_TOKENS % self.block:
             raise ValueError(f"blocks of {self.block} tokens: expected a divisor of {op.PAGE_TOKENS}")
-        if self.heads > so.MOST_SELECTING_HEADS or not rotated <= self.head_dim <= so.WIDEST_SELECTING_HEAD:
-            raise ValueError(f"{self.heads} heads of width {self.head_dim} that choose blocks")
+        if not rotated <= self.head_dim <= bo.WIDEST_BLOCK_KEY:
+            expected = f"{rotated} to {bo.WIDEST_BLOCK_KEY}"
+            raise ValueError(f"heads of width {self.head_dim} that choose blocks: expected {expected}")
 
     def tensors(self, hidden_size: int) -> Shapes:
         """Its tensors within the layer."""
@@ -41,7 +42,7 @@ class BlockIndexer:
 
     def emit(self, build: Builder, source: op.Floats, rope: RopeSpec) -> op.Integers:
         """Add the choice; returns the bits of the blocks that each token sees."""
-        H, W, B = self.heads, self.head_dim, op.PAGE_TOKENS // self.block
+        H, W = self.heads, self.head_dim
         query, key = build.rows("index_query", H * W), build.rows("index_key", W)
         parts = (
             op.LinearPart(build.matrix(name, width, build.hidden_size), None, output)
@@ -50,11 +51,9 @@ class BlockIndexer:
         build.add(op.Linear(source, tuple(parts)))
         build.rms_norm(query, "index_query_norm", W, query, heads=H)
         tables, places = build.rope_tables(rope), build.places()
-        build.add(op.Rope(query, H, places[0], *tables, rope.pairing == "neighbours"))
+        build.add(op.Rope(query, H, places[0], *tables))
         inputs = build.fixed_state("index_inputs", self.block - 1, W)
-        keys = build.state("index_keys", "N", 1, B, W)
-        scores, chosen = build.chosen_blocks(B, at_once=build.letter)
-        norm = build.vector("index_key_norm", W)
-        where, room = (*tables, *places, build.pages()), (inputs, keys)
-        build.add(so.SelectBlocks(query, key, norm, build.epsilon, *where, *room, self.kept, scores, chosen))
-        return chosen
+        keys = build.state("index_keys", "N", 1, bo.blocks_of_page(self.block), W)
+        norm = build.vector("index_key_norm", W), build.epsilon
+        build.add(bo.StoreBlockKeys(key, *norm, *tables, self.block, *places, build.pages(), inputs, keys))
+        return build.choose_blocks(query, keys, self.block, 1.0, self.kept, own=True)

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
-from edgemoe.kernels.state_operations import blocks_of_page
+from edgemoe.kernels.block_operations import blocks_of_page
 from edgemoe.model.blocks.body import RoutedExperts, Shapes
 from edgemoe.model.builder import Builder, row_size
 from edgemoe.model.graph import Part
 from edgemoe.model.plain import ZERO_ALLOWED
 from edgemoe.model.rope import RopeSpec
-
-_SCORED_ROWS = 16
-"""Rows whose blocks are scored together: enough to keep all threads busy."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,9 @@ class CompressedAttention:
     go through a matrix of their group each, and all of these through `output`.
 
     A token sees the rows of its `window`. With a `rate` it also sees one row for each whole block of `rate` tokens
-    (`so.Compress`), of which a sequence keeps pages for its whole context; with an `overlap` such a row is made of the
+    (`bo.Compress`), of which a sequence keeps pages for its whole context; with an `overlap` such a row is made of the
     block before too. The last tokens of an unfinished block lie in a ring. With an `index` it sees only the blocks
-    whose keys, which are made in the same way, agree best with queries made of the same latent (`so.ChooseBlocks`).
+    whose keys, which are made in the same way, agree best with queries made of the same latent (`bo.ChooseBlocks`).
     Source: DeepSeek-V4 (2026).
     """
 
@@ -75,8 +73,8 @@ class CompressedAttention:
             raise ValueError(f"{self.heads} heads in {self.groups} groups")
         if self.rate and (op.PAGE_TOKENS % self.rate and self.rate % op.PAGE_TOKENS):
             raise ValueError(f"blocks of {self.rate} tokens: expected a divisor or a multiple of {op.PAGE_TOKENS}")
-        if self.rate * self._parts > so.LONGEST_BLOCK:
-            raise ValueError(f"rows of {self.rate * self._parts} tokens: expected at most {so.LONGEST_BLOCK}")
+        if self.rate * self._parts > bo.LONGEST_BLOCK:
+            raise ValueError(f"rows of {self.rate * self._parts} tokens: expected at most {bo.LONGEST_BLOCK}")
         if not self.rate and (self.overlap or self.index):
             raise ValueError("blocks that overlap or are chosen, of no tokens")
         if self.index is not None:
@@ -157,7 +155,7 @@ class CompressedAttention:
             chosen = self._choose(build, source, latent) if self.index else None
             compressed = self._compress(build, "compress", rows["compress_values"], rows["compress_gates"])
             whole, seen = (*places, pages, keys, build.pages()), (scale, self.window, attended, sinks, chosen)
-            build.add(so.CompressedAttention(query, *whole, compressed, self.rate, *seen))
+            build.add(bo.CompressedAttention(query, *whole, compressed, self.rate, *seen))
         else:
             build.add(so.Attention(query, *places, pages, keys, None, scale, attended, self.window, sinks))
         build.add(op.Rope(attended, H, places[0], *tables, neighbours=True, last=True, back=True))
@@ -175,7 +173,7 @@ class CompressedAttention:
         compressed = build.state(f"{stem}ed_rows", "N", 1, blocks_of_page(self.rate), row_width)
         cosine, sine = build.rope_tables(self.rope)
         rule = build.epsilon, cosine, sine, self.rate, self._parts
-        build.add(so.Compress(values, gates, bias, norm, *rule, *build.places(), build.pages(), inputs, compressed))
+        build.add(bo.Compress(values, gates, bias, norm, *rule, *build.places(), build.pages(), inputs, compressed))
         return compressed
 
     def _choose(self, build: Builder, source: op.Floats, latent: op.Floats) -> op.Integers:
@@ -189,10 +187,7 @@ class CompressedAttention:
         query = build.linear(latent, "index_query", build.rows("index_query", H * W))
         build.add(op.Rope(query, H, places[0], *build.rope_tables(self.rope), neighbours=True, last=True))
         keys = self._compress(build, "index", rows["index_values"], rows["index_gates"])
-        scores, chosen = build.chosen_blocks(blocks_of_page(self.rate), _SCORED_ROWS)
-        how = self.rate, (H * W) ** -0.5, self.index.most
-        build.add(so.ChooseBlocks(query, rows["index_heads"], *places, build.pages(), keys, *how, scores, chosen))
-        return chosen
+        return build.choose_blocks(query, keys, self.rate, (H * W) ** -0.5, self.index.most, rows["index_heads"])
 
     def emit_guess(self, build: Builder, source: op.Floats) -> None:
         raise AssertionError("attention has no routing to guess")

@@ -56,6 +56,7 @@ typedef struct query_state {
     int32_t end;
     int32_t position;
     int32_t head;
+    float factor;          /* of its scores */
     const int32_t *chosen; /* of each page the keys that it sees, as bits; NULL: all from first to end */
 } query_state;
 
@@ -189,6 +190,7 @@ static void attend_block(const attention_task *task, query_state *states, int32_
     for (int32_t r = 0; r < row_count; r++) {
         query_state *state = own[r];
         if (a->cap > 0) cap_scores(kernels, a->cap, weights[r] + from[r], to[r] - from[r]);
+        for (int32_t key = from[r]; a->factors && key < to[r]; key++) weights[r][key] *= state->factor;
         if (a->bias.table) add_bias(a, state, start, from[r], to[r], weights[r]);
         if (state->chosen) {
             leave_out(state->chosen[start / task->block_rows], task->bit_keys, from[r], to[r], weights[r]);
@@ -243,6 +245,7 @@ static void attend(const attention_task *task, int32_t tile, int32_t first, int3
             *state = (query_state){.query = query, .output = output, .largest = -INFINITY, .sum = 0,
                                    .first = first_seen(a, row), .end = last_seen(a, row) + 1,
                                    .position = a->positions[row], .head = head};
+            if (a->factors) state->factor = a->factors[state->position];
             if (a->chosen) state->chosen = a->chosen + (size_t)row * a->table_pages;
             /* A sink is a key before all others, of which nothing is mixed in. */
             if (a->sinks) state->largest = a->sinks[head], state->sum = 1;
@@ -284,6 +287,7 @@ static int32_t check(const em_attention *a, int32_t tokens) {
     for (int32_t t = 0; t < tokens; t++) {
         if (a->sequences[t] < 0 || a->sequences[t] >= a->sequence_count) return EM_BAD_POSITION;
         if (a->positions[t] < 0 || last_seen(a, t) < 0) return EM_BAD_POSITION;
+        if (a->factors && a->positions[t] >= a->context) return EM_BAD_POSITION;
         const int32_t last = last_seen(a, t) / EM_PAGE_TOKENS;
         if (last >= a->table_pages) return EM_BAD_POSITION;
         const int32_t first = first_seen(a, t) / EM_PAGE_TOKENS;

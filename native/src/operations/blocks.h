@@ -19,21 +19,20 @@ static inline int32_t em_block_page(int64_t block, int64_t rate) {
     return (int32_t)(((block + 1) * rate - 1) / EM_PAGE_TOKENS);
 }
 
-/* Checks that the pages exist in which the blocks of `rate` tokens end that each row may see. */
+/* Checks that each row's position has a place in the table, and the pages in which the blocks of `rate` tokens end that
+ * it may see. */
 static inline int32_t em_check_blocks(const int32_t *positions, const int32_t *sequences, const int32_t *pages,
                                       int32_t rate, int32_t tokens, int32_t sequence_count, int32_t table_pages,
                                       int32_t page_count) {
     for (int32_t t = 0; t < tokens; t++) {
-        if (sequences[t] < 0 || sequences[t] >= sequence_count || positions[t] < 0) return EM_BAD_POSITION;
+        if (sequences[t] < 0 || sequences[t] >= sequence_count) return EM_BAD_POSITION;
+        if (positions[t] < 0 || positions[t] / EM_PAGE_TOKENS >= table_pages) return EM_BAD_POSITION;
         const int64_t seen = ((int64_t)positions[t] + 1) / rate;
-        if (t > 0 && sequences[t] == sequences[t - 1] && positions[t] == positions[t - 1] + 1 &&
-            ((int64_t)positions[t] + 1) % rate) {
-            continue; /* it sees what the row before sees */
-        }
-        for (int64_t row = 0; row < seen; row += rate < EM_PAGE_TOKENS ? EM_PAGE_TOKENS / rate : 1) {
-            const int32_t place = em_block_page(row, rate);
-            if (place >= table_pages) return EM_BAD_POSITION;
-            const int32_t page = pages[(size_t)sequences[t] * table_pages + place];
+        /* A row that follows the one before sees one block more than that, or none. */
+        const int goes_on = t > 0 && sequences[t] == sequences[t - 1] && positions[t] == positions[t - 1] + 1;
+        if (goes_on && ((int64_t)positions[t] + 1) % rate) continue;
+        for (int64_t row = goes_on ? seen - 1 : 0; row < seen; row += rate < EM_PAGE_TOKENS ? EM_PAGE_TOKENS / rate : 1) {
+            const int32_t page = pages[(size_t)sequences[t] * table_pages + em_block_page(row, rate)];
             if (page < 0 || page >= page_count) return EM_BAD_POSITION;
         }
     }

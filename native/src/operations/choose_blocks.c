@@ -4,7 +4,7 @@
  * themselves. Where a row sees no more blocks than it may choose, none is scored. */
 #include "blocks.h"
 
-#include <string.h>
+#include "../../kernels/half.h"
 
 enum {
     /* A chunk of fewer products than this costs more to hand out than to do. */
@@ -20,7 +20,8 @@ typedef struct choose_task {
     int32_t spans;  /* of PAGES_AT_ONCE pages in a row */
 } choose_task;
 
-static int32_t seen_blocks(const em_choose_blocks *c, int32_t row) {
+/* The blocks that end no later than a row. */
+static int32_t complete_blocks(const em_choose_blocks *c, int32_t row) {
     return (int32_t)(((int64_t)c->positions[row] + 1) / c->rate);
 }
 
@@ -42,7 +43,7 @@ static void score_page(const choose_task *task, int32_t row, int32_t block, int3
         }
         task->run->kernels->scores[c->keys.format](heads, together, keys, count, c->head_dim, c->scale);
         for (int32_t h = 0; h < together; h++) {
-            const float share = c->shares[(size_t)row * c->heads + first + h];
+            const float share = c->shares ? c->shares[(size_t)row * c->heads + first + h] : 1.0f;
             for (int32_t k = 0; k < count; k++) scores[k] += share * (products[h][k] > 0 ? products[h][k] : 0.0f);
         }
     }
@@ -53,11 +54,12 @@ static void score_pages(void *context, int64_t begin, int64_t end, int32_t threa
     const em_choose_blocks *c = task->operation;
     (void)thread;
     for (int64_t item = begin; item < end; item++) {
-        const int32_t own = (int32_t)(item / task->spans), row = task->first + own, seen = seen_blocks(c, row);
-        if (seen <= c->most) continue;
+        const int32_t own = (int32_t)(item / task->spans), row = task->first + own;
+        const int32_t complete = complete_blocks(c, row);
+        if (complete <= c->most) continue;
         const int32_t start = (int32_t)(item % task->spans) * PAGES_AT_ONCE;
-        for (int32_t page = start; page < start + PAGES_AT_ONCE && page * c->block_rows < seen; page++) {
-            const int32_t block = page * c->block_rows, count = smaller(c->block_rows, seen - block);
+        for (int32_t page = start; page < start + PAGES_AT_ONCE && page * c->block_rows < complete; page++) {
+            const int32_t block = page * c->block_rows, count = smaller(c->block_rows, complete - block);
             score_page(task, row, block, count, c->scores + own * task->stride + block);
         }
     }
@@ -65,9 +67,7 @@ static void score_pages(void *context, int64_t begin, int64_t end, int32_t threa
 
 /* A number whose order is that of scores. */
 static uint32_t rank_of(float score) {
-    const float positive_zero = score + 0.0f;
-    uint32_t bits;
-    memcpy(&bits, &positive_zero, sizeof bits);
+    const uint32_t bits = em_to_bits(score + 0.0f); /* a zero becomes positive */
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
@@ -90,25 +90,32 @@ static uint32_t least_rank(const float *scores, int32_t count, int64_t most, int
     return rank;
 }
 
+/* A bit for each of `count` blocks of a page. */
+static uint32_t all_of(int32_t count) { return (uint32_t)((UINT64_C(1) << count) - 1); }
+
+static void choose_row(const em_choose_blocks *c, int32_t row, const float *scores) {
+    const int32_t complete = complete_blocks(c, row), rows = c->block_rows;
+    const int32_t seen = complete + (c->own && ((int64_t)c->positions[row] + 1) % c->rate != 0);
+    const int all = complete <= c->most;
+    int32_t *chosen = c->chosen + (size_t)row * c->table_pages;
+    int64_t left = 0;
+    const uint32_t least = all ? 0 : least_rank(scores, complete, c->most, &left);
+    for (int32_t first = 0; first < seen; first += rows) {
+        uint32_t bits = all_of(smaller(rows, seen - first));
+        for (int32_t block = first; !all && block < smaller(first + rows, complete); block++) {
+            const uint32_t rank = rank_of(scores[block]);
+            if (rank < least || (rank == least && left-- <= 0)) bits &= ~(1u << (block - first));
+        }
+        chosen[first / rows] = (int32_t)bits;
+    }
+}
+
 static void choose_rows(void *context, int64_t begin, int64_t end, int32_t thread) {
     const choose_task *task = context;
     const em_choose_blocks *c = task->operation;
     (void)thread;
     for (int64_t own = begin; own < end; own++) {
-        const int32_t row = task->first + (int32_t)own, seen = seen_blocks(c, row);
-        const float *scores = c->scores + own * task->stride;
-        int32_t *chosen = c->chosen + (size_t)row * c->table_pages;
-        const int all = seen <= c->most;
-        int64_t left = 0;
-        const uint32_t least = all ? 0 : least_rank(scores, seen, c->most, &left);
-        for (int32_t page = 0; page * c->block_rows < seen; page++) {
-            uint32_t bits = 0;
-            for (int32_t b = 0; b < smaller(c->block_rows, seen - page * c->block_rows); b++) {
-                const uint32_t rank = all ? 1 : rank_of(scores[page * c->block_rows + b]);
-                if (rank > least || (rank == least && left-- > 0)) bits |= 1u << b;
-            }
-            chosen[page] = (int32_t)bits;
-        }
+        choose_row(c, task->first + (int32_t)own, c->scores + own * task->stride);
     }
 }
 
@@ -122,19 +129,19 @@ int32_t em_run_choose_blocks(const em_choose_blocks *c, const em_run *run) {
     choose_task task = {.operation = c, .run = run, .stride = (int64_t)c->table_pages * c->block_rows};
     for (; task.first < run->tokens; task.first += c->at_once) {
         const int32_t count = smaller(c->at_once, run->tokens - task.first);
-        int32_t most = 0;
+        int32_t scored = 0;
         for (int32_t row = task.first; row < task.first + count; row++) {
-            const int32_t seen = seen_blocks(c, row);
-            if (seen > c->most && seen > most) most = seen;
+            const int32_t complete = complete_blocks(c, row);
+            if (complete > c->most && complete > scored) scored = complete;
         }
-        const int32_t pages = (int32_t)(((int64_t)most + c->block_rows - 1) / c->block_rows);
+        const int32_t pages = (int32_t)(((int64_t)scored + c->block_rows - 1) / c->block_rows);
         task.spans = (pages + PAGES_AT_ONCE - 1) / PAGES_AT_ONCE;
         const int64_t products = (int64_t)c->heads * c->head_dim * c->block_rows * PAGES_AT_ONCE;
-        if (most > 0) {
+        if (scored > 0) {
             const int64_t items = (int64_t)count * task.spans;
             em_pool_for(run->pool, items, (CHUNK_PRODUCTS + products - 1) / products, score_pages, &task);
         }
-        em_pool_for(run->pool, count, most > 0 ? 1 : 64, choose_rows, &task);
+        em_pool_for(run->pool, count, scored > 0 ? 1 : 64, choose_rows, &task);
     }
     return EM_OK;
 }

@@ -153,7 +153,7 @@ def test_a_file_of_v2_that_does_not_speak_of_groups_has_its_own(tmp_path: Path) 
         (V3, {"expert_gating_func": 3}, r"expert_gating_func: expected 1 \(softmax\) or 2 \(sigmoid\), found 3"),
         (V3, {"expert_gating_func": 1, "expert_weights_norm": True}, "weights_norm: expected false with softmax"),
         (V3, {"attention.key_length_mla": 16}, "key_length_mla: expected more than 16, the rotated channels, found 16"),
-        (V3, {"attention.kv_lora_rank": None}, "kv_lora_rank: expected a whole number above 0, found None"),
+        (V3, {"attention.kv_lora_rank": None}, "kv_lora_rank: expected a whole number above 0, found none"),
         (V3, {"attention.kv_lora_rank": 1 << 19}, r"4 heads make \d+ values"),
         (V3, {"attention.temperature_scale": 0.1}, "temperature_scale: expected no such key, found 0.1"),
         (MISTRAL, {"expert_gating_func": 2}, r"expert_gating_func: expected 1 \(softmax\), found 2"),

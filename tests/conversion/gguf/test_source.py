@@ -22,6 +22,7 @@ from edgemoe.architectures import model_spec, resolve
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.file import read_gguf
+from edgemoe.conversion.gguf.keys import Metadata
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -548,6 +549,9 @@ def test_a_store_of_floats_is_that_of_the_checkpoint(checkpoints: dict[str, Chec
     ("metadata", "expected"),
     [
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),  # as older files say it
+        ({"rope.scaling.factor": 0.0}, None),
+        ({"rope.scaling.original_context_length": 128}, None),
         (
             {
                 "rope.scaling.type": "yarn",
@@ -614,6 +618,11 @@ def test_keys_older_than_the_widths_of_experts(checkpoints: dict[str, Checkpoint
         ("llama", {"rope.dimension_count": 8}, r"llama\.rope\.dimension_count: expected 16"),
         ("llama", {"attention.value_length": 8}, "value_length"),
         ("llama", {"rope.scaling.type": "longrope"}, "none, linear or yarn"),
+        (
+            "llama",
+            {"rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128},
+            r"rope\.scaling\.type: expected linear or yarn beside a factor, found none",
+        ),
         ("llama", {"block_count": 0}, "block_count"),
         ("gpt_oss", {"block_count": 0xFFFF_FFFF}, "gpt-oss.block_count: expected at most 4096, found 4294967295"),
         ("lfm2_moe", {"block_count": 0xFFFF_FFFF}, "lfm2moe.block_count: expected at most 4096, found 4294967295"),
@@ -705,6 +714,12 @@ def test_values_that_change_nothing_are_accepted(
     checkpoint = checkpoints["llama"]
     path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, metadata=metadata)
     assert model_spec(GgufSource(path).config) == model_spec(checkpoint.config)
+
+
+def test_a_list_without_numbers_is_refused(tmp_path: Path) -> None:
+    metadata = Metadata(tmp_path, {"general.architecture": "afmoe", "afmoe.attention.head_count": []})
+    with pytest.raises(SourceError, match=r"attention\.head_count: expected whole numbers above 0, found \[\]"):
+        metadata.most("attention.head_count")
 
 
 def test_an_architecture_that_is_not_ours(tmp_path: Path) -> None:
@@ -899,6 +914,7 @@ def test_the_numbers_of_a_sigmoid_router(
         ({"expert_group_count": -1}, r"glm4moe\.expert_group_count: expected a whole number, found -1"),
         ({"nextn_predict_layers": 3}, r"nextn_predict_layers: expected fewer than all 3 layers, found 3"),
         ({"expert_weights_scale": -1.0}, r"glm4moe\.expert_weights_scale is -1\.0"),
+        ({"expert_weights_norm": "no"}, r"glm4moe\.expert_weights_norm: expected true or false, found 'no'"),
         ({"rope.dimension_count": 48}, r"glm4moe\.rope\.dimension_count is 2\.0"),
     ],
 )
@@ -937,16 +953,16 @@ def test_layers_that_predict_further_tokens_are_left_out(checkpoints: dict[str, 
         ({"attention.head_count_kv": [0, 2, 1, 0]}, "expected one number of heads, or 0, for 4 layers"),
         ({"attention.head_count_kv": [0, 2, 2]}, "expected one number of heads, or 0, for 4 layers"),
         ({"attention.head_count_kv": [0, 0, 0, 0]}, "expected one number of heads, or 0, for 4 layers, found 0"),
-        ({"attention.head_count_kv": None}, "expected one number of heads, or 0, for 4 layers, found None"),
+        ({"attention.head_count_kv": None}, "expected one number of heads, or 0, for 4 layers, found none"),
         ({"attention.head_count_kv": ["2", "0", "0", "2"]}, "expected one number of heads, or 0, for 4 layers"),
         ({"attention.head_count_kv": [0.0, 2.0, 2.0, 0.0]}, "expected one number of heads, or 0, for 4 layers"),
         ({"attention.head_count_kv": [0, 3, 3, 0]}, "expected a multiple of lfm2moe.attention.head_count_kv"),
         ({"expert_gating_func": 1}, r"expert_gating_func: expected 2 \(sigmoid\), found 1"),
-        ({"expert_gating_func": None}, r"expert_gating_func: expected 2 \(sigmoid\), found None"),
+        ({"expert_gating_func": None}, r"expert_gating_func: expected 2 \(sigmoid\), found none"),
         ({"expert_weights_norm": False}, "expert_weights_norm: expected true, or no such key, found False"),
         ({"expert_weights_scale": 2.5}, "expert_weights_scale: expected 0.0 or 1.0, found 2.5"),
         ({"shortconv.l_cache": 1}, "lfm2moe.shortconv.l_cache is 1; expected a whole number from 2"),
-        ({"shortconv.l_cache": None}, "shortconv.l_cache: expected a whole number above 0, found None"),
+        ({"shortconv.l_cache": None}, "shortconv.l_cache: expected a whole number above 0, found none"),
     ],
 )
 def test_convolutions_that_cannot_be_run_are_refused(
@@ -973,7 +989,7 @@ def test_the_norm_before_the_head_may_have_the_name_that_other_architectures_hav
     ("metadata", "message"),
     [
         ({"ssm.inner_size": 100}, r"ssm\.inner_size: expected a multiple of 6, the number of heads, found 100"),
-        ({"ssm.time_step_rank": None}, r"ssm\.time_step_rank: expected a whole number above 0, found None"),
+        ({"ssm.time_step_rank": None}, r"ssm\.time_step_rank: expected a whole number above 0, found none"),
         ({"ssm.group_count": 4}, "time_step_rank is 6; expected a multiple of qwen35moe.ssm.group_count, which is 4"),
         ({"ssm.conv_kernel": 1}, "qwen35moe.ssm.conv_kernel is 1; expected a whole number from 2"),
         ({"attention.recurrent_layers": [True, False]}, r"expected true or false for each of 4 layers, found \[True"),

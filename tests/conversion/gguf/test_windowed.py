@@ -74,9 +74,17 @@ def test_what_llama_cpp_would_run_otherwise_is_refused(family: str, changes: dic
     assert not list(tmp_path.glob("model.gguf*"))
 
 
-def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path) -> None:
-    store = forecast_store(str(GOLDEN / "phimoe")).store
-    with pytest.raises(StoreError, match=r"llama\.cpp's phimoe computes root-mean-square norms"):
+@every_case(
+    ("name", "words"),
+    [
+        ("phimoe", r"phimoe computes root-mean-square norms"),
+        ("grok_1", r"grok-1 computes weights of a token's experts divided by their sum"),
+        ("grok_2", r"grok-2 computes weights of a token's experts divided by their sum, and scores that do not grow"),
+    ],
+)
+def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(name: str, words: str, tmp_path: Path) -> None:
+    store = forecast_store(str(GOLDEN / name)).store
+    with pytest.raises(StoreError, match=rf"llama\.cpp's {words}"):
         export_gguf(store, tmp_path / "model.gguf", name="test", tokenizer=False)
 
 
@@ -93,6 +101,7 @@ def test_a_family_that_llama_cpp_runs_as_another_model_is_refused(tmp_path: Path
         ("cohere2_moe", {"cohere2moe.expert_weights_scale": 2}, "expert_weights_scale: expected 0.0 or 1.0, found 2"),
         ("exaone_moe", {"exaone-moe.attention.sliding_window_pattern": 0}, "sliding_window_pattern: expected a flag"),
         ("gemma4", {"gemma4.attention.shared_kv_layers": 2}, "shared_kv_layers: expected 0, found 2"),
+        ("gemma4", {"gemma4.expert_gating_func": 2}, "expert_gating_func: expected 0 or 1, found 2"),
         ("gemma4", {"gemma4.attention.head_count_kv": [2, 2, 1, 1]}, "head_count_kv: expected a number for each"),
         ("gemma4", {"gemma4.attention.value_length_swa": 16}, "value_length_swa: expected 32, the width of a head"),
         (
