@@ -31,7 +31,9 @@ def update(
     """Record the side files of a store after you changed, added or removed one; the weights stay unchanged.
 
     Side files: config.json, generation_config.json, tokenizer.json, tokenizer_config.json, special_tokens_map.json,
-    chat_template.jinja. They are first checked against the model; if one is unusable nothing is changed.
+    chat_template.jinja. They are first checked against the model; if one is unusable nothing is changed. From a SOURCE
+    without a tokenizer.json, one is made of its tekken.json, tiktoken.model, hy.tiktoken, tokenizer.model or
+    spiece.model.
     """
     from edgemoe.cli.convert import Report
     from edgemoe.cli.terminal.render import ProgressBar

@@ -32,6 +32,7 @@ from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.rank_shards import named_by_rank, rank_shards
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
+from edgemoe.conversion.tokenizers.files import VOCABULARY_NAMES, vocabulary_name
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
@@ -227,7 +228,8 @@ class FolderSource:
             os.close(descriptor)
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        return {name: self._file(name) for name in SIDE_FILES if os.path.lexists(self._folder / name)}
+        here = [name for name in (*SIDE_FILES, *VOCABULARY_NAMES) if os.path.lexists(self._folder / name)]
+        return {name: self._file(name) for name in here if name in SIDE_FILES or name == vocabulary_name(here)}
 
     def unlisted(self) -> Mapping[str, str]:
         return {name: shard for name, shard in self._unlisted.items() if name not in self._listed}
@@ -235,7 +237,7 @@ class FolderSource:
     def notices(self) -> Sequence[str]:
         names = sorted(path.name for path in self._folder.iterdir())
         notices = single_before_shards(names)
-        if "tokenizer.json" not in names:
+        if "tokenizer.json" not in names and vocabulary_name(names) is None:
             notices.append(no_tokenizer(names))
         return notices
 

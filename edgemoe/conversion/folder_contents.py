@@ -141,7 +141,7 @@ def single_before_shards(names: Collection[str]) -> list[str]:
 def no_tokenizer(names: Iterable[str]) -> str:
     """Explain the consequence of a missing tokenizer.json, and how to make one. `names` are the checkpoint's files."""
     names = list(names)
-    slow = next((name for name in names if name in ("tokenizer.model", "spiece.model", "vocab.json")), None)
+    slow = next((name for name in names if name == "vocab.json" or name.endswith(".tiktoken")), None)
     parts = ["The checkpoint has no tokenizer.json: the store will work with token ids only, from Python."]
     if _OF_XAI in names:
         parts = [
@@ -154,7 +154,7 @@ def no_tokenizer(names: Iterable[str]) -> str:
         parts = [
             f"The checkpoint has {slow} but no tokenizer.json, the file that edgemoe reads: the store will"
             " work with token ids only, from Python.",
-            "Make one with transformers (and sentencepiece):"
+            "Make one with transformers:"
             " AutoTokenizer.from_pretrained(CHECKPOINT, use_fast=True).save_pretrained(FOLDER).",
         ]
     parts.append(

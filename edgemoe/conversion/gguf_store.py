@@ -82,7 +82,7 @@ class GgufStore(Store):
                 f"{path}: it has a table of rows that stays on the disk; expected one that a conversion has arranged.",
                 f"Convert the file once: edgemoe convert {path} DEST.",
             )
-        store = cls(path, source, plan, side_files_of(source))
+        store = cls(path, source, plan, side_files_of(source, plan.manifest.model["vocab_size"]))
         source.forget_text()
         return store
 

@@ -42,6 +42,7 @@ from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.progress import Download, DownloadCallback
 from edgemoe.conversion.rank_shards import named_by_rank, rank_shards
 from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
+from edgemoe.conversion.tokenizers.files import vocabulary_name
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.paths import CACHE_VARIABLE, cache_folder
@@ -114,8 +115,10 @@ class HubSource:
         self._joined = join_pairs(self._listed, list(self._shards))
         self._tensors = self._joined.tensors
         self._released: set[str] = set()
-        wanted = SIDE_FILES if side_files else ()
-        self._side_files = {name: self._small_file(name) for name in wanted if name in self._remote}
+        wanted = (*SIDE_FILES, vocabulary_name(self._remote)) if side_files else ()
+        self._side_files = {
+            name: self._small_file(name) for name in wanted if name is not None and name in self._remote
+        }
         self._open: dict[str, tuple[Path, dict[str, HeaderTensor]]] = {}
 
     @property
@@ -190,7 +193,7 @@ class HubSource:
 
     def notices(self) -> Sequence[str]:
         notices = single_before_shards(self._remote)
-        if "tokenizer.json" not in self._remote:
+        if "tokenizer.json" not in self._remote and vocabulary_name(self._remote) is None:
             notices.append(no_tokenizer(sorted(self._remote)))
         return notices
 

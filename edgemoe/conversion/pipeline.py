@@ -106,15 +106,16 @@ def convert_source(
                         _require_same(existing, provenance)
                     else:
                         plan = plan_conversion(opened, choice, provenance)
-                        side_files = side_files_of(opened)
+                        vocab_size = plan.manifest.model["vocab_size"]
+                        side_files = side_files_of(opened, vocab_size)
                         _check_generation_settings(opened.config, side_files)
                         if notice is not None:
-                            found = examine(side_files, plan.manifest.model["vocab_size"]) if examine else ()
+                            found = examine(side_files, vocab_size) if examine else ()
                             for text in (*opened.notices(), *_left_out(opened), *found):
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
-                        _write_store(opened, plan, journal, progress)
+                        _write_store(opened, plan, side_files, journal, progress)
                         _publish(partial, target)
                 finally:
                     opened.close()
@@ -241,12 +242,14 @@ def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
     journal.restart(identity)
 
 
-def _write_store(source: Source, plan: Plan, journal: Journal, progress: Callback | None) -> None:
+def _write_store(
+    source: Source, plan: Plan, side_files: Mapping[str, bytes], journal: Journal, progress: Callback | None
+) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
         transfer = Transfer(source, plan, writer, journal, progress)
         transfer.run()
-        writer.finish(transfer.manifest(), side_files_of(source))
+        writer.finish(transfer.manifest(), side_files)
 
 
 def _check_space(writer: StoreWriter) -> None:

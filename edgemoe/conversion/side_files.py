@@ -16,6 +16,7 @@ from edgemoe.conversion.folder_contents import refuse_lfs_pointer
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.progress import DownloadCallback
 from edgemoe.conversion.source import Source
+from edgemoe.conversion.tokenizers.files import TOKENIZER_NAME, VOCABULARY_NAMES, vocabulary_name, with_tokenizer
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.model.description import store_spec
 from edgemoe.store.headers import parse_json
@@ -33,10 +34,10 @@ class SideFileSet:
     files: Mapping[str, bytes]
 
 
-def side_files_of(source: Source) -> dict[str, bytes]:
-    """The side files of a checkpoint as a store has them. Raises SourceError."""
+def side_files_of(source: Source, vocab_size: int) -> dict[str, bytes]:
+    """The side files of a checkpoint as the store of a model of `vocab_size` tokens has them. Raises SourceError."""
     made = {CONFIG_NAME: json.dumps(dict(source.config), indent=2).encode() + b"\n"}  # for a source without the file
-    return made | _contents(source.side_files())
+    return made | with_tokenizer(_contents(source.side_files()), vocab_size)
 
 
 def find_side_files(
@@ -46,19 +47,22 @@ def find_side_files(
 
     Without `text` they are those that lie in the store's folder now. It names a checkpoint as in `open_source`, whose
     side files take the place of all others; or a folder that has some of them and no config.json, or one such file,
-    which take the place of those of the same name. No weights are needed. Raises SourceError and UsageError.
+    which take the place of those of the same name. What a tokenizer.json is made from counts as one. No weights are
+    needed. Raises SourceError and UsageError.
     """
+    vocab_size = store_spec(store).vocab_size
     listed = (file.name for file in store.manifest.side_files)  # another version's store may have files of other names
     here = _files_in(store.path, {*SIDE_FILES, *listed})
     if text is None:
         return SideFileSet("the store's folder", _contents(here))
     path = Path(os.path.expanduser(text))  # noqa: PTH111 (it leaves an unknown ~user as it is)
     if path.is_dir():
-        given = _files_in(path, SIDE_FILES)
-    elif path.is_file() and path.suffix in (".json", ".jinja"):
-        if path.name not in SIDE_FILES:
+        given = _files_in(path, (*SIDE_FILES, *VOCABULARY_NAMES))
+    elif path.is_file() and (path.suffix in (".json", ".jinja") or path.name in VOCABULARY_NAMES):
+        known = (*SIDE_FILES, *VOCABULARY_NAMES)
+        if path.name not in known:
             raise UsageError(
-                f"{path}: expected a checkpoint, or a side file, which is called {', '.join(SIDE_FILES)}.",
+                f"{path}: expected a checkpoint, or a side file, which is called {', '.join(known)}.",
                 "Give the file the name that it has in a checkpoint.",
             )
         given = {path.name: path}
@@ -66,12 +70,14 @@ def find_side_files(
         given = {}
     if given:
         others = {} if CONFIG_NAME in given and path.is_dir() else here
-        return SideFileSet(path.resolve().name, _contents({**others, **given}))
+        if vocabulary_name(given) is not None:  # the tokenizer that is made of it takes the old one's place
+            others = {name: file for name, file in others.items() if name != TOKENIZER_NAME}
+        return SideFileSet(path.resolve().name, with_tokenizer(_contents({**others, **given}), vocab_size))
     with (
         tempfile.TemporaryDirectory(prefix="edgemoe-update-") as downloads,
         closing(open_source(text, downloads=Path(downloads), downloading=downloading)) as source,
     ):
-        return SideFileSet(source.name, side_files_of(source))
+        return SideFileSet(source.name, side_files_of(source, vocab_size))
 
 
 def require_same_model(store: Store, files: Mapping[str, bytes]) -> None:

@@ -202,7 +202,10 @@ class Source(Protocol):
         """Declare that this shard will not be read again: a source may delete its download. May be called twice."""
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        """The checkpoint's files among the store's `SIDE_FILES`, as contents or as the path of a local file."""
+        """The checkpoint's files among the store's `SIDE_FILES`, as contents or as the path of a local file.
+
+        Without a tokenizer.json, also the file that it is made from (`tokenizers/files.py`).
+        """
 
     def unlisted(self) -> Mapping[str, str]:
         """Tensors that the shards hold and their index leaves out, each with its shard. They are not in `tensors()`."""

@@ -98,9 +98,9 @@ def test_faults_of_tokenizer_and_template_are_told_before_the_work(
 
 
 def test_what_a_person_should_know_is_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", SMALL_MIXTRAL, side_files={"tokenizer.model": b"x"})
+    write_checkpoint(tmp_path / "model", SMALL_MIXTRAL, side_files={"vocab.json": b"x"})
     assert run_command(["convert", str(tmp_path / "model"), str(tmp_path / "store")]) == 0
     captured = capsys.readouterr()
-    assert "note: The checkpoint has tokenizer.model but no tokenizer.json" in captured.err
+    assert "note: The checkpoint has vocab.json but no tokenizer.json" in captured.err
     assert "note:" not in captured.out
     assert "edgemoe update" in captured.out

@@ -541,9 +541,23 @@ def test_an_adapter_is_named_with_its_base(connect: Callable[..., HubSource], mo
 
 def test_a_model_without_a_tokenizer_json_is_told(connect: Callable[..., HubSource], model: Repository) -> None:
     del model.files["tokenizer.json"]
-    model.files["tokenizer.model"] = b"x"
+    model.files["vocab.json"] = b"x"
     (notice,) = connect().notices()
-    assert "has tokenizer.model but no tokenizer.json" in notice
+    assert "has vocab.json but no tokenizer.json" in notice
+
+
+def test_the_file_that_a_tokenizer_is_made_from_is_downloaded_where_it_is_needed(
+    connect: Callable[..., HubSource], model: Repository
+) -> None:
+    others = connect().side_files().keys()
+    model.files |= {"tekken.json": b"t", "tokenizer.model": b"s"}
+    assert connect().side_files().keys() == others
+    del model.files["tokenizer.json"]
+    source = connect()
+    assert source.notices() == []
+    assert source.side_files().keys() == others - {"tokenizer.json"} | {"tekken.json"}
+    assert Path(source.side_files()["tekken.json"]).read_bytes() == b"t"
+    assert connect(side_files=False).side_files() == {}
 
 
 def test_offline_by_choice_a_model_in_the_cache_is_found_and_another_refused(

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 import edgemoe
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.source import GgufSource
-from edgemoe.conversion.gguf.tokenizer import WORD_RULES
 from edgemoe.conversion.synthetic import synthesise
+from edgemoe.conversion.tokenizers.words import WORD_RULES
 from edgemoe.errors import StoreError
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store

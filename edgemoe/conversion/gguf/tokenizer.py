@@ -8,11 +8,11 @@ SentencePiece has them with merges that are listed (`gemma4`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models
 
 from edgemoe.conversion.gguf.markers import (
     CONTROL,
@@ -24,6 +24,8 @@ from edgemoe.conversion.gguf.markers import (
     corrected_types,
 )
 from edgemoe.conversion.gguf.names import TAKE_ANOTHER
+from edgemoe.conversion.tokenizers.building import add_around, byte_level, in_pieces, scored_merges
+from edgemoe.conversion.tokenizers.words import BOS_RULES, COMPOSED, WHOLE_WORDS_FIRST, WORD_RULES
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.model.sampling import read_generation_config
 
@@ -44,74 +46,6 @@ SAMPLING_KEYS = {
 
 SAMPLED_KEYS = frozenset({"temp", "top_k", "top_p", "min_p"})
 """Sampling keys that have no effect on greedy decoding."""
-
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-_O200K_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_O200K_WORDS = "|".join(
-    (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _O200K_SUFFIX,
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _O200K_SUFFIX,
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-"""The pattern that tiktoken publishes for o200k_base: words are cut where a small letter is followed by a capital."""
-
-_QWEN35_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-_LING_WORDS = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-
-_DEEPSEEK_WORDS = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"""
-    "\r\n"
-    r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+["
-    "\r\n"
-    r"]*|\s*["
-    "\r\n"
-    r"]+|\s+(?!\S)|\s+"
-)
-"""A break of a line stands in it as such, as in the tokenizers that are published with it."""
-
-WORD_RULES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("gpt-2", "olmo"), (_WORDS,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), (r"\p{N}", _WORDS)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "lfm2", "dbrx", "smaug-bpe"), (_LLAMA3_WORDS,)),
-    **dict.fromkeys(("glm4", "glm5", "chatglm-bpe"), (_LLAMA3_WORDS,)),
-    **dict.fromkeys(("gpt-4o", "llama4", "minimax-m2"), (_O200K_WORDS,)),
-    **dict.fromkeys(("qwen2", "hunyuan", "solar-open", "grok-2"), (_LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),)),
-    **dict.fromkeys(("bailingmoe2", "bailingmoe"), (_LING_WORDS,)),
-    "cohere2moe": (r"\d{1,3}(?=(?:\d{3})*\b)", _O200K_WORDS),
-    **dict.fromkeys(("deepseek-v3", "joyai-llm"), (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK_WORDS)),
-    "qwen35": (_QWEN35_WORDS,),
-    "tekken": (_O200K_WORDS.replace(_O200K_SUFFIX, "").replace(r"\p{N}{1,3}", r"\p{N}"),),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
-}
-"""Patterns applied in sequence, keyed by the name in `tokenizer.ggml.pre`: each match becomes one word."""
-
-_BOS_RULES = frozenset({"llama-bpe", "llama3", "llama-v3", "lfm2", "tekken"})
-"""Rules whose texts start with BOS."""
-
-WHOLE_WORDS_FIRST = _BOS_RULES | {"gpt-4o"}
-"""Rules under which a word in the vocabulary becomes that token, ignoring the merges, as in tiktoken."""
-
-EITHER_WAY = frozenset({"gpt-4o"})
-"""Rules among these whose merges build every word of the vocabulary: whole or merged, a word gives the same token."""
-
-COMPOSED = frozenset({"qwen2", "qwen35", "olmo"})
-"""Rules whose tokenizers first normalise to NFC, which the metadata cannot express."""
 
 
 def side_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes | Path]:
@@ -204,7 +138,7 @@ class _Vocabulary:
     def _adds_bos(self) -> bool:
         if self._model == "gemma4":  # some files say that none is added, which llama.cpp does not believe either
             return self._token_id("bos") is not None
-        return self._adds("bos", self._model == "llama" or self._rule in _BOS_RULES)
+        return self._adds("bos", self._model == "llama" or self._rule in BOS_RULES)
 
     @property
     def _adds_eos(self) -> bool:
@@ -216,9 +150,7 @@ class _Vocabulary:
             special = self._of_type(CONTROL, UNKNOWN)
             tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
             tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self._of_type(USER_DEFINED)])
-            post_processor = self._post_processor()
-            if post_processor is not None:
-                tokenizer.post_processor = post_processor
+            add_around(tokenizer, self._around("bos", self._adds_bos), self._around("eos", self._adds_eos))
         except SourceError:
             raise
         except Exception as error:  # the library raises plain Exception for an inconsistent vocabulary
@@ -243,41 +175,28 @@ class _Vocabulary:
         return [(left, right) for left, _, right in halves]
 
     def _byte_level(self) -> Tokenizer:
-        pairs = self._pairs()
-        whole_first = self._rule in WHOLE_WORDS_FIRST
-        tokenizer = Tokenizer(models.BPE(vocab=self._ids(), merges=pairs, ignore_merges=whole_first))
-        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in WORD_RULES[self._rule]]
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        return byte_level(
+            self._ids(),
+            self._pairs(),
+            WORD_RULES[self._rule],
+            whole_first=self._rule in WHOLE_WORDS_FIRST,
+            composed=self._rule in COMPOSED,
         )
-        if self._rule in COMPOSED:
-            tokenizer.normalizer = normalizers.NFC()
-        tokenizer.decoder = decoders.ByteLevel()
-        return tokenizer
 
     def _sentence_piece(self) -> Tokenizer:
         for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
             if self._get(key):
                 raise self._wrong(key, "no such rule for the text", self._get(key))
         ids = self._ids()
-        merges = self._pairs() if self._merges else _merges(self._tokens, self._scores(), ids)
         unknown = self._token_id("unknown")
-        tokenizer = Tokenizer(
-            models.BPE(
-                vocab=ids,
-                merges=merges,
-                unk_token=None if unknown is None else self._tokens[unknown],
-                fuse_unk=True,
-                byte_fallback="<0x00>" in ids,
-            )
+        model = models.BPE(
+            vocab=ids,
+            merges=self._pairs() if self._merges else scored_merges(self._tokens, self._scores(), ids),
+            unk_token=None if unknown is None else self._tokens[unknown],
+            fuse_unk=True,
+            byte_fallback="<0x00>" in ids,
         )
-        prefix = self._model == "llama" and self._get("add_space_prefix", True) is True
-        tokenizer.normalizer = normalizers.Sequence(
-            [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
-        )
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
-        return tokenizer
+        return in_pieces(model, self._model == "llama" and self._get("add_space_prefix", True) is True)
 
     def _scores(self) -> list[float]:
         scores = self._get("scores")
@@ -285,18 +204,10 @@ class _Vocabulary:
             raise self._wrong("scores", f"{len(self._tokens)} scores, one for each token", scores)
         return scores
 
-    def _post_processor(self) -> Any:
-        """The post-processor that adds BOS and EOS to a text as the metadata asks; a chat template adds its own."""
-        around: list[Any] = ["$A"]
-        special = []
-        for kind, adds in (("bos", self._adds_bos), ("eos", self._adds_eos)):
-            number = self._token_id(kind)
-            if adds and number is not None:
-                special.append((self._tokens[number], number))
-                around.insert(0 if kind == "bos" else len(around), self._tokens[number])
-        if not special:
-            return None
-        return processors.TemplateProcessing(single=around, special_tokens=special)
+    def _around(self, kind: str, adds: bool) -> str | None:
+        """The special token of this kind, if it is added to a text; a chat template adds its own."""
+        number = self._token_id(kind)
+        return self._tokens[number] if adds and number is not None else None
 
     def tokenizer_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {"add_bos_token": self._adds_bos, "add_eos_token": self._adds_eos}
@@ -330,14 +241,3 @@ class _Vocabulary:
                 reason = error.message.removeprefix(f"{name}: ")
                 raise SourceError(f"{self._path}: general.sampling.{key}: {reason}", TAKE_ANOTHER) from None
         return config
-
-
-def _merges(tokens: Sequence[str], scores: Sequence[float], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges of SentencePiece BPE: every cut of a piece into two pieces, the best-scored piece first."""
-    merges = []
-    for number, token in enumerate(tokens):
-        cuts = [(token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in ids and token[at:] in ids]
-        cuts.sort(key=lambda cut: (ids[cut[0]], ids[cut[1]]))
-        merges += [(-scores[number], number, cut) for cut in cuts]
-    merges.sort(key=lambda merge: merge[:2])
-    return [cut for _, _, cut in merges]

@@ -15,16 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from edgemoe.conversion.gguf.package import GGUFWriter, TokenType
-from edgemoe.conversion.gguf.tokenizer import (
-    COMPOSED,
-    EITHER_WAY,
-    ENDS_KEY,
-    NO_TOKENIZER,
-    SAMPLED_KEYS,
-    SAMPLING_KEYS,
-    WHOLE_WORDS_FIRST,
-    WORD_RULES,
-)
+from edgemoe.conversion.gguf.tokenizer import ENDS_KEY, NO_TOKENIZER, SAMPLED_KEYS, SAMPLING_KEYS
+from edgemoe.conversion.tokenizers.words import COMPOSED, EITHER_WAY, WHOLE_WORDS_FIRST, WORD_RULES
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.model.sampling import GENERATION_CONFIG, end_ids
 from edgemoe.store.headers import parse_json

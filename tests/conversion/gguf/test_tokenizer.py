@@ -56,6 +56,14 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+KIMI = (
+    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WHOLE_FIRST = ("llama-bpe", "lfm2", "gpt-4o", "tekken", "kimi-k2")
 WHOLE = pre_tokenizers.ByteLevel(add_prefix_space=False)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -81,6 +89,7 @@ REFERENCES: dict[str, Any] = {
     ),
     "qwen35": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN35), "isolated"), BYTES]),
     "tekken": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(TEKKEN), "isolated"), BYTES]),
+    "kimi-k2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(KIMI), "isolated"), BYTES]),
 }
 """The rules as the tokenizer.json of their models has them."""
 
@@ -88,7 +97,7 @@ REFERENCES: dict[str, Any] = {
 @functools.cache
 def reference(rule: str) -> tokenizers.Tokenizer:
     """A tokenizer of that rule, trained here, with merges across digits that the rule must prevent."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule in ("llama-bpe", "lfm2", "gpt-4o", "tekken")))
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=rule in WHOLE_FIRST))
     tokenizer.pre_tokenizer = WHOLE
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

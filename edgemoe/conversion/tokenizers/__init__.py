@@ -1,0 +1,1 @@
+"""Makes a tokenizer.json from what a checkpoint has in its place."""
