@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LEAST_SHARE = 1 / 20
-"""The share of a prompt that must have been run: what its first layers take says less of all than a few more do."""
+FIRST_SHARE, SECOND_SHARE = 1 / 20, 1 / 10
+"""The shares of a prompt between which it is timed: in the first layers, memory is first touched and kernels of Numba
+are compiled."""
 LONG_SECONDS = 5.0
 """A prompt that takes less is over before anybody wonders."""
 
@@ -28,12 +29,21 @@ class PromptClock:
         self._tokens = tokens
         self._listener: Callable[[PromptEstimate], None] | None = listener
         self._began_s = time.perf_counter()
+        self._first: tuple[float, float] | None = None
 
     def passed(self, tokens: float) -> None:
         """Note that so many tokens have been run; a part of a run counts as a part of its tokens."""
-        if self._listener is None or tokens < self._tokens * LEAST_SHARE:
+        if self._listener is None or tokens < self._tokens * FIRST_SHARE:
             return
-        seconds = (time.perf_counter() - self._began_s) * self._tokens / tokens
+        now_s = time.perf_counter()
+        if self._first is None:
+            self._first = tokens, now_s
+            return
+        first_tokens, first_s = self._first
+        if tokens < self._tokens * SECOND_SHARE or tokens <= first_tokens:
+            return
+        left_s = (now_s - first_s) / (tokens - first_tokens) * (self._tokens - tokens)
+        seconds = now_s - self._began_s + left_s
         listener, self._listener = self._listener, None
         if seconds >= LONG_SECONDS:
             listener(PromptEstimate(self._tokens, seconds))
