@@ -22,6 +22,8 @@ from edgemoe.process import control_groups
 from edgemoe.session.default_model import find_model
 from tests.support.page_cache import cached_pages
 
+SYNCHRONISES = True
+
 RUN = """
 import json, sys
 from pathlib import Path
@@ -89,8 +91,6 @@ import numpy as np
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.process import peak_rss_bytes
-
-SYNCHRONISES = True
 
 model, ram, prefetch = sys.argv[1], sys.argv[2], sys.argv[3]
 options = EngineOptions(int(ram) if ram.isdigit() else ram, 2, 256, prefetch=prefetch, sequences=8)
