@@ -254,12 +254,13 @@ def _most_slots(least: _Needs, left_bytes: int) -> int:
 def _share_out(least: _Needs, budget_bytes: int) -> MemoryPlan:
     """Plan a budget in bytes. Raises BudgetError below the floor."""
     plan = _share_in_chunks(least, budget_bytes, LARGEST_RESIDENT_CHUNK_TOKENS)
-    if not plan.all_resident:
-        for chunk in CHUNK_TOKENS[: CHUNK_TOKENS.index(plan.chunk_tokens)]:
-            larger = _share_in_chunks(least, budget_bytes, chunk)
-            same = (larger.chunk_tokens, larger.context_length) == (chunk, plan.context_length)
-            if same and larger.slots >= LEAST_SLOTS_LEFT * plan.slots:
-                return larger
+    if plan.all_resident or plan.chunk_tokens < LARGEST_RESIDENT_CHUNK_TOKENS:  # what has no room for these has none
+        return plan
+    for chunk in CHUNK_TOKENS[: CHUNK_TOKENS.index(LARGEST_RESIDENT_CHUNK_TOKENS)]:
+        larger = _share_in_chunks(least, budget_bytes, chunk)
+        same = (larger.chunk_tokens, larger.context_length) == (chunk, plan.context_length)
+        if same and larger.slots >= LEAST_SLOTS_LEFT * plan.slots:
+            return larger
     return plan
 
 
