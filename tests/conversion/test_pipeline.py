@@ -18,7 +18,8 @@ from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Progress
 from edgemoe.errors import SourceError, StoreError, UsageError
-from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
+from edgemoe.kernels.blocks import Blocks, dequantise
+from edgemoe.kernels.formats import FORMATS
 from edgemoe.model.spec import ModelSpec
 from edgemoe.quant.quantise import quantise
 from edgemoe.store.reader import Store

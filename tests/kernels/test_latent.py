@@ -13,7 +13,8 @@ from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.backend import Backend
-from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, Matrix, pack
+from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Matrix
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.kernels.reference.attention import cache_elements

@@ -7,6 +7,9 @@
  *   static inline __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x,
  *                                  const em_group *group, int format);
  *
+ * What a group has is end_dots's result. Where factors are of 16 columns each half has its own: begin_dots has the first's,
+ * and end_dots takes none of it.
+ *
  * A 32-byte vector of a quantised payload holds 8 rows x 4 columns, so a panel has two sides of 8 rows; the 4 activations
  * of those columns are broadcast to every row (vpbroadcastd from memory, a load port only).
  *
@@ -24,7 +27,7 @@
 
 enum {
     SIDE_ROWS = 8,
-    HALF_COLUMNS = EM_GROUP_COLUMNS / 2,
+    SIDE_BYTES = EM_LINE_BYTES / 2,
     ROWS_TOGETHER = 32,
     GROUPS_TOGETHER = 32, /* as many fit the second-level cache well, with their weights; 48 KiB of stack */
     SIDES = 2,
@@ -38,63 +41,100 @@ INLINE __m256 load_halves(const uint8_t *at) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
 }
 
-/* The scales of 8 rows: float16 or, of m4, e8m0 (em_m4_scale_bits). */
+/* 16 bytes of e4m3 of which these are the first or the last 8, as floats divided by 256 (em_e4m3_half_bits). */
+INLINE __m256 load_e4m3(const uint8_t *at) {
+    const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)at);
+    const __m128i words = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes), 1);
+    return _mm256_cvtph_ps(_mm_and_si128(words, _mm_set1_epi16((short)0xbfff)));
+}
+
+INLINE __m256i load_bytes(const uint8_t *at) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at));
+}
+
+/* The scales of 8 rows. */
 INLINE __m256 load_scales(const uint8_t *at, int format) {
-    if (format != EM_M4) return load_halves(at);
-    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at));
+    if (em_numbers(format).scale == EM_SCALE_F16) return load_halves(at);
+    if (em_numbers(format).scale == EM_SCALE_F32) return _mm256_loadu_ps((const float *)(const void *)at);
+    const __m256i e = load_bytes(at); /* em_e8m0_half_bits */
     const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
     const __m256i below_normal = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1)), 21);
     return _mm256_castsi256_ps(_mm256_max_epi32(normal, below_normal));
 }
 
-/* `sum` and one group's share. */
-INLINE __m256 add_group(__m256 sum, __m256i dots, const em_group *group, __m256 weight_scale, __m256 minimum,
-                        int format) {
-    const __m256 scale = _mm256_mul_ps(weight_scale, _mm256_set1_ps(group->scale));
-    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, sum);
-    if (format == EM_Q4M) sum = _mm256_fmadd_ps(minimum, _mm256_set1_ps(group->scaled_sum), sum);
+/* What multiplies the integer dots of 8 rows, and what multiplies sums of activations; for each half of a group. */
+typedef struct row_numbers {
+    __m256 scales[2], minimums[2];
+} row_numbers;
+
+INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int side, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const size_t shared = (size_t)(g >> numbers.scale_shift), scales_bytes = em_scales_bytes(format);
+    const __m256 scale = load_scales(panel + at.scales + shared * scales_bytes + side * (scales_bytes / 2), format);
+    __m256 minimum = scale;
+    if (numbers.has_minimums) minimum = load_halves(panel + at.minimums + shared * 32 + (size_t)side * 16);
+    row_numbers rows;
+    for (int half = 0; half < numbers.halves; half++) {
+        const size_t number = ((size_t)g * numbers.halves + half) * EM_PANEL_ROWS + (size_t)side * SIDE_ROWS;
+        const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
+        rows.scales[half] = scale;
+        rows.minimums[half] = minimum;
+        __m256i offset = _mm256_setzero_si256();
+        if (numbers.factor == EM_FACTOR_INT8) {
+            const __m256i factor = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)factors));
+            rows.scales[half] = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor));
+        } else if (numbers.factor == EM_FACTOR_NIBBLE) {
+            const __m256i both = load_bytes(factors);
+            const __m256i factor = _mm256_and_si256(both, _mm256_set1_epi32(15));
+            rows.scales[half] = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor));
+            offset = _mm256_srli_epi32(both, 4);
+        } else if (numbers.factor == EM_FACTOR_E4M3) {
+            const __m256 factor = _mm256_mul_ps(load_e4m3(factors), _mm256_set1_ps(EM_E4M3_HALVED));
+            rows.scales[half] = _mm256_mul_ps(scale, factor);
+        }
+        if (!numbers.has_offsets) continue;
+        if (numbers.factor != EM_FACTOR_NIBBLE) offset = load_bytes(offsets);
+        const __m256 product = _mm256_mul_ps(minimum, _mm256_cvtepi32_ps(offset));
+        rows.minimums[half] = _mm256_xor_ps(product, _mm256_set1_ps(-0.0f));
+    }
+    return rows;
+}
+
+/* `sum` and the share of one group, whose dots are `dots` or, of halves, `begun` and `dots`. */
+INLINE __m256 add_group(__m256 sum, __m256i begun, __m256i dots, const em_group *group, const row_numbers *rows, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const __m256 scale = _mm256_set1_ps(group->scale);
+    const int last = numbers.halves - 1;
+    if (last) sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(begun), _mm256_mul_ps(rows->scales[0], scale), sum);
+    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(rows->scales[last], scale), sum);
+    if (!numbers.has_minimums && !numbers.has_offsets) return sum;
+    if (!last) return _mm256_fmadd_ps(rows->minimums[0], _mm256_set1_ps(group->scaled_sum), sum);
+    for (int half = 0; half < 2; half++) {
+        const __m256 of_half = _mm256_set1_ps(group->scale * (float)group->half_sums[half]);
+        sum = _mm256_fmadd_ps(rows->minimums[half], of_half, sum);
+    }
     return sum;
 }
 
-/* Where a group of a panel and its numbers are. */
-typedef struct group_place {
-    const uint8_t *payload;
-    const uint8_t *scales;
-    const uint8_t *minimums;
-} group_place;
-
-INLINE group_place place_of(const uint8_t *panel, int32_t group_count, int32_t g, int side, int format) {
-    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
-    const size_t numbers = (size_t)g * scales_bytes + (size_t)side * (scales_bytes / 2);
-    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    return (group_place){
-        .payload = panel + (size_t)g * payload_bytes + (size_t)side * (QUAD_BYTES / 2),
-        .scales = scales + numbers,
-        .minimums = scales + (size_t)group_count * scales_bytes + numbers, /* of q4m: as large as scales */
-    };
-}
-
-INLINE __m256 load_minimum(group_place at, int format) {
-    return format == EM_Q4M ? load_halves(at.minimums) : _mm256_setzero_ps();
-}
-
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
-    const size_t panel_bytes = em_panel_bytes(format, x->columns);
+    const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
+    const em_sections at = em_sections_of(format, group_count);
     const em_group *group = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
     em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, panel_bytes, GROUPS_AHEAD);
     __m256 sums[SIDES] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t g = 0; g < group_count; g++, group++, values += EM_GROUP_COLUMNS) {
-        em_prefetch_group(&next, group_count, group_count, format, panel_bytes);
+        em_prefetch_group(&next, format);
         for (int side = 0; side < SIDES; side++) {
-            const group_place at = place_of(panel, group_count, g, side, format);
+            const uint8_t *payload = panel + (size_t)g * payload_bytes + (size_t)side * SIDE_BYTES;
             __m256i weights[QUADS_TOGETHER];
-            unpack(at.payload, format, 0, weights);
+            unpack(payload, format, 0, weights);
             const __m256i begun = begin_dots(weights, values, group, format);
-            unpack(at.payload, format, QUADS_TOGETHER, weights);
-            const __m256i dots = end_dots(begun, weights, values + HALF_COLUMNS, group, format);
-            sums[side] = add_group(sums[side], dots, group, load_scales(at.scales, format), load_minimum(at, format), format);
+            unpack(payload, format, QUADS_TOGETHER, weights);
+            const __m256i dots = end_dots(begun, weights, values + EM_HALF_COLUMNS, group, format);
+            const row_numbers numbers = load_numbers(panel, at, g, side, format);
+            sums[side] = add_group(sums[side], begun, dots, group, &numbers, format);
         }
     }
     for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
@@ -132,30 +172,30 @@ INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_
             sums[i][side] = first ? _mm256_loadu_ps(sum) : _mm256_setzero_ps();
         }
     }
+    const em_sections at = em_sections_of(format, group_count);
+    const size_t payload_bytes = em_payload_bytes(format);
     const int8_t *values = packed->values;
     const em_group *group = packed->groups;
     for (int32_t g = first; g < first + groups; g++, values += count * EM_GROUP_COLUMNS, group += count) {
-        em_prefetch_group(&next, group_count, groups, format, panel_bytes);
-        const group_place at[SIDES] = {place_of(panel, group_count, g, 0, format),
-                                       place_of(panel, group_count, g, 1, format)};
+        em_prefetch_group(&next, format);
+        const uint8_t *payload = panel + (size_t)g * payload_bytes;
         __m256i weights[SIDES][QUADS_TOGETHER];
-        for (int side = 0; side < SIDES; side++) unpack(at[side].payload, format, 0, weights[side]);
+        for (int side = 0; side < SIDES; side++) unpack(payload + side * SIDE_BYTES, format, 0, weights[side]);
         for (int32_t i = 0; i < count; i++) {
             for (int side = 0; side < SIDES; side++) {
                 begun[i][side] = begin_dots(weights[side], values + i * EM_GROUP_COLUMNS, group + i, format);
             }
         }
-        __m256 scales[SIDES], minimums[SIDES];
+        row_numbers numbers[SIDES];
         for (int side = 0; side < SIDES; side++) {
-            unpack(at[side].payload, format, QUADS_TOGETHER, weights[side]);
-            scales[side] = load_scales(at[side].scales, format);
-            minimums[side] = load_minimum(at[side], format);
+            unpack(payload + side * SIDE_BYTES, format, QUADS_TOGETHER, weights[side]);
+            numbers[side] = load_numbers(panel, at, g, side, format);
         }
         for (int32_t i = 0; i < count; i++) {
-            const int8_t *x = values + i * EM_GROUP_COLUMNS + HALF_COLUMNS;
+            const int8_t *x = values + i * EM_GROUP_COLUMNS + EM_HALF_COLUMNS;
             for (int side = 0; side < SIDES; side++) {
                 const __m256i dots = end_dots(begun[i][side], weights[side], x, group + i, format);
-                sums[i][side] = add_group(sums[i][side], dots, group + i, scales[side], minimums[side], format);
+                sums[i][side] = add_group(sums[i][side], begun[i][side], dots, group + i, &numbers[side], format);
             }
         }
     }
@@ -222,13 +262,56 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     }
 }
 
+/* The same with e4m3 weights, whose scales multiply the sums of whole groups. */
+INLINE void e4m3_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
+                      size_t out_stride, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const size_t scales_bytes = em_scales_bytes(format);
+    const uint8_t *scales = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+    const float *inputs[FLOAT_ROWS_TOGETHER];
+    __m256 sums[FLOAT_ROWS_TOGETHER][SIDES];
+    for (int t = 0; t < count; t++) {
+        inputs[t] = x->floats + (size_t)rows[t] * x->columns;
+        sums[t][0] = sums[t][1] = _mm256_setzero_ps();
+    }
+    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
+        const int32_t end = x->columns - first < EM_GROUP_COLUMNS ? x->columns : first + EM_GROUP_COLUMNS;
+        const size_t shared = (size_t)(first / EM_GROUP_COLUMNS >> numbers.scale_shift);
+        __m256 partial[FLOAT_ROWS_TOGETHER][SIDES];
+        for (int t = 0; t < count; t++) partial[t][0] = partial[t][1] = _mm256_setzero_ps();
+        for (int32_t column = first; column < end; column++) {
+            const uint8_t *codes = panel + (size_t)column * EM_PANEL_ROWS;
+            if (count == 1 && column % 4 == 0) __builtin_prefetch(codes + FLOAT_BYTES_AHEAD);
+            const __m256 low = load_e4m3(codes), high = load_e4m3(codes + SIDE_ROWS);
+            for (int t = 0; t < count; t++) {
+                const __m256 input = _mm256_set1_ps(inputs[t][column]);
+                partial[t][0] = _mm256_fmadd_ps(low, input, partial[t][0]);
+                partial[t][1] = _mm256_fmadd_ps(high, input, partial[t][1]);
+            }
+        }
+        for (int side = 0; side < SIDES; side++) {
+            const __m256 given = load_scales(scales + shared * scales_bytes + side * (scales_bytes / 2), format);
+            const __m256 scale = _mm256_mul_ps(given, _mm256_set1_ps(em_e4m3_unit(format)));
+            for (int t = 0; t < count; t++) sums[t][side] = _mm256_fmadd_ps(partial[t][side], scale, sums[t][side]);
+        }
+    }
+    for (int t = 0; t < count; t++) {
+        for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + t * out_stride + side * SIDE_ROWS, sums[t][side]);
+    }
+}
+
+INLINE void some_float_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
+                            size_t out_stride, int format) {
+    (format == EM_F8 || format == EM_M8 ? e4m3_rows : float_rows)(panel, x, rows, count, out, out_stride, format);
+}
+
 INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
                         size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
     for (; count >= STEP; count -= STEP, rows += STEP, out += STEP * out_stride) {
-        float_rows(panel, x, rows, STEP, out, out_stride, format);
+        some_float_rows(panel, x, rows, STEP, out, out_stride, format);
     }
-    for (; count > 0; count--, rows++, out += out_stride) float_rows(panel, x, rows, 1, out, out_stride, format);
+    for (; count > 0; count--, rows++, out += out_stride) some_float_rows(panel, x, rows, 1, out, out_stride, format);
 }
 
 INLINE void float_panels(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,
@@ -238,10 +321,11 @@ INLINE void float_panels(const em_matrix *matrix, int32_t first, int32_t panel_c
     }
 }
 
-#define DEFINE_PANELS(name, format, products)                                                             \
-    void name(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,      \
-              const int32_t *rows, int32_t count, float *out, size_t out_stride) {                       \
-        products(matrix, first, panel_count, x, rows, count, out, out_stride, format);                   \
+#define DEFINE_PANELS(isa, NAME, name, products)                                                          \
+    void em_panels_##name##_##isa(const em_matrix *matrix, int32_t first, int32_t panel_count,           \
+                                  const em_activations *x, const int32_t *rows, int32_t count, float *out, \
+                                  size_t out_stride) {                                                    \
+        products(matrix, first, panel_count, x, rows, count, out, out_stride, EM_##NAME);                 \
     }
 
 #endif
