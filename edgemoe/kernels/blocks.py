@@ -96,6 +96,7 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
     fmt = blocks.format
     rows, columns = blocks.values.shape
     panels, groups = panel_count(rows), group_count(columns)
+    _check_shapes(blocks)
     values: npt.NDArray[Any] = blocks.values
     if fmt.name == "q8m":  # signed bytes, as those of q8, for processors whose products take only such
         values = (values ^ np.uint8(128)).view(np.int8)
@@ -123,6 +124,15 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
     used = sum(section.shape[1] for section in sections)
     sections.append(np.zeros((panels, fmt.panel_bytes(columns) - used), np.uint8))
     return np.concatenate(sections, axis=1).reshape(-1)
+
+
+def _check_shapes(blocks: Blocks) -> None:
+    fmt = blocks.format
+    rows, columns = blocks.values.shape
+    scales, factors = fmt.scale_count(columns), fmt.factor_count(columns)
+    wanted = (scales, scales * fmt.has_minimums, factors * fmt.factor_bytes, factors * fmt.has_offsets)
+    for numbers, count in zip(blocks.numbers, wanted, strict=True):
+        assert (None if numbers is None else numbers.shape) == ((rows, count) if count else None), fmt.name
 
 
 def _plane(quads: npt.NDArray[np.uint8], bits: int, low: int) -> npt.NDArray[np.uint8]:
