@@ -60,6 +60,11 @@ static inline size_t em_factors_bytes(int32_t format) {
     return numbers.factor == EM_FACTOR_NONE ? 0 : (size_t)EM_PANEL_ROWS * numbers.halves;
 }
 
+/* Whether factors are whole numbers, of 16 columns: they multiply integer dots. */
+static inline int em_has_half_factors(int32_t format) {
+    return em_numbers(format).halves == 2 && em_numbers(format).factor != EM_FACTOR_E4M3;
+}
+
 /* Bytes of its offsets, beside factors of nibbles, which have them in their high nibbles. */
 static inline size_t em_offsets_bytes(int32_t format) {
     const em_format_numbers numbers = em_numbers(format);
