@@ -289,62 +289,89 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     }
 }
 
-/* The same with e4m3 weights, whose scales multiply the sums of whole groups. */
-INLINE void e4m3_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
-                      size_t out_stride, int format) {
-    const em_format_numbers numbers = em_numbers(format);
-    const size_t scales_bytes = em_scales_bytes(format);
-    const uint8_t *scales = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+/* A group of e4m3 weights as floats divided by 256: column beside column. */
+INLINE void decode_e4m3(const uint8_t *codes, int32_t columns, float *weights) {
+    for (int32_t at = 0; at < columns * EM_PANEL_ROWS; at += SIDE_ROWS) _mm256_storeu_ps(weights + at, load_e4m3(codes + at));
+}
+
+/* Adds to `out` what one group, whose scales are `scales`, has for `count` activation rows, at most FLOAT_ROWS_TOGETHER.
+ * The weights are codes or, where `decoded` is not NULL, those. */
+INLINE void add_e4m3_group(const uint8_t *codes, const float *decoded, const __m256 scales[SIDES], const em_activations *x,
+                           int32_t first, int32_t columns, const int32_t *rows, int count, float *out, size_t out_stride) {
     const float *inputs[FLOAT_ROWS_TOGETHER];
-    __m256 sums[FLOAT_ROWS_TOGETHER][SIDES];
+    __m256 partial[FLOAT_ROWS_TOGETHER][SIDES];
     for (int t = 0; t < count; t++) {
-        inputs[t] = x->floats + (size_t)rows[t] * x->columns;
-        sums[t][0] = sums[t][1] = _mm256_setzero_ps();
+        inputs[t] = x->floats + (size_t)rows[t] * x->columns + first;
+        partial[t][0] = partial[t][1] = _mm256_setzero_ps();
     }
-    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
-        const int32_t end = x->columns - first < EM_GROUP_COLUMNS ? x->columns : first + EM_GROUP_COLUMNS;
-        const size_t shared = (size_t)(first / EM_GROUP_COLUMNS >> numbers.scale_shift);
-        __m256 partial[FLOAT_ROWS_TOGETHER][SIDES];
-        for (int t = 0; t < count; t++) partial[t][0] = partial[t][1] = _mm256_setzero_ps();
-        for (int32_t column = first; column < end; column++) {
-            const uint8_t *codes = panel + (size_t)column * EM_PANEL_ROWS;
-            if (count == 1 && column % 4 == 0) __builtin_prefetch(codes + FLOAT_BYTES_AHEAD);
-            const __m256 low = load_e4m3(codes), high = load_e4m3(codes + SIDE_ROWS);
-            for (int t = 0; t < count; t++) {
-                const __m256 input = _mm256_set1_ps(inputs[t][column]);
-                partial[t][0] = _mm256_fmadd_ps(low, input, partial[t][0]);
-                partial[t][1] = _mm256_fmadd_ps(high, input, partial[t][1]);
-            }
+    for (int32_t column = 0; column < columns; column++) {
+        const size_t at = (size_t)column * EM_PANEL_ROWS;
+        const __m256 low = decoded ? _mm256_loadu_ps(decoded + at) : load_e4m3(codes + at);
+        const __m256 high = decoded ? _mm256_loadu_ps(decoded + at + SIDE_ROWS) : load_e4m3(codes + at + SIDE_ROWS);
+        for (int t = 0; t < count; t++) {
+            const __m256 input = _mm256_set1_ps(inputs[t][column]);
+            partial[t][0] = _mm256_fmadd_ps(low, input, partial[t][0]);
+            partial[t][1] = _mm256_fmadd_ps(high, input, partial[t][1]);
         }
+    }
+    for (int t = 0; t < count; t++) {
         for (int side = 0; side < SIDES; side++) {
-            const __m256 given = load_scales(scales + shared * scales_bytes + side * (scales_bytes / 2), format);
-            const __m256 scale = _mm256_mul_ps(given, _mm256_set1_ps(em_e4m3_unit(format)));
-            for (int t = 0; t < count; t++) sums[t][side] = _mm256_fmadd_ps(partial[t][side], scale, sums[t][side]);
+            float *sum = out + (size_t)t * out_stride + side * SIDE_ROWS;
+            _mm256_storeu_ps(sum, _mm256_fmadd_ps(partial[t][side], scales[side], _mm256_loadu_ps(sum)));
         }
-    }
-    for (int t = 0; t < count; t++) {
-        for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + t * out_stride + side * SIDE_ROWS, sums[t][side]);
     }
 }
 
-INLINE void some_float_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
-                            size_t out_stride, int format) {
-    (format == EM_F8 || format == EM_M8 ? e4m3_rows : float_rows)(panel, x, rows, count, out, out_stride, format);
+/* Any number of activation rows times one panel of e4m3 weights, whose scales multiply the sums of whole groups. */
+INLINE void e4m3_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
+                       size_t out_stride, int format) {
+    enum { STEP = FLOAT_ROWS_TOGETHER };
+    const size_t scales_bytes = em_scales_bytes(format);
+    const uint8_t *scale_section = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+    for (int32_t i = 0; i < count; i++) memset(out + (size_t)i * out_stride, 0, EM_PANEL_ROWS * sizeof *out);
+    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
+        const int32_t columns = x->columns - first < EM_GROUP_COLUMNS ? x->columns - first : EM_GROUP_COLUMNS;
+        const size_t shared = (size_t)(first / EM_GROUP_COLUMNS >> em_numbers(format).scale_shift);
+        const uint8_t *codes = panel + (size_t)first * EM_PANEL_ROWS, *at = scale_section + shared * scales_bytes;
+        __m256 scales[SIDES];
+        for (int side = 0; side < SIDES; side++) {
+            const __m256 scale = load_scales(at + side * (scales_bytes / 2), format);
+            scales[side] = _mm256_mul_ps(scale, _mm256_set1_ps(em_e4m3_unit(format)));
+        }
+        if (count == 1) {
+            for (int32_t line = 0; line < columns * EM_PANEL_ROWS; line += EM_LINE_BYTES) {
+                __builtin_prefetch(codes + line + FLOAT_BYTES_AHEAD);
+            }
+            add_e4m3_group(codes, NULL, scales, x, first, columns, rows, 1, out, out_stride);
+            continue;
+        }
+        float decoded[EM_GROUP_COLUMNS * EM_PANEL_ROWS];
+        decode_e4m3(codes, columns, decoded);
+        int32_t i = 0;
+        for (; i + STEP <= count; i += STEP) {
+            float *to = out + (size_t)i * out_stride;
+            add_e4m3_group(codes, decoded, scales, x, first, columns, rows + i, STEP, to, out_stride);
+        }
+        for (; i < count; i++) {
+            add_e4m3_group(codes, decoded, scales, x, first, columns, rows + i, 1, out + (size_t)i * out_stride, out_stride);
+        }
+    }
 }
 
 INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
                         size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
     for (; count >= STEP; count -= STEP, rows += STEP, out += STEP * out_stride) {
-        some_float_rows(panel, x, rows, STEP, out, out_stride, format);
+        float_rows(panel, x, rows, STEP, out, out_stride, format);
     }
-    for (; count > 0; count--, rows++, out += out_stride) some_float_rows(panel, x, rows, 1, out, out_stride, format);
+    for (; count > 0; count--, rows++, out += out_stride) float_rows(panel, x, rows, 1, out, out_stride, format);
 }
 
 INLINE void float_panels(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,
                          const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {
-        float_panel(em_panel(matrix, first + p, format), x, rows, count, out, out_stride, format);
+        const uint8_t *panel = em_panel(matrix, first + p, format);
+        (em_scales_bytes(format) ? e4m3_panel : float_panel)(panel, x, rows, count, out, out_stride, format);
     }
 }
 
