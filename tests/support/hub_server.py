@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 COMMIT = "5c1e7f00" * 5
 
@@ -81,6 +84,16 @@ def hub_server() -> Iterator[HubServer]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
+    """The hub of this process is that server, and its cache that folder; waits between attempts are skipped."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -164,7 +177,7 @@ def _description(model_id: str, model: Repository) -> dict[str, Any]:
     siblings = []
     for name, content in model.files.items():
         sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
-        if name.endswith(".safetensors") and model.with_sha256:
+        if name.endswith((".safetensors", ".gguf")) and model.with_sha256:
             digest = hashlib.sha256(content).hexdigest()
             sibling["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
         siblings.append(sibling)
