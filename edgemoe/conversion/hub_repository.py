@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -90,14 +91,19 @@ class HubRepository:
             for file in info.siblings or []
             if _is_inside(file.rfilename)
         }
-        base = downloads or _downloads_folder()
-        self.folder = base / hub_id.repository.replace("/", "--") / self.commit
+        self._downloads = downloads
         self._expected: dict[str, int] = {}
 
     @property
     def name(self) -> str:
         """The repository with its commit, for provenance and messages."""
         return f"{self.id.repository}@{self.commit}"
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of downloads that are not kept. Raises SourceError where there is none."""
+        base = self._downloads or _downloads_folder()
+        return base / self.id.repository.replace("/", "--") / self.commit
 
     def parse_header(self, shard: str) -> Any:
         """The header of a safetensors file, read without the file. Raises the library's errors."""
@@ -168,11 +174,15 @@ class HubRepository:
 
     def discard(self, name: str) -> None:
         """Delete the download of a file, whole or partial; what is in the hub's cache stays."""
+        if self._keep:
+            return
         for path in (self.folder / name, self._partial(name)):
             path.unlink(missing_ok=True)
 
     def tidy(self, weights: Iterable[str]) -> None:
         """Remove the folder of downloads, unless a later run can resume with weights, or parts of files, in it."""
+        if self._keep and self._downloads is None:
+            return
         kept = {self.folder / name for name in weights}
         if not any(path in kept or path.suffix == ".part" for path in self.folder.rglob("*")):
             shutil.rmtree(self.folder, ignore_errors=True)

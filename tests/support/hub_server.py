@@ -27,6 +27,8 @@ class Fault:
     content: bytes | None = None
     """Send this in place of the file."""
     status: int | None = None
+    code: str = ""
+    """The hub's name for the reason, with a status."""
     seconds: float = 0.0
     """Wait so long before the first byte."""
     times: int = 1 << 30
@@ -141,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault.times -= 1
             threading.Event().wait(fault.seconds)  # not time.sleep, which a test may have patched
             if fault.status is not None:
-                return self._refuse(fault.status, "")
+                return self._refuse(fault.status, fault.code)
             content = content if fault.content is None else fault.content
         else:
             fault = None
