@@ -62,7 +62,7 @@ def open_cached(hub_id: HubId, problem: HubUnreachableError) -> CachedSource | C
         snapshot = None if hub_id.quantisation is not None else _cached_snapshot(hub_id)
         if snapshot is not None:
             return CachedSource(hub_id, snapshot)
-        found = "The Hugging Face cache on this machine does not have it."
+        found = "The Hugging Face cache on this machine does not have it, and there is no folder of that name."
     except SourceError as missing:
         found = f"The copy in the Hugging Face cache on this machine is unusable: {missing.message}"
     raise SourceError(f"{problem.message} {found}", problem.hint) from problem

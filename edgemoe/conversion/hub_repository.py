@@ -166,7 +166,7 @@ class HubRepository:
     def note_revision(self) -> None:
         """Note in the hub's cache which commit the branch or tag is, so that its files are found without the hub."""
         revision = self.id.revision or "main"
-        if self._cache is not None and revision != self.commit:
+        if self._cache is not None and revision != self.commit and _is_inside(revision):
             reference = repository_folder(self._cache, self.id.repository) / "refs" / revision
             with explained(str(self.id), self._cache):
                 reference.parent.mkdir(parents=True, exist_ok=True)
@@ -203,6 +203,9 @@ class HubRepository:
         return hf_hub_url(self.id.repository, name, revision=self.commit, endpoint=self._api.endpoint)
 
     def _is_here(self, name: str) -> bool:
+        """Whether nothing of a file is to be downloaded. In the cache another commit's file may have its contents."""
+        if self._keep and (sha256 := self.files[name].sha256) is not None:
+            return _size(self._blobs() / sha256) == self.files[name].size
         return self.cached(name) is not None or (not self._keep and (self.folder / name).exists())
 
     def _missing_bytes(self, name: str) -> int:

@@ -283,10 +283,14 @@ def test_a_model_that_is_there_runs_without_a_word_to_the_hub(model: Repository,
             find_runnable(text)
 
 
-def test_a_newer_commit_with_the_same_file_downloads_nothing(model: Repository, cache: Path) -> None:
+def test_a_newer_commit_with_the_same_file_downloads_nothing(
+    model: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pulled(GGUF_MODEL)
     model.commit = NEWER
     model.requests.clear()
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(hub_repository.shutil, "disk_usage", lambda path: usage._replace(free=0))
     assert pulled(GGUF_MODEL).path == snapshot(cache, commit=NEWER) / PLAIN
     assert model.gets(PLAIN) == []
     model.files[LARGE] = model.files[PLAIN]

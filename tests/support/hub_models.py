@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
-from tests.support.gguf_files import write_gguf
-from tests.support.small_tokenizer import small_tokenizer
+from tests.support.gguf_files import tokenizer_metadata, write_gguf
+from tests.support.small_tokenizer import TEMPLATE, small_tokenizer
 
 GGUF_MODEL = "maker/Tiny-GGUF"
 PLAIN = "Tiny-Q4_K_M.gguf"
@@ -22,10 +22,12 @@ def gguf_files(folder: Path) -> dict[str, bytes]:
     config = SMALL_MIXTRAL | {"intermediate_size": 96, "vocab_size": small_tokenizer().get_vocab_size()}
     write_checkpoint(folder / "checkpoint", config, dtype="F32")
     tensors = {name: np.asarray(values) for name, values in sorted(read_tensors(folder / "checkpoint").items())}
+    words = {**tokenizer_metadata(small_tokenizer(), "gpt-2"), "tokenizer.chat_template": TEMPLATE}
     for name, kind, files in ((PLAIN, "Q4_0", 1), (LARGE, "Q8_0", 1), ("Q4_1/Tiny-Q4_1.gguf", "Q4_1", 3)):
         path = folder / "ggufs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(path, config, tensors, kinds={"_exps": kind, "ffn_gate_inp": "F32", ".": "Q8_0"}, files=files)
+        kinds = {"_exps": kind, "ffn_gate_inp": "F32", ".": "Q8_0"}
+        write_gguf(path, config, tensors, kinds=kinds, tokenizer=words, files=files)
     found = {
         path.relative_to(folder / "ggufs").as_posix(): path.read_bytes() for path in folder.glob("ggufs/**/*.gguf")
     }

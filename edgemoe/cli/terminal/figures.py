@@ -34,7 +34,7 @@ def format_duration(seconds: float) -> str:
 def format_age(seconds: float) -> str:
     """Say how long ago something was, such as `3 days ago`."""
     for unit, length_s in (("year", 31_557_600), ("month", 2_629_800), ("day", 86_400), ("hour", 3600), ("minute", 60)):
-        if count := int(seconds // length_s):
+        if (count := int(seconds / length_s)) > 0:
             return f"{count} {unit}{'s' * (count > 1)} ago"
     return "just now"
 
