@@ -1,4 +1,7 @@
-"""Reads what a person types for a model of the Hugging Face hub: `owner/name[@revision][:QUANT]`."""
+"""Reads what a person types for a model of the Hugging Face hub: `owner/name[@revision][:QUANT]`.
+
+The hub's address may stand before it, as other programs want it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 _HUB_ID = re.compile(
-    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<quantisation>[\w./-]+))?"
+    r"((https://)?(hf\.co|huggingface\.co)/)?(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<quantisation>[\w./-]+))?"
 )
 
 

@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-import huggingface_hub.constants
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import http_get
@@ -40,6 +39,8 @@ from edgemoe.paths import CACHE_VARIABLE, cache_folder
 from edgemoe.sizes import format_size
 
 _MAX_SMALL_FILE_BYTES = 1 << 28
+_MAX_PLAIN_DOWNLOAD_BYTES = 50 * 10**9
+"""The hub sends larger files by a protocol of its own alone, which its library has."""
 _ATTEMPTS_WITHOUT_PROGRESS = 3
 _RANGE_REFUSED = 416
 _CHECKED_AT_ONCE_BYTES = 1 << 24
@@ -222,7 +223,7 @@ class HubRepository:
     def _cache_partial(self, name: str) -> Path | None:
         """The partial file in the hub's cache; None for what the library downloads."""
         remote = self.files[name]
-        if remote.sha256 is None or (remote.size or 0) > huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE:
+        if remote.sha256 is None or (remote.size or 0) > _MAX_PLAIN_DOWNLOAD_BYTES:
             return None
         return self._blobs() / partial_name(name, remote.sha256)
 
@@ -290,7 +291,7 @@ class HubRepository:
         failures = 0
         if expected is not None and _size(partial) > expected:
             partial.unlink()
-        if expected is not None and expected > huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE:
+        if expected is not None and expected > _MAX_PLAIN_DOWNLOAD_BYTES:
             raise SourceError(
                 f"{name}: the hub sends {format_size(expected)} to its own library only.",
                 f"Download it first: edgemoe pull {self.id}.",

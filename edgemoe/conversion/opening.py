@@ -43,11 +43,18 @@ def open_source(
     if hub_id is not None:
         from edgemoe.conversion.hub_cache import open_hub
 
-        return _shown(open_hub(hub_id, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files))
+        return shown(open_hub(hub_id, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files))
     raise SourceError(
         f"{text!r}: no such folder or file, and not a hub id (owner/name) either.",
         "Check the spelling of the source.",
     )
+
+
+def shown(source: Source) -> Source:
+    """A source as conversion reads it: a GGUF model is one already. Raises SourceError."""
+    from edgemoe.conversion.gguf.source import GgufSource
+
+    return source if isinstance(source, GgufSource) else _shown(source)
 
 
 def _shown(source: Source) -> Source:

@@ -14,9 +14,9 @@ from edgemoe.conversion.hub_errors import HubUnreachableError
 from edgemoe.conversion.hub_gguf import HubGgufSource
 from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.hub_repository import HubRepository
+from edgemoe.conversion.opening import shown
 from edgemoe.conversion.plan import plan_conversion
 from edgemoe.conversion.progress import DownloadCallback
-from edgemoe.conversion.tailed import with_tails
 from edgemoe.errors import SourceError
 
 
@@ -53,7 +53,7 @@ def pull(hub_id: HubId, *, to_run: bool = False, downloading: DownloadCallback |
     except HubUnreachableError as problem:
         return _pulled_before(hub_id, to_run, problem)
     with closing(source):
-        plan_conversion(with_tails(source), BY_DEFAULT, {})
+        plan_conversion(shown(source), BY_DEFAULT, {})
         path = source.download()
         repository.note_revision()
         if isinstance(source, HubGgufSource):
