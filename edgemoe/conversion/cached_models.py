@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CachedFileInfo, CachedRepoInfo, DeleteCacheStrategy, HFCacheInfo, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
+from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from edgemoe.conversion.gguf_names import GgufModel, best_matches, gguf_models, list_models
@@ -80,21 +82,24 @@ class Removal:
     files: int
     bytes: int
     """Bytes on the disk that it frees."""
-    paths: tuple[Path, ...]
-    whole: DeleteCacheStrategy | None
-    """The library's way to remove the whole repository, where nothing else of it would be left."""
+    strategy: DeleteCacheStrategy
+    """What the library removes."""
+    partials: tuple[Path, ...]
+    """Unfinished downloads, which the library does not count among a model's files."""
 
     def execute(self) -> None:
         """Remove them. Raises SourceError if some of them stay."""
-        if self.whole is not None:
-            self.whole.execute()  # which only logs what goes wrong
-            if self.folder.exists():
-                raise SourceError(f"{self.folder}: not all of it could be removed.", _PERMISSIONS)
-        for path in self.paths:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise SourceError(f"{path}: cannot be removed ({error.strerror}).", _PERMISSIONS) from error
+        verbosity = get_verbosity()
+        set_verbosity(logging.ERROR)  # the library logs what stays, with a traceback, and goes on
+        try:
+            self.strategy.execute()
+        finally:
+            set_verbosity(verbosity)
+        for path in self.partials:
+            path.unlink(missing_ok=True)
+        for path in (*self.strategy.repos, *self.strategy.snapshots, *self.strategy.blobs):
+            if os.path.lexists(path):
+                raise SourceError(f"{path}: could not be removed.", _PERMISSIONS)
 
 
 def cached_models() -> CacheContents:
@@ -109,7 +114,7 @@ def cached_models() -> CacheContents:
 
 
 def plan_removal(hub_id: HubId) -> Removal:
-    """What goes with a hub id: one GGUF model by its quantisation, else all of the repository.
+    """The files that go with a hub id: those of one GGUF model by its quantisation, else all of the repository.
 
     Raises SourceError, which says what there is, and UsageError for a revision.
     """
@@ -124,18 +129,15 @@ def plan_removal(hub_id: HubId) -> Removal:
     names = repository.names
     if hub_id.quantisation is not None:
         names = set(repository.find(hub_id).files)
-    weights_left = any(name.endswith((".safetensors", ".gguf")) for name in repository.names - names)
-    whole = None
-    if not weights_left:
-        whole = info.delete_revisions(*(revision.commit_hash for revision in repository.info.revisions))
+    if not any(name.endswith((".safetensors", ".gguf")) for name in repository.names - names):
         names = repository.names
+        strategy = info.delete_revisions(*(revision.commit_hash for revision in repository.info.revisions))
+    else:
+        entries, blobs = repository.entries(names), repository.blobs(names)
+        strategy = replace(info.delete_revisions(), snapshots=frozenset(entries), blobs=frozenset(blobs))
+    partials = repository.partials(names)
     return Removal(
-        hub_id,
-        repository.info.repo_path,
-        len(names),
-        repository.bytes(names),
-        () if whole is not None else repository.paths(names),
-        whole,
+        hub_id, repository.info.repo_path, len(names), repository.bytes(names), strategy, tuple(sorted(partials))
     )
 
 
@@ -173,19 +175,20 @@ class _Repository:
 
     def bytes(self, names: Collection[str]) -> int:
         """Bytes on the disk of files with these names, those of unfinished downloads too."""
-        return sum(path.stat().st_size for path in self._data(names))
+        return sum(path.stat().st_size for path in self.blobs(names) | self.partials(names))
 
-    def paths(self, names: Collection[str]) -> tuple[Path, ...]:
-        """All that is to be removed with these names: entries of snapshots, then their contents."""
-        links = {file.file_path for snapshot in self._snapshots for name, file in snapshot.items() if name in names}
-        return (*sorted(links), *sorted(self._data(names) - links))
+    def entries(self, names: Collection[str]) -> set[Path]:
+        """The entries of snapshots with these names, which are links to contents."""
+        return {file.file_path for snapshot in self._snapshots for name, file in snapshot.items() if name in names}
 
-    def _data(self, names: Collection[str]) -> set[Path]:
-        """The files with the contents of these names alone, and unfinished downloads of them."""
-        entries = [(name, file.blob_path) for snapshot in self._snapshots for name, file in snapshot.items()]
-        others = {blob for name, blob in entries if name not in names}
-        blobs = {blob for name, blob in entries if name in names} - others
-        return blobs | {path for path, name in self._partials.items() if name in names}
+    def blobs(self, names: Collection[str]) -> set[Path]:
+        """The contents of files with these names that no other file has."""
+        files = [(name, file.blob_path) for snapshot in self._snapshots for name, file in snapshot.items()]
+        return {blob for name, blob in files if name in names} - {blob for name, blob in files if name not in names}
+
+    def partials(self, names: Collection[str]) -> set[Path]:
+        """Unfinished downloads of files with these names."""
+        return {path for path, name in self._partials.items() if name in names}
 
     def _gguf(self, model: GgufModel) -> CachedModel:
         entries = [snapshot[model.files[0]] for snapshot in self._snapshots if model.files[0] in snapshot]
@@ -209,8 +212,7 @@ class _Repository:
         return isinstance(weight_map, dict) and snapshot.keys() >= {*map(str, weight_map.values())}
 
     def _model(self, hub_id: HubId, architecture: str | None, names: Collection[str], whole: bool) -> CachedModel:
-        data = self._data(names)
-        status = [path.stat() for path in data]
+        status = [path.stat() for path in self.blobs(names) | self.partials(names)]
         used_s = max((max(one.st_atime, one.st_mtime) for one in status), default=0.0)
         return CachedModel(hub_id, architecture, len(names), sum(one.st_size for one in status), whole, used_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -186,15 +187,22 @@ def test_a_damaged_repository_is_told_and_the_others_are_listed(model: Repositor
 
 
 def test_a_folder_that_cannot_be_changed(model: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, missing_ok: bool = False) -> None:
+    def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     pull(gguf("Q8_0"))
     pull(gguf("Q4_K_M"))
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
     one, whole = plan_removal(gguf("Q8_0")), plan_removal(gguf())
-    monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(SourceError, match=rf"{LARGE}: cannot be removed \(Permission denied\)"):
-        one.execute()
-    monkeypatch.setattr("huggingface_hub.utils._cache_manager.shutil.rmtree", lambda path: refuse(path))
-    with pytest.raises(SourceError, match="not all of it could be removed"):
-        whole.execute()
+    with monkeypatch.context() as patch:
+        patch.setattr(logging.getLogger("huggingface_hub"), "handlers", [handler])
+        patch.setattr("huggingface_hub.utils._cache_manager.os.remove", refuse)
+        patch.setattr("huggingface_hub.utils._cache_manager.shutil.rmtree", refuse)
+        for removal, path in ((one, LARGE), (whole, cache / "models--maker--Tiny-GGUF")):
+            with pytest.raises(SourceError, match=f"{path}: could not be removed"):
+                removal.execute()
+    assert logged == []  # nobody is shown a traceback
+    one.execute()
+    assert listed() == [f"{GGUF_MODEL}:Q4_K_M"]
