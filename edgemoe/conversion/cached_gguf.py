@@ -23,13 +23,16 @@ from edgemoe.errors import SourceError
 def find_cached(hub_id: HubId) -> Path | None:
     """The file, or the first part, that the hub would name too, by what this machine knows; None: ask the hub.
 
-    It lies whole in the newest snapshot, in the quantisation that is named or the usual one.
+    It lies whole in the newest snapshot, and its name is that of the quantisation that is named, or of the usual one.
     """
+    asked = hub_id.quantisation or DEFAULT_QUANTISATION
     for snapshot in _snapshots(hub_id)[:1]:
         sizes = cached_sizes(snapshot)
         if hub_id.quantisation is not None or is_gguf_repository(sizes):
             with suppress(SourceError):
-                return snapshot / choose_model(hub_id, sizes, hub_id.quantisation or DEFAULT_QUANTISATION).files[0]
+                model = choose_model(hub_id, sizes, asked)
+                if model.names(asked):  # else the hub may have one that is called so
+                    return snapshot / model.files[0]
     return None
 
 

@@ -44,13 +44,16 @@ class GgufModel:
                 return part[matches[-1].start(1) :]
         return PurePosixPath(self.stem).name
 
-    def matches(self, text: str) -> int:
-        """How well a quantisation's or file's name names this model: 2 exactly, 1 by a part of its path, 0 not."""
-        wanted, stem = _without_suffix(text), self.stem.lower()
+    def names(self, text: str) -> bool:
+        """Whether a quantisation's or file's name is that of this model."""
         files = {_without_suffix(path) for file in self.files for path in (file, PurePosixPath(file).name)}
-        if wanted in {self.quantisation.lower(), stem, PurePosixPath(stem).name, *files}:
-            return 2
-        return int(re.search(rf"(?:^|[-._/]){re.escape(wanted)}(?:[-./]|$)", stem) is not None)
+        stems = {self.stem.lower(), PurePosixPath(self.stem.lower()).name}
+        return _without_suffix(text) in {self.quantisation.lower(), *stems, *files}
+
+    def mentions(self, text: str) -> bool:
+        """Whether a name is a part of this model's path."""
+        part = re.escape(_without_suffix(text))
+        return re.search(rf"(?:^|[-._/]){part}(?:[-./]|$)", self.stem.lower()) is not None
 
 
 def _without_suffix(name: str) -> str:
@@ -122,6 +125,5 @@ def list_models(models: Iterable[GgufModel], sizes: Mapping[str, int | None], wh
 
 def best_matches(models: list[GgufModel], text: str) -> list[GgufModel]:
     """The models that a quantisation's or file's name means: those that it names exactly, else by a part."""
-    ranks = [model.matches(text) for model in models]
-    best = max(ranks, default=0)
-    return [model for model, rank in zip(models, ranks, strict=True) if rank == best] if best else []
+    exact = [model for model in models if model.names(text)]
+    return exact or [model for model in models if model.mentions(text)]

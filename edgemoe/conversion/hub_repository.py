@@ -10,6 +10,7 @@ begins anew after an interruption, and does not check what it got.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import shutil
 import time
@@ -26,8 +27,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public by i
     WeakFileLock,
     build_hf_headers,
     disable_progress_bars,
-    get_session,
-    hf_raise_for_status,
 )
 
 from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
@@ -112,16 +111,25 @@ class HubRepository:
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Read bytes of a file that is not downloaded. Raises SourceError."""
+
+        def limit(done: int) -> None:
+            if done > stop - start:
+                raise SourceError(
+                    f"{self.id.repository}: {name}: expected bytes {start} to {stop}, the hub sends more.",
+                    "Check HF_ENDPOINT: a hub sends parts of files.",
+                )
+
+        into = io.BytesIO()
         with explained(f"{self.id.repository}: {name}"):
             headers = {**build_hf_headers(library_name="edgemoe"), "Range": f"bytes={start}-{stop - 1}"}
-            response = get_session().get(self._url(name), headers=headers)
-            hf_raise_for_status(response)
-        if len(response.content) != stop - start:
-            raise SourceError(
-                f"{self.id.repository}: {name}: expected {stop - start} bytes, the hub sent {len(response.content)}.",
-                AGAIN,
+            http_get(
+                self._url(name),
+                cast(BinaryIO, _Watched(into, limit)),
+                headers=headers,
+                expected_size=stop - start,
+                displayed_filename=name,
             )
-        return bytes(response.content)
+        return into.getvalue()
 
     def cached(self, name: str) -> Path | None:
         """The file in the hub's own cache, from an earlier run with `keep` or from another program."""
@@ -182,7 +190,7 @@ class HubRepository:
 
     def tidy(self, weights: Iterable[str]) -> None:
         """Remove the folder of downloads, unless a later run can resume with weights, or parts of files, in it."""
-        if self._keep and self._downloads is None:
+        if "folder" not in self.__dict__:  # nothing was downloaded to it
             return
         kept = {self.folder / name for name in weights}
         if not any(path in kept or path.suffix == ".part" for path in self.folder.rglob("*")):

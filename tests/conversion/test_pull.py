@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.conversion import hub_repository
+from edgemoe.conversion import hub_gguf, hub_repository
 from edgemoe.conversion.gguf_store import GgufStore
 from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.opening import open_source
@@ -202,8 +202,12 @@ def test_a_cache_folder_without_room_is_told_before_anything_comes(
 
 
 def test_a_disk_that_fills_up_meanwhile(model: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    download = hub_repository.http_get
+
+    def fill(*arguments: Any, headers: dict[str, str], **options: Any) -> None:
+        if "Range" not in headers:  # which the header of the GGUF file is read with
+            raise OSError(errno.ENOSPC, "No space left on device")
+        download(*arguments, headers=headers, **options)
 
     monkeypatch.setattr(hub_repository, "http_get", fill)
     with pytest.raises(SourceError, match=rf"{GGUF_MODEL}: {PLAIN}: the disk under {cache} is full"):
@@ -220,6 +224,19 @@ def test_a_model_that_cannot_be_used_is_refused_by_its_header(model: Repository,
     with pytest.raises(SourceError, match=rf"{GGUF_MODEL}@{COMMIT}/{PLAIN}.* the file ends at 4000"):
         pulled(GGUF_MODEL)
     assert model.gets(PLAIN) == []
+
+
+def test_a_header_is_read_piece_by_piece(model: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_gguf, "_READ_AT_ONCE_BYTES", 1000)
+    with closing(open_source(GGUF_MODEL)) as source:
+        names = source.tensors().keys()
+    read = len(model.requests)
+    assert [span for _, _, span in model.requests] == [f"bytes={1000 * n}-{1000 * n + 999}" for n in range(read)]
+    assert 5 < read < len(model.files[PLAIN]) / 2000
+    assert "model.norm.weight" in names
+    model.with_ranges = False
+    with pytest.raises(SourceError, match=rf"{GGUF_MODEL}: {PLAIN}: expected bytes 0 to 1000, the hub sends more"):
+        open_source(GGUF_MODEL)
 
 
 def test_a_quantisation_that_is_not_there_is_told_which_are(model: Repository) -> None:
@@ -281,6 +298,18 @@ def test_a_model_that_is_there_runs_without_a_word_to_the_hub(model: Repository,
     for text in (f"{GGUF_MODEL}:Q8_0", f"{GGUF_MODEL}@v9:Q4_K_M"):
         with pytest.raises(SourceError, match=f"{GGUF_MODEL}: there is no such folder here, and the hub has no such"):
             find_runnable(text)
+
+
+def test_a_name_that_another_file_may_have_is_asked_of_the_hub(model: Repository, cache: Path) -> None:
+    """The cache has a file that fits; whether another one of the hub fits better is for the hub to say."""
+    content = model.files[PLAIN]
+    model.files = {"Tiny-UD-Q4_0.gguf": content}
+    path = find_runnable(f"{GGUF_MODEL}:Q4_0")
+    assert path.name == "Tiny-UD-Q4_0.gguf"
+    model.files["Tiny-Q4_0.gguf"] = content
+    assert find_runnable(f"{GGUF_MODEL}:Q4_0").name == "Tiny-Q4_0.gguf"
+    model.error = (503, "")
+    assert find_runnable(f"{GGUF_MODEL}:UD-Q4_0") == path
 
 
 def test_a_newer_commit_with_the_same_file_downloads_nothing(

@@ -47,6 +47,7 @@ class Repository:
     answer: bytes | None = None
     """The body that the server sends in place of the model's description."""
     with_sha256: bool = True
+    with_ranges: bool = True
     faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, file and Range of each request of a file, in order."""
@@ -129,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._file(model, "/".join(parts[4:]))
 
     def _file(self, model: Repository, name: str) -> None:
-        span = self.headers.get("Range")
+        span = self.headers.get("Range") if model.with_ranges else None
         if model.moved_to and name in model.files:
             return self._send(302, b"", {"Location": model.moved_to + self.path, "X-Repo-Commit": model.commit})
         model.requests.append((self.command, name, span))
