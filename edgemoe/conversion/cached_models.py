@@ -83,9 +83,9 @@ class Removal:
     bytes: int
     """Bytes on the disk that it frees."""
     strategy: DeleteCacheStrategy
-    """What the library removes."""
+    """Removes all but the unfinished downloads, by the library."""
     partials: tuple[Path, ...]
-    """Unfinished downloads, which the library does not count among a model's files."""
+    """Unfinished downloads, which the library does not know."""
 
     def execute(self) -> None:
         """Remove them. Raises SourceError if some of them stay."""

@@ -1,35 +1,36 @@
 """A repository of the Hugging Face hub at one commit: which files it has, and how they come to this machine.
 
 The commit is looked up once and everything is read at that commit, so an update meanwhile cannot mix versions. A file
-is downloaded to a partial file, which a later run resumes, and renamed when its size and SHA-256 are right. It goes to
-a folder of downloads, or to the hub's own cache, where other programs find it too; what is in that cache is never
-downloaded again. The library lays out the cache. Its own download is used only where the hub gives no SHA-256: it
-begins anew after an interruption, and does not check what it got.
+goes to a folder of downloads, or to the hub's own cache, where other programs find it too; what is in that cache is
+never downloaded again. The library lays out the cache. Its own download is used only where the hub gives no SHA-256:
+it begins anew after an interruption, and does not check what it got.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public by its documentation
-    WeakFileLock,
-    build_hf_headers,
-    disable_progress_bars,
-)
+from huggingface_hub.utils import WeakFileLock, disable_progress_bars  # type: ignore[attr-defined]  # both are public
 
-from edgemoe.conversion.hub_errors import AGAIN, FAILURES, explained, http_status, may_pass
+from edgemoe.conversion.hub_download import (
+    MAX_PLAIN_DOWNLOAD_BYTES,
+    MAX_SMALL_FILE_BYTES,
+    RemoteFile,
+    Report,
+    check,
+    fetch,
+    read_range,
+    remove_with_contents,
+    size_of,
+)
+from edgemoe.conversion.hub_errors import explained
 from edgemoe.conversion.hub_folder import hub_cache_folder, partial_name, repository_folder
 from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.progress import Download, DownloadCallback
@@ -37,21 +38,7 @@ from edgemoe.errors import SourceError
 from edgemoe.paths import CACHE_VARIABLE, cache_folder
 from edgemoe.sizes import format_size
 
-_MAX_SMALL_FILE_BYTES = 1 << 28
-_MAX_PLAIN_DOWNLOAD_BYTES = 50 * 10**9
-"""The hub sends larger files by a protocol of its own alone, which its library has."""
-_ATTEMPTS_WITHOUT_PROGRESS = 3
-_RANGE_REFUSED = 416
-_CHECKED_AT_ONCE_BYTES = 1 << 24
 _COMMIT = re.compile("[0-9a-f]{40,64}")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of the repository; size and SHA-256 if the hub gives them."""
-
-    size: int | None
-    sha256: str | None
 
 
 class HubRepository:
@@ -87,7 +74,12 @@ class HubRepository:
             raise SourceError(f"{hub_id}: the hub's answer names no commit.", "Check HF_ENDPOINT.")
         self.commit: str = info.sha or ""
         self.files: Mapping[str, RemoteFile] = {
-            file.rfilename: RemoteFile(file.size, file.lfs.sha256 if file.lfs else None)
+            file.rfilename: RemoteFile(
+                file.rfilename,
+                hf_hub_url(hub_id.repository, file.rfilename, revision=self.commit, endpoint=self._api.endpoint),
+                file.size,
+                file.lfs.sha256 if file.lfs else None,
+            )
             for file in info.siblings or []
             if _is_inside(file.rfilename)
         }
@@ -111,25 +103,8 @@ class HubRepository:
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Read bytes of a file that is not downloaded. Raises SourceError."""
-
-        def limit(done: int) -> None:
-            if done > stop - start:
-                raise SourceError(
-                    f"{self.id.repository}: {name}: expected bytes {start} to {stop}, the hub sends more.",
-                    "Check HF_ENDPOINT: a hub sends parts of files.",
-                )
-
-        into = io.BytesIO()
         with explained(f"{self.id.repository}: {name}"):
-            headers = {**build_hf_headers(library_name="edgemoe"), "Range": f"bytes={start}-{stop - 1}"}
-            http_get(
-                self._url(name),
-                cast(BinaryIO, _Watched(into, limit)),
-                headers=headers,
-                expected_size=stop - start,
-                displayed_filename=name,
-            )
-        return into.getvalue()
+            return read_range(self.files[name], start, stop)
 
     def cached(self, name: str) -> Path | None:
         """The file in the hub's own cache, from an earlier run with `keep` or from another program."""
@@ -149,8 +124,8 @@ class HubRepository:
     def small_file(self, name: str) -> Path:
         """The local path of a file that is no weights. Raises SourceError, also if it is implausibly large."""
         size = self.files[name].size
-        if size is not None and size > _MAX_SMALL_FILE_BYTES:
-            raise SourceError(f"{self.name}: {name}: expected at most {_MAX_SMALL_FILE_BYTES} bytes, found {size}.")
+        if size is not None and size > MAX_SMALL_FILE_BYTES:
+            raise SourceError(f"{self.name}: {name}: expected at most {MAX_SMALL_FILE_BYTES} bytes, found {size}.")
         into_cache = self._keep and size is not None  # the library's own download has no size limit
         return self.cached(name) or (self._download_to_cache(name) if into_cache else self._download(name))
 
@@ -164,12 +139,13 @@ class HubRepository:
         missing = sum(self._expected.values())
         free = shutil.disk_usage(_existing(into)).free
         if missing > free:
-            many = len(self._expected)
-            what = next(iter(self._expected)) if many == 1 else f"{many} files, such as {next(iter(self._expected))},"
+            first, *others = self._expected
+            what = f"{len(self._expected)} files, such as {first}," if others else first
             raise SourceError(
                 f"{self.id}: {what} would take {format_size(missing)} more under {into}, {format_size(free)} are free.",
-                "Free some space there, or set HF_HOME to a folder on another disk; edgemoe list shows which models are"
-                " there.",
+                "Free some space there, or set HF_HOME to a folder on another disk; edgemoe list shows what is there."
+                if self._keep
+                else "Free some space there, then run the same command again.",
             )
 
     def note_revision(self) -> None:
@@ -208,18 +184,15 @@ class HubRepository:
                 "Check HF_ENDPOINT, and whether this network wants you to sign in first.",
             ) from error
 
-    def _url(self, name: str) -> str:
-        return hf_hub_url(self.id.repository, name, revision=self.commit, endpoint=self._api.endpoint)
-
     def _is_here(self, name: str) -> bool:
         """Whether nothing of a file is to be downloaded. In the cache another commit's file may have its contents."""
         if self._keep and (sha256 := self.files[name].sha256) is not None:
-            return _size(self._blobs() / sha256) == self.files[name].size
+            return size_of(self._blobs() / sha256) == self.files[name].size
         return self.cached(name) is not None or (not self._keep and (self.folder / name).exists())
 
     def _missing_bytes(self, name: str) -> int:
         partial = self._cache_partial(name) if self._keep else self._partial(name)
-        return max(0, (self.files[name].size or 0) - (_size(partial) if partial is not None else 0))
+        return max(0, (self.files[name].size or 0) - (size_of(partial) if partial is not None else 0))
 
     def _partial(self, name: str) -> Path:
         return self.folder / f"{name}.part"
@@ -231,7 +204,7 @@ class HubRepository:
     def _cache_partial(self, name: str) -> Path | None:
         """The partial file in the hub's cache; None for what the library downloads."""
         remote = self.files[name]
-        if remote.sha256 is None or (remote.size or 0) > _MAX_PLAIN_DOWNLOAD_BYTES:
+        if remote.sha256 is None or (remote.size or 0) > MAX_PLAIN_DOWNLOAD_BYTES:
             return None
         return self._blobs() / partial_name(name, remote.sha256)
 
@@ -241,7 +214,7 @@ class HubRepository:
             return path
         with explained(f"{self.id.repository}: {name}", self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._fetch(name, partial)
+            fetch(self.files[name], partial, self._reporter(name))
             partial.replace(path)
         return path
 
@@ -250,9 +223,9 @@ class HubRepository:
         repository, remote, partial = self.id.repository, self.files[name], self._cache_partial(name)
         snapshot = repository_folder(self._cache, repository) / "snapshots" / self.commit
         with explained(f"{repository}: {name}", self._cache):
-            self._remove_cached(snapshot / name)
+            remove_with_contents(snapshot / name)  # of another size than the hub's, if there is one
             if partial is None:
-                self._report(name, 0)
+                self._reporter(name)(0, False)
             else:
                 assert remote.sha256 is not None
                 # Without a folder of snapshots the library takes the repository's folder for a damaged one.
@@ -262,8 +235,8 @@ class HubRepository:
                 lock = self._cache / ".locks" / partial.parents[1].name / f"{remote.sha256}.lock"
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 with WeakFileLock(lock):
-                    if _size(blob) != remote.size:
-                        self._fetch(name, partial)
+                    if size_of(blob) != remote.size:
+                        fetch(remote, partial, self._reporter(name))
                         partial.replace(blob)
             path = Path(
                 hf_hub_download(
@@ -271,125 +244,16 @@ class HubRepository:
                 )
             )
             if partial is None:
-                self._check(name, path)
+                check(remote, path, self._reporter(name))
         return path
 
-    def _remove_cached(self, path: Path) -> None:
-        """Remove a file of another size than the hub's from the hub's cache."""
-        if path.is_symlink() or path.exists():
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+    def _reporter(self, name: str) -> Report:
+        def report(done: int, checking: bool) -> None:
+            if self._downloading is not None:
+                rest = sum(missing for other, missing in self._expected.items() if other != name)
+                self._downloading(Download(name, done, self.files[name].size, rest, checking))
 
-    def _fetch(self, name: str, partial: Path) -> None:
-        """Download a file to `partial`, from where an earlier run ended, and check it."""
-        resumed = _size(partial) > 0
-        self._check_space(name, partial)
-        self._download_parts(name, partial)
-        try:
-            self._check(name, partial)
-        except SourceError:
-            if not resumed:
-                raise
-            self._download_parts(name, partial)  # what the earlier run left was wrong
-            self._check(name, partial)
-
-    def _download_parts(self, name: str, partial: Path) -> None:
-        """Download the rest of a file, with new connections as long as they deliver bytes."""
-        expected = self.files[name].size
-        failures = 0
-        if expected is not None and _size(partial) > expected:
-            partial.unlink()
-        if expected is not None and expected > _MAX_PLAIN_DOWNLOAD_BYTES:
-            raise SourceError(
-                f"{name}: the hub sends {format_size(expected)} to its own library only.",
-                f"Download it first: edgemoe pull {self.id}.",
-            )
-        while True:
-            before = _size(partial)
-            try:
-                with partial.open("ab") as file:
-                    http_get(
-                        self._url(name),
-                        self._watched(file, name),
-                        resume_size=before,
-                        headers=build_hf_headers(library_name="edgemoe"),
-                        expected_size=expected,
-                        displayed_filename=name,
-                    )
-                return
-            except FAILURES as error:
-                if http_status(error) == _RANGE_REFUSED or (expected is not None and _size(partial) > expected):
-                    # The file's length differs from the hub's metadata: a later run cannot use the partial file.
-                    partial.unlink()
-                    raise
-                failures = 0 if _size(partial) > before else failures + 1
-                if failures >= _ATTEMPTS_WITHOUT_PROGRESS or not may_pass(error):
-                    raise
-                time.sleep(failures)
-
-    def _watched(self, file: BinaryIO, name: str) -> BinaryIO:
-        """Wrap a file so that it reports each write and refuses to grow beyond the size that the hub gives."""
-        size = self.files[name].size
-        most = size if size is not None or name.endswith((".safetensors", ".gguf")) else _MAX_SMALL_FILE_BYTES
-
-        def report(done: int) -> None:
-            if most is not None and done > most:
-                raise SourceError(f"{name}: expected {most} bytes, the hub sends more.", AGAIN)
-            self._report(name, done)
-
-        return cast(BinaryIO, _Watched(file, report))
-
-    def _report(self, name: str, done: int, checking: bool = False) -> None:
-        if self._downloading is not None:
-            rest = sum(missing for other, missing in self._expected.items() if other != name)
-            self._downloading(Download(name, done, self.files[name].size, rest, checking))
-
-    def _check_space(self, name: str, partial: Path) -> None:
-        size = self.files[name].size
-        if size is None:
-            return
-        missing, free = size - _size(partial), shutil.disk_usage(partial.parent).free
-        if missing > free:
-            raise SourceError(
-                f"{name}: expected {missing} bytes of free disk under {partial.parent}, found {free}.",
-                "Free some space there, then run the same command again.",
-            )
-
-    def _check(self, name: str, path: Path) -> None:
-        """Check a downloaded file against the size and SHA-256 that the hub gives; delete it if it is wrong."""
-        remote = self.files[name]
-        size = path.stat().st_size
-        if remote.size is not None and size != remote.size:
-            self._remove_cached(path)
-            raise SourceError(f"{name}: expected {remote.size} bytes, the hub sent {size}.", AGAIN)
-        if remote.sha256 is not None:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(_CHECKED_AT_ONCE_BYTES):
-                    digest.update(chunk)
-                    self._report(name, file.tell(), checking=True)
-            if digest.hexdigest() != remote.sha256:
-                self._remove_cached(path)
-                raise SourceError(
-                    f"{name}: expected the SHA-256 {remote.sha256}, found {digest.hexdigest()}: it was altered on the"
-                    " way, and is deleted.",
-                    AGAIN,
-                )
-
-
-class _Watched:
-    """A file that reports its length after each write."""
-
-    def __init__(self, file: BinaryIO, report: Callable[[int], None]) -> None:
-        self._file, self._report = file, report
-
-    def write(self, data: bytes) -> int:
-        count = self._file.write(data)
-        self._report(self._file.tell())
-        return count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+        return report
 
 
 def _is_inside(name: str) -> bool:
@@ -411,7 +275,3 @@ def _downloads_folder() -> Path:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest of those that contain it that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.conversion import hub_repository
+from edgemoe.conversion import hub_download
 from edgemoe.conversion.hub import HubSource
 from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.hub_repository import HubRepository
@@ -521,7 +521,7 @@ def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_network(
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(hub_repository, "http_get", refuse)
+    monkeypatch.setattr(hub_download, "http_get", refuse)
     with pytest.raises(SourceError, match=r"downloads.* cannot be written \(Read-only file system\)"):
         connect()
 
@@ -575,7 +575,7 @@ def test_offline_by_choice_a_model_in_the_cache_is_found_and_another_refused(
 def test_a_full_disk(connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     source = connect()
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(hub_repository.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(SourceError, match="found 10"):
         read_shard(source, SECOND_SHARD)
     monkeypatch.undo()
@@ -583,7 +583,7 @@ def test_a_full_disk(connect: Callable[..., HubSource], model: Repository, monke
     def fill(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub_repository, "http_get", fill)
+    monkeypatch.setattr(hub_download, "http_get", fill)
     with pytest.raises(SourceError, match="is full"):
         read_shard(source, SECOND_SHARD)
 

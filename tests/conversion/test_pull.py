@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.conversion import hub_gguf, hub_repository
+from edgemoe.conversion import hub_download, hub_gguf
 from edgemoe.conversion.gguf_store import GgufStore
 from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.opening import open_source
@@ -140,9 +140,9 @@ def test_a_part_that_was_altered_is_downloaded_anew(
     model: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(hub_repository.time, "sleep", lambda seconds: None)
+        patch.setattr(hub_download.time, "sleep", lambda seconds: None)
         model.faults[PLAIN] = Fault(after_bytes=30_000, times=1)
-        patch.setattr(hub_repository, "may_pass", lambda error: False)
+        patch.setattr(hub_download, "may_pass", lambda error: False)
         patch.setattr("huggingface_hub.file_download.time.sleep", _fail)
         with pytest.raises(SourceError):
             pulled(GGUF_MODEL)
@@ -191,25 +191,25 @@ def test_a_cache_folder_without_room_is_told_before_anything_comes(
 ) -> None:
     usage = shutil.disk_usage("/")
     size = sum(len(model.files[name]) for name in SPLIT)
-    monkeypatch.setattr(hub_repository.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
     with pytest.raises(SourceError, match=rf"3 files, such as {SPLIT[0]}, would take .* more under {cache}") as told:
         pulled(f"{GGUF_MODEL}:Q4_1")
     assert "HF_HOME" in told.value.hint
     assert all(model.gets(name) == [] for name in SPLIT)
     assert not cache.exists()
-    monkeypatch.setattr(hub_repository.shutil, "disk_usage", lambda path: usage._replace(free=size))
+    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=size))
     assert pulled(f"{GGUF_MODEL}:Q4_1")
 
 
 def test_a_disk_that_fills_up_meanwhile(model: Repository, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    download = hub_repository.http_get
+    download = hub_download.http_get
 
     def fill(*arguments: Any, headers: dict[str, str], **options: Any) -> None:
         if "Range" not in headers:  # which the header of the GGUF file is read with
             raise OSError(errno.ENOSPC, "No space left on device")
         download(*arguments, headers=headers, **options)
 
-    monkeypatch.setattr(hub_repository, "http_get", fill)
+    monkeypatch.setattr(hub_download, "http_get", fill)
     with pytest.raises(SourceError, match=rf"{GGUF_MODEL}: {PLAIN}: the disk under {cache} is full"):
         pulled(GGUF_MODEL)
 
@@ -235,7 +235,7 @@ def test_a_header_is_read_piece_by_piece(model: Repository, monkeypatch: pytest.
     assert 5 < read < len(model.files[PLAIN]) / 2000
     assert "model.norm.weight" in names
     model.with_ranges = False
-    with pytest.raises(SourceError, match=rf"{GGUF_MODEL}: {PLAIN}: expected bytes 0 to 1000, the hub sends more"):
+    with pytest.raises(SourceError, match=rf"{PLAIN}: expected bytes 0 to 1000, the hub sends more"):
         open_source(GGUF_MODEL)
 
 
@@ -319,7 +319,7 @@ def test_a_newer_commit_with_the_same_file_downloads_nothing(
     model.commit = NEWER
     model.requests.clear()
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(hub_repository.shutil, "disk_usage", lambda path: usage._replace(free=0))
+    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=0))
     assert pulled(GGUF_MODEL).path == snapshot(cache, commit=NEWER) / PLAIN
     assert model.gets(PLAIN) == []
     model.files[LARGE] = model.files[PLAIN]
