@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import huggingface_hub.constants
-
 _PARTIAL = ".edgemoe.incomplete"
 """The library, too, calls unfinished files `*.incomplete`, and its own command finds and removes them."""
 _SHORT_DIGEST = 16
 _FOLDER = "%2F"
+_LONGEST = 200
+"""Characters of a name that leave room for the rest: file systems take 255 bytes."""
 
 
 def hub_cache_folder() -> Path | None:
     """The cache of all programs, which may not exist yet; None for a user without a home."""
+    import huggingface_hub.constants  # takes as long as all the rest of opening a store, which does without
+
     text: str = huggingface_hub.constants.HF_HUB_CACHE
     return None if text.startswith("~") else Path(text)
 
@@ -29,7 +31,7 @@ def repository_folder(cache: Path, repository: str) -> Path:
 
 def partial_name(name: str, sha256: str) -> str:
     """The name, among the blobs, of a file's unfinished download: it says which file, and of which content."""
-    return f"{name.replace('/', _FOLDER)}.{sha256[:_SHORT_DIGEST]}{_PARTIAL}"
+    return f"{name.replace('/', _FOLDER)[-_LONGEST:]}.{sha256[:_SHORT_DIGEST]}{_PARTIAL}"
 
 
 def unfinished_downloads(repository: Path) -> dict[Path, str]:

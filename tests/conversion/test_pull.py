@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +28,7 @@ from edgemoe.session.default_model import model_name
 from edgemoe.session.stores import find_runnable, open_store
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.forks import ROOT
 from tests.support.hub_models import GGUF_MODEL, LARGE, PLAIN, SPLIT, gguf_files
 from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server, use_hub
 
@@ -298,6 +302,22 @@ def test_a_model_that_is_there_runs_without_a_word_to_the_hub(model: Repository,
     for text in (f"{GGUF_MODEL}:Q8_0", f"{GGUF_MODEL}@v9:Q4_K_M"):
         with pytest.raises(SourceError, match=f"{GGUF_MODEL}: there is no such folder here, and the hub has no such"):
             find_runnable(text)
+
+
+def test_a_model_that_is_there_is_found_without_the_hubs_library(model: Repository, cache: Path) -> None:
+    pulled(GGUF_MODEL)
+    program = (
+        "import sys; from edgemoe.session.stores import find_runnable\n"
+        "print(find_runnable(sys.argv[1]), {'huggingface_hub.hf_api', 'httpx', 'httpx2', 'requests'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, GGUF_MODEL],
+        env={**os.environ, "HF_HUB_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{snapshot(cache) / PLAIN} set()\n"
 
 
 def test_a_name_that_another_file_may_have_is_asked_of_the_hub(model: Repository, cache: Path) -> None:
