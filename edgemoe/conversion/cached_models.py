@@ -129,7 +129,8 @@ def plan_removal(hub_id: HubId) -> Removal:
     names = repository.names
     if hub_id.quantisation is not None:
         names = set(repository.find(hub_id).files)
-    if not any(name.endswith((".safetensors", ".gguf")) for name in repository.names - names):
+    rest = repository.names - names
+    if not gguf_models(rest) and not any(name.endswith(".safetensors") for name in rest):
         names = repository.names
         strategy = info.delete_revisions(*(revision.commit_hash for revision in repository.info.revisions))
     else:

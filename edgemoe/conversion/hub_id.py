@@ -10,7 +10,10 @@ import re
 from dataclasses import dataclass
 
 _HUB_ID = re.compile(
-    r"((https://)?(hf\.co|huggingface\.co)/)?(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<quantisation>[\w./-]+))?"
+    r"((https://)?(hf\.co|huggingface\.co)/)?"
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(@(?P<revision>[\w./-]+))?"
+    r"(:(?P<quantisation>[^\s:][^\0-\x1f:]*))?"
 )
 
 

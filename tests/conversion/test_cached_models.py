@@ -129,6 +129,7 @@ def test_one_quantisation_is_removed_and_the_others_stay(model: Repository, cach
     assert before - size_of(cache) == removal.bytes
     assert listed() == [f"{GGUF_MODEL}:Q4_K_M"]
     assert pull(gguf()).path.read_bytes() == model.files[PLAIN]
+    (next(cache.glob("models--*/snapshots/*")) / "mmproj-F16.gguf").write_bytes(b"of use beside a model alone")
     plan_removal(gguf("Q4_K_M")).execute()
     assert listed() == []
     assert not [path for path in cache.iterdir() if path.name.startswith("models--")]

@@ -110,7 +110,9 @@ def test_files_beside_models_are_no_models() -> None:
         ("name:Q4_K_M", None),
         ("a/b/c:Q4_K_M", None),
         ("./a/b", None),
-        ("org/name:Q4 0", None),
+        ("org/name:A (new) model-Q4_0", HubId("org/name", None, "A (new) model-Q4_0")),
+        ("org/name: Q4_0", None),
+        ("org/name:Q4_0\n", None),
         ("org/name:Q4:0", None),
     ],
 )
