@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -16,9 +17,20 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.definition import Field
-from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.formats import (
+    FORMATS,
+    GROUP_COLUMNS,
+    WHOLE_ROW,
+    FactorKind,
+    Format,
+    ScaleKind,
+    TableName,
+)
 from edgemoe.kernels.marks import SHAPED
 from edgemoe.kernels.native import structures as st
+
+WHOLE_ROW_GROUPS = 1 << 30
+"""More groups than a row has."""
 
 HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
 
@@ -60,6 +72,17 @@ def _enumeration() -> list[str]:
         "/* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */",
         f"typedef enum em_format {{ {', '.join(members)}, EM_FORMAT_COUNT = {len(members)} }} em_format;",
         "",
+        "/* FORMAT(NAME, name, ...) for each format; the numbers that follow are those of em_format_numbers. */",
+        *(
+            f"enum {{ {', '.join(f'EM_{prefix}_{word.upper()}' for word in get_args(words))} }};"
+            for prefix, words in (("SCALE", ScaleKind), ("FACTOR", FactorKind), ("TABLE", TableName))
+        ),
+        *_macro(
+            "EM_QUANTISED_FORMATS(FORMAT)",
+            [f"FORMAT({fmt.name.upper()}, {fmt.name})" for fmt in FORMATS.values() if fmt.quantised],
+        ),
+        *_macro("EM_FORMATS(FORMAT)", [f"FORMAT({_numbers(fmt)})" for fmt in FORMATS.values()]),
+        "",
         "/* Positions in a page of the KV cache. */",
         f"enum {{ EM_PAGE_TOKENS = {op.PAGE_TOKENS} }};",
         "",
@@ -81,6 +104,24 @@ def _enumeration() -> list[str]:
         "/* The most residual streams of a token. */",
         f"enum {{ EM_MOST_STREAMS = {sk.MOST_STREAMS} }};",
     ]
+
+
+def _numbers(fmt: Format) -> str:
+    """The arguments of a format in `EM_FORMATS`."""
+    groups = {WHOLE_ROW: WHOLE_ROW_GROUPS}.get(fmt.scale_columns, fmt.scale_columns // GROUP_COLUMNS)
+    numbers = (
+        int(fmt.floating),
+        fmt.bits,
+        f"EM_SCALE_{fmt.scale.upper()}",
+        groups.bit_length() - 1,
+        int(fmt.has_minimums),
+        f"EM_FACTOR_{fmt.factor.upper()}",
+        GROUP_COLUMNS // fmt.factor_columns,
+        int(fmt.has_offsets),
+        fmt.zero,
+        f"EM_TABLE_{fmt.table.upper()}",
+    )
+    return f"{fmt.name.upper()}, {fmt.name}, {', '.join(map(str, numbers))}"
 
 
 def _choices(made: st.Made) -> list[str]:

@@ -8,17 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError, SourceError
+from edgemoe.kernels.blocks import Blocks, dequantise, pack
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import (
-    E2M1_DOUBLED,
-    E8M0_HALVED,
-    E8M0_NAN,
-    GROUP_COLUMNS,
-    Blocks,
-    Format,
-    dequantise,
-    pack,
-)
+from edgemoe.kernels.formats import E2M1_DOUBLED, E4M3, E8M0_HALVED, E8M0_NAN, GROUP_COLUMNS, Format
 from edgemoe.quant.quantise import quantise
 
 _DAMAGED = "Was the checkpoint damaged? Download it again."
@@ -47,7 +39,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         _check_blocks(rows, tensor)
         carried = _carry(rows, fmt)
         values = dequantise(rows)
-        if rows.format.name == "m4":
+        if rows.format.scale == "e8m0":
             _check_finite(values, tensor)  # finite scales have weights beyond float32
         if carried is not None:
             return Encoded(pack(carried), 0.0, _sum_of_squares(values))
@@ -95,13 +87,17 @@ def _m4_as_q8(blocks: Blocks, fmt: Format) -> Blocks | None:
 
 
 def _check_blocks(blocks: Blocks, tensor: str) -> None:
-    if blocks.format.name == "m4" and np.any(blocks.scales == E8M0_NAN):
+    if blocks.format.scale == "e8m0" and np.any(blocks.scales == E8M0_NAN):
         raise SourceError(
             f"{tensor}: expected scales that are numbers, found NaN (the e8m0 byte {E8M0_NAN}).", _DAMAGED
         )
-    for per_group in (blocks.scales, blocks.minimums):
-        if per_group is not None:
-            _check_finite(per_group, tensor)
+    for numbers in (blocks.scales, blocks.minimums):
+        if numbers is not None:
+            _check_finite(numbers, tensor)
+    if blocks.factors is not None and blocks.format.factor == "e4m3":
+        _check_finite(E4M3[blocks.factors], tensor)
+    if blocks.format.floating and blocks.scales is not None:
+        _check_finite(E4M3[blocks.values], tensor)
 
 
 def _check_finite(values: npt.NDArray[np.number], tensor: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import BLOCK_FORMATS
 from edgemoe.kernels.formats import FORMATS, Format
+from edgemoe.quant.quantise import TARGETS
 from edgemoe.store.manifest import is_table
 
 DEFAULT_EXPERTS = "q4"
@@ -56,7 +57,7 @@ class FormatChoice:
 
     def check(self, keep: bool = True) -> None:
         """Raises UsageError, naming the parameter, for an unknown format; `keep`: whether `KEEP` is one."""
-        names = (*FORMATS, KEEP) if keep else tuple(FORMATS)
+        names = (*TARGETS, KEEP) if keep else TARGETS
         for parameter, value in vars(self).items():
             if value is not None and value not in names:
                 raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")

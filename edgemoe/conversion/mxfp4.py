@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import SourceError
-from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks
+from edgemoe.kernels.blocks import Blocks
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from edgemoe.architectures import SourceSlice
 from edgemoe.errors import SourceError
+from edgemoe.kernels.blocks import Blocks, dequantise, join_blocks
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, dequantise
 
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of weights in a safetensors file that are read, and what NumPy reads them as."""
@@ -38,21 +38,12 @@ class TensorInfo:
 
 def take_rows(rows: Rows, order: npt.NDArray[np.int64] | slice) -> Rows:
     """Select rows by the indices in `order`, in that order, or by a slice."""
-    if not isinstance(rows, Blocks):
-        return rows[order]
-    scales = None if rows.scales is None else rows.scales[order]
-    minimums = None if rows.minimums is None else rows.minimums[order]
-    return Blocks(rows.format, rows.values[order], scales, minimums)
+    return rows.rows(order) if isinstance(rows, Blocks) else rows[order]
 
 
 def take_columns(rows: Rows, order: npt.NDArray[np.int64]) -> Rows:
     """Put columns in another order, in which those of a block stay together."""
-    if not isinstance(rows, Blocks):
-        return np.ascontiguousarray(rows[:, order])
-    groups = order[::GROUP_COLUMNS] // GROUP_COLUMNS
-    scales = None if rows.scales is None else rows.scales[:, groups]
-    minimums = None if rows.minimums is None else rows.minimums[:, groups]
-    return Blocks(rows.format, np.ascontiguousarray(rows.values[:, order]), scales, minimums)
+    return rows.columns(order) if isinstance(rows, Blocks) else np.ascontiguousarray(rows[:, order])
 
 
 def join_rows(pieces: Sequence[Rows]) -> Rows:
@@ -60,18 +51,7 @@ def join_rows(pieces: Sequence[Rows]) -> Rows:
     if len(pieces) == 1:
         return pieces[0]
     blocks = [piece for piece in pieces if isinstance(piece, Blocks)]
-    if not blocks:
-        return np.concatenate([piece for piece in pieces if not isinstance(piece, Blocks)])
-
-    def joined(arrays: Sequence[Any]) -> Any:
-        return None if arrays[0] is None else np.concatenate(arrays)
-
-    return Blocks(
-        blocks[0].format,
-        joined([piece.values for piece in blocks]),
-        joined([piece.scales for piece in blocks]),
-        joined([piece.minimums for piece in blocks]),
-    )
+    return join_blocks(blocks) if blocks else np.concatenate([p for p in pieces if not isinstance(p, Blocks)])
 
 
 def float_dtype(tensor: str, info: TensorInfo, *, whole: bool = True) -> np.dtype[Any]:

@@ -12,7 +12,8 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Blocks, Format
+from edgemoe.kernels.blocks import Blocks
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, Format
 
 Rows = Union[npt.NDArray[np.float32], Blocks]
 

@@ -1,53 +1,95 @@
-"""Weight formats: the bytes of a matrix in kernel layout, and the numbers that they encode.
+"""Weight formats: which numbers a matrix is kept as, and how many bytes they take.
 
 A matrix `W` of shape `(rows, columns)` computes `y = W x`. In every format it is cut into *panels* of
-16 rows, and a panel into *groups* of 32 columns; missing rows and columns are padded with zeros.
+16 rows, and a panel into *groups* of 32 columns; missing rows and columns are padded. `blocks.py` moves numbers in and
+out of this layout.
 
     matrix = panel 0 | panel 1 | ...
-    panel  = payload of group 0 | payload of group 1 | ... | all scales | all minimums | zeros
-    scales = 16 x f16 of group 0 | 16 x f16 of group 1 | ... (m4: 16 x e8m0, a byte each); minimums likewise
-    (the zeros fill the panel up to a multiple of 64 bytes; payloads are therefore 64-byte aligned)
+    panel  = payload of group 0 | payload of group 1 | ... | scales | minimums | factors | offsets | zeros
+    scales = 16 numbers for the first columns that share some (one for each row) | 16 for the next | ...
+    (minimums, factors and offsets likewise; the zeros fill the panel up to a multiple of 64 bytes)
 
-    format  payload of a group (r = row in the panel, c = column in the group)  bytes  scales  minimums  bits
-    f32     element c * 16 + r, float32                                         2048   no      no        32
-    f16     element c * 16 + r, float16                                         1024   no      no        16
-    q8      byte (c // 4) * 64 + r * 4 + c % 4, int8                             512   yes     no        8.5
-    q4      byte (c % 16 // 4) * 64 + r * 4 + c % 4; columns 0-15 in its low     256   yes     no        4.5
-            nibble, 16-31 in the high one; value = nibble - 8
-    q4m     as q4, value = nibble                                                256   yes     yes       5
-    m4      as q4, the nibble is an e2m1 code; value = E2M1_DOUBLED[nibble]      256   e8m0    no        4.25
-    (bits: per weight, scales and minimums included)
+A payload is codes. Those of floating-point formats lie column after column: element c * 16 + r of a group, where r is
+the row in the panel and c the column. Codes of 8 bits or less, which int8 activations are multiplied with, lie in
+*quads*: four neighbouring columns of a row share a 32-bit lane, so that one 4-byte broadcast of activations serves 8
+(AVX2) or 16 (AVX-512) rows. A code is cut into planes, each of 64-byte lines:
 
-A weight of q8 or q4 is `scale * value`, one of q4m is `scale * value + minimum`: the blocks of 32 that
-GGUF calls Q8_0, Q4_0 and Q4_1 carry over bit for bit. Four neighbouring columns of a row share a
-32-bit lane, so that one 4-byte broadcast of int8 activations serves 8 (AVX2) or 16 (AVX-512) rows.
+    plane of 8 bits   line c // 4,  byte r * 4 + c % 4
+    plane of 4 bits   line c % 16 // 4, the same byte; columns 0-15 in its low nibble, 16-31 in the high one
+    plane of 2 bits   line c % 8 // 4,  the same byte; columns 8f to 8f + 7 in its bits 2f and 2f + 1
+    plane of 1 bit    one line, the same byte; columns 4f to 4f + 3 in its bit f
+
+Codes of 3, 5 and 6 bits have a plane of the low bits and one of the high bits after it (`PLANES`).
+
+The weight is `scale * factor * value`, where the value is `code - zero`, or what a table has for the code; then
+`+ minimum`, or `- minimum * offset` where there are offsets, or `- scale * offset` where there are only those.
+
+    format      bits  value         scale (columns)  minimum  factor (columns)  offset  bits for a weight, all told
+    f32, f16    32,16 the float                                                          32, 16
+    q8          8     int8          f16 (32)                                             8.5
+    q4          4     code - 8      f16 (32)                                             4.5
+    q4m         4     code          f16 (32)         f16                                 5
+    m4          4     E2M1_DOUBLED  e8m0 (32)                                            4.25
+    q5          5     code - 16     f16 (32)                                             5.5
+    q5m         5     code          f16 (32)         f16                                 6
+    q8m         8     code          f16 (32)         f16                                 9
+    q4z         4     code          f16 (32)                                    uint8    4.75
+    iq4nl       4     IQ4           f16 (32)                                             4.5
+    iq4xs       4     IQ4           f16 (256)                 int8 (32)                  4.3125
+    q2k         2     code          f16 (256)        f16      nibble (16)       nibble   2.625
+    q3k         3     code - 4      f16 (256)                 int8 (16)                  3.5625
+    q4k         4     code          f16 (256)        f16      int8 (32)         uint8    4.625
+    q5k         5     code          f16 (256)        f16      int8 (32)         uint8    5.625
+    q6k         6     code - 32     f16 (256)                 int8 (16)                  6.5625
+    nv4         4     E2M1_DOUBLED  f32 (the row)             e4m3 (16)                  4.5
+    tq2         2     code - 1      f16 (256)                                            2.0625
+    q2          2     code - 1      f16 (64)                                             2.25
+    q1          1     -1, 1         f16 (128)                                            1.125
+    f8          8     e4m3          f32 (128)                                            8.25
+    m8          8     e4m3          e8m0 (32)                                            8.25
+
+The blocks of GGUF carry over bit for bit: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4, NVFP4, IQ4_NL, IQ4_XS, Q2_K to Q6_K,
+TQ1_0 and TQ2_0 (tq2), Q2_0 and Q1_0. So do checkpoints of GPTQ and AWQ (q4z), MLX (q4m, q5m, q8m), FP8 (f8) and MXFP8
+(m8). A nibble factor has its offset in the high nibble of its byte.
 
 m4 is MXFP4 of the OCP Microscaling Formats specification (MX) 1.0: an element of 4 bits is a sign, two bits of
 exponent and one of mantissa (0, 0.5, 1, 1.5, 2, 3, 4, 6), a scale is a power of two. Products want integers, so the
-values are kept doubled and the scale halved: a weight is `value * 2**(e - 128)`, where `e` is the scale's byte.
-`e` = 0 makes a scale below float32's normal numbers, exact all the same. `e` = 255 means NaN in MX: no store holds it,
-as conversion refuses it. Code 8 is minus zero: its bits are kept, its value is 0. MXFP4 blocks of GGUF and safetensors
-carry over bit for bit.
+values are kept doubled and the scale halved: a weight is `value * 2**(e - 128)`, where `e` is the scale's byte. `e` =
+0 makes a scale below float32's normal numbers, exact all the same. `e` = 255 means NaN in MX: no store holds it, as
+conversion refuses it. Code 8 is minus zero: its bits are kept, its value is 0. nv4 is NVFP4, with the same elements:
+half of its factor multiplies the doubled values. m8 is MXFP8 (E4M3), whose values are doubled too, and whose scales
+are those of m4.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-FormatName = Literal["f32", "f16", "q8", "q4", "q4m", "m4"]
-
-Scales = Union[npt.NDArray[np.float16], npt.NDArray[np.uint8]]
+FormatName = Literal[
+    "f32", "f16", "q8", "q4", "q4m", "m4", "q5", "q5m", "q8m", "q4z", "iq4nl", "iq4xs",
+    "q2k", "q3k", "q4k", "q5k", "q6k", "nv4", "tq2", "q2", "q1", "f8", "m8",
+]  # fmt: skip
+ScaleKind = Literal["none", "f16", "e8m0", "f32"]
+FactorKind = Literal["none", "int8", "nibble", "e4m3"]
+TableName = Literal["none", "e2m1", "iq4", "signs"]
 
 PANEL_ROWS = 16
 GROUP_COLUMNS = 32
 PANEL_ALIGNMENT_BYTES = 64
+WHOLE_ROW = 1 << 30
+"""The number of columns that share a scale where a row has only one."""
 
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 """Twice the number that each e2m1 code stands for; bit 3 is the sign."""
+
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+"""The values of GGUF's IQ4_NL and IQ4_XS (ggml, MIT licence)."""
+
+TABLES = {"e2m1": E2M1_DOUBLED, "iq4": IQ4, "signs": np.array([-1, 1], np.int8)}
 
 E8M0_ONE, E8M0_NAN = 127, 255
 """The bytes of the scale 1 and of NaN; byte `e` is the scale `2**(e - 127)`."""
@@ -57,35 +99,101 @@ E8M0_HALVED[E8M0_NAN] = np.nan
 """Half of the scale that each byte stands for, which is what multiplies doubled numbers."""
 
 
+def _e4m3() -> npt.NDArray[np.float32]:
+    codes = np.arange(256)
+    exponents, mantissas = codes >> 3 & 15, codes & 7
+    sizes = np.where(exponents == 0, mantissas * 2.0**-9, np.ldexp(1 + mantissas / 8, exponents - 7))
+    values = np.where(codes & 128, -sizes, sizes).astype(np.float32)
+    values[codes & 127 == 127] = np.nan
+    return values
+
+
+E4M3 = _e4m3()
+"""The number of each byte of 8-bit floating point with 4 bits of exponent (OFP8 E4M3: no infinities, 0x7f is NaN)."""
+
+PLANES: dict[int, tuple[tuple[int, int], ...]] = {
+    1: ((1, 0),),
+    2: ((2, 0),),
+    3: ((2, 0), (1, 2)),
+    4: ((4, 0),),
+    5: ((4, 0), (1, 4)),
+    6: ((4, 0), (2, 4)),
+    8: ((8, 0),),
+}
+"""The planes of codes by their bits: the bits of each plane, and the first of the code's bits that it holds."""
+
+
 @dataclass(frozen=True)
 class Format:
-    """The sizes of one weight format; the module's docstring shows its byte layout."""
+    """One weight format; the module's docstring shows its numbers and its byte layout."""
 
     name: FormatName
     code: int
     """Number of the format in the C interface (`em_format`)."""
-    payload_bytes: int
-    """Bytes of the payload of one group of one panel (16 rows x 32 columns)."""
-    scale_bytes: int
-    """Bytes of one scale: 2 for float16, 1 for e8m0, 0 if the format has no scales."""
-    has_minimums: bool
+    bits: int
+    """Bits of a code."""
+    scale: ScaleKind = "none"
+    scale_columns: int = GROUP_COLUMNS
+    """Columns that share a scale, and a minimum: 32, 64, 128, 256 or `WHOLE_ROW`."""
+    has_minimums: bool = False
+    factor: FactorKind = "none"
+    factor_columns: int = GROUP_COLUMNS
+    """Columns that share a factor, and an offset: 32 or 16."""
+    has_offsets: bool = False
+    zero: int = 0
+    table: TableName = "none"
+    floating: bool = False
+    """Whether codes are floating-point numbers, which float32 activations are multiplied with."""
 
     @property
     def quantised(self) -> bool:
-        """True if products use int8 activations (q8, q4, q4m, m4), false if float32 ones (f32, f16)."""
-        return self.scale_bytes > 0
+        """True if products use int8 activations, false if float32 ones (f32, f16, f8, m8)."""
+        return not self.floating
 
     @property
-    def group_bytes(self) -> int:
-        return self.payload_bytes + PANEL_ROWS * (self.scale_bytes + 2 * self.has_minimums)
+    def payload_bytes(self) -> int:
+        """Bytes of the payload of one group of one panel (16 rows x 32 columns)."""
+        return PANEL_ROWS * GROUP_COLUMNS * self.bits // 8
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of one scale; 0 if the format has none."""
+        return {"none": 0, "f16": 2, "e8m0": 1, "f32": 4}[self.scale]
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes of one factor; 0 if the format has none."""
+        return int(self.factor != "none")
+
+    @property
+    def offset_bytes(self) -> int:
+        """Bytes that one offset takes beside its factor."""
+        return int(self.has_offsets and self.factor != "nibble")
+
+    def scale_count(self, columns: int) -> int:
+        """The number of scales of a row."""
+        return -(-columns // self.scale_columns) if self.scale_bytes else 0
+
+    def factor_count(self, columns: int) -> int:
+        """The number of factors, or of offsets, of a row: whole groups have them."""
+        both = self.factor_bytes or self.offset_bytes
+        return group_count(columns) * (GROUP_COLUMNS // self.factor_columns) if both else 0
 
     @property
     def bits_per_weight(self) -> float:
-        return self.group_bytes * 8 / (PANEL_ROWS * GROUP_COLUMNS)
+        """Bits for each weight of a long row."""
+        columns = 256
+        scales = 0 if self.scale_columns == WHOLE_ROW else self.scale_count(columns)
+        per_row = scales * (self.scale_bytes + 2 * self.has_minimums)
+        per_row += self.factor_count(columns) * (self.factor_bytes + self.offset_bytes)
+        return self.bits + per_row * 8 / columns
 
     def panel_bytes(self, columns: int) -> int:
         """Bytes of one panel of 16 rows."""
-        return _round_up(group_count(columns) * self.group_bytes, PANEL_ALIGNMENT_BYTES)
+        scales = self.scale_count(columns) * (self.scale_bytes + 2 * self.has_minimums)
+        factors = self.factor_count(columns) * (self.factor_bytes + self.offset_bytes)
+        used = group_count(columns) * self.payload_bytes + PANEL_ROWS * (scales + factors)
+        return _round_up(used, PANEL_ALIGNMENT_BYTES)
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a whole matrix in kernel layout."""
@@ -95,12 +203,29 @@ class Format:
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("f32", 0, 2048, 0, False),
-        Format("f16", 1, 1024, 0, False),
-        Format("q8", 2, 512, 2, False),
-        Format("q4", 3, 256, 2, False),
-        Format("q4m", 4, 256, 2, True),
-        Format("m4", 5, 256, 1, False),
+        Format("f32", 0, 32, floating=True),
+        Format("f16", 1, 16, floating=True),
+        Format("q8", 2, 8, "f16"),
+        Format("q4", 3, 4, "f16", zero=8),
+        Format("q4m", 4, 4, "f16", has_minimums=True),
+        Format("m4", 5, 4, "e8m0", table="e2m1"),
+        Format("q5", 6, 5, "f16", zero=16),
+        Format("q5m", 7, 5, "f16", has_minimums=True),
+        Format("q8m", 8, 8, "f16", has_minimums=True),
+        Format("q4z", 9, 4, "f16", has_offsets=True),
+        Format("iq4nl", 10, 4, "f16", table="iq4"),
+        Format("iq4xs", 11, 4, "f16", 256, factor="int8", table="iq4"),
+        Format("q2k", 12, 2, "f16", 256, has_minimums=True, factor="nibble", factor_columns=16, has_offsets=True),
+        Format("q3k", 13, 3, "f16", 256, factor="int8", factor_columns=16, zero=4),
+        Format("q4k", 14, 4, "f16", 256, has_minimums=True, factor="int8", has_offsets=True),
+        Format("q5k", 15, 5, "f16", 256, has_minimums=True, factor="int8", has_offsets=True),
+        Format("q6k", 16, 6, "f16", 256, factor="int8", factor_columns=16, zero=32),
+        Format("nv4", 17, 4, "f32", WHOLE_ROW, factor="e4m3", factor_columns=16, table="e2m1"),
+        Format("tq2", 18, 2, "f16", 256, zero=1),
+        Format("q2", 19, 2, "f16", 64, zero=1),
+        Format("q1", 20, 1, "f16", 128, table="signs"),
+        Format("f8", 21, 8, "f32", 128, floating=True),
+        Format("m8", 22, 8, "e8m0", floating=True),
     )
 }
 
@@ -117,115 +242,6 @@ def group_count(columns: int) -> int:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Blocks:
-    """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
-
-    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127);
-    uint8 for q4, q4m and m4 (nibbles 0..15). `scales` and `minimums`: `(rows, groups)` or None; float16, but the
-    scales of m4 are uint8 (e8m0). Columns need not be a multiple of 32; the last group is then shorter.
-    """
-
-    format: Format
-    values: npt.NDArray[np.generic]
-    scales: Scales | None = None
-    minimums: npt.NDArray[np.float16] | None = None
-
-
-def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
-    """Lay a matrix out for the kernels: `(rows, columns)` blocks to `matrix_bytes(rows, columns)` bytes.
-
-    A matrix may be packed in slices of whole panels (16 rows) and the results concatenated.
-    """
-    fmt = blocks.format
-    rows, columns = blocks.values.shape
-    panels, groups = panel_count(rows), group_count(columns)
-    dtype = {"f32": np.float32, "f16": np.float16, "q8": np.int8}.get(fmt.name, np.uint8)
-    padding_value = 8 if fmt.name == "q4" else 0
-    padded = np.full((panels * PANEL_ROWS, groups * GROUP_COLUMNS), padding_value, dtype)
-    padded[:rows, :columns] = blocks.values
-    tiles = padded.reshape(panels, PANEL_ROWS, groups, GROUP_COLUMNS).transpose(0, 2, 1, 3)
-    if not fmt.quantised:
-        payload = tiles.transpose(0, 1, 3, 2)  # panel, group, column, row
-    else:
-        quads = tiles.reshape(panels, groups, PANEL_ROWS, GROUP_COLUMNS // 4, 4).transpose(0, 1, 3, 2, 4)
-        payload = quads if fmt.name == "q8" else quads[:, :, :4] | (quads[:, :, 4:] << 4)
-    sections = [_section(payload, panels)]
-    per_group: Scales | None
-    for present, per_group in ((fmt.quantised, blocks.scales), (fmt.has_minimums, blocks.minimums)):
-        if present:
-            assert per_group is not None
-            assert per_group.shape == (rows, groups)
-            # Missing rows of m4 have the scale 1: the byte 0 stands for a denormal, slow on some processors.
-            missing = E8M0_ONE if per_group.dtype == np.uint8 else 0
-            columnwise = np.full((panels * PANEL_ROWS, groups), missing, per_group.dtype)
-            columnwise[:rows] = per_group
-            groupwise = columnwise.reshape(panels, PANEL_ROWS, groups).transpose(0, 2, 1)
-            sections.append(_section(groupwise, panels))
-    used = sum(section.shape[1] for section in sections)
-    sections.append(np.zeros((panels, fmt.panel_bytes(columns) - used), np.uint8))
-    return np.concatenate(sections, axis=1).reshape(-1)
-
-
-def _section(array: npt.NDArray[np.generic], panels: int) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(panels, -1).view(np.uint8)
-
-
-def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) -> Blocks:
-    """The inverse of `pack`: returns the exact blocks that were packed."""
-    panels, groups = panel_count(rows), group_count(columns)
-    panel_view = data.reshape(panels, fmt.panel_bytes(columns))
-    cut = groups * fmt.payload_bytes
-    payload = np.ascontiguousarray(panel_view[:, :cut])
-    if not fmt.quantised:
-        dtype = np.float32 if fmt.name == "f32" else np.float16
-        tiles = payload.view(dtype).reshape(panels, groups, GROUP_COLUMNS, PANEL_ROWS).transpose(0, 3, 1, 2)
-        return Blocks(fmt, tiles.reshape(panels * PANEL_ROWS, -1)[:rows, :columns])
-    if fmt.name == "q8":
-        quads = payload.view(np.int8).reshape(panels, groups, 8, PANEL_ROWS, 4)
-    else:
-        pairs = payload.reshape(panels, groups, 4, PANEL_ROWS, 4)
-        quads = np.concatenate([pairs & 15, pairs >> 4], axis=2)
-    values = quads.transpose(0, 3, 1, 2, 4).reshape(panels * PANEL_ROWS, -1)[:rows, :columns]
-
-    def per_group(start: int, number_bytes: int) -> npt.NDArray[Any]:
-        stop = start + groups * PANEL_ROWS * number_bytes
-        section = np.ascontiguousarray(panel_view[:, start:stop]).view(np.float16 if number_bytes == 2 else np.uint8)
-        columnwise = section.reshape(panels, groups, PANEL_ROWS).transpose(0, 2, 1)
-        return columnwise.reshape(panels * PANEL_ROWS, groups)[:rows]
-
-    after_scales = cut + groups * PANEL_ROWS * fmt.scale_bytes
-    minimums = per_group(after_scales, 2) if fmt.has_minimums else None
-    return Blocks(fmt, values, per_group(cut, fmt.scale_bytes), minimums)
-
-
-def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
-    """Return the float32 weights, `(rows, columns)`, that the blocks encode.
-
-    Exact for every format but q4m, whose sum with the minimum is rounded. With its two largest scales m4 has weights
-    beyond float32, which become infinite.
-    """
-    values: npt.NDArray[np.float32]
-    if blocks.format.name == "m4":
-        values = E2M1_DOUBLED.astype(np.float32)[blocks.values]
-    else:
-        values = blocks.values.astype(np.float32)
-    if blocks.scales is None:
-        return values
-    columns = values.shape[1]
-
-    def spread(per_group: Scales) -> npt.NDArray[np.float32]:
-        floats: npt.NDArray[np.float32]
-        floats = E8M0_HALVED[per_group] if per_group.dtype == np.uint8 else per_group.astype(np.float32)
-        return np.repeat(floats, GROUP_COLUMNS, axis=1)[:, :columns]
-
-    if blocks.format.name == "q4":
-        values = values - np.float32(8)
-    with np.errstate(over="ignore"):
-        weights: npt.NDArray[np.float32] = values * spread(blocks.scales)
-    return weights if blocks.minimums is None else weights + spread(blocks.minimums)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,15 +15,9 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels.blocks import Blocks, pack
 from edgemoe.kernels.file_rows import BLOCK_FORMATS, decode_rows, row_bytes
-from edgemoe.kernels.formats import (
-    FORMATS,
-    PANEL_ROWS,
-    Blocks,
-    dequantise,
-    pack,
-    panel_count,
-)
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 
 RowType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"]
@@ -131,7 +125,7 @@ def land(part: np.void, begin: int, data: npt.NDArray[np.uint8], slot: npt.NDArr
         return bool(np.isfinite(values).all())
     rows = decode_rows(data.reshape(-1, row_bytes(row_type, int(part["columns"]))), row_type)
     if isinstance(rows, Blocks):
-        blocks, finite = rows, _finite_blocks(rows)
+        blocks, finite = rows, rows.finite
     else:
         finite = bool(np.isfinite(rows).all())
         with np.errstate(invalid="ignore"):
@@ -147,10 +141,3 @@ def _unit_bytes(part: np.void) -> int:
     """Bytes of what lands by itself: the rows of a panel, or 16 elements of a vector."""
     columns = int(part["columns"])
     return PANEL_ROWS * row_bytes(ROW_TYPES[part["type"]], columns)
-
-
-def _finite_blocks(blocks: Blocks) -> bool:
-    """Whether all scales and minimums are finite or, of m4, all weights: its largest scales exceed float32."""
-    if blocks.format.name == "m4":
-        return bool(np.isfinite(dequantise(blocks)).all())
-    return all(numbers is None or np.isfinite(numbers).all() for numbers in (blocks.scales, blocks.minimums))

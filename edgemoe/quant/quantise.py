@@ -1,4 +1,4 @@
-"""Quantisers: convert float32 weights to `Blocks` of any format, with scales of least squared error.
+"""Quantisers: convert float32 weights to `Blocks` of the formats in `TARGETS`, with scales of least squared error.
 
 The error of a scale is measured after rounding it to float16, as it is stored. m4 has the scale that the OCP
 Microscaling Formats specification 1.0 gives (section 6.3), without a search. Memory: the result, and a few megabytes.
@@ -12,10 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
-from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Blocks, Format, Scales, group_count
+from edgemoe.kernels.blocks import Blocks, Scales
+from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Format, group_count
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
+
+TARGETS = ("q4", "q4m", "m4", "q8", "f16", "f32")
+"""The names of the formats that weights can be quantised to; the others are those of files, whose blocks are kept."""
 
 _WEIGHTS_AT_ONCE = 1 << 20
 

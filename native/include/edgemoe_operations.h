@@ -5,7 +5,56 @@
 #define EDGEMOE_OPERATIONS_DEFINED_H
 
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_FORMAT_COUNT = 6 } em_format;
+typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_Q5 = 6, EM_Q5M = 7, EM_Q8M = 8, EM_Q4Z = 9, EM_IQ4NL = 10, EM_IQ4XS = 11, EM_Q2K = 12, EM_Q3K = 13, EM_Q4K = 14, EM_Q5K = 15, EM_Q6K = 16, EM_NV4 = 17, EM_TQ2 = 18, EM_Q2 = 19, EM_Q1 = 20, EM_F8 = 21, EM_M8 = 22, EM_FORMAT_COUNT = 23 } em_format;
+
+/* FORMAT(NAME, name, ...) for each format; the numbers that follow are those of em_format_numbers. */
+enum { EM_SCALE_NONE, EM_SCALE_F16, EM_SCALE_E8M0, EM_SCALE_F32 };
+enum { EM_FACTOR_NONE, EM_FACTOR_INT8, EM_FACTOR_NIBBLE, EM_FACTOR_E4M3 };
+enum { EM_TABLE_NONE, EM_TABLE_E2M1, EM_TABLE_IQ4, EM_TABLE_SIGNS };
+#define EM_QUANTISED_FORMATS(FORMAT) \
+    FORMAT(Q8, q8) \
+    FORMAT(Q4, q4) \
+    FORMAT(Q4M, q4m) \
+    FORMAT(M4, m4) \
+    FORMAT(Q5, q5) \
+    FORMAT(Q5M, q5m) \
+    FORMAT(Q8M, q8m) \
+    FORMAT(Q4Z, q4z) \
+    FORMAT(IQ4NL, iq4nl) \
+    FORMAT(IQ4XS, iq4xs) \
+    FORMAT(Q2K, q2k) \
+    FORMAT(Q3K, q3k) \
+    FORMAT(Q4K, q4k) \
+    FORMAT(Q5K, q5k) \
+    FORMAT(Q6K, q6k) \
+    FORMAT(NV4, nv4) \
+    FORMAT(TQ2, tq2) \
+    FORMAT(Q2, q2) \
+    FORMAT(Q1, q1)
+#define EM_FORMATS(FORMAT) \
+    FORMAT(F32, f32, 1, 32, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE) \
+    FORMAT(F16, f16, 1, 16, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE) \
+    FORMAT(Q8, q8, 0, 8, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE) \
+    FORMAT(Q4, q4, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 8, EM_TABLE_NONE) \
+    FORMAT(Q4M, q4m, 0, 4, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE) \
+    FORMAT(M4, m4, 0, 4, EM_SCALE_E8M0, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_E2M1) \
+    FORMAT(Q5, q5, 0, 5, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 16, EM_TABLE_NONE) \
+    FORMAT(Q5M, q5m, 0, 5, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE) \
+    FORMAT(Q8M, q8m, 0, 8, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE) \
+    FORMAT(Q4Z, q4z, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 1, 0, EM_TABLE_NONE) \
+    FORMAT(IQ4NL, iq4nl, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_IQ4) \
+    FORMAT(IQ4XS, iq4xs, 0, 4, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 1, 0, 0, EM_TABLE_IQ4) \
+    FORMAT(Q2K, q2k, 0, 2, EM_SCALE_F16, 3, 1, EM_FACTOR_NIBBLE, 2, 1, 0, EM_TABLE_NONE) \
+    FORMAT(Q3K, q3k, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 2, 0, 4, EM_TABLE_NONE) \
+    FORMAT(Q4K, q4k, 0, 4, EM_SCALE_F16, 3, 1, EM_FACTOR_INT8, 1, 1, 0, EM_TABLE_NONE) \
+    FORMAT(Q5K, q5k, 0, 5, EM_SCALE_F16, 3, 1, EM_FACTOR_INT8, 1, 1, 0, EM_TABLE_NONE) \
+    FORMAT(Q6K, q6k, 0, 6, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 2, 0, 32, EM_TABLE_NONE) \
+    FORMAT(NV4, nv4, 0, 4, EM_SCALE_F32, 30, 0, EM_FACTOR_E4M3, 2, 0, 0, EM_TABLE_E2M1) \
+    FORMAT(TQ2, tq2, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_NONE, 1, 0, 1, EM_TABLE_NONE) \
+    FORMAT(Q2, q2, 0, 2, EM_SCALE_F16, 1, 0, EM_FACTOR_NONE, 1, 0, 1, EM_TABLE_NONE) \
+    FORMAT(Q1, q1, 0, 1, EM_SCALE_F16, 2, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_SIGNS) \
+    FORMAT(F8, f8, 1, 8, EM_SCALE_F32, 2, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE) \
+    FORMAT(M8, m8, 1, 8, EM_SCALE_E8M0, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE)
 
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };

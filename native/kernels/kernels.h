@@ -4,11 +4,19 @@
  *
  *   product with quantised weights, per row and token, over the groups of 32 columns in order:
  *       sum = fma((float)integer_dot, weight_scale * input_scale, sum)
- *       q4m then: sum = fma(weight_minimum, input_scale * (float)sum_of_input, sum)
- *       m4: the integers of weights are doubled e2m1 values, and weight_scale is 2^(e - 128)
- *     (integer dots are exact: at most 32 * 128 * 127 < 2^24)
+ *       with minimums or offsets then: sum = fma(weight_minimum, input_scale * (float)sum_of_input, sum)
+ *     (integer dots are exact: at most 32 * 255 * 127 < 2^24.) weight_scale is the scale, or scale * factor, which is
+ *     exact; weight_minimum is the minimum, or -(minimum * offset), or -(scale * offset).
+ *   where whole factors are of 16 columns, with the dots and the sums of the input of both halves of a group:
+ *       sum = fma((float)(factor_0 * dot_0 + factor_1 * dot_1), weight_scale * input_scale, sum)
+ *       with offsets then: sum = fma(-(float)(offset_0 * sum_0 + offset_1 * sum_1), minimum * input_scale, sum)
+ *     (these integers are exact too: at most 2 * 128 * 32 * 127 * 16 < 2^24)
+ *   where factors of 16 columns are e4m3, for one half after the other:
+ *       sum = fma((float)dot, (weight_scale * factor) * input_scale, sum)
  *   product with f16 or f32 weights, over the columns in order:
  *       sum = fma(weight, input, sum)
+ *   product with e4m3 weights, over the groups in order, from a partial sum of 0 over their columns in order:
+ *       partial = fma(weight / 256, input, partial), then sum = fma(partial, 256 * weight_scale, sum)
  *   sums along a vector ("lane sums"): element i goes to lane i % 8, lanes are folded as
  *       (((l0 + l4) + (l2 + l6)) + ((l1 + l5) + (l3 + l7)))
  *   sums over the rows of a recurrent state ("chain sums"), per column: row i goes to chain i % 4 by fma, chains are
@@ -19,15 +27,11 @@
 #define EDGEMOE_KERNELS_H
 
 #include "edgemoe.h"
+#include "formats.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "matrices are stored little-endian");
 
-enum {
-    EM_PANEL_ROWS = 16,
-    EM_GROUP_COLUMNS = 32,
-    EM_PANEL_ALIGNMENT = 64,
-    EM_LANES = 8,
-};
+enum { EM_LANES = 8 };
 
 /* A group of activations whose largest magnitude lies below this is all zeros (reference.SMALLEST_ACTIVATION). */
 #define EM_SMALLEST_ACTIVATION 1e-35f
@@ -35,11 +39,20 @@ enum {
 /* What a product needs to know of one group of 32 quantised activations. */
 typedef struct em_group {
     float scale;
-    float scaled_sum; /* scale * sum of the 32 integers, for q4m */
-    /* Where integer dots begin, to end as those with signed weights. */
-    int32_t q4_start; /* -8 * sum: nibbles stand for nibble - 8; em_m4_start follows from it */
-    int32_t q8_start; /* -128 * sum: for kernels that take bytes as byte + 128 */
+    float scaled_sum; /* scale * sum of the 32 integers */
+    /* -8 * sum, where the integer dots of q4 begin, so that they end as those with signed weights; em_start has the
+     * others. */
+    int32_t q4_start;
+    int16_t half_sums[2]; /* of the first and of the last 16 integers */
 } em_group;
+
+/* -zero * the sum of a group, or of half `half` of it; the zero is known when this is compiled. */
+static inline int32_t em_start(const em_group *group, int32_t zero) {
+    if (zero % 8 == 0) return group->q4_start * (zero / 8);
+    return (group->q4_start >> 3) * zero;
+}
+
+static inline int32_t em_half_start(const em_group *group, int half, int32_t zero) { return -zero * group->half_sums[half]; }
 
 /* The rows that a matrix is multiplied with: floats for f16 and f32 weights, groups for the others. */
 typedef struct em_activations {
@@ -170,9 +183,11 @@ struct em_kernels {
     uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, uint64_t bytes);
 };
 
-#define EM_DECLARE_MATMUL(isa) \
-    em_panels_kernel em_panels_f32_##isa, em_panels_f16_##isa, em_panels_q8_##isa, em_panels_q4_##isa, \
-        em_panels_q4m_##isa, em_panels_m4_##isa
+#define EM_DECLARE_PANELS(NAME, name, ...)                                                                            \
+    em_panels_kernel em_panels_##name##_generic, em_panels_##name##_avx2, em_panels_##name##_avxvnni,                 \
+        em_panels_##name##_avx512, em_panels_##name##_neon;
+EM_FORMATS(EM_DECLARE_PANELS)
+#undef EM_DECLARE_PANELS
 
 #define EM_DECLARE_VECTORS(isa)                                                                                       \
     void em_quantise_##isa(const float *input, int32_t columns, int8_t *values, em_group *groups);                    \
@@ -189,66 +204,9 @@ struct em_kernels {
 em_delta_kernel em_delta_generic, em_delta_avx2, em_delta_avx512, em_delta_neon;
 em_scan_kernel em_scan_generic, em_scan_avx2, em_scan_avx512, em_scan_neon;
 em_channels_kernel em_channels_generic, em_channels_avx2, em_channels_avx512, em_channels_neon;
-EM_DECLARE_MATMUL(generic);
-EM_DECLARE_MATMUL(avx2);
-EM_DECLARE_MATMUL(avxvnni);
-EM_DECLARE_MATMUL(avx512);
-EM_DECLARE_MATMUL(neon);
 EM_DECLARE_VECTORS(generic);
 EM_DECLARE_VECTORS(avx2);
 EM_DECLARE_VECTORS(neon);
-
-/* ---- the layout of a matrix (formats.py) ------------------------------------------------------------- */
-
-static inline int32_t em_panel_count(int32_t rows) { return (rows + EM_PANEL_ROWS - 1) / EM_PANEL_ROWS; }
-
-static inline int32_t em_group_count(int32_t columns) { return (columns + EM_GROUP_COLUMNS - 1) / EM_GROUP_COLUMNS; }
-
-static inline int em_is_quantised(int32_t format) { return format >= EM_Q8; }
-
-/* Bytes of the payload of one panel's group. */
-static inline size_t em_payload_bytes(int32_t format) {
-    static const uint16_t bytes[EM_FORMAT_COUNT] = {2048, 1024, 512, 256, 256, 256};
-    return bytes[format];
-}
-
-/* Bytes of the scales of one panel's group: 16 of float16 or, of m4, of e8m0. */
-static inline size_t em_scales_bytes(int32_t format) {
-    static const uint8_t bytes[EM_FORMAT_COUNT] = {0, 0, 32, 32, 32, 16};
-    return bytes[format];
-}
-
-/* Bytes of the minimums of one panel's group: 16 of float16. */
-static inline size_t em_minimums_bytes(int32_t format) { return format == EM_Q4M ? 32 : 0; }
-
-static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
-    const size_t group_bytes = em_payload_bytes(format) + em_scales_bytes(format) + em_minimums_bytes(format);
-    const size_t used = (size_t)em_group_count(columns) * group_bytes;
-    return (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
-}
-
-/* The first byte of a panel of a matrix whose panels lie one after the other, as those of every format so far. */
-static inline const uint8_t *em_panel(const em_matrix *matrix, int32_t panel, int32_t format) {
-    return matrix->data + (size_t)panel * em_panel_bytes(format, matrix->columns);
-}
-
-/* ---- the numbers of m4 (formats.py) ------------------------------------------------------------------ */
-
-/* Doubled e2m1 values by code, as signed bytes, and as unsigned ones with 12 added. */
-#define EM_M4_SIGNED 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
-#define EM_M4_UNSIGNED 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0
-
-/* Where integer dots with unsigned values begin: -12 * the sum of the activations, which is 1.5 times q4_start, exactly:
- * that is a multiple of 8. */
-static inline int32_t em_m4_start(const em_group *group) { return group->q4_start + group->q4_start / 2; }
-
-/* The bits of the float32 2^(e - 128), for a scale's byte e: the exponent of a normal number lies from bit 23 on; of the
- * two scales below normal numbers, 2^-128 is bit 21 and 2^-127 bit 22. For e of 0 and 1 the second expression is the
- * larger one, from 2 on the first, so the maximum needs no branch. (255 is NaN, and in no store.) */
-static inline int32_t em_m4_scale_bits(int32_t e) {
-    const int32_t normal = (e - 1) * (1 << 23), below_normal = (e + 1) * (1 << 21);
-    return normal > below_normal ? normal : below_normal;
-}
 
 /* ---- sums -------------------------------------------------------------------------------------------- */
 

@@ -4,17 +4,19 @@
 #include "../kernels/kernels.h"
 #include "cpu.h"
 
+/* The element of `panels` for a format (see EM_FORMATS). */
+#define PANELS_generic(NAME, name, ...) [EM_##NAME] = em_panels_##name##_generic,
+#define PANELS_avx2(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx2,
+#define PANELS_avxvnni(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avxvnni,
+#define PANELS_avx512(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx512,
+#define PANELS_neon(NAME, name, ...) [EM_##NAME] = em_panels_##name##_neon,
+
 /* Products use one instruction set, recurrent states another, all else a third: short and rare operations gain nothing from
  * wider vectors. */
 #define KERNELS_OF(name, matmul, states, vectors)                                                              \
     {                                                                                                          \
         .isa = name,                                                                                           \
-        .panels = {[EM_F32] = em_panels_f32_##matmul,                                                          \
-                   [EM_F16] = em_panels_f16_##matmul,                                                          \
-                   [EM_Q8] = em_panels_q8_##matmul,                                                            \
-                   [EM_Q4] = em_panels_q4_##matmul,                                                            \
-                   [EM_Q4M] = em_panels_q4m_##matmul,                                                          \
-                   [EM_M4] = em_panels_m4_##matmul},                                                           \
+        .panels = {EM_FORMATS(PANELS_##matmul)},                                                               \
         .quantise = em_quantise_##vectors,                                                                     \
         .sum_squares = em_sum_squares_##vectors,                                                               \
         .exponentials = em_exponentials_##vectors,                                                             \

@@ -20,49 +20,118 @@ static float half_at(const uint8_t *section, size_t index) {
     return em_half_to_float(half);
 }
 
-/* A panel of random payload, its scales and minimums moderate numbers. */
+static void put_half(uint8_t *to, float value) {
+    const uint16_t half = em_float_to_half(value);
+    memcpy(to, &half, sizeof half);
+}
+
+/* A panel of random payload, factors and offsets, its scales and minimums moderate numbers. */
 static uint8_t *random_panel(int32_t format, int32_t columns) {
-    const size_t bytes = em_panel_bytes(format, columns);
-    const size_t numbers = (size_t)em_group_count(columns) * EM_PANEL_ROWS;
-    const size_t payload = (size_t)em_group_count(columns) * em_payload_bytes(format);
+    const em_format_numbers numbers = em_numbers(format);
+    const int32_t groups = em_group_count(columns);
+    const em_sections at = em_sections_of(format, groups);
+    const size_t bytes = em_panel_bytes(format, columns), scales = (size_t)em_scale_count(format, groups) * EM_PANEL_ROWS;
     uint8_t *panel = allocate(bytes);
     for (size_t i = 0; i < bytes; i++) panel[i] = (uint8_t)random_bits();
-    if (format == EM_F32) {
-        for (size_t i = 0; i < payload / 4; i++) ((float *)(void *)panel)[i] = random_float();
-    } else if (format == EM_M4) {
+    for (size_t i = 0; numbers.floating && i < at.scales / (numbers.bits / 8); i++) {
+        if (numbers.bits == 32) ((float *)(void *)panel)[i] = random_float();
+        if (numbers.bits == 16) put_half(panel + 2 * i, random_float() * (i % 17 == 3 ? 0x1p-20f : 1));
+        if (numbers.bits == 8 && (panel[i] & 127) == 127) panel[i] = 0; /* a NaN */
+    }
+    for (size_t i = 0; i < scales && numbers.scale != EM_SCALE_NONE; i++) {
+        const float size = i % 17 == 3 ? 0x1p-20f : 1; /* some are subnormal */
+        const float scale = random_float() * size;
+        if (numbers.scale == EM_SCALE_F16) put_half(panel + at.scales + 2 * i, scale);
+        if (numbers.scale == EM_SCALE_F32) memcpy(panel + at.scales + 4 * i, &scale, sizeof scale);
         /* Scales about 1, and the two below float32's normal numbers. */
-        for (size_t i = 0; i < numbers; i++) {
-            panel[payload + i] = (uint8_t)(i % 17 == 3 ? i % 2 : 100 + random_bits() % 56);
-        }
-    } else {
-        const size_t first = format == EM_F16 ? 0 : payload;
-        const size_t count = format == EM_F16 ? payload / 2 : numbers * (format == EM_Q4M ? 2 : 1);
-        for (size_t i = 0; i < count; i++) {
-            const float size = i % 17 == 3 ? 0x1p-20f : 1; /* some are subnormal */
-            const uint16_t half = em_float_to_half(random_float() * size);
-            memcpy(panel + first + 2 * i, &half, sizeof half);
-        }
+        if (numbers.scale == EM_SCALE_E8M0) panel[at.scales + i] = (uint8_t)(i % 17 == 3 ? i % 2 : 100 + random_bits() % 56);
+        if (numbers.has_minimums) put_half(panel + at.minimums + 2 * i, random_float() * size);
+    }
+    for (size_t i = at.factors; numbers.factor == EM_FACTOR_E4M3 && i < at.offsets; i++) {
+        if ((panel[i] & 127) == 127) panel[i] = 0;
     }
     if (format == EM_Q8) memset(panel, 0x80, 64); /* -128 is the one whose magnitude is no int8 */
     return panel;
 }
 
-/* A weight by the table in formats.py. */
+static double e4m3_at(uint8_t code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const double size = exponent ? ldexp(8 + mantissa, exponent - 10) : ldexp(mantissa, -9);
+    return code & 128 ? -size : size;
+}
+
+/* The value of a code by the table in formats.py. */
+static double value_of(int code, int32_t format) {
+    static const double sizes[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    static const int iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    switch (format) {
+    case EM_Q8: return (int8_t)code;
+    case EM_Q8M: return code ^ 128;
+    case EM_F8:
+    case EM_M8: return e4m3_at((uint8_t)code);
+    case EM_M4:
+    case EM_NV4: return code & 8 ? -sizes[code & 7] : sizes[code & 7];
+    case EM_IQ4NL:
+    case EM_IQ4XS: return iq4[code];
+    case EM_Q1: return code ? 1 : -1;
+    case EM_Q4: return code - 8;
+    case EM_Q5: return code - 16;
+    case EM_Q3K: return code - 4;
+    case EM_Q6K: return code - 32;
+    case EM_TQ2:
+    case EM_Q2: return code - 1;
+    default: return code;
+    }
+}
+
+/* A weight by the drawing in formats.py. */
 static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, int32_t row, int32_t column) {
+    static const int planes[9][2] = {[1] = {1}, [2] = {2}, [3] = {2, 1}, [4] = {4}, [5] = {4, 1}, [6] = {4, 2}, [8] = {8}};
+    const em_format_numbers numbers = em_numbers(format);
     const size_t groups = em_group_count(columns), g = column / 32, c = column % 32, r = row;
     if (format == EM_F32) return ((const float *)(const void *)panel)[(size_t)column * 16 + r];
     if (format == EM_F16) return half_at(panel, (size_t)column * 16 + r);
-    const size_t payload = format == EM_Q8 ? 512 : 256;
-    const uint8_t *scales = panel + groups * payload, *minimums = scales + groups * 32;
-    const uint8_t byte = panel[g * 256 + c % 16 / 4 * 64 + r * 4 + c % 4];
-    const int nibble = c < 16 ? byte & 15 : byte >> 4;
-    if (format == EM_M4) {
-        static const double sizes[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
-        return ldexp(nibble & 8 ? -sizes[nibble & 7] : sizes[nibble], scales[g * 16 + r] - 127);
+    int code = panel[(size_t)column * 16 + r];
+    if (!numbers.floating) {
+        const uint8_t *plane = panel + g * 64 * numbers.bits;
+        int low = 0;
+        code = 0;
+        for (int p = 0; p < 2 && planes[numbers.bits][p]; p++) {
+            const int bits = planes[numbers.bits][p], span = 4 * bits; /* columns before a field begins anew */
+            code |= (plane[c % span / 4 * 64 + r * 4 + c % 4] >> (c / span * bits) & ((1 << bits) - 1)) << low;
+            plane += bits * 64;
+            low += bits;
+        }
     }
-    const double scale = half_at(scales, g * 16 + r);
-    if (format == EM_Q8) return scale * (int8_t)panel[g * 512 + c / 4 * 64 + r * 4 + c % 4];
-    return format == EM_Q4 ? scale * (nibble - 8) : scale * nibble + half_at(minimums, g * 16 + r);
+    const size_t share = (size_t)1 << numbers.scale_shift, scales = (groups + share - 1) / share, n = g / share * 16 + r;
+    const uint8_t *at = panel + groups * 64 * numbers.bits;
+    double scale;
+    float single;
+    switch (numbers.scale) {
+    case EM_SCALE_F16: scale = half_at(at, n), at += scales * 32; break;
+    case EM_SCALE_E8M0: scale = ldexp(1, at[n] - 127), at += scales * 16; break;
+    default: memcpy(&single, at + 4 * n, sizeof single), scale = single, at += scales * 64;
+    }
+    double minimum = scale;
+    if (numbers.has_minimums) minimum = half_at(at, n), at += scales * 32;
+    const size_t own = (g * numbers.halves + c * numbers.halves / 32) * 16 + r;
+    double factor = 1, offset = numbers.has_minimums ? -1 : 0;
+    if (numbers.factor == EM_FACTOR_INT8) factor = (int8_t)at[own];
+    if (numbers.factor == EM_FACTOR_E4M3) factor = e4m3_at(at[own]);
+    if (numbers.factor == EM_FACTOR_NIBBLE) factor = at[own] & 15, offset = at[own] >> 4;
+    if (numbers.factor != EM_FACTOR_NONE) at += groups * numbers.halves * 16;
+    if (numbers.has_offsets && numbers.factor != EM_FACTOR_NIBBLE) offset = at[own];
+    return scale * factor * value_of(code, format) - minimum * offset;
+}
+
+/* What of a weight's size its parts have beyond it: minimums and offsets count apart. */
+static double apart_at(const uint8_t *panel, int32_t format, int32_t columns, int32_t row, int32_t column) {
+    const em_format_numbers numbers = em_numbers(format);
+    if (!numbers.has_minimums && !numbers.has_offsets) return 0;
+    const em_sections at = em_sections_of(format, em_group_count(columns));
+    const size_t n = (size_t)(column / 32 >> numbers.scale_shift) * 16 + (size_t)row;
+    const double scale = half_at(panel + at.scales, n), minimum = numbers.has_minimums ? half_at(panel + at.minimums, n) : scale;
+    return 255 * (fabs(scale) * (numbers.factor == EM_FACTOR_INT8 ? 128 : 1) + fabs(minimum));
 }
 
 static void test_panels(int32_t format, int32_t columns, int32_t count) {
@@ -110,7 +179,7 @@ static void test_panels(int32_t format, int32_t columns, int32_t count) {
                                                           : floats[(size_t)rows[i] * columns + c];
                 const double term = in * weight_at(panel, format, columns, r % EM_PANEL_ROWS, c);
                 sum += term;
-                size += fabs(term);
+                size += fabs(term) + fabs(in) * apart_at(panel, format, columns, r % EM_PANEL_ROWS, c);
             }
             CHECK(fabs(results[0][i][r] - sum) <= 1e-5 * size + 1e-30);
         }
@@ -137,7 +206,7 @@ static void test_m4_numbers(void) {
         values[column] = 1;
         for (int code = 0; code < 16; code++) {
             /* The product is a float32 whatever the weight: no digit is lost. */
-            const em_group group = {.scale = e < 128 ? 0x1p20f : 0x1p-20f, .q4_start = -8, .q8_start = -128};
+            const em_group group = {.scale = e < 128 ? 0x1p20f : 0x1p-20f, .q4_start = -8, .half_sums = {column < 16, column >= 16}};
             const em_activations x = {NULL, values, &group, EM_GROUP_COLUMNS, 1};
             const em_matrix matrix = {panel, EM_M4, EM_PANEL_ROWS, EM_GROUP_COLUMNS};
             memset(panel, code * 17, sizeof panel);
@@ -169,11 +238,12 @@ static void test_quantise(const float *input, int32_t columns) {
     }
     for (int32_t g = 0; g < groups; g++) {
         float largest = 0;
-        int sum = 0;
+        int sum = 0, first_sum = 0;
         for (int32_t i = 0; i < EM_GROUP_COLUMNS; i++) {
             const int32_t column = g * EM_GROUP_COLUMNS + i;
             const int8_t value = values[0][column];
             sum += value;
+            if (i < 16) first_sum += value;
             CHECK(value >= -127);
             if (column >= columns) CHECK(value == 0);
             if (column >= columns || isnan(largest)) continue;
@@ -187,7 +257,8 @@ static void test_quantise(const float *input, int32_t columns) {
         add_to_digest(&found[0][g], sizeof found[0][g]);
         if (largest < EM_SMALLEST_ACTIVATION) largest = 0;
         CHECK(found[0][g].scale == largest / 127.0f);
-        CHECK(found[0][g].q4_start == -8 * sum && found[0][g].q8_start == -128 * sum);
+        CHECK(found[0][g].q4_start == -8 * sum && found[0][g].half_sums[0] + found[0][g].half_sums[1] == sum);
+        CHECK(found[0][g].half_sums[0] == first_sum);
         CHECK(found[0][g].scaled_sum == found[0][g].scale * (float)sum);
         for (int32_t i = g * 32; i < g * 32 + 32 && i < columns; i++) {
             CHECK(values[0][i] == (largest > 0 ? (int8_t)nearbyintf(input[i] * (127.0f / largest)) : 0));

@@ -14,7 +14,8 @@ from edgemoe.architectures import SourceSlice, model_spec, resolve, tail_in
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels import expert_operations as ex
-from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, Matrix, pack, panel_count
+from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
 from edgemoe.kernels.reference.backend import ReferenceBackend
 from edgemoe.model.blocks import RoutedExperts
 from edgemoe.model.build import HEAD_ROWS, build_graph

@@ -17,7 +17,8 @@ from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.source import take_rows
 from edgemoe.errors import SourceError
-from edgemoe.kernels.formats import PANEL_ROWS, Blocks, unpack
+from edgemoe.kernels.blocks import Blocks, unpack
+from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.store.reader import Store
 from tests.support.mxfp4_checkpoints import mxfp4_weights
 from tests.support.stores import store_weights

@@ -17,7 +17,8 @@ from edgemoe.conversion.mxfp4 import join_names, join_pairs
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import SourceError
-from edgemoe.kernels.formats import FORMATS, Blocks, dequantise, pack
+from edgemoe.kernels.blocks import Blocks, dequantise, pack
+from edgemoe.kernels.formats import FORMATS
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.every_case import every_case

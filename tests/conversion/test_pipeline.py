@@ -18,7 +18,8 @@ from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Progress
 from edgemoe.errors import SourceError, StoreError, UsageError
-from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
+from edgemoe.kernels.blocks import Blocks, dequantise
+from edgemoe.kernels.formats import FORMATS
 from edgemoe.model.spec import ModelSpec
 from edgemoe.quant.quantise import quantise
 from edgemoe.store.reader import Store
@@ -243,7 +244,7 @@ def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_p
 
 
 def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`experts`: expected one of f32, f16, q8, q4, q4m, m4, keep, found 'q5'"):
+    with pytest.raises(UsageError, match="`experts`: expected one of q4, q4m, m4, q8, f16, f32, keep, found 'q5'"):
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q5")
 
 

@@ -18,8 +18,9 @@ from edgemoe.conversion.formats import FormatChoice
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.synthetic import SyntheticSource, synthesise
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import FORMATS, Blocks, dequantise
+from edgemoe.kernels.formats import FORMATS
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, group_count, pack, panel_count
+from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.formats import FORMATS, Matrix, group_count, panel_count
 from edgemoe.kernels.operations import (
     GELU_TANH,
     PAGE_TOKENS,
@@ -76,19 +77,28 @@ def numbers(kind: str, shape: Sequence[int], random: np.random.Generator) -> npt
 def random_blocks(format_name: str, rows: int, columns: int, random: np.random.Generator) -> Blocks:
     """Blocks that use the whole range of the format, with scales of about a tenth."""
     fmt = FORMATS[format_name]
-    shape, groups = (rows, columns), (rows, group_count(columns))
-    if not fmt.quantised:
-        dtype = np.float32 if format_name == "f32" else np.float16
-        return Blocks(fmt, random.standard_normal(shape).astype(dtype))
+    shape = (rows, columns)
+    if fmt.bits > 8:
+        return Blocks(fmt, random.standard_normal(shape).astype(np.float32 if fmt.bits == 32 else np.float16))
+    values: np.ndarray = random.integers(0, 1 << fmt.bits, shape).astype(np.uint8)
+    if fmt.floating:
+        values = np.where(values & 127 == 127, 3, values).astype(np.uint8)  # no NaN; 3 is a subnormal number
     if format_name == "q8":
-        values = random.integers(-128, 128, shape).astype(np.int8)
-    else:
-        values = random.integers(0, 16, shape).astype(np.uint8)
-    if format_name == "m4":
-        return Blocks(fmt, values, random.integers(120, 126, groups).astype(np.uint8))
-    scales = (random.standard_normal(groups) / 10).astype(np.float16)
-    minimums = random.standard_normal(groups).astype(np.float16) if fmt.has_minimums else None
-    return Blocks(fmt, values, scales, minimums)
+        values = values.view(np.int8)
+    scale_shape, factor_shape = (rows, fmt.scale_count(columns)), (rows, fmt.factor_count(columns))
+    scales: np.ndarray = (random.standard_normal(scale_shape) / 10).astype(
+        np.float32 if fmt.scale == "f32" else np.float16
+    )
+    if fmt.scale == "e8m0":
+        scales = random.integers(120, 126, scale_shape).astype(np.uint8)
+    minimums = random.standard_normal(scale_shape).astype(np.float16) if fmt.has_minimums else None
+    factors: np.ndarray | None = None
+    if fmt.factor_bytes:
+        factors = random.integers(0, 16 if fmt.factor == "nibble" else 127, factor_shape).astype(np.uint8)
+        if fmt.factor == "int8":
+            factors = random.integers(-128, 128, factor_shape).astype(np.int8)
+    offsets = random.integers(0, 16 if fmt.factor == "nibble" else 256, factor_shape) if fmt.has_offsets else None
+    return Blocks(fmt, values, scales, minimums, factors, None if offsets is None else offsets.astype(np.uint8))
 
 
 def random_matrix(format_name: str, rows: int, columns: int, random: np.random.Generator) -> Matrix:

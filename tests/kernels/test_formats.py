@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemoe.kernels.formats import (
-    FORMATS,
-    Blocks,
-    Format,
-    dequantise,
-    group_count,
-    pack,
-    panel_count,
-    unpack,
-)
+from edgemoe.kernels.blocks import Blocks, dequantise, pack, unpack
+from edgemoe.kernels.formats import FORMATS, Format, group_count, panel_count
 from tests.kernels.builders import (
     FORMAT_NAMES,
     column_counts,
@@ -30,49 +22,61 @@ from tests.kernels.builders import (
 )
 from tests.support.every_case import every_case
 
-BITS = {"f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25}
+BITS = {
+    "f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25, "q5": 5.5, "q5m": 6, "q8m": 9, "q4z": 4.75,
+    "iq4nl": 4.5, "iq4xs": 4.3125, "q2k": 2.625, "q3k": 3.5625, "q4k": 4.625, "q5k": 5.625, "q6k": 6.5625, "nv4": 4.5,
+    "tq2": 2.0625, "q2": 2.25, "q1": 1.125, "f8": 8.25, "m8": 8.25,
+}  # fmt: skip
+MISSING = {"q4": 8, "q5": 16, "q8m": 128, "q3k": 4, "q6k": 32, "tq2": 1, "q2": 1}
+"""The codes of missing rows and columns, where they are not 0."""
 
 
 def packed_slowly(blocks: Blocks) -> bytes:
     """The bytes of a matrix, one weight at a time, as the docstring draws them."""
     rows, columns = blocks.values.shape
     groups = group_count(columns)
-    name = blocks.format.name
+    fmt, bits = blocks.format, blocks.format.bits
+    planes = {1: [1], 2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 8: [8]}.get(bits, [])
     whole = bytearray()
     for panel in range(panel_count(rows)):
         body = bytearray()
         for g in range(groups):
-            payload = bytearray({"f32": 2048, "f16": 1024, "q8": 512, "q4": 256, "q4m": 256, "m4": 256}[name])
+            payload = bytearray(64 * bits)
             for r in range(16):
                 for c in range(32):
                     row, column = panel * 16 + r, g * 32 + c
                     inside = row < rows and column < columns
-                    if name in ("f32", "f16"):
-                        size = 4 if name == "f32" else 2
-                        at = (c * 16 + r) * size
-                        payload[at : at + size] = blocks.values[row, column].tobytes() if inside else bytes(size)
-                    elif name == "q8":
-                        value = int(blocks.values[row, column]) if inside else 0
-                        payload[(c // 4) * 64 + r * 4 + c % 4] = value & 255
-                    else:
-                        nibble = int(blocks.values[row, column]) if inside else (8 if name == "q4" else 0)
-                        payload[(c % 16 // 4) * 64 + r * 4 + c % 4] |= nibble << (0 if c < 16 else 4)
+                    if fmt.floating:
+                        at = (c * 16 + r) * bits // 8
+                        payload[at : at + bits // 8] = (
+                            blocks.values[row, column].tobytes() if inside else bytes(bits // 8)
+                        )
+                        continue
+                    code = int(blocks.values[row, column]) & 255 if inside else MISSING.get(fmt.name, 0)
+                    code ^= 128 * (fmt.name == "q8m")
+                    first = 0
+                    for plane in planes:
+                        span = 4 * plane  # columns before the next field of a byte
+                        byte = first * 64 + c % span // 4 * 64 + r * 4 + c % 4
+                        payload[byte] |= (code & (1 << plane) - 1) << c // span * plane
+                        code >>= plane
+                        first += plane
             body += payload
-        for per_group in (blocks.scales, blocks.minimums):
-            if per_group is not None:
-                for g in range(groups):
-                    for row in range(panel * 16, panel * 16 + 16):
-                        missing = b"\x7f" if name == "m4" else bytes(2)
-                        body += per_group[row, g].tobytes() if row < rows else missing
+        both = blocks.factors if fmt.factor != "nibble" else blocks.factors | blocks.offsets << 4
+        for numbers in (blocks.scales, blocks.minimums, both, None if fmt.factor == "nibble" else blocks.offsets):
+            if numbers is None:
+                continue
+            for number in range(numbers.shape[1]):
+                for row in range(panel * 16, panel * 16 + 16):
+                    missing = b"\x7f" if fmt.scale == "e8m0" else bytes(numbers.itemsize)
+                    body += numbers[row, number].tobytes() if row < rows else missing
         whole += body + bytes(-len(body) % 64)
     return bytes(whole)
 
 
 def assert_same_blocks(found: Blocks, expected: Blocks) -> None:
     assert found.format == expected.format
-    for one, other in zip(
-        (found.values, found.scales, found.minimums), (expected.values, expected.scales, expected.minimums), strict=True
-    ):
+    for one, other in zip((found.values, *found.numbers), (expected.values, *expected.numbers), strict=True):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert one.dtype == other.dtype
@@ -101,33 +105,54 @@ def test_slices_of_whole_panels_pack_alone(format_name: str, panels: int, column
     blocks = random_blocks(format_name, panels * 16 + 3, columns, np.random.default_rng(seed))
     parts = []
     for start in range(0, panels * 16 + 3, 16):
-        rows = slice(start, start + 16)
-        scales = None if blocks.scales is None else blocks.scales[rows]
-        minimums = None if blocks.minimums is None else blocks.minimums[rows]
-        parts.append(pack(Blocks(blocks.format, blocks.values[rows], scales, minimums)))
+        parts.append(pack(blocks.rows(slice(start, start + 16))))
     assert np.concatenate(parts).tobytes() == pack(blocks).tobytes()
 
 
 @few_examples
 @given(format_names, row_counts, column_counts, seeds)
-def test_dequantised_weights_are_scale_times_value_plus_minimum(
-    format_name: str, rows: int, columns: int, seed: int
-) -> None:
+def test_dequantised_weights_are_what_the_table_says(format_name: str, rows: int, columns: int, seed: int) -> None:
     blocks = random_blocks(format_name, rows, columns, np.random.default_rng(seed))
     weights = dequantise(blocks)
     assert weights.dtype == np.float32
     row, column = rows - 1, columns - 1
-    expected = np.float32(blocks.values[row, column])
-    if format_name == "m4":
-        assert blocks.scales is not None
-        expected = np.float32(e2m1(int(expected)) * 2.0 ** (int(blocks.scales[row, column // 32]) - 127))
-    elif blocks.scales is not None:
-        if format_name == "q4":
-            expected -= np.float32(8)
-        expected *= np.float32(blocks.scales[row, column // 32])
-        if blocks.minimums is not None:
-            expected += np.float32(blocks.minimums[row, column // 32])
-    assert weights[row, column] == expected
+    value, fmt = value_of(format_name, blocks.values[row, column]), blocks.format
+    if blocks.scales is None:
+        assert float(weights[row, column]) == value
+        return
+    scale = blocks.scales[row, column // fmt.scale_columns]
+    exact = 2.0 ** (int(scale) - 127) if fmt.scale == "e8m0" else float(scale)
+    minimum = exact if blocks.minimums is None else float(blocks.minimums[row, column // fmt.scale_columns])
+    if blocks.factors is not None:
+        factor = blocks.factors[row, column // fmt.factor_columns]
+        exact *= e4m3(int(factor)) if fmt.factor == "e4m3" else int(factor)
+    expected = exact * value
+    if blocks.offsets is not None:
+        expected -= minimum * int(blocks.offsets[row, column // fmt.factor_columns])
+    elif blocks.minimums is not None:
+        expected += minimum
+    slack = 0 if fmt.scale != "f32" and blocks.minimums is None and blocks.offsets is None else 1e-7
+    assert abs(float(weights[row, column]) - expected) <= slack * (abs(exact * value) + 256 * abs(minimum))
+
+
+def value_of(format_name: str, code: int | float) -> float:
+    """The value of a code by the docstring's table; of doubled ones the true one."""
+    if format_name in ("m4", "nv4"):
+        return e2m1(int(code))
+    if format_name in ("f8", "m8"):
+        return e4m3(int(code))
+    if format_name in ("iq4nl", "iq4xs"):
+        return (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)[int(code)]
+    if format_name == "q1":
+        return 1 if code else -1
+    zero = 0 if format_name == "q8m" else MISSING.get(format_name, 0)
+    return float(code) - zero
+
+
+def e4m3(code: int) -> float:
+    """The number of a byte by the OCP OFP8 specification: sign, 4 bits of exponent with the bias 7, 3 of mantissa."""
+    sign, exponent, mantissa = -1 if code & 128 else 1, code >> 3 & 15, code & 7
+    return sign * (mantissa / 8 * 2.0**-6 if exponent == 0 else 2.0 ** (exponent - 7) * (1 + mantissa / 8))
 
 
 def e2m1(code: int) -> float:
@@ -156,7 +181,8 @@ def test_m4_means_every_code_and_every_scale_exactly() -> None:
 def test_bits_per_weight(format_name: str) -> None:
     fmt = FORMATS[format_name]
     assert fmt.bits_per_weight == BITS[format_name]
-    assert fmt.matrix_bytes(64, 4096) * 8 == BITS[format_name] * 64 * 4096
+    rows = 64 * 32 if format_name == "nv4" else 0  # a row's own scale
+    assert fmt.matrix_bytes(64, 4096) * 8 == BITS[format_name] * 64 * 4096 + rows
 
 
 # ---- GGUF's blocks: little-endian structs of 32 weights, (scale, [minimum,] quants); nibbles split as 0-15 | 16-31.

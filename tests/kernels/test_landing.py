@@ -19,8 +19,9 @@ from edgemoe.conversion.encoding import encode
 from edgemoe.errors import ReadError
 from edgemoe.io.checksum import crc32c
 from edgemoe.io.reads import RecordReader, ThreadedReader
+from edgemoe.kernels.blocks import Blocks
 from edgemoe.kernels.file_rows import TYPE_NAMES, decode_rows, encode_rows, row_bytes
-from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, panel_count
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.landing import (
     PLACE,
     TWINS,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
-from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
+from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.reference.backend import REFERENCE
 from edgemoe.kernels.reference.products import activate
 from tests.kernels import tolerance

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemoe.kernels.formats import dequantise, unpack
+from edgemoe.kernels.blocks import dequantise, unpack
 from edgemoe.kernels.operations import QuantisedCache
 from edgemoe.kernels.reference.attention import cache_elements
 from edgemoe.kernels.reference.backend import REFERENCE

@@ -18,7 +18,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, dequantise, group_count, unpack
+from edgemoe.kernels.blocks import dequantise, unpack
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, group_count
 from edgemoe.kernels.operations import GELU_CUBIC, GELU_LINEAR, SILU, Activation, FfnBiases
 from edgemoe.kernels.reference.products import matmul, quantise_activations
 
@@ -56,23 +57,31 @@ def product(values: npt.NDArray[np.float32], matrix: Matrix) -> Doubles:
 
 def _rounding(inputs: Doubles, matrix: Matrix) -> Doubles:
     """Bound the rounding error of products with inputs of these magnitudes: `(T, columns)` to `(T, rows)`."""
-    roundings = 3 * (group_count(matrix.columns) + 3) if matrix.format.quantised else matrix.columns + 2
+    dots = group_count(matrix.columns) * GROUP_COLUMNS // matrix.format.factor_columns
+    roundings = 3 * (dots + 3) if matrix.format.quantised else matrix.columns + group_count(matrix.columns) + 2
     return roundings * UNIT * (inputs @ _weight_terms(matrix).T)
 
 
 def _weight_terms(matrix: Matrix) -> Doubles:
-    """Magnitudes of weights, with zero points and minimums counted apart."""
+    """Magnitudes of weights, with zero points, minimums and offsets counted apart."""
     blocks = unpack(matrix.data, matrix.format, matrix.rows, matrix.columns)
+    fmt = blocks.format
     if blocks.scales is None:
         return np.abs(blocks.values.astype(np.float64))
-    if matrix.format.name == "m4":
+    if not (fmt.zero or fmt.has_minimums or fmt.has_offsets):
         return np.abs(dequantise(blocks).astype(np.float64))
-    zero_point = 8 if matrix.format.name == "q4" else 0
-    spread = np.repeat(np.abs(blocks.scales.astype(np.float64)), GROUP_COLUMNS, axis=1)[:, : matrix.columns]
-    terms = spread * (np.abs(blocks.values.astype(np.float64)) + zero_point)
-    if blocks.minimums is not None:
-        terms += np.repeat(np.abs(blocks.minimums.astype(np.float64)), GROUP_COLUMNS, axis=1)[:, : matrix.columns]
-    return terms
+
+    def spread(numbers: npt.NDArray[np.generic], share: int) -> Doubles:
+        return np.repeat(np.abs(numbers.astype(np.float64)), share, axis=1)[:, : matrix.columns]
+
+    factors = spread(blocks.scales, fmt.scale_columns)
+    offsets = factors if blocks.minimums is None else spread(blocks.minimums, fmt.scale_columns)
+    if blocks.factors is not None:
+        factors = factors * spread(blocks.factors, fmt.factor_columns)
+    terms = factors * (np.abs(blocks.values.astype(np.float64)) + fmt.zero)
+    if blocks.offsets is not None:
+        return terms + offsets * spread(blocks.offsets, fmt.factor_columns)
+    return terms if blocks.minimums is None else terms + offsets
 
 
 def linear(

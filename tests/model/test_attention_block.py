@@ -9,7 +9,8 @@ import pytest
 
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
-from edgemoe.kernels.formats import FORMATS, Blocks, Matrix, pack
+from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.formats import FORMATS, Matrix
 from edgemoe.kernels.reference.backend import ReferenceBackend
 from edgemoe.model.blocks import Attention, OutputGate
 from edgemoe.model.build import build_graph

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemoe.errors import EdgemoeError
-from edgemoe.kernels.formats import FORMATS, Blocks, dequantise, group_count, pack, unpack
+from edgemoe.kernels.blocks import Blocks, dequantise, pack, unpack
+from edgemoe.kernels.formats import FORMATS, group_count
 from edgemoe.quant import quantise as module
 from edgemoe.quant.quantise import quantise
 from tests.support.every_case import every_case

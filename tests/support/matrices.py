@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.kernels.blocks import Blocks, dequantise
 
 
 def interleave_panels(gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:

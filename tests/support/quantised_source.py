@@ -10,8 +10,9 @@ import numpy as np
 
 from edgemoe.architectures import checkpoint_shapes
 from edgemoe.conversion.source import TensorInfo
+from edgemoe.kernels.blocks import Blocks
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import FORMATS, Blocks
+from edgemoe.kernels.formats import FORMATS
 from edgemoe.quant.quantise import quantise
 from tests.support.checkpoints import SMALL_MIXTRAL
 

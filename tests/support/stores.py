@@ -12,7 +12,8 @@ import numpy as np
 import safetensors.numpy
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.kernels.formats import PANEL_ROWS, Matrix, dequantise, unpack
+from edgemoe.kernels.blocks import dequantise, unpack
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import MANIFEST_NAME, manifest_checksum
 from edgemoe.store.reader import Store

@@ -45,8 +45,9 @@ from edgemoe.conversion.gguf.windowed import WINDOWED
 from edgemoe.conversion.places import Place
 from edgemoe.conversion.source import take_columns, take_rows
 from edgemoe.errors import SourceError, StoreError, UsageError
+from edgemoe.kernels.blocks import Blocks, unpack
 from edgemoe.kernels.file_rows import Rows, encode_rows
-from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Blocks, panel_count, unpack
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store

@@ -28,8 +28,9 @@ from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import TensorInfo, join_rows, take_columns, take_rows
 from edgemoe.errors import SourceError
+from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows, decode_rows
-from edgemoe.kernels.formats import GROUP_COLUMNS, Blocks, dequantise
+from edgemoe.kernels.formats import GROUP_COLUMNS
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 

@@ -9,14 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.expert_operations import Choice, Score
-from edgemoe.kernels.formats import (
-    GROUP_COLUMNS,
-    PANEL_ROWS,
-    Format,
-    Matrix,
-    group_count,
-    panel_count,
-)
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Format, Matrix, group_count, panel_count
 from edgemoe.kernels.jit import attention, experts, layers, products, streams
 from edgemoe.kernels.operations import (
     PAGE_TOKENS,
@@ -90,6 +83,8 @@ class JitBackend(StepwiseBackend):
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
         """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`."""
+        if matrix.format.name not in _FORMATS:
+            return REFERENCE.matmul(values, matrix)
         output = np.empty((len(values), matrix.rows), np.float32)
         product = _quantised_product if matrix.format.quantised else _float_product
         multiplications = len(values) * matrix.rows * matrix.columns
@@ -98,6 +93,8 @@ class JitBackend(StepwiseBackend):
 
     def embed(self, ids: Integers, matrix: Matrix, scale: float) -> Floats:
         """Look up rows of the embedding: `(T,)` to `(T, D)`."""
+        if matrix.format.name not in _FORMATS:
+            return REFERENCE.embed(ids, matrix, scale)
         output = np.empty((len(ids), matrix.columns), np.float32)
         data = matrix.data.reshape(panel_count(matrix.rows), -1)
         halves = data.view(np.uint16)
@@ -445,6 +442,10 @@ def _cached_floats(
         attention.half_caches_to_float(key_bits, value_bits, pages, head, keys, values)
     else:
         attention.float_caches(key_cache, value_cache, pages, head, keys, values)
+
+
+_FORMATS = ("f32", "f16", "q8", "q4", "q4m", "m4")
+"""The formats whose products are compiled; the reference multiplies by the others."""
 
 
 def _shape(fmt: Format) -> tuple[int, float, bool, bool]:

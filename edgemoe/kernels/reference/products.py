@@ -8,16 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels.blocks import dequantise, unpack
 from edgemoe.kernels.definition import Sizes
-from edgemoe.kernels.formats import (
-    GROUP_COLUMNS,
-    PANEL_ROWS,
-    Matrix,
-    dequantise,
-    group_count,
-    panel_count,
-    unpack,
-)
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, group_count, panel_count
 from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.reference.common import Doubles, sigmoid, single
 from edgemoe.kernels.stepwise import StepwiseBackend, means

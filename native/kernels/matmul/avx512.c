@@ -4,10 +4,9 @@
  * unsigned bytes with the 4 activations of those columns, which it broadcasts from memory by itself, and adds the four
  * products of each row to that row's 32-bit sum. So a group of 32 columns is eight of them:
  *
- *   q4    nibbles are unsigned already; the sums start at -8 * sum(x), which is what the nibbles' zero point takes off
- *   q4m   the same from 0; the minimum has its own share of the group's sum
- *   m4    one shuffle looks up 64 values + 12, which are unsigned; the sums start at -12 * sum(x)
- *   q8    w ^ 0x80 is w + 128 as unsigned; the sums start at -128 * sum(x)
+ *   codes     are unsigned already; the sums start at -zero * sum(x), which takes their zero point off
+ *   tables    have values that are unsigned, with a zero point of their own (em_unsigned_zero); one shuffle looks up 64
+ *   8 bits    w ^ 0x80 is w + 128 as unsigned
  *
  * With one activation row the panels are one stream of bytes, and prefetches run ahead of it. With several, a group's
  * weights of two panels are unpacked once into 16 registers for up to ROWS_TOGETHER rows: two, so that a quad of
@@ -21,8 +20,7 @@
 #include "lookahead.h"
 
 enum {
-    QUAD_BYTES = 64, /* 16 rows x 4 columns of int8 */
-    QUADS = 8,       /* of a group */
+    QUADS = 8, /* of a group */
     ROWS_TOGETHER = 32,
     PANELS_TOGETHER = 2,
     FLOAT_ROWS_TOGETHER = 8,
@@ -46,75 +44,141 @@ INLINE __m512 load_halves(const uint8_t *at) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
 }
 
-/* The scales of 16 rows: float16 or, of m4, e8m0 (em_m4_scale_bits). */
+/* 16 bytes of e4m3 as floats divided by 256 (em_e4m3_half_bits). */
+INLINE __m512 load_e4m3(const uint8_t *at) {
+    const __m256i words = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)at)), 8);
+    return _mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(words, 1), _mm256_set1_epi16((short)0xbfff)));
+}
+
+INLINE __m512i load_bytes(const uint8_t *at) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at));
+}
+
+/* The scales of 16 rows. */
 INLINE __m512 load_scales(const uint8_t *at, int format) {
-    if (format != EM_M4) return load_halves(at);
-    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at));
+    if (em_numbers(format).scale == EM_SCALE_F16) return load_halves(at);
+    if (em_numbers(format).scale == EM_SCALE_F32) return _mm512_loadu_ps(at);
+    const __m512i e = load_bytes(at); /* em_e8m0_half_bits */
     const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
     const __m512i below_normal = _mm512_slli_epi32(_mm512_add_epi32(e, _mm512_set1_epi32(1)), 21);
     return _mm512_castsi512_ps(_mm512_max_epi32(normal, below_normal));
 }
 
+/* The numbers of 16 rows for one group. */
+typedef struct row_numbers {
+    __m512 scales[2], minimum; /* the second scale is that of the second half, where factors are e4m3 */
+    __m512 factors[2], offsets[2]; /* of both halves (em_has_half_factors) */
+} row_numbers;
+
+INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const size_t shared = (size_t)(g >> numbers.scale_shift), number = (size_t)g * numbers.halves * EM_PANEL_ROWS;
+    const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
+    const __m512 scale = load_scales(panel + at.scales + shared * em_scales_bytes(format), format);
+    row_numbers rows = {.scales = {scale, scale}, .minimum = scale};
+    if (numbers.has_minimums) rows.minimum = load_halves(panel + at.minimums + shared * em_minimums_bytes(format));
+    for (int half = 0; half < numbers.halves; half++, factors += EM_PANEL_ROWS) {
+        const __m512i byte = numbers.factor == EM_FACTOR_NONE ? _mm512_setzero_si512() : load_bytes(factors);
+        if (numbers.factor == EM_FACTOR_NIBBLE) {
+            rows.factors[half] = _mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(15)));
+            rows.offsets[half] = _mm512_cvtepi32_ps(_mm512_srli_epi32(byte, 4));
+        } else if (numbers.factor == EM_FACTOR_INT8) {
+            const __m512 factor = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(byte, 24), 24));
+            if (em_has_half_factors(format)) rows.factors[half] = factor;
+            else rows.scales[half] = _mm512_mul_ps(scale, factor);
+        } else if (numbers.factor == EM_FACTOR_E4M3) {
+            const __m512 factor = _mm512_mul_ps(load_e4m3(factors), _mm512_set1_ps(EM_E4M3_HALVED));
+            rows.scales[half] = _mm512_mul_ps(scale, factor);
+        }
+    }
+    if (numbers.has_offsets && numbers.halves == 1) {
+        rows.minimum = _mm512_mul_ps(rows.minimum, _mm512_cvtepi32_ps(load_bytes(offsets)));
+    }
+    return rows;
+}
+
+/* Quad `quad` of a plane of `bits` bits, moved to the bits from `to` on. */
+INLINE __m512i plane_quad(const uint8_t *payload, int bits, int quad, int to) {
+    const int from = quad / bits * bits;
+    const __m512i line = load(payload + quad % bits * EM_LINE_BYTES);
+    const __m512i moved = from > to   ? _mm512_srli_epi16(line, (unsigned)(from - to))
+                          : from < to ? _mm512_slli_epi16(line, (unsigned)(to - from))
+                                      : line;
+    return _mm512_and_si512(moved, _mm512_set1_epi8((char)(((1 << bits) - 1) << to)));
+}
+
 /* The weights of 16 rows x 32 columns as unsigned bytes, one vector per quad of columns. */
 INLINE void unpack(const uint8_t *payload, int format, __m512i weights[QUADS]) {
-    if (format == EM_Q8) {
+    const int bits = em_numbers(format).bits, low_bits = bits > 4 ? 4 : bits == 3 ? 2 : bits, high_bits = bits - low_bits;
+    if (bits == 8) {
         const __m512i sign = _mm512_set1_epi8((char)0x80);
         for (int quad = 0; quad < QUADS; quad++) {
-            weights[quad] = _mm512_xor_si512(load(payload + quad * QUAD_BYTES), sign);
+            weights[quad] = _mm512_xor_si512(load(payload + quad * EM_LINE_BYTES), sign);
         }
         return;
     }
-    const __m512i low_nibbles = _mm512_set1_epi8(15);
-    for (int quad = 0; quad < QUADS / 2; quad++) {
-        const __m512i bytes = load(payload + quad * QUAD_BYTES);
-        weights[quad] = _mm512_and_si512(bytes, low_nibbles);
-        weights[quad + QUADS / 2] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low_nibbles);
+    for (int quad = 0; quad < QUADS; quad++) { /* the planes of formats.PLANES; codes of 1 bit are doubled */
+        weights[quad] = plane_quad(payload, low_bits, quad, bits == 1);
+        if (high_bits) {
+            const __m512i high = plane_quad(payload + low_bits * EM_LINE_BYTES, high_bits, quad, low_bits);
+            weights[quad] = _mm512_or_si512(weights[quad], high);
+        }
     }
-    if (format != EM_M4) return;
-    const __m512i values = _mm512_broadcast_i32x4(_mm_setr_epi8(EM_M4_UNSIGNED));
+    if (em_numbers(format).table != EM_TABLE_E2M1 && em_numbers(format).table != EM_TABLE_IQ4) return;
+    const __m128i table = em_numbers(format).table == EM_TABLE_E2M1 ? _mm_setr_epi8(EM_E2M1_UNSIGNED)
+                                                                     : _mm_setr_epi8(EM_IQ4_UNSIGNED);
+    const __m512i values = _mm512_broadcast_i32x4(table);
     for (int quad = 0; quad < QUADS; quad++) weights[quad] = _mm512_shuffle_epi8(values, weights[quad]);
 }
 
-/* Where the integer sums of a group begin, so that they end as the dots with the signed weights. */
-INLINE __m512i first_sums(const em_group *group, int format) {
-    if (format == EM_Q8) return _mm512_set1_epi32(group->q8_start);
-    if (format == EM_Q4) return _mm512_set1_epi32(group->q4_start);
-    if (format == EM_M4) return _mm512_set1_epi32(em_m4_start(group));
-    return _mm512_setzero_si512();
+/* Where the integer sums of a group, or of one of its halves, begin, so that they end as the dots with the signed weights. */
+INLINE __m512i first_sums(const em_group *group, int half, int format) {
+    const int32_t zero = em_unsigned_zero(format);
+    if (zero == 0) return _mm512_setzero_si512();
+    return _mm512_set1_epi32(em_numbers(format).halves == 2 ? em_half_start(group, half, zero) : em_start(group, zero));
 }
 
-/* `sum` and one group's share. */
-INLINE __m512 add_group(__m512 sum, __m512i dots, const em_group *group, __m512 weight_scale, __m512 minimum,
-                        int format) {
-    const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(group->scale));
-    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scale, sum);
-    if (format == EM_Q4M) sum = _mm512_fmadd_ps(minimum, _mm512_set1_ps(group->scaled_sum), sum);
-    return sum;
+/* `sum` and the share of one group, in which products of whole numbers below 2^24 are exact as floats. */
+INLINE __m512 add_group(__m512 sum, const __m512i dots[2], const em_group *group, const row_numbers *rows, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const __m512 scale = _mm512_set1_ps(group->scale);
+    if (em_has_half_factors(format)) {
+        const __m512 first = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0]), rows->factors[0]);
+        const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1]), rows->factors[1], first);
+        sum = _mm512_fmadd_ps(both, _mm512_mul_ps(rows->scales[0], scale), sum);
+        if (!numbers.has_offsets) return sum;
+        const __m512 one = _mm512_mul_ps(rows->offsets[0], _mm512_set1_ps((float)group->half_sums[0]));
+        const __m512 offset = _mm512_fmadd_ps(rows->offsets[1], _mm512_set1_ps((float)group->half_sums[1]), one);
+        return _mm512_fnmadd_ps(offset, _mm512_mul_ps(rows->minimum, scale), sum);
+    }
+    for (int half = 0; half < numbers.halves; half++) {
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[half]), _mm512_mul_ps(rows->scales[half], scale), sum);
+    }
+    const __m512 scaled_sum = _mm512_set1_ps(group->scaled_sum);
+    if (numbers.has_offsets) return _mm512_fnmadd_ps(rows->minimum, scaled_sum, sum);
+    return numbers.has_minimums ? _mm512_fmadd_ps(rows->minimum, scaled_sum, sum) : sum;
 }
 
 /* One activation row times one panel, with prefetches ahead in the stream of panels. */
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
-    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
-    const size_t panel_bytes = em_panel_bytes(format, x->columns);
-    const int32_t group_count = x->group_count;
-    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    const uint8_t *minimums = scales + (size_t)group_count * scales_bytes;
+    const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
+    const int32_t group_count = x->group_count, quads = QUADS / em_numbers(format).halves;
+    const em_sections at = em_sections_of(format, group_count);
     const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
     em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, panel_bytes, GROUPS_AHEAD);
     __m512 sum = _mm512_setzero_ps();
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, group_count, format, panel_bytes);
-        __m512i weights[QUADS];
+        em_prefetch_group(&next, format);
+        __m512i weights[QUADS], dots[2];
         unpack(panel + (size_t)g * payload_bytes, format, weights);
-        const __m512 weight_scale = load_scales(scales + (size_t)g * scales_bytes, format);
-        const __m512 minimum = format == EM_Q4M ? load_halves(minimums + (size_t)g * scales_bytes) : _mm512_setzero_ps();
-        __m512i dots = first_sums(groups + g, format);
+        const row_numbers numbers = load_numbers(panel, at, g, format);
+        for (int half = 0; half < em_numbers(format).halves; half++) dots[half] = first_sums(groups + g, half, format);
         for (int quad = 0; quad < QUADS; quad++) {
             const int8_t *x_quad = values + (size_t)g * EM_GROUP_COLUMNS + 4 * quad;
-            dots = _mm512_dpbusd_epi32(dots, weights[quad], broadcast_quad(x_quad));
+            dots[quad / quads] = _mm512_dpbusd_epi32(dots[quad / quads], weights[quad], broadcast_quad(x_quad));
         }
-        sum = add_group(sum, dots, groups + g, weight_scale, minimum, format);
+        sum = add_group(sum, dots, groups + g, &numbers, format);
     }
     _mm512_storeu_ps(out, sum);
 }
@@ -122,11 +186,9 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
 /* `count` activation rows, at most ROWS_TOGETHER, times `panel_count` panels, one or two. */
 INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_activations *x, const int32_t *rows,
                            int32_t count, float *out, size_t out_stride, int format) {
-    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
-    const size_t panel_bytes = em_panel_bytes(format, x->columns);
-    const int32_t group_count = x->group_count;
-    const size_t scales_at = (size_t)group_count * payload_bytes;
-    const size_t minimums_at = scales_at + (size_t)group_count * scales_bytes;
+    const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
+    const int32_t group_count = x->group_count, quads = QUADS / em_numbers(format).halves;
+    const em_sections at = em_sections_of(format, group_count);
     const em_group *groups[ROWS_TOGETHER] = {0};
     const int8_t *values[ROWS_TOGETHER] = {0};
     em_lookahead next[PANELS_TOGETHER];
@@ -143,31 +205,29 @@ INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_acti
     }
     for (int32_t g = 0; g < group_count; g++) {
         __m512i weights[PANELS_TOGETHER][QUADS];
-        __m512 weight_scales[PANELS_TOGETHER], minimums[PANELS_TOGETHER];
+        row_numbers numbers[PANELS_TOGETHER];
         for (int p = 0; p < panel_count; p++) {
             const uint8_t *panel = panels + (size_t)p * panel_bytes;
-            const size_t numbers = (size_t)g * scales_bytes;
-            em_prefetch_group(&next[p], group_count, group_count, format, panel_bytes);
+            em_prefetch_group(&next[p], format);
             unpack(panel + (size_t)g * payload_bytes, format, weights[p]);
-            weight_scales[p] = load_scales(panel + scales_at + numbers, format);
-            minimums[p] = format == EM_Q4M ? load_halves(panel + minimums_at + numbers) : _mm512_setzero_ps();
+            numbers[p] = load_numbers(panel, at, g, format);
         }
         for (int32_t i = 0; i < count; i++) {
             const em_group *group = groups[i] + g;
             const int8_t *x_group = values[i] + (size_t)g * EM_GROUP_COLUMNS;
-            __m512i dots[PANELS_TOGETHER];
-            for (int p = 0; p < panel_count; p++) dots[p] = first_sums(group, format);
+            __m512i dots[PANELS_TOGETHER][2];
+            for (int p = 0; p < panel_count; p++) {
+                for (int half = 0; half < em_numbers(format).halves; half++) dots[p][half] = first_sums(group, half, format);
+            }
             for (int quad = 0; quad < QUADS; quad++) {
                 const __m512i x_quad = broadcast_quad(x_group + 4 * quad);
                 for (int p = 0; p < panel_count; p++) {
-                    dots[p] = _mm512_dpbusd_epi32(dots[p], weights[p][quad], x_quad);
+                    dots[p][quad / quads] = _mm512_dpbusd_epi32(dots[p][quad / quads], weights[p][quad], x_quad);
                 }
             }
             for (int p = 0; p < panel_count; p++) {
                 float *sum = out + (size_t)i * out_stride + p * EM_PANEL_ROWS;
-                const __m512 with_group =
-                    add_group(_mm512_loadu_ps(sum), dots[p], group, weight_scales[p], minimums[p], format);
-                _mm512_storeu_ps(sum, with_group);
+                _mm512_storeu_ps(sum, add_group(_mm512_loadu_ps(sum), dots[p], group, &numbers[p], format));
             }
         }
     }
@@ -228,6 +288,42 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     for (int t = 0; t < count; t++) _mm512_storeu_ps(out + t * out_stride, sums[t]);
 }
 
+/* The same with e4m3 weights, whose scales multiply the sums of whole groups. */
+INLINE void e4m3_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
+                      size_t out_stride, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const uint8_t *scales = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+    const float *inputs[FLOAT_ROWS_TOGETHER];
+    __m512 sums[FLOAT_ROWS_TOGETHER];
+    for (int t = 0; t < count; t++) {
+        inputs[t] = x->floats + (size_t)rows[t] * x->columns;
+        sums[t] = _mm512_setzero_ps();
+    }
+    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
+        const int32_t end = x->columns - first < EM_GROUP_COLUMNS ? x->columns : first + EM_GROUP_COLUMNS;
+        const size_t shared = (size_t)(first / EM_GROUP_COLUMNS >> numbers.scale_shift);
+        __m512 partial[FLOAT_ROWS_TOGETHER];
+        for (int t = 0; t < count; t++) partial[t] = _mm512_setzero_ps();
+        for (int32_t column = first; column < end; column++) {
+            const uint8_t *codes = panel + (size_t)column * EM_PANEL_ROWS;
+            if (count == 1 && column % 4 == 0) __builtin_prefetch(codes + FLOAT_BYTES_AHEAD);
+            const __m512 weights = load_e4m3(codes);
+            for (int t = 0; t < count; t++) {
+                partial[t] = _mm512_fmadd_ps(weights, _mm512_set1_ps(inputs[t][column]), partial[t]);
+            }
+        }
+        const __m512 given = load_scales(scales + shared * em_scales_bytes(format), format);
+        const __m512 scale = _mm512_mul_ps(given, _mm512_set1_ps(em_e4m3_unit(format)));
+        for (int t = 0; t < count; t++) sums[t] = _mm512_fmadd_ps(partial[t], scale, sums[t]);
+    }
+    for (int t = 0; t < count; t++) _mm512_storeu_ps(out + t * out_stride, sums[t]);
+}
+
+INLINE void some_float_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
+                            size_t out_stride, int format) {
+    (format == EM_F8 || format == EM_M8 ? e4m3_rows : float_rows)(panel, x, rows, count, out, out_stride, format);
+}
+
 INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
                          int32_t count, float *out, size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
@@ -236,21 +332,24 @@ INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_ac
         float *panel_out = out + (size_t)p * EM_PANEL_ROWS;
         int32_t i = 0;
         for (; i + STEP <= count; i += STEP) {
-            float_rows(panel, x, rows + i, STEP, panel_out + (size_t)i * out_stride, out_stride, format);
+            some_float_rows(panel, x, rows + i, STEP, panel_out + (size_t)i * out_stride, out_stride, format);
         }
-        for (; i < count; i++) float_rows(panel, x, rows + i, 1, panel_out + (size_t)i * out_stride, out_stride, format);
+        for (; i < count; i++) {
+            some_float_rows(panel, x, rows + i, 1, panel_out + (size_t)i * out_stride, out_stride, format);
+        }
     }
 }
 
-#define DEFINE_PANELS(name, format, products)                                                                       \
-    void name(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,               \
-              const int32_t *rows, int32_t count, float *out, size_t out_stride) {                                \
-        products(em_panel(matrix, first, format), panel_count, x, rows, count, out, out_stride, format);          \
+#define DEFINE_PANELS(NAME, name, products)                                                                         \
+    void em_panels_##name##_avx512(const em_matrix *matrix, int32_t first, int32_t panel_count,                    \
+                                   const em_activations *x, const int32_t *rows, int32_t count, float *out,        \
+                                   size_t out_stride) {                                                            \
+        products(em_panel(matrix, first, EM_##NAME), panel_count, x, rows, count, out, out_stride, EM_##NAME);     \
     }
 
-DEFINE_PANELS(em_panels_f32_avx512, EM_F32, float_panels)
-DEFINE_PANELS(em_panels_f16_avx512, EM_F16, float_panels)
-DEFINE_PANELS(em_panels_q8_avx512, EM_Q8, quantised_panels)
-DEFINE_PANELS(em_panels_q4_avx512, EM_Q4, quantised_panels)
-DEFINE_PANELS(em_panels_q4m_avx512, EM_Q4M, quantised_panels)
-DEFINE_PANELS(em_panels_m4_avx512, EM_M4, quantised_panels)
+DEFINE_PANELS(F32, f32, float_panels)
+DEFINE_PANELS(F16, f16, float_panels)
+DEFINE_PANELS(F8, f8, float_panels)
+DEFINE_PANELS(M8, m8, float_panels)
+#define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(NAME, name, quantised_panels)
+EM_QUANTISED_FORMATS(DEFINE_QUANTISED)

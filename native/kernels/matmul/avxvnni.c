@@ -1,53 +1,63 @@
 /* Integer dots with AVX-VNNI, for the panel products of vectors256.h: vpdpbusd multiplies unsigned weights with signed
  * activations and adds the four products of each row to that row's 32-bit sum.
  *
- *   q4    nibbles are unsigned already; the sums start at -8 * sum(x), which is what the nibbles' zero point takes off
- *   q4m   the same from 0; the minimum has its own share of the group's sum
- *   m4    values + 12 are unsigned; the sums start at -12 * sum(x)
- *   q8    w ^ 0x80 is w + 128 as unsigned; the sums start at -128 * sum(x) */
+ *   codes     are unsigned already; the sums start at -zero * sum(x), which takes their zero point off
+ *   tables    have values that are unsigned, with a zero point of their own (em_unsigned_zero)
+ *   8 bits    w ^ 0x80 is w + 128 as unsigned */
 #include <immintrin.h>
 
 #include "quads256.h"
 
 /* The weights of 8 rows x 16 columns as unsigned bytes, one vector per quad of columns, from quad `first` (0 or 4) on. */
 INLINE void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]) {
-    if (format == EM_M4) {
-        unpack_m4(payload, first, weights);
+    if (em_numbers(format).bits == 8) {
+        const __m256i sign = _mm256_set1_epi8((char)0x80);
+        for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
+            weights[quad] = _mm256_xor_si256(load_line(payload, first + quad), sign);
+        }
         return;
     }
-    if (format != EM_Q8) {
-        unpack_nibbles(payload, first, weights);
-        return;
-    }
-    const __m256i sign = _mm256_set1_epi8((char)0x80);
-    for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
-        weights[quad] = _mm256_xor_si256(load_quad(payload, first + quad), sign);
-    }
+    unpack_codes(payload, format, first, weights);
+    if (em_numbers(format).table == EM_TABLE_E2M1) look_up(_mm_setr_epi8(EM_E2M1_UNSIGNED), weights);
+    if (em_numbers(format).table == EM_TABLE_IQ4) look_up(_mm_setr_epi8(EM_IQ4_UNSIGNED), weights);
 }
 
-INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
-                        int format) {
-    (void)group, (void)format;
+INLINE __m256i add_quads(__m256i sums, const __m256i weights[QUADS_TOGETHER], const int8_t *x) {
     for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
-        begun = _mm256_dpbusd_avx_epi32(begun, weights[quad], broadcast_quad(x, quad));
+        sums = _mm256_dpbusd_avx_epi32(sums, weights[quad], broadcast_quad(x, quad));
     }
-    return begun;
+    return sums;
+}
+
+/* Where the sums of a group begin, or of half `half` of it where each has its own. */
+INLINE __m256i start_of(const em_group *group, int half, int format) {
+    const int32_t zero = em_unsigned_zero(format);
+    if (zero == 0 || em_has_half_factors(format)) return _mm256_setzero_si256();
+    return _mm256_set1_epi32(em_numbers(format).halves == 2 ? em_half_start(group, half, zero) : em_start(group, zero));
 }
 
 /* The first half of a group's dots. */
-INLINE __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group, int format) {
-    __m256i sums = _mm256_setzero_si256();
-    if (format == EM_Q8) sums = _mm256_set1_epi32(group->q8_start);
-    if (format == EM_Q4) sums = _mm256_set1_epi32(group->q4_start);
-    if (format == EM_M4) sums = _mm256_set1_epi32(em_m4_start(group));
-    return end_dots(sums, weights, x, group, format);
+INLINE __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group, __m256i factors,
+                          int format) {
+    const __m256i dots = add_quads(start_of(group, 0, format), weights, x);
+    if (!em_has_half_factors(format)) return dots;
+    return _mm256_mullo_epi32(dots, _mm256_srai_epi32(_mm256_slli_epi32(factors, 16), 16));
+}
+
+INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
+                        __m256i factors, int format) {
+    if (em_has_half_factors(format)) {
+        const __m256i dots = add_quads(_mm256_setzero_si256(), weights, x);
+        return _mm256_add_epi32(begun, _mm256_mullo_epi32(dots, _mm256_srai_epi32(factors, 16)));
+    }
+    return add_quads(em_numbers(format).factor == EM_FACTOR_E4M3 ? start_of(group, 1, format) : begun, weights, x);
 }
 
 #include "vectors256.h"
 
-DEFINE_PANELS(em_panels_f32_avxvnni, EM_F32, float_panels)
-DEFINE_PANELS(em_panels_f16_avxvnni, EM_F16, float_panels)
-DEFINE_PANELS(em_panels_q8_avxvnni, EM_Q8, quantised_panels)
-DEFINE_PANELS(em_panels_q4_avxvnni, EM_Q4, quantised_panels)
-DEFINE_PANELS(em_panels_q4m_avxvnni, EM_Q4M, quantised_panels)
-DEFINE_PANELS(em_panels_m4_avxvnni, EM_M4, quantised_panels)
+DEFINE_PANELS(avxvnni, F32, f32, float_panels)
+DEFINE_PANELS(avxvnni, F16, f16, float_panels)
+DEFINE_PANELS(avxvnni, F8, f8, float_panels)
+DEFINE_PANELS(avxvnni, M8, m8, float_panels)
+#define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(avxvnni, NAME, name, quantised_panels)
+EM_QUANTISED_FORMATS(DEFINE_QUANTISED)

@@ -4,10 +4,9 @@
  * bytes with 4 activations, which it takes by itself from one lane of a vector of 16, and adds the four products of
  * each row to that row's 32-bit sum. So a quarter's group of 32 columns is eight of them:
  *
- *   q4    nibbles are 0 to 15, good int8 as they are; the sums start at -8 * sum(x), which takes off their zero point
- *   q4m   the same from 0; the minimum has its own share of the group's sum
- *   m4    one table lookup makes 16 codes the int8 that they stand for
- *   q8    int8 already, -128 too
+ *   codes     of up to 6 bits are good int8 as they are; the sums start at -zero * sum(x), which takes their zero point off
+ *   tables    one lookup makes 16 codes the int8 that they stand for
+ *   8 bits    int8 already, -128 too
  *
  * With one activation row the four quarters are four chains of sums that know nothing of each other, and prefetches run
  * ahead in the stream of panels. With several, the weights of two quarters fill 16 of the 32 registers and serve up to
@@ -23,9 +22,8 @@
 #include "lookahead.h"
 
 enum {
-    QUAD_BYTES = 64, /* 16 rows x 4 columns of int8 */
-    QUADS = 8,       /* of a group */
-    QUARTERS = 4,    /* of a panel, 4 rows each */
+    QUADS = 8,    /* of a group */
+    QUARTERS = 4, /* of a panel, 4 rows each */
     QUARTER_ROWS = EM_PANEL_ROWS / QUARTERS,
     QUARTERS_TOGETHER = 2,
     /* A group's activations of so many rows still lie in a four-way cache when rows are 4096 bytes apart. */
@@ -37,21 +35,38 @@ enum {
     FLOAT_BYTES_AHEAD = 4096,
 };
 
+/* Quad `quad` of a plane of `bits` bits, of which `at` is the first byte of these 4 rows, moved to the bits from `to` on. */
+INLINE uint8x16_t plane_quad(const uint8_t *at, int bits, int quad, int to) {
+    const int from = quad / bits * bits;
+    const uint8x16_t line = vld1q_u8(at + quad % bits * EM_LINE_BYTES);
+    const uint8x16_t moved = vshlq_u8(line, vdupq_n_s8((int8_t)(to - from))); /* to the right, of a negative number */
+    return vandq_u8(moved, vdupq_n_u8((uint8_t)(((1 << bits) - 1) << to)));
+}
+
 /* The weights of 4 rows x 32 columns, one vector per quad of columns. */
 INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t weights[QUADS]) {
-    const uint8_t *at = payload + quarter * (QUAD_BYTES / QUARTERS);
-    if (format == EM_Q8) {
-        for (int quad = 0; quad < QUADS; quad++) weights[quad] = vreinterpretq_s8_u8(vld1q_u8(at + quad * QUAD_BYTES));
+    const uint8_t *at = payload + quarter * (EM_LINE_BYTES / QUARTERS);
+    const int bits = em_numbers(format).bits, low_bits = bits > 4 ? 4 : bits == 3 ? 2 : bits, high_bits = bits - low_bits;
+    const int table = em_numbers(format).table;
+    if (bits == 8) {
+        for (int quad = 0; quad < QUADS; quad++) weights[quad] = vreinterpretq_s8_u8(vld1q_u8(at + quad * EM_LINE_BYTES));
         return;
     }
-    for (int quad = 0; quad < QUADS / 2; quad++) {
-        const uint8x16_t bytes = vld1q_u8(at + quad * QUAD_BYTES);
-        weights[quad] = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
-        weights[quad + QUADS / 2] = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+    if (bits == 4) {
+        for (int quad = 0; quad < QUADS / 2; quad++) {
+            const uint8x16_t bytes = vld1q_u8(at + quad * EM_LINE_BYTES);
+            weights[quad] = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
+            weights[quad + QUADS / 2] = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+        }
     }
-    if (format != EM_M4) return;
-    static const int8_t table[16] = {EM_M4_SIGNED};
-    const int8x16_t values = vld1q_s8(table);
+    for (int quad = 0; bits != 4 && quad < QUADS; quad++) { /* the planes of formats.PLANES; codes of 1 bit are doubled */
+        uint8x16_t codes = plane_quad(at, low_bits, quad, bits == 1);
+        if (high_bits) codes = vorrq_u8(codes, plane_quad(at + low_bits * EM_LINE_BYTES, high_bits, quad, low_bits));
+        weights[quad] = vreinterpretq_s8_u8(codes);
+    }
+    if (table != EM_TABLE_E2M1 && table != EM_TABLE_IQ4) return;
+    static const int8_t e2m1[16] = {EM_E2M1_SIGNED}, iq4[16] = {EM_IQ4_SIGNED};
+    const int8x16_t values = vld1q_s8(table == EM_TABLE_E2M1 ? e2m1 : iq4);
     for (int quad = 0; quad < QUADS; quad++) {
         weights[quad] = vqtbl1q_s8(values, vreinterpretq_u8_s8(weights[quad]));
     }
@@ -59,19 +74,26 @@ INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t we
 
 /* One activation row's part in a group. */
 typedef struct group_input {
-    int8x16_t low, high; /* columns 0-15 and 16-31 */
-    int32x4_t first;     /* where integer sums begin */
+    int8x16_t x[2];     /* columns 0-15 and 16-31 */
+    int32x4_t first[2]; /* where the integer sums of the group, or of its halves, begin */
     float scale, scaled_sum;
+    int32_t half_sums[2];
 } group_input;
 
 INLINE group_input load_input(const int8_t *values, const em_group *group, int format) {
-    return (group_input){
-        .low = vld1q_s8(values),
-        .high = vld1q_s8(values + 16),
-        .first = format == EM_Q4 ? vld1q_dup_s32(&group->q4_start) : vdupq_n_s32(0),
+    const int32_t zero = em_signed_zero(format);
+    group_input in = {
+        .x = {vld1q_s8(values), vld1q_s8(values + EM_HALF_COLUMNS)},
+        .first = {vdupq_n_s32(0), vdupq_n_s32(0)},
         .scale = group->scale,
         .scaled_sum = group->scaled_sum,
+        .half_sums = {group->half_sums[0], group->half_sums[1]},
     };
+    if (zero != 0 && em_numbers(format).halves == 1) in.first[0] = vdupq_n_s32(em_start(group, zero));
+    for (int half = 0; half < 2 && zero != 0 && em_numbers(format).halves == 2; half++) {
+        in.first[half] = vdupq_n_s32(em_half_start(group, half, zero));
+    }
+    return in;
 }
 
 /* Four quads with the 16 activations of their columns. */
@@ -82,62 +104,111 @@ INLINE int32x4_t dot_quads(int32x4_t sums, const int8x16_t weights[QUADS / 2], i
     return vdotq_laneq_s32(sums, weights[3], x, 3);
 }
 
-/* The integer dots of 4 rows. */
-INLINE int32x4_t dot_group(const int8x16_t weights[QUADS], group_input in) {
-    return dot_quads(dot_quads(in.first, weights, in.low), weights + QUADS / 2, in.high);
-}
-
-/* The scales and, of q4m, the minimums of 4 rows. */
+/* The numbers of 4 rows for one group. */
 typedef struct row_numbers {
-    float32x4_t scales;
-    float32x4_t minimums;
+    float32x4_t scales[2], minimum;   /* the second scale is that of the second half, where factors are e4m3 */
+    int32x4_t factors[2], offsets[2]; /* of both halves (em_has_half_factors) */
 } row_numbers;
 
-/* The scales of 4 rows: float16 or, of m4, e8m0 (em_m4_scale_bits). */
-INLINE float32x4_t load_scales(const uint8_t *at, int format) {
-    if (format != EM_M4) return em_load_four_halves(at);
+INLINE int32x4_t load_bytes(const uint8_t *at) {
     uint32_t four;
     memcpy(&four, at, sizeof four);
-    const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
-    const int32x4_t e = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+}
+
+/* 4 bytes of e4m3 as floats divided by 256 (em_e4m3_half_bits). */
+INLINE float32x4_t load_e4m3(const uint8_t *at) {
+    const uint16x4_t code = vmovn_u32(vreinterpretq_u32_s32(load_bytes(at)));
+    const uint16x4_t sign = vshl_n_u16(vand_u16(code, vdup_n_u16(128)), 8);
+    const uint16x4_t rest = vshl_n_u16(vand_u16(code, vdup_n_u16(127)), 7);
+    return vcvt_f32_f16(vreinterpret_f16_u16(vorr_u16(sign, rest)));
+}
+
+/* The scales of 4 rows. */
+INLINE float32x4_t load_scales(const uint8_t *at, int format) {
+    if (em_numbers(format).scale == EM_SCALE_F16) return em_load_four_halves(at);
+    if (em_numbers(format).scale == EM_SCALE_F32) return vreinterpretq_f32_u8(vld1q_u8(at));
+    const int32x4_t e = load_bytes(at); /* em_e8m0_half_bits */
     const int32x4_t normal = vshlq_n_s32(vsubq_s32(e, vdupq_n_s32(1)), 23);
     const int32x4_t below_normal = vshlq_n_s32(vaddq_s32(e, vdupq_n_s32(1)), 21);
     return vreinterpretq_f32_s32(vmaxq_s32(normal, below_normal));
 }
 
-INLINE row_numbers load_numbers(const uint8_t *panel, int32_t group_count, int32_t g, int quarter, int format) {
-    const size_t scales_bytes = em_scales_bytes(format);
-    const uint8_t *at = panel + (size_t)group_count * em_payload_bytes(format) + (size_t)g * scales_bytes +
-                        (size_t)quarter * (scales_bytes / QUARTERS);
-    row_numbers numbers = {load_scales(at, format), vdupq_n_f32(0)};
-    if (format == EM_Q4M) numbers.minimums = em_load_four_halves(at + (size_t)group_count * scales_bytes);
-    return numbers;
+INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int quarter, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const size_t shared = (size_t)(g >> numbers.scale_shift), scales_bytes = em_scales_bytes(format);
+    const uint8_t *scales = panel + at.scales + shared * scales_bytes + (size_t)quarter * (scales_bytes / QUARTERS);
+    const float32x4_t scale = load_scales(scales, format);
+    const int32x4_t none = vdupq_n_s32(0);
+    row_numbers rows = {{scale, scale}, scale, {none, none}, {none, none}};
+    if (numbers.has_minimums) {
+        const size_t bytes = em_minimums_bytes(format);
+        rows.minimum = em_load_four_halves(panel + at.minimums + shared * bytes + (size_t)quarter * (bytes / QUARTERS));
+    }
+    for (int half = 0; half < numbers.halves; half++) {
+        const size_t number = ((size_t)g * numbers.halves + half) * EM_PANEL_ROWS + (size_t)quarter * QUARTER_ROWS;
+        const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
+        if (numbers.factor == EM_FACTOR_INT8) {
+            rows.factors[half] = vshrq_n_s32(vshlq_n_s32(load_bytes(factors), 24), 24);
+            if (numbers.halves == 1) rows.scales[0] = vmulq_f32(scale, vcvtq_f32_s32(rows.factors[0]));
+        } else if (numbers.factor == EM_FACTOR_NIBBLE) {
+            const int32x4_t both = load_bytes(factors);
+            rows.factors[half] = vandq_s32(both, vdupq_n_s32(15));
+            rows.offsets[half] = vshrq_n_s32(both, 4);
+        } else if (numbers.factor == EM_FACTOR_E4M3) {
+            rows.scales[half] = vmulq_f32(scale, vmulq_n_f32(load_e4m3(factors), EM_E4M3_HALVED));
+        }
+        if (numbers.has_offsets && numbers.halves == 1) {
+            rows.minimum = vmulq_f32(rows.minimum, vcvtq_f32_s32(load_bytes(offsets)));
+        }
+    }
+    return rows;
 }
 
-/* `sum` and one group's share. */
-INLINE float32x4_t add_group(float32x4_t sum, int32x4_t dots, group_input in, row_numbers numbers, int format) {
-    sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(numbers.scales, in.scale));
-    return format == EM_Q4M ? vfmaq_n_f32(sum, numbers.minimums, in.scaled_sum) : sum;
+/* `sum` and the share of one group. */
+INLINE float32x4_t add_group(float32x4_t sum, const int8x16_t weights[QUADS], const group_input *in,
+                             const row_numbers *rows, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    int32x4_t dots = dot_quads(in->first[0], weights, in->x[0]);
+    const int last = numbers.factor == EM_FACTOR_E4M3;
+    if (em_has_half_factors(format)) {
+        const int32x4_t second = dot_quads(in->first[1], weights + QUADS / 2, in->x[1]);
+        dots = vmlaq_s32(vmulq_s32(dots, rows->factors[0]), second, rows->factors[1]);
+    } else {
+        if (last) {
+            sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(rows->scales[0], in->scale));
+            dots = in->first[1];
+        }
+        dots = dot_quads(dots, weights + QUADS / 2, in->x[1]);
+    }
+    sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(rows->scales[last], in->scale));
+    if (em_has_half_factors(format) && numbers.has_offsets) {
+        const int32x4_t first = vmulq_n_s32(rows->offsets[0], in->half_sums[0]);
+        const int32x4_t offset = vmlaq_n_s32(first, rows->offsets[1], in->half_sums[1]);
+        return vfmsq_f32(sum, vcvtq_f32_s32(offset), vmulq_n_f32(rows->minimum, in->scale));
+    }
+    if (numbers.has_offsets) return vfmsq_n_f32(sum, rows->minimum, in->scaled_sum);
+    return numbers.has_minimums ? vfmaq_n_f32(sum, rows->minimum, in->scaled_sum) : sum;
 }
 
 /* One activation row times one panel, with prefetches ahead in the stream of panels. */
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
     const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
+    const em_sections at = em_sections_of(format, group_count);
     const em_group *groups = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
     em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, panel_bytes, GROUPS_AHEAD);
     float32x4_t sums[QUARTERS];
     for (int quarter = 0; quarter < QUARTERS; quarter++) sums[quarter] = vdupq_n_f32(0);
     for (int32_t g = 0; g < group_count; g++) {
-        em_prefetch_group(&next, group_count, group_count, format, panel_bytes);
+        em_prefetch_group(&next, format);
         const group_input in = load_input(values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
         for (int quarter = 0; quarter < QUARTERS; quarter++) {
             int8x16_t weights[QUADS];
             unpack(panel + (size_t)g * payload_bytes, quarter, format, weights);
-            const int32x4_t dots = dot_group(weights, in);
-            const row_numbers numbers = load_numbers(panel, group_count, g, quarter, format);
-            sums[quarter] = add_group(sums[quarter], dots, in, numbers, format);
+            const row_numbers numbers = load_numbers(panel, at, g, quarter, format);
+            sums[quarter] = add_group(sums[quarter], weights, &in, &numbers, format);
         }
     }
     for (int quarter = 0; quarter < QUARTERS; quarter++) vst1q_f32(out + quarter * QUARTER_ROWS, sums[quarter]);
@@ -148,6 +219,7 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
                               const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     const size_t payload_bytes = em_payload_bytes(format);
     const int32_t group_count = x->group_count;
+    const em_sections sections = em_sections_of(format, group_count);
     /* Kept apart from `x`, which for all that the compiler knows the stores below might change. */
     const em_group *groups = x->groups + g;
     const int8_t *values = x->values + (size_t)g * EM_GROUP_COLUMNS;
@@ -155,7 +227,7 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
     row_numbers numbers[QUARTERS_TOGETHER];
     for (int i = 0; i < QUARTERS_TOGETHER; i++) {
         unpack(panel + (size_t)g * payload_bytes, first_quarter + i, format, weights[i]);
-        numbers[i] = load_numbers(panel, group_count, g, first_quarter + i, format);
+        numbers[i] = load_numbers(panel, sections, g, first_quarter + i, format);
     }
     out += first_quarter * QUARTER_ROWS;
     for (int32_t row = 0; row < count; row++, out += out_stride) {
@@ -163,7 +235,7 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
         const group_input in = load_input(values + at * EM_GROUP_COLUMNS, groups + at, format);
         for (int i = 0; i < QUARTERS_TOGETHER; i++) {
             float *sum = out + i * QUARTER_ROWS;
-            vst1q_f32(sum, add_group(vld1q_f32(sum), dot_group(weights[i], in), in, numbers[i], format));
+            vst1q_f32(sum, add_group(vld1q_f32(sum), weights[i], &in, &numbers[i], format));
         }
     }
 }
@@ -175,7 +247,7 @@ INLINE void quantised_rows(const uint8_t *panel, const em_activations *x, const 
     em_lookahead next = em_look_ahead(panel, x->group_count, 0, x->group_count, format, panel_bytes, GROUPS_AHEAD);
     for (int32_t row = 0; row < count; row++) memset(out + (size_t)row * out_stride, 0, EM_PANEL_ROWS * sizeof *out);
     for (int32_t g = 0; g < x->group_count; g++) {
-        em_prefetch_group(&next, x->group_count, x->group_count, format, panel_bytes);
+        em_prefetch_group(&next, format);
         for (int quarter = 0; quarter < QUARTERS; quarter += QUARTERS_TOGETHER) {
             add_group_of_rows(panel, x, g, quarter, rows, count, out, out_stride, format);
         }
@@ -239,6 +311,59 @@ INLINE void float_tile(const uint8_t *panel, int panels, const em_activations *x
     }
 }
 
+/* `count` activation rows times a panel of e4m3 weights, whose scales multiply the sums of whole groups. */
+INLINE void e4m3_tile(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
+                      size_t out_stride, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const size_t scales_bytes = em_scales_bytes(format);
+    const uint8_t *scales = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+    const float *inputs[FLOAT_ROWS_TOGETHER];
+    float32x4_t sums[FLOAT_ROWS_TOGETHER][QUARTERS], partial[FLOAT_ROWS_TOGETHER][QUARTERS];
+    for (int t = 0; t < count; t++) {
+        inputs[t] = x->floats + (size_t)rows[t] * x->columns;
+        for (int quarter = 0; quarter < QUARTERS; quarter++) sums[t][quarter] = vdupq_n_f32(0);
+    }
+    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
+        const int32_t end = x->columns - first < EM_GROUP_COLUMNS ? x->columns : first + EM_GROUP_COLUMNS;
+        const uint8_t *shared = scales + (size_t)(first / EM_GROUP_COLUMNS >> numbers.scale_shift) * scales_bytes;
+        for (int t = 0; t < count; t++) {
+            for (int quarter = 0; quarter < QUARTERS; quarter++) partial[t][quarter] = vdupq_n_f32(0);
+        }
+        for (int32_t column = first; column < end; column++) {
+            const uint8_t *codes = panel + (size_t)column * EM_PANEL_ROWS;
+            if (count == 1 && column % 4 == 0) __builtin_prefetch(codes + FLOAT_BYTES_AHEAD);
+            for (int quarter = 0; quarter < QUARTERS; quarter++) {
+                const float32x4_t weights = load_e4m3(codes + quarter * QUARTER_ROWS);
+                for (int t = 0; t < count; t++) {
+                    partial[t][quarter] = vfmaq_n_f32(partial[t][quarter], weights, inputs[t][column]);
+                }
+            }
+        }
+        for (int quarter = 0; quarter < QUARTERS; quarter++) {
+            const float32x4_t given = load_scales(shared + (size_t)quarter * (scales_bytes / QUARTERS), format);
+            const float32x4_t scale = vmulq_n_f32(given, em_e4m3_unit(format));
+            for (int t = 0; t < count; t++) sums[t][quarter] = vfmaq_f32(sums[t][quarter], partial[t][quarter], scale);
+        }
+    }
+    for (int t = 0; t < count; t++) {
+        for (int quarter = 0; quarter < QUARTERS; quarter++) {
+            vst1q_f32(out + (size_t)t * out_stride + quarter * QUARTER_ROWS, sums[t][quarter]);
+        }
+    }
+}
+
+INLINE void e4m3_panels(const uint8_t *panel, int32_t panel_count, const em_activations *x, const int32_t *rows,
+                        int32_t count, float *out, size_t out_stride, int format) {
+    enum { STEP = FLOAT_ROWS_TOGETHER };
+    for (int32_t p = 0; p < panel_count; p++, panel += em_panel_bytes(format, x->columns), out += EM_PANEL_ROWS) {
+        int32_t i = 0;
+        for (; i + STEP <= count; i += STEP) {
+            e4m3_tile(panel, x, rows + i, STEP, out + (size_t)i * out_stride, out_stride, format);
+        }
+        for (; i < count; i++) e4m3_tile(panel, x, rows + i, 1, out + (size_t)i * out_stride, out_stride, format);
+    }
+}
+
 /* `panels` panels, one or FLOAT_PANELS_TOGETHER: four activation rows at a time with one of them, then one with all. */
 INLINE void float_panels_together(const uint8_t *panel, int panels, const em_activations *x, const int32_t *rows,
                                   int32_t count, float *out, size_t out_stride, int format) {
@@ -266,15 +391,16 @@ INLINE void float_panels(const uint8_t *panel, int32_t panel_count, const em_act
     if (panel_count > 0) float_panels_together(panel, 1, x, rows, count, out, out_stride, format);
 }
 
-#define DEFINE_PANELS(name, format, products)                                                                       \
-    void name(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,               \
-              const int32_t *rows, int32_t count, float *out, size_t out_stride) {                                \
-        products(em_panel(matrix, first, format), panel_count, x, rows, count, out, out_stride, format);          \
+#define DEFINE_PANELS(NAME, name, products)                                                                         \
+    void em_panels_##name##_neon(const em_matrix *matrix, int32_t first, int32_t panel_count,                      \
+                                 const em_activations *x, const int32_t *rows, int32_t count, float *out,          \
+                                 size_t out_stride) {                                                              \
+        products(em_panel(matrix, first, EM_##NAME), panel_count, x, rows, count, out, out_stride, EM_##NAME);     \
     }
 
-DEFINE_PANELS(em_panels_f32_neon, EM_F32, float_panels)
-DEFINE_PANELS(em_panels_f16_neon, EM_F16, float_panels)
-DEFINE_PANELS(em_panels_q8_neon, EM_Q8, quantised_panels)
-DEFINE_PANELS(em_panels_q4_neon, EM_Q4, quantised_panels)
-DEFINE_PANELS(em_panels_q4m_neon, EM_Q4M, quantised_panels)
-DEFINE_PANELS(em_panels_m4_neon, EM_M4, quantised_panels)
+DEFINE_PANELS(F32, f32, float_panels)
+DEFINE_PANELS(F16, f16, float_panels)
+DEFINE_PANELS(F8, f8, e4m3_panels)
+DEFINE_PANELS(M8, m8, e4m3_panels)
+#define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(NAME, name, quantised_panels)
+EM_QUANTISED_FORMATS(DEFINE_QUANTISED)

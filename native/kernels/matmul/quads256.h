@@ -8,15 +8,15 @@
 #include "../kernels.h"
 
 enum {
-    QUAD_BYTES = 64, /* 16 rows x 4 columns of int8 */
-    QUADS = 8,       /* of a group */
-    QUADS_TOGETHER = 4, /* half of a group: the low or the high nibbles of its payload */
+    QUADS = 8,          /* of a group */
+    QUADS_TOGETHER = 4, /* half of a group */
 };
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE __m256i load_quad(const uint8_t *payload, int quad) {
-    return _mm256_loadu_si256((const __m256i *)(const void *)(payload + quad * QUAD_BYTES));
+/* Line `line` of a plane, of which `payload` is the first byte of these 8 rows. */
+INLINE __m256i load_line(const uint8_t *payload, int line) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)(payload + line * EM_LINE_BYTES));
 }
 
 /* The activations of a quad's columns, for each of 8 rows. */
@@ -26,20 +26,32 @@ INLINE __m256i broadcast_quad(const int8_t *x, int quad) {
     return _mm256_set1_epi32(four);
 }
 
-/* The nibbles of four quads, from quad `first` (0 or 4) on. */
-INLINE void unpack_nibbles(const uint8_t *payload, int first, __m256i weights[QUADS_TOGETHER]) {
-    const __m256i low_nibbles = _mm256_set1_epi8(15);
-    for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
-        const __m256i bytes = load_quad(payload, quad);
-        weights[quad] = _mm256_and_si256(first ? _mm256_srli_epi16(bytes, 4) : bytes, low_nibbles);
+/* Quad `quad` of a plane of `bits` bits, moved to the bits from `to` on. */
+INLINE __m256i plane_quad(const uint8_t *payload, int bits, int quad, int to) {
+    const int from = quad / bits * bits;
+    const __m256i line = load_line(payload, quad % bits);
+    const __m256i moved = from > to   ? _mm256_srli_epi16(line, from - to)
+                          : from < to ? _mm256_slli_epi16(line, to - from)
+                                      : line;
+    return _mm256_and_si256(moved, _mm256_set1_epi8((char)(((1 << bits) - 1) << to)));
+}
+
+/* The codes of four quads, from quad `first` (0 or 4) on, in the planes of formats.PLANES; those of 1 bit doubled. */
+INLINE void unpack_codes(const uint8_t *payload, int format, int first, __m256i codes[QUADS_TOGETHER]) {
+    const int bits = em_numbers(format).bits, low_bits = bits > 4 ? 4 : bits == 3 ? 2 : bits, high_bits = bits - low_bits;
+    for (int i = 0; i < QUADS_TOGETHER; i++) {
+        codes[i] = plane_quad(payload, low_bits, first + i, bits == 1);
+        if (high_bits) {
+            const __m256i high = plane_quad(payload + low_bits * EM_LINE_BYTES, high_bits, first + i, low_bits);
+            codes[i] = _mm256_or_si256(codes[i], high);
+        }
     }
 }
 
-/* The same for m4, whose values are unsigned bytes then: one shuffle looks up 32 of them. */
-INLINE void unpack_m4(const uint8_t *payload, int first, __m256i weights[QUADS_TOGETHER]) {
-    const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(EM_M4_UNSIGNED));
-    unpack_nibbles(payload, first, weights);
-    for (int quad = 0; quad < QUADS_TOGETHER; quad++) weights[quad] = _mm256_shuffle_epi8(values, weights[quad]);
+/* Looks up the values of codes: one shuffle for 32 of them. */
+INLINE void look_up(__m128i table, __m256i codes[QUADS_TOGETHER]) {
+    const __m256i values = _mm256_broadcastsi128_si256(table);
+    for (int quad = 0; quad < QUADS_TOGETHER; quad++) codes[quad] = _mm256_shuffle_epi8(values, codes[quad]);
 }
 
 #endif

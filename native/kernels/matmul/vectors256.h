@@ -3,9 +3,13 @@
  *
  *   static inline void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]);
  *   static inline __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
- *                                    int format);
+ *                                    __m256i factors, int format);
  *   static inline __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x,
- *                                  const em_group *group, int format);
+ *                                  const em_group *group, __m256i factors, int format);
+ *
+ * What a group has is end_dots's result. Of formats with half factors (em_has_half_factors), `factors` has those of both
+ * halves for each row, as int16, and multiplies dots from which zero points have not been taken off. Where factors are
+ * e4m3, begin_dots has the first half's dots, and end_dots those of the second half alone.
  *
  * A 32-byte vector of a quantised payload holds 8 rows x 4 columns, so a panel has two sides of 8 rows; the 4 activations
  * of those columns are broadcast to every row (vpbroadcastd from memory, a load port only).
@@ -24,7 +28,7 @@
 
 enum {
     SIDE_ROWS = 8,
-    HALF_COLUMNS = EM_GROUP_COLUMNS / 2,
+    SIDE_BYTES = EM_LINE_BYTES / 2,
     ROWS_TOGETHER = 32,
     GROUPS_TOGETHER = 32, /* as many fit the second-level cache well, with their weights; 48 KiB of stack */
     SIDES = 2,
@@ -38,63 +42,122 @@ INLINE __m256 load_halves(const uint8_t *at) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
 }
 
-/* The scales of 8 rows: float16 or, of m4, e8m0 (em_m4_scale_bits). */
+/* 16 bytes of e4m3 of which these are the first or the last 8, as floats divided by 256 (em_e4m3_half_bits). */
+INLINE __m256 load_e4m3(const uint8_t *at) {
+    const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)at);
+    const __m128i words = _mm_srai_epi16(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes), 1);
+    return _mm256_cvtph_ps(_mm_and_si128(words, _mm_set1_epi16((short)0xbfff)));
+}
+
+INLINE __m256i load_bytes(const uint8_t *at) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at));
+}
+
+/* The scales of 8 rows. */
 INLINE __m256 load_scales(const uint8_t *at, int format) {
-    if (format != EM_M4) return load_halves(at);
-    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at));
+    if (em_numbers(format).scale == EM_SCALE_F16) return load_halves(at);
+    if (em_numbers(format).scale == EM_SCALE_F32) return _mm256_loadu_ps((const float *)(const void *)at);
+    const __m256i e = load_bytes(at); /* em_e8m0_half_bits */
     const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
     const __m256i below_normal = _mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(1)), 21);
     return _mm256_castsi256_ps(_mm256_max_epi32(normal, below_normal));
 }
 
-/* `sum` and one group's share. */
-INLINE __m256 add_group(__m256 sum, __m256i dots, const em_group *group, __m256 weight_scale, __m256 minimum,
-                        int format) {
-    const __m256 scale = _mm256_mul_ps(weight_scale, _mm256_set1_ps(group->scale));
-    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scale, sum);
-    if (format == EM_Q4M) sum = _mm256_fmadd_ps(minimum, _mm256_set1_ps(group->scaled_sum), sum);
-    return sum;
+/* Bytes of both halves for 8 rows, those of a row beside each other, as int16. */
+INLINE __m256i load_pairs(const uint8_t *at, int is_signed) {
+    const __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)at);
+    const __m128i second = _mm_loadl_epi64((const __m128i *)(const void *)(at + EM_PANEL_ROWS));
+    const __m128i pairs = _mm_unpacklo_epi8(first, second);
+    return is_signed ? _mm256_cvtepi8_epi16(pairs) : _mm256_cvtepu8_epi16(pairs);
 }
 
-/* Where a group of a panel and its numbers are. */
-typedef struct group_place {
-    const uint8_t *payload;
-    const uint8_t *scales;
-    const uint8_t *minimums;
-} group_place;
+/* The numbers of 8 rows for one group. */
+typedef struct row_numbers {
+    __m256 scales[2], minimum; /* the second scale is that of the second half, where factors are e4m3 */
+    __m256i factors, offsets;  /* of both halves (load_pairs) */
+} row_numbers;
 
-INLINE group_place place_of(const uint8_t *panel, int32_t group_count, int32_t g, int side, int format) {
-    const size_t payload_bytes = em_payload_bytes(format), scales_bytes = em_scales_bytes(format);
-    const size_t numbers = (size_t)g * scales_bytes + (size_t)side * (scales_bytes / 2);
-    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    return (group_place){
-        .payload = panel + (size_t)g * payload_bytes + (size_t)side * (QUAD_BYTES / 2),
-        .scales = scales + numbers,
-        .minimums = scales + (size_t)group_count * scales_bytes + numbers, /* of q4m: as large as scales */
-    };
+INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int side, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const size_t shared = (size_t)(g >> numbers.scale_shift), scales_bytes = em_scales_bytes(format);
+    const size_t number = (size_t)g * numbers.halves * EM_PANEL_ROWS + (size_t)side * SIDE_ROWS;
+    const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
+    row_numbers rows;
+    rows.factors = rows.offsets = _mm256_setzero_si256();
+    const __m256 scale = load_scales(panel + at.scales + shared * scales_bytes + side * (scales_bytes / 2), format);
+    rows.scales[0] = rows.scales[1] = rows.minimum = scale;
+    if (numbers.has_minimums) rows.minimum = load_halves(panel + at.minimums + shared * 32 + (size_t)side * 16);
+    if (numbers.factor == EM_FACTOR_NIBBLE) {
+        const __m256i both = load_pairs(factors, 0);
+        rows.factors = _mm256_and_si256(both, _mm256_set1_epi16(15));
+        rows.offsets = _mm256_srli_epi16(both, 4);
+    } else if (em_has_half_factors(format)) {
+        rows.factors = load_pairs(factors, 1);
+    } else if (numbers.factor == EM_FACTOR_E4M3) {
+        for (int half = 0; half < 2; half++) {
+            const __m256 factor = _mm256_mul_ps(load_e4m3(factors + half * EM_PANEL_ROWS), _mm256_set1_ps(EM_E4M3_HALVED));
+            rows.scales[half] = _mm256_mul_ps(scale, factor);
+        }
+    } else if (numbers.factor == EM_FACTOR_INT8) {
+        const __m256i factor = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)factors));
+        rows.scales[0] = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor));
+    }
+    if (numbers.has_offsets && numbers.halves == 1) {
+        rows.minimum = _mm256_mul_ps(rows.minimum, _mm256_cvtepi32_ps(load_bytes(offsets)));
+    }
+    return rows;
 }
 
-INLINE __m256 load_minimum(group_place at, int format) {
-    return format == EM_Q4M ? load_halves(at.minimums) : _mm256_setzero_ps();
+/* The share of a group in formats with half factors. */
+INLINE __m256 add_halves(__m256 sum, __m256i dots, const em_group *group, const row_numbers *rows, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const __m256 scale = _mm256_set1_ps(group->scale);
+    int32_t both;
+    memcpy(&both, group->half_sums, sizeof both);
+    const __m256i half_sums = _mm256_set1_epi32(both);
+    if (numbers.zero) {
+        const __m256i times = _mm256_set1_epi16(numbers.zero); /* at most 32 * 128 */
+        const __m256i zeros = _mm256_madd_epi16(_mm256_mullo_epi16(rows->factors, times), half_sums);
+        dots = _mm256_sub_epi32(dots, zeros);
+    }
+    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(rows->scales[0], scale), sum);
+    if (!numbers.has_offsets) return sum;
+    const __m256 offset = _mm256_cvtepi32_ps(_mm256_madd_epi16(rows->offsets, half_sums));
+    return _mm256_fnmadd_ps(offset, _mm256_mul_ps(rows->minimum, scale), sum);
+}
+
+/* `sum` and the share of one group. */
+INLINE __m256 add_group(__m256 sum, __m256i begun, __m256i dots, const em_group *group, const row_numbers *rows, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    if (em_has_half_factors(format)) return add_halves(sum, dots, group, rows, format);
+    const __m256 scale = _mm256_set1_ps(group->scale);
+    const int last = numbers.halves - 1;
+    if (last) sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(begun), _mm256_mul_ps(rows->scales[0], scale), sum);
+    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(rows->scales[last], scale), sum);
+    const __m256 scaled_sum = _mm256_set1_ps(group->scaled_sum);
+    if (numbers.has_offsets) return _mm256_fnmadd_ps(rows->minimum, scaled_sum, sum);
+    return numbers.has_minimums ? _mm256_fmadd_ps(rows->minimum, scaled_sum, sum) : sum;
 }
 
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
-    const size_t panel_bytes = em_panel_bytes(format, x->columns);
+    const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count;
+    const em_sections at = em_sections_of(format, group_count);
     const em_group *group = x->groups + (size_t)row * group_count;
     const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
     em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, panel_bytes, GROUPS_AHEAD);
     __m256 sums[SIDES] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int32_t g = 0; g < group_count; g++, group++, values += EM_GROUP_COLUMNS) {
-        em_prefetch_group(&next, group_count, group_count, format, panel_bytes);
+        em_prefetch_group(&next, format);
         for (int side = 0; side < SIDES; side++) {
-            const group_place at = place_of(panel, group_count, g, side, format);
+            const uint8_t *payload = panel + (size_t)g * payload_bytes + (size_t)side * SIDE_BYTES;
+            const row_numbers numbers = load_numbers(panel, at, g, side, format);
             __m256i weights[QUADS_TOGETHER];
-            unpack(at.payload, format, 0, weights);
-            const __m256i begun = begin_dots(weights, values, group, format);
-            unpack(at.payload, format, QUADS_TOGETHER, weights);
-            const __m256i dots = end_dots(begun, weights, values + HALF_COLUMNS, group, format);
-            sums[side] = add_group(sums[side], dots, group, load_scales(at.scales, format), load_minimum(at, format), format);
+            unpack(payload, format, 0, weights);
+            const __m256i begun = begin_dots(weights, values, group, numbers.factors, format);
+            unpack(payload, format, QUADS_TOGETHER, weights);
+            const __m256i dots = end_dots(begun, weights, values + EM_HALF_COLUMNS, group, numbers.factors, format);
+            sums[side] = add_group(sums[side], begun, dots, group, &numbers, format);
         }
     }
     for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
@@ -132,30 +195,34 @@ INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_
             sums[i][side] = first ? _mm256_loadu_ps(sum) : _mm256_setzero_ps();
         }
     }
+    const em_sections at = em_sections_of(format, group_count);
+    const size_t payload_bytes = em_payload_bytes(format);
     const int8_t *values = packed->values;
     const em_group *group = packed->groups;
     for (int32_t g = first; g < first + groups; g++, values += count * EM_GROUP_COLUMNS, group += count) {
-        em_prefetch_group(&next, group_count, groups, format, panel_bytes);
-        const group_place at[SIDES] = {place_of(panel, group_count, g, 0, format),
-                                       place_of(panel, group_count, g, 1, format)};
+        em_prefetch_group(&next, format);
+        const uint8_t *payload = panel + (size_t)g * payload_bytes;
         __m256i weights[SIDES][QUADS_TOGETHER];
-        for (int side = 0; side < SIDES; side++) unpack(at[side].payload, format, 0, weights[side]);
+        row_numbers numbers[SIDES];
+        for (int side = 0; side < SIDES; side++) {
+            unpack(payload + side * SIDE_BYTES, format, 0, weights[side]);
+            numbers[side] = load_numbers(panel, at, g, side, format);
+        }
         for (int32_t i = 0; i < count; i++) {
             for (int side = 0; side < SIDES; side++) {
-                begun[i][side] = begin_dots(weights[side], values + i * EM_GROUP_COLUMNS, group + i, format);
+                begun[i][side] = begin_dots(weights[side], values + i * EM_GROUP_COLUMNS, group + i, numbers[side].factors,
+                                            format);
             }
         }
-        __m256 scales[SIDES], minimums[SIDES];
         for (int side = 0; side < SIDES; side++) {
-            unpack(at[side].payload, format, QUADS_TOGETHER, weights[side]);
-            scales[side] = load_scales(at[side].scales, format);
-            minimums[side] = load_minimum(at[side], format);
+            unpack(payload + side * SIDE_BYTES, format, QUADS_TOGETHER, weights[side]);
         }
         for (int32_t i = 0; i < count; i++) {
-            const int8_t *x = values + i * EM_GROUP_COLUMNS + HALF_COLUMNS;
+            const int8_t *x = values + i * EM_GROUP_COLUMNS + EM_HALF_COLUMNS;
             for (int side = 0; side < SIDES; side++) {
-                const __m256i dots = end_dots(begun[i][side], weights[side], x, group + i, format);
-                sums[i][side] = add_group(sums[i][side], dots, group + i, scales[side], minimums[side], format);
+                const __m256i factors = numbers[side].factors;
+                const __m256i dots = end_dots(begun[i][side], weights[side], x, group + i, factors, format);
+                sums[i][side] = add_group(sums[i][side], begun[i][side], dots, group + i, &numbers[side], format);
             }
         }
     }
@@ -222,6 +289,75 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     }
 }
 
+/* A group of e4m3 weights as floats divided by 256: column beside column. */
+INLINE void decode_e4m3(const uint8_t *codes, int32_t columns, float *weights) {
+    for (int32_t at = 0; at < columns * EM_PANEL_ROWS; at += SIDE_ROWS) _mm256_storeu_ps(weights + at, load_e4m3(codes + at));
+}
+
+/* Adds to `out` what one group, whose scales are `scales`, has for `count` activation rows, at most FLOAT_ROWS_TOGETHER.
+ * The weights are codes or, where `decoded` is not NULL, those. */
+INLINE void add_e4m3_group(const uint8_t *codes, const float *decoded, const __m256 scales[SIDES], const em_activations *x,
+                           int32_t first, int32_t columns, const int32_t *rows, int count, float *out, size_t out_stride) {
+    const float *inputs[FLOAT_ROWS_TOGETHER];
+    __m256 partial[FLOAT_ROWS_TOGETHER][SIDES];
+    for (int t = 0; t < count; t++) {
+        inputs[t] = x->floats + (size_t)rows[t] * x->columns + first;
+        partial[t][0] = partial[t][1] = _mm256_setzero_ps();
+    }
+    for (int32_t column = 0; column < columns; column++) {
+        const size_t at = (size_t)column * EM_PANEL_ROWS;
+        const __m256 low = decoded ? _mm256_loadu_ps(decoded + at) : load_e4m3(codes + at);
+        const __m256 high = decoded ? _mm256_loadu_ps(decoded + at + SIDE_ROWS) : load_e4m3(codes + at + SIDE_ROWS);
+        for (int t = 0; t < count; t++) {
+            const __m256 input = _mm256_set1_ps(inputs[t][column]);
+            partial[t][0] = _mm256_fmadd_ps(low, input, partial[t][0]);
+            partial[t][1] = _mm256_fmadd_ps(high, input, partial[t][1]);
+        }
+    }
+    for (int t = 0; t < count; t++) {
+        for (int side = 0; side < SIDES; side++) {
+            float *sum = out + (size_t)t * out_stride + side * SIDE_ROWS;
+            _mm256_storeu_ps(sum, _mm256_fmadd_ps(partial[t][side], scales[side], _mm256_loadu_ps(sum)));
+        }
+    }
+}
+
+/* Any number of activation rows times one panel of e4m3 weights, whose scales multiply the sums of whole groups. */
+INLINE void e4m3_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
+                       size_t out_stride, int format) {
+    enum { STEP = FLOAT_ROWS_TOGETHER };
+    const size_t scales_bytes = em_scales_bytes(format);
+    const uint8_t *scale_section = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+    for (int32_t i = 0; i < count; i++) memset(out + (size_t)i * out_stride, 0, EM_PANEL_ROWS * sizeof *out);
+    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
+        const int32_t columns = x->columns - first < EM_GROUP_COLUMNS ? x->columns - first : EM_GROUP_COLUMNS;
+        const size_t shared = (size_t)(first / EM_GROUP_COLUMNS >> em_numbers(format).scale_shift);
+        const uint8_t *codes = panel + (size_t)first * EM_PANEL_ROWS, *at = scale_section + shared * scales_bytes;
+        __m256 scales[SIDES];
+        for (int side = 0; side < SIDES; side++) {
+            const __m256 scale = load_scales(at + side * (scales_bytes / 2), format);
+            scales[side] = _mm256_mul_ps(scale, _mm256_set1_ps(em_e4m3_unit(format)));
+        }
+        if (count == 1) {
+            for (int32_t line = 0; line < columns * EM_PANEL_ROWS; line += EM_LINE_BYTES) {
+                __builtin_prefetch(codes + line + FLOAT_BYTES_AHEAD);
+            }
+            add_e4m3_group(codes, NULL, scales, x, first, columns, rows, 1, out, out_stride);
+            continue;
+        }
+        float decoded[EM_GROUP_COLUMNS * EM_PANEL_ROWS];
+        decode_e4m3(codes, columns, decoded);
+        int32_t i = 0;
+        for (; i + STEP <= count; i += STEP) {
+            float *to = out + (size_t)i * out_stride;
+            add_e4m3_group(codes, decoded, scales, x, first, columns, rows + i, STEP, to, out_stride);
+        }
+        for (; i < count; i++) {
+            add_e4m3_group(codes, decoded, scales, x, first, columns, rows + i, 1, out + (size_t)i * out_stride, out_stride);
+        }
+    }
+}
+
 INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
                         size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
@@ -234,14 +370,16 @@ INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int
 INLINE void float_panels(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,
                          const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {
-        float_panel(em_panel(matrix, first + p, format), x, rows, count, out, out_stride, format);
+        const uint8_t *panel = em_panel(matrix, first + p, format);
+        (em_scales_bytes(format) ? e4m3_panel : float_panel)(panel, x, rows, count, out, out_stride, format);
     }
 }
 
-#define DEFINE_PANELS(name, format, products)                                                             \
-    void name(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,      \
-              const int32_t *rows, int32_t count, float *out, size_t out_stride) {                       \
-        products(matrix, first, panel_count, x, rows, count, out, out_stride, format);                   \
+#define DEFINE_PANELS(isa, NAME, name, products)                                                          \
+    void em_panels_##name##_##isa(const em_matrix *matrix, int32_t first, int32_t panel_count,           \
+                                  const em_activations *x, const int32_t *rows, int32_t count, float *out, \
+                                  size_t out_stride) {                                                    \
+        products(matrix, first, panel_count, x, rows, count, out, out_stride, EM_##NAME);                 \
     }
 
 #endif

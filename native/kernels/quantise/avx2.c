@@ -15,13 +15,14 @@ static inline uint32_t largest_bits(__m256i bits) {
     return (uint32_t)_mm_cvtsi128_si32(most);
 }
 
-static inline int32_t sum_bytes(__m256i values) {
+/* The sums of the first and of the last 16 bytes. */
+static inline void sum_halves(__m256i values, int32_t sums[2]) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), values);
-    const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, _MM_SHUFFLE(1, 0, 3, 2)));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, _MM_SHUFFLE(2, 3, 0, 1)));
-    return _mm_cvtsi128_si32(sum);
+    __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    quads = _mm256_add_epi32(quads, _mm256_shuffle_epi32(quads, _MM_SHUFFLE(1, 0, 3, 2)));
+    quads = _mm256_add_epi32(quads, _mm256_shuffle_epi32(quads, _MM_SHUFFLE(2, 3, 0, 1)));
+    sums[0] = _mm_cvtsi128_si32(_mm256_castsi256_si128(quads));
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(quads, 1));
 }
 
 /* A NaN becomes -127: both minimum and maximum give their second operand then. */
@@ -58,8 +59,12 @@ static void quantise_group(const float *input, int8_t *values, em_group *group) 
     const __m256i bytes = rounded(in, largest > 0 ? 127.0f / largest : 0.0f);
     _mm256_storeu_si256((__m256i *)(void *)values, bytes);
     const float scale = largest / 127.0f;
-    const int32_t sum = sum_bytes(bytes);
-    *group = (em_group){.scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .q8_start = -128 * sum};
+    int32_t sums[2];
+    sum_halves(bytes, sums);
+    const int32_t sum = sums[0] + sums[1];
+    *group = (em_group){
+        .scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .half_sums = {(int16_t)sums[0], (int16_t)sums[1]},
+    };
 }
 
 void em_quantise_avx2(const float *input, int32_t columns, int8_t *values, em_group *groups) {

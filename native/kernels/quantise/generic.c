@@ -36,13 +36,16 @@ void em_quantise_generic(const float *input, int32_t columns, int8_t *values, em
         const float found = largest_of(input + start, count);
         const float largest = found < EM_SMALLEST_ACTIVATION ? 0.0f : found;
         const float factor = largest > 0 ? 127.0f / largest : 0.0f;
-        int32_t sum = 0;
+        int32_t sums[2] = {0};
         for (int32_t i = 0; i < EM_GROUP_COLUMNS; i++) {
             values[i] = rounded(i < count ? input[start + i] * factor : 0.0f);
-            sum += values[i];
+            sums[i / EM_HALF_COLUMNS] += values[i];
         }
         const float scale = largest / 127.0f;
-        *groups = (em_group){.scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .q8_start = -128 * sum};
+        const int32_t sum = sums[0] + sums[1];
+        *groups = (em_group){
+            .scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .half_sums = {(int16_t)sums[0], (int16_t)sums[1]},
+        };
     }
 }
 

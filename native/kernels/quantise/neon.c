@@ -39,14 +39,17 @@ static void quantise_group(const float *input, int8_t *values, em_group *group) 
     const float found = load_group(input, in);
     const float largest = found < EM_SMALLEST_ACTIVATION ? 0.0f : found;
     const float factor = largest > 0 ? 127.0f / largest : 0.0f;
-    int32_t sum = 0;
+    int32_t sums[2];
     for (int i = 0; i < VECTORS; i += 4) {
         const int8x16_t bytes = rounded(in + i, factor);
         vst1q_s8(values + VECTOR * i, bytes);
-        sum += vaddlvq_s8(bytes);
+        sums[i / 4] = vaddlvq_s8(bytes);
     }
     const float scale = largest / 127.0f;
-    *group = (em_group){.scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .q8_start = -128 * sum};
+    const int32_t sum = sums[0] + sums[1];
+    *group = (em_group){
+        .scale = scale, .scaled_sum = scale * (float)sum, .q4_start = -8 * sum, .half_sums = {(int16_t)sums[0], (int16_t)sums[1]},
+    };
 }
 
 void em_quantise_neon(const float *input, int32_t columns, int8_t *values, em_group *groups) {

@@ -32,31 +32,59 @@ static inline float half_at(const uint8_t *section, size_t index) {
     return em_half_to_float(half);
 }
 
+static inline float float_at(const uint8_t *section, size_t index) {
+    float value;
+    memcpy(&value, section + 4 * index, sizeof value);
+    return value;
+}
+
+static float e4m3(uint8_t code, float unit) { return em_half_to_float(em_e4m3_half_bits(code)) * unit; }
+
+/* The value of column c of a group, in the quantised formats. */
+static float value_at(const uint8_t *payload, int32_t format, int32_t row, int32_t c) {
+    static const int8_t e2m1[16] = {EM_E2M1_SIGNED}, iq4[16] = {EM_IQ4_SIGNED};
+    const em_format_numbers numbers = em_numbers(format);
+    const int quad = c / 4, byte = row * 4 + c % 4;
+    if (format == EM_Q8) return (float)(int8_t)payload[quad * EM_LINE_BYTES + byte];
+    if (format == EM_Q8M) return (float)(payload[quad * EM_LINE_BYTES + byte] ^ 128);
+    int code = 0;
+    for (int low = 0; low < numbers.bits;) { /* plane by plane: formats.PLANES */
+        const int left = numbers.bits - low, bits = left >= 4 ? 4 : left == 3 ? 2 : left;
+        const uint8_t line = payload[quad % bits * EM_LINE_BYTES + byte];
+        code |= (line >> (quad / bits * bits) & ((1 << bits) - 1)) << low;
+        payload += bits * EM_LINE_BYTES;
+        low += bits;
+    }
+    if (numbers.table == EM_TABLE_E2M1) return e2m1[code];
+    if (numbers.table == EM_TABLE_IQ4) return iq4[code];
+    return numbers.table == EM_TABLE_SIGNS ? (float)(2 * code - 1) : (float)(code - numbers.zero);
+}
+
 /* One weight of row `row` of a panel. */
 static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count, int32_t row, int32_t column) {
-    const size_t at = (size_t)column * EM_PANEL_ROWS + row;
+    const em_format_numbers numbers = em_numbers(format);
+    const size_t at = (size_t)column * EM_PANEL_ROWS + row, group = (size_t)column / EM_GROUP_COLUMNS;
     if (format == EM_F16) return half_at(panel, at);
-    if (format == EM_F32) {
-        float weight;
-        memcpy(&weight, panel + 4 * at, sizeof weight);
-        return weight;
-    }
-    const size_t group = column / EM_GROUP_COLUMNS, payload_bytes = em_payload_bytes(format);
+    if (format == EM_F32) return float_at(panel, at);
+    const em_sections sections = em_sections_of(format, group_count);
     const int32_t c = column % EM_GROUP_COLUMNS;
-    const uint8_t *payload = panel + group * payload_bytes;
-    const uint8_t *scales = panel + (size_t)group_count * payload_bytes;
-    const size_t number = group * EM_PANEL_ROWS + row;
-    const uint8_t pair = payload[c % 16 / 4 * 64 + row * 4 + c % 4];
-    const int32_t nibble = c < 16 ? pair & 15 : pair >> 4;
-    if (format == EM_M4) {
-        static const int8_t doubled[16] = {EM_M4_SIGNED};
-        return (float)doubled[nibble] * em_from_bits((uint32_t)em_m4_scale_bits(scales[number]));
-    }
-    const float scale = half_at(scales, number);
-    if (format == EM_Q8) return (float)(int8_t)payload[c / 4 * 64 + row * 4 + c % 4] * scale;
-    if (format == EM_Q4) return (float)(nibble - 8) * scale;
-    const uint8_t *minimums = scales + (size_t)group_count * EM_PANEL_ROWS * 2;
-    return (float)nibble * scale + half_at(minimums, number);
+    const float value = numbers.floating ? e4m3(panel[at], em_e4m3_unit(format))
+                                         : value_at(panel + group * em_payload_bytes(format), format, row, c);
+    const size_t number = (group >> numbers.scale_shift) * EM_PANEL_ROWS + row;
+    const uint8_t *scales = panel + sections.scales;
+    float scale = numbers.scale == EM_SCALE_F16 ? half_at(scales, number)
+                  : numbers.scale == EM_SCALE_F32
+                      ? float_at(scales, number)
+                      : em_from_bits((uint32_t)em_e8m0_half_bits(scales[number]));
+    const size_t own = (group * numbers.halves + (size_t)(c * numbers.halves / EM_GROUP_COLUMNS)) * EM_PANEL_ROWS + row;
+    const float minimum = numbers.has_minimums ? half_at(panel + sections.minimums, number) : scale;
+    const uint8_t factor = numbers.factor == EM_FACTOR_NONE ? 0 : panel[sections.factors + own];
+    if (numbers.factor == EM_FACTOR_INT8) scale *= (float)(int8_t)factor;
+    if (numbers.factor == EM_FACTOR_NIBBLE) scale *= (float)(factor & 15);
+    if (numbers.factor == EM_FACTOR_E4M3) scale *= e4m3(factor, EM_E4M3_HALVED);
+    if (!numbers.has_offsets) return numbers.has_minimums ? value * scale + minimum : value * scale;
+    const int offset = numbers.factor == EM_FACTOR_NIBBLE ? factor >> 4 : panel[sections.offsets + own];
+    return value * scale - minimum * (float)offset;
 }
 
 static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread) {

@@ -18,7 +18,7 @@ from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import SourceError, StoreError
-from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.model.blocks import LatentAttention
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store

@@ -28,7 +28,7 @@ from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.source import read_slice
 from edgemoe.errors import SourceError, StoreError
-from edgemoe.kernels.formats import Blocks, dequantise
+from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
