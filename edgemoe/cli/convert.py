@@ -21,7 +21,11 @@ KEEP_HELP = "; keep: the smallest that is exact"
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A checkpoint folder, a GGUF file, or a Hugging Face model id.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint folder, a GGUF file, or a Hugging Face model id (for GGUF with :QUANT).",
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder of the new store.")],
     experts: Annotated[
@@ -124,14 +128,20 @@ class Report:
         )
 
     def download(self, download: Download) -> None:
-        """Show how much of a file is downloaded, with the mean rate since the first bytes of this run."""
-        now = time.monotonic()
-        if download.name != self._file:
-            self._file, self._began_s, self._first_bytes = download.name, now, download.done_bytes
+        """Show how much of a file is downloaded, or checked, and the mean rate since the first bytes of this run.
+
+        The time left is that until all files are there.
+        """
+        now, doing = time.monotonic(), "checking" if download.checking else "downloading"
+        title = f"{doing} {download.name}"
+        if title != self._file:
+            self._file, self._began_s, self._first_bytes = title, now, download.done_bytes
         elapsed = now - self._began_s
         rate = (download.done_bytes - self._first_bytes) / elapsed if elapsed > LEAST_SECONDS_FOR_RATE else None
-        left = (download.total_bytes - download.done_bytes) / rate if rate and download.total_bytes else None
-        self._show(f"downloading {download.name}", download.done_bytes, download.total_bytes, rate, left)
+        left = None
+        if rate and download.total_bytes and not download.checking:
+            left = (download.total_bytes - download.done_bytes + download.rest_bytes) / rate
+        self._show(title, download.done_bytes, download.total_bytes, rate, left)
 
     def _show(
         self, title: str, done_bytes: int, total_bytes: int | None, rate: float | None, left_s: float | None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.json_text import json_text
 from edgemoe.cli.terminal.screen import Screen, open_screen
 from edgemoe.errors import UsageError
@@ -34,7 +35,7 @@ def inspect(
     """Show the parts of a store or GGUF file: formats, bits per weight, sizes, experts, and the smallest budget."""
     from edgemoe.session.stores import open_store
 
-    opened = open_store(store)
+    opened = open_store(fetched(store))
     if program:
         sections = list_program(opened, layer)
         if as_json:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from edgemoe.architectures.config import QUANTISED
 from edgemoe.architectures.foreign import is_mxfp4
 from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
-from edgemoe.conversion.formats import FormatChoice, choose_formats, expert_of
+from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice, choose_formats, expert_of
+from edgemoe.conversion.gguf_store import GgufStore
+from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.mxfp4 import join_names
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
+from edgemoe.conversion.source import Source
 from edgemoe.conversion.tailed import without_tails
 from edgemoe.errors import SourceError
 from edgemoe.store.manifest import Manifest
@@ -50,7 +53,8 @@ def forecast_store(
     """Predict the store that `edgemoe convert` would make from a source with these formats.
 
     The source is a folder with a checkpoint, a folder with only its config.json (and its index), the config.json
-    itself, a GGUF file, or a hub id, of which only config, index and headers are fetched. Raises SourceError for a
+    itself, a GGUF file, or a hub id, of which only config, index and headers are fetched. A GGUF model on the hub is
+    forecast as it is opened, unless formats are given or it has to be converted. Raises SourceError for a
     source that cannot be converted, UsageError for an unknown format.
     """
     choice = FormatChoice(experts, dense, head)
@@ -67,9 +71,22 @@ def forecast_store(
         tempfile.TemporaryDirectory(prefix="edgemoe-plan-") as downloads,
         closing(open_source(source, downloads=Path(downloads), side_files=False)) as opened,
     ):
-        manifest, name = plan_conversion(opened, choice, {}).manifest, opened.name
+        name = opened.name
+        if choice == BY_DEFAULT and HubId.of_model(source) and (as_it_is := _opened_as_it_is(opened)) is not None:
+            return Forecast(as_it_is, name, "the header of the file on the hub, opened as it is")
+        manifest = plan_conversion(opened, choice, {}).manifest
     weights = (path,) if path.is_file() else tuple(sorted(path.glob("*.safetensors")))
     return Forecast(Store(path, manifest), name, f"{CONFIG_NAME} and the headers of the weights", weights)
+
+
+def _opened_as_it_is(source: Source) -> Store | None:
+    """The store as which a GGUF model on the hub opens; None for other sources, or one that is to be converted."""
+    from edgemoe.conversion.hub_gguf import HubGgufSource  # a file on this machine needs no hub
+
+    if isinstance(source, HubGgufSource):
+        with suppress(SourceError):
+            return GgufStore.open_file(source.files[0].path)
+    return None
 
 
 def forecast_manifest(config: Mapping[str, Any], names: Iterable[str] | None, choice: FormatChoice) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edgemoe.conversion import hub
 from edgemoe.conversion.folder import FolderSource
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.mxfp4 import join_names, join_pairs
@@ -24,7 +22,7 @@ from edgemoe.kernels.formats import FORMATS
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.every_case import every_case
-from tests.support.hub_server import Repository, hub_server
+from tests.support.hub_server import Repository, hub_server, use_hub
 from tests.support.mxfp4_checkpoints import mxfp4_weights, random_mxfp4, write_packed_checkpoint
 from tests.support.stores import store_weights
 
@@ -205,11 +203,10 @@ def test_scales_without_codes_and_codes_without_scales_are_refused_by_name(tmp_p
 
 def test_each_shard_is_downloaded_once_though_pairs_lie_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_packed_checkpoint(tmp_path / "model", CONFIG, is_packed, apart=True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with hub_server() as server:
         files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
         repository = server.models[MODEL] = Repository(files)
-        monkeypatch.setattr(hub, "HubSource", functools.partial(hub.HubSource, endpoint=server.url))
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
         convert_checkpoint(MODEL, tmp_path / "store")
         for number in (1, 2):
             assert len(repository.gets(f"model-{number}-of-2.safetensors")) == 1

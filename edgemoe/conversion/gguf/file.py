@@ -129,6 +129,11 @@ def read_gguf(path: Path) -> GgufFile:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}.", CHECK_THE_FILE) from error
 
 
+def read_gguf_from(path: Path, file: BinaryIO, size: int) -> GgufFile:
+    """As `read_gguf`, for a file of `size` bytes that is read elsewhere; `path` is its name in messages."""
+    return _Header(path, file, size, 0).parse()
+
+
 class _Header:
     """One pass over a header. All bytes are read through `_take`, which never reads beyond the end of the file."""
 
