@@ -1,8 +1,9 @@
 """How fast this machine reads: its memory, and experts from a disk, the way the engine reads them.
 
-The disk is measured with direct reads of the size of expert records, at random places, several at once, through the
-engine's own reader. So the page cache plays no part; a cache in the disk or in a virtual machine's host does. A pass
-takes a fraction of a second, and its buffers at most `BUFFERS_BYTES`.
+The disk is measured with direct reads of whole expert records, at random places, through the engine's own reader: as
+many threads, which share out records in pieces of the same size, and as many records at once as keep all of them busy.
+So the page cache plays no part; a cache in the disk or in a virtual machine's host does. A pass takes a fraction of a
+second, and its buffers at most `BUFFERS_BYTES`.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ import numpy as np
 
 from edgemoe.bench.roofline import BUFFER_BYTES, PASSES, ReadRate, ReadRates, allocate_buffer
 from edgemoe.errors import UsageError
+from edgemoe.experts.opening import READER_THREADS
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, open_reader
+from edgemoe.kernels.landing import STAGING_BYTES
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.reads import RecordRead
+from edgemoe.kernels.reads import PIECE_BYTES, RecordRead
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store
 
-READERS = (2, 4, 8)
-"""Numbers of reader threads that are tried, to find the fastest for a disk."""
-READS_PER_READER = 2
-"""Reads in flight, so that a reader has its next one when one ends."""
-READ_BYTES_MAX = 4 << 20
-"""A longer record is read in parts of this size: the engine's reader splits records too."""
-BUFFERS_BYTES = READERS[-1] * READS_PER_READER * READ_BYTES_MAX
+PIECES_PER_READER = 2
+"""Pieces of records that are asked for at once, for each reader thread, so that it has its next one when one ends."""
+LEAST_READS = 2
+"""The fewest records that are asked for at once: threads that have no piece of the first one left take the next."""
+READ_BYTES_MAX = 32 << 20
+"""A longer record is read in parts of this size, so that memory is bounded."""
+BUFFERS_BYTES = LEAST_READS * READ_BYTES_MAX
 PASS_SECONDS = 0.35
-DISK_PASSES = 3
+DISK_PASSES = 5
 PROBE_BYTES = 128 << 20
 """Size of the file that is written if there is no store to read from."""
 WRITE_BYTES = 1 << 24
@@ -68,19 +71,21 @@ class DiskRate:
 
 
 class DiskRates:
-    """Measures the rate of the same records repeatedly; no threads run in between. A context manager.
+    """Measures the rate of the same records repeatedly; no threads run in between. A context manager."""
 
-    The first pass finds the number of readers that makes this disk fastest; later passes keep that number.
-    """
+    def __init__(
+        self, places: Sequence[ReadPlace], direct: bool = True, piece_bytes: int = PIECE_BYTES, seed: int = 0
+    ) -> None:
+        """`piece_bytes` are as many as a reader thread reads at a time.
 
-    def __init__(self, places: Sequence[ReadPlace], direct: bool = True, seed: int = 0) -> None:
-        """Raises UsageError if there is nothing to read, ReadError if a file cannot be opened."""
+        Raises UsageError if there is nothing to read, ReadError if a file cannot be opened.
+        """
         self._places = [part for place in places for part in _parts(place)]
         if not self._places:
             raise UsageError("There are no expert records to read: the disk's rate cannot be measured.")
         self._random = random.Random(seed)
         self._read_bytes = max(place.length for place in self._places)
-        self._readers = 0
+        self._piece_bytes = piece_bytes
         self._files = ExpertFiles((place.path for place in places), direct)
 
     @property
@@ -90,18 +95,17 @@ class DiskRates:
 
     def __call__(self) -> DiskRate:
         """Measure one pass. Raises ReadError if a read fails or does not end."""
-        if not self._readers:
-            self._readers = max(READERS, key=self._pass)
-        return DiskRate(self._pass(self._readers), self._read_bytes, self._readers, self._files.direct)
+        return DiskRate(self._pass(), self._read_bytes, READER_THREADS, self._files.direct)
 
-    def _pass(self, readers: int) -> float:
-        """Bytes per second of random records, for `PASS_SECONDS`, with the given number of reader threads."""
-        in_flight = readers * READS_PER_READER
+    def _pass(self) -> float:
+        """Bytes per second of random records, for `PASS_SECONDS`."""
+        pieces = READER_THREADS * PIECES_PER_READER
+        in_flight = max(LEAST_READS, min(pieces, -(-pieces * self._piece_bytes // self._read_bytes)))
         arena = np.frombuffer(allocate_pages(in_flight * self._read_bytes), np.uint8)
         arena[::PAGE_BYTES] = 1  # writing allocates the pages, which the first reads would otherwise wait for
         free = [arena.ctypes.data + number * self._read_bytes for number in range(in_flight)]
         waiting: deque[tuple[int, int]] = deque()  # (ticket, address), the oldest first
-        reader, read_bytes = open_reader(arena, readers), 0
+        reader, read_bytes = open_reader(arena, READER_THREADS, piece_bytes=self._piece_bytes), 0
         try:
             began_s = time.perf_counter()
             while True:
@@ -174,16 +178,21 @@ def probe_places(folder: Path, record_bytes: int) -> Iterator[list[ReadPlace]]:
         yield [ReadPlace(Path(file.name), number * length, length) for number in range(count)]
 
 
-def measure_disk(places: Sequence[ReadPlace]) -> DiskRate:
+def piece_bytes_of(store: Store) -> int:
+    """How many bytes of a store's records a reader thread reads at a time."""
+    return STAGING_BYTES if store.staging_bytes else PIECE_BYTES
+
+
+def measure_disk(places: Sequence[ReadPlace], piece_bytes: int = PIECE_BYTES) -> DiskRate:
     """The median of several passes; takes about two seconds. Raises ReadError and UsageError as `DiskRates`."""
-    with DiskRates(places) as rates:
+    with DiskRates(places, piece_bytes=piece_bytes) as rates:
         passes = [rates() for _ in range(DISK_PASSES)]
     return replace(passes[0], bytes_per_s=statistics.median(one.bytes_per_s for one in passes))
 
 
 def measure_store_disk(store: Store) -> DiskRate:
     """Rate at which experts of a store are read from its disk."""
-    return measure_disk(store_places(store))
+    return measure_disk(store_places(store), piece_bytes_of(store))
 
 
 def measure_folder_disk(folder: Path, record_bytes: int) -> DiskRate:
