@@ -22,7 +22,7 @@ from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, S
 from edgemoe.bench.peers import Peer
 from edgemoe.bench.plan import HitRateAssumption, assume_traced, assume_uniform
 from edgemoe.bench.protocol import Start, Worker, start_process
-from edgemoe.bench.rates import DiskRates, piece_bytes_of, store_places
+from edgemoe.bench.rates import DiskRates
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
 from edgemoe.bench.speed import MachineRates, work_of_model
@@ -31,6 +31,7 @@ from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.options import DEFAULTS, EngineOptions
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.errors import UsageError
+from edgemoe.experts.read_rate import piece_bytes_of, store_places
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.trace import read_trace

@@ -13,7 +13,6 @@ import random
 import statistics
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,18 +25,21 @@ import numpy as np
 from edgemoe.bench.roofline import BUFFER_BYTES, PASSES, ReadRate, ReadRates, allocate_buffer
 from edgemoe.errors import UsageError
 from edgemoe.experts.opening import READER_THREADS
+from edgemoe.experts.read_rate import (
+    LEAST_READS,
+    ReadPlace,
+    piece_bytes_of,
+    read_rate,
+    reads_at_once,
+    store_places,
+)
 from edgemoe.io.direct import allocate_pages
-from edgemoe.io.reads import ExpertFiles, open_reader
-from edgemoe.kernels.landing import STAGING_BYTES
+from edgemoe.io.reads import ExpertFiles
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.reads import PIECE_BYTES, RecordRead
+from edgemoe.kernels.reads import PIECE_BYTES
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store
 
-PIECES_PER_READER = 2
-"""Pieces of records that are asked for at once, for each reader thread, so that it has its next one when one ends."""
-LEAST_READS = 2
-"""The fewest records that are asked for at once: threads that have no piece of the first one left take the next."""
 READ_BYTES_MAX = 32 << 20
 """A longer record is read in parts of this size, so that memory is bounded."""
 BUFFERS_BYTES = LEAST_READS * READ_BYTES_MAX
@@ -46,16 +48,6 @@ DISK_PASSES = 5
 PROBE_BYTES = 128 << 20
 """Size of the file that is written if there is no store to read from."""
 WRITE_BYTES = 1 << 24
-READ_TIMEOUT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class ReadPlace:
-    """A range of a file, in whole pages, for one read."""
-
-    path: Path
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ class DiskRates:
 
         Raises UsageError if there is nothing to read, ReadError if a file cannot be opened.
         """
-        self._places = [part for place in places for part in _parts(place)]
+        self._places = [part for place in places for part in place.cut(READ_BYTES_MAX)]
         if not self._places:
             raise UsageError("There are no expert records to read: the disk's rate cannot be measured.")
         self._random = random.Random(seed)
@@ -99,30 +91,9 @@ class DiskRates:
 
     def _pass(self) -> float:
         """Bytes per second of random records, for `PASS_SECONDS`."""
-        pieces = READER_THREADS * PIECES_PER_READER
-        in_flight = max(LEAST_READS, min(pieces, -(-pieces * self._piece_bytes // self._read_bytes)))
-        arena = np.frombuffer(allocate_pages(in_flight * self._read_bytes), np.uint8)
-        arena[::PAGE_BYTES] = 1  # writing allocates the pages, which the first reads would otherwise wait for
-        free = [arena.ctypes.data + number * self._read_bytes for number in range(in_flight)]
-        waiting: deque[tuple[int, int]] = deque()  # (ticket, address), the oldest first
-        reader, read_bytes = open_reader(arena, READER_THREADS, piece_bytes=self._piece_bytes), 0
-        try:
-            began_s = time.perf_counter()
-            while True:
-                while free and (not read_bytes or time.perf_counter() - began_s < PASS_SECONDS):
-                    place, address = self._random.choice(self._places), free.pop()
-                    descriptor = self._files.descriptor(place.path)
-                    read = RecordRead(descriptor, place.offset, place.length, address)
-                    waiting.append((reader.submit([read], demand=True)[0], address))
-                    read_bytes += place.length
-                if not waiting:
-                    return read_bytes / (time.perf_counter() - began_s)
-                ticket, address = waiting.popleft()
-                reader.wait(ticket, READ_TIMEOUT_SECONDS)
-                reader.release(ticket)
-                free.append(address)
-        finally:
-            reader.close()  # first, since its threads may still be reading into the arena
+        reads = reads_at_once(self._read_bytes, self._piece_bytes)
+        memory = np.frombuffer(allocate_pages(reads * self._read_bytes), np.uint8)
+        return read_rate(self._files, self._places, memory, self._piece_bytes, PASS_SECONDS, self._random)
 
     def close(self) -> None:
         """Close the files. Closing twice is harmless."""
@@ -135,23 +106,6 @@ class DiskRates:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def store_places(store: Store) -> list[ReadPlace]:
-    """Places of all expert records of a store, or of the whole pages around each part of one."""
-    paths, records = store.expert_paths, store.manifest.records
-    if records.places is None:
-        return [ReadPlace(paths[record.file], record.offset, record.length) for record in records]
-    places = records.places
-    sizes = np.concatenate([store.manifest.layouts[number].parts["bytes"] for number in records.layout])
-    found = []
-    for file, offset, size in zip(places.file.tolist(), places.offset.tolist(), sizes.tolist(), strict=True):
-        first = offset // PAGE_BYTES * PAGE_BYTES
-        last = min(
-            round_up(offset + size, PAGE_BYTES), store.manifest.expert_files[file].bytes // PAGE_BYTES * PAGE_BYTES
-        )
-        found.append(ReadPlace(paths[file], first, last - first))
-    return [place for place in found if place.length > 0]
 
 
 def file_places(paths: Iterable[Path], record_bytes: int) -> list[ReadPlace]:
@@ -176,11 +130,6 @@ def probe_places(folder: Path, record_bytes: int) -> Iterator[list[ReadPlace]]:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         yield [ReadPlace(Path(file.name), number * length, length) for number in range(count)]
-
-
-def piece_bytes_of(store: Store) -> int:
-    """How many bytes of a store's records a reader thread reads at a time."""
-    return STAGING_BYTES if store.staging_bytes else PIECE_BYTES
 
 
 def measure_disk(places: Sequence[ReadPlace], piece_bytes: int = PIECE_BYTES) -> DiskRate:
@@ -221,8 +170,3 @@ def _timed(pool: ThreadPoolExecutor, parts: Sequence[np.ndarray[tuple[int, ...],
     for done in [pool.submit(np.bitwise_or.reduce, part) for part in parts]:
         done.result()
     return time.perf_counter() - began_s
-
-
-def _parts(place: ReadPlace) -> Iterator[ReadPlace]:
-    for start in range(0, place.length, READ_BYTES_MAX):
-        yield ReadPlace(place.path, place.offset + start, min(READ_BYTES_MAX, place.length - start))

@@ -10,16 +10,16 @@ import pytest
 from edgemoe.bench import rates
 from edgemoe.bench.rates import (
     DiskRates,
-    ReadPlace,
     measure_disk,
     measure_folder_disk,
     measure_memory,
     measure_store_disk,
     probe_places,
-    store_places,
 )
 from edgemoe.errors import ReadError, UsageError
+from edgemoe.experts import read_rate
 from edgemoe.experts.opening import READER_THREADS
+from edgemoe.experts.read_rate import ReadPlace, store_places
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store
@@ -83,8 +83,8 @@ class MadeUpDisk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> MadeUpDisk:
     made_up = MadeUpDisk()
-    monkeypatch.setattr(rates, "open_reader", made_up.open)
-    monkeypatch.setattr(rates, "time", made_up.clock())
+    monkeypatch.setattr(read_rate, "open_reader", made_up.open)
+    monkeypatch.setattr(read_rate, "time", made_up.clock())
     return made_up
 
 
