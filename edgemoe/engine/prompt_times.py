@@ -37,7 +37,7 @@ LEAST_TOKENS = 128
 chunk of fewer, if chunks may have as many."""
 FASTEST_PRODUCTS_PER_S, FASTEST_DISK_BYTES_PER_S = 1e12, 5e9
 """Rates beyond those of laptops."""
-LEAST_PROBED_SECONDS = 1.0
+LEAST_PROBED_SECONDS = 0.5
 """A prompt that takes less at those rates is not probed for, so that a probe is a small part of any prompt's time."""
 PROBED_LEAST, PROBED_MOST = 0.7, 2.0
 """The range of a prompt's time around what a probe says."""
@@ -204,25 +204,22 @@ class PromptTimes:
             if found is not None:
                 self._probed = PromptRates(self._work.token_products / found[0], found[1])
 
-    def learn(self, chunk: Chunk, seconds: float) -> None:
-        """Take in the time of a chunk that was run."""
-        if chunk.tokens < min(LEAST_TOKENS, self._work.chunk_tokens) or seconds <= 0:
-            return
-        if self._noted is None and seconds >= LEAST_PROBED_SECONDS:
+    def learn(self, ran: Sequence[tuple[Chunk, float]]) -> None:
+        """Take in the chunks of a long prompt, with their times, and keep the rates for the next start."""
+        if self._noted is None:
             self._probe_now()
-        before = self._noted or self._probed
-        if before is not None:
-            self._noted = before.corrected(chunk, seconds)
-
-    def keep(self) -> None:
-        """Keep the rates for the next start."""
-        if self._note is None or self._noted is None:
-            return
-        noted = self._notes()
-        noted.pop(self._settings, None)  # so that it comes last
-        disk = self._noted.disk_bytes_per_s
-        noted[self._settings] = [self._noted.token_s, disk if math.isfinite(disk) else None]
-        self._note.write({"rates": dict(list(noted.items())[-MOST_NOTED:])})
+        # Without a probe, as where chunks are so small that it had no memory, all time is taken for that of computing.
+        rates = self._noted or self._probed or PromptRates(math.inf, math.inf)
+        for chunk, seconds in ran:
+            if chunk.tokens >= min(LEAST_TOKENS, self._work.chunk_tokens):
+                rates = rates.corrected(chunk, seconds)
+        self._noted = rates
+        if self._note is not None:
+            noted = self._notes()
+            noted.pop(self._settings, None)  # so that it comes last
+            disk = rates.disk_bytes_per_s
+            noted[self._settings] = [rates.token_s, disk if math.isfinite(disk) else None]
+            self._note.write({"rates": dict(list(noted.items())[-MOST_NOTED:])})
 
     def _notes(self) -> dict[str, Any]:
         noted = self._note.read().get("rates") if self._note is not None else None
@@ -246,14 +243,11 @@ class PromptRun:
         self.estimate = estimate
         """Its time, told before it begins; None where it is short, or nothing is known."""
         self._times = times
-        self._left = list(chunks)
-        self._seconds = 0.0
+        self._chunks = chunks
+        self._seconds: list[float] = []
 
     def ran_chunk(self, seconds: float) -> None:
         """Note the time of the next chunk, which has been run."""
-        if not self._left:
-            return
-        self._seconds += seconds
-        self._times.learn(self._left.pop(0), seconds)
-        if not self._left and self._seconds >= LONG_SECONDS:
-            self._times.keep()
+        self._seconds.append(seconds)
+        if len(self._seconds) == len(self._chunks) and sum(self._seconds) >= LONG_SECONDS:
+            self._times.learn(list(zip(self._chunks, self._seconds, strict=True)))

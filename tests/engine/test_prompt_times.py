@@ -154,13 +154,18 @@ def test_a_prompt_that_ends_early_or_was_short_keeps_nothing(tmp_path: Path) -> 
     prompt.ran_chunk(4.9)
     prompt.ran_chunk(51.2)  # more than the prompt has
     assert not note.path.exists()
+    times = machine.times(note)
+    prompt = times.begin(2048)
+    prompt.ran_chunk(1.0)
+    prompt.ran_chunk(3.9)
+    assert times.begin(1024).estimate == PromptEstimate(1024, PROBED_LEAST * 51.2, PROBED_MOST * 51.2)
 
 
 def test_without_a_probe_or_a_place_for_files_it_learns_all_the_same() -> None:
     machine = Machine()
     times = PromptTimes(WORK, "here", None, lambda: 0, lambda: None)
     assert machine.run(times, 1024) is None
-    assert machine.run(times, 1024) is None
+    assert machine.run(times, 1024) == PromptEstimate.about(1024, 51.2)
     times = machine.times(None)
     assert machine.run(times, 1024) == PromptEstimate(1024, PROBED_LEAST * 51.2, PROBED_MOST * 51.2)
     assert machine.run(times, 1024) == PromptEstimate.about(1024, 51.2)
