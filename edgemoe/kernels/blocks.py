@@ -48,7 +48,7 @@ class Blocks:
 
     @property
     def numbers(self) -> tuple[npt.NDArray[np.generic] | None, ...]:
-        """What multiplies or moves values: scales, minimums, factors, offsets."""
+        """The numbers that multiply or move values: scales, minimums, factors, offsets."""
         return self.scales, self.minimums, self.factors, self.offsets
 
     def rows(self, chosen: npt.NDArray[np.int64] | slice) -> Blocks:

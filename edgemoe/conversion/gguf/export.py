@@ -189,8 +189,10 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
     try:
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
-        # Several families may share an architecture, and no file says in how many parts a checkpoint had a table.
-        if replace(in_one_part(back), family=spec.family) != in_one_part(spec):
+        # Several families may share an architecture, and no file says in how many parts a checkpoint had a table, or
+        # what it is that ends the context.
+        back = replace(in_one_part(back), family=spec.family, positions_limit=spec.positions_limit)
+        if back != in_one_part(spec):
             yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")
