@@ -57,7 +57,7 @@ class Panels(NamedTuple):
 
 
 def panels_of(matrix: Matrix) -> Panels:
-    """What the functions of this module take as a matrix."""
+    """A matrix as the functions of this module take it."""
     fmt: Format = matrix.format
     data = matrix.data.reshape(panel_count(matrix.rows), -1)
     share = min(fmt.scale_columns // GROUP_COLUMNS, group_count(matrix.columns))
@@ -169,7 +169,7 @@ def _load_scales(matrix: Panels, panel: int, scales: Floats) -> None:
 
 @jit
 def _load_numbers(matrix: Panels, panel: int, scales: Floats, factors: Floats, offsets: Floats) -> None:
-    """What multiplies the dots of each part of each group, and what the sums of activations: `(groups, parts, 16)`.
+    """The factors of the dots of each part of each group, and what the sums of activations: `(groups, parts, 16)`.
 
     `scales` is `(2, shared groups * 16)`, to be overwritten: scales and minimums.
     """
