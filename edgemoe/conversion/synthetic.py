@@ -42,8 +42,9 @@ from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import UsageError
 from edgemoe.kernels.blocks import Blocks
-from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import E2M1_DOUBLED, E8M0_ONE, FORMATS, Format, group_count
+from edgemoe.kernels.row_types import BLOCK_FORMATS
 from edgemoe.model.spec import ModelSpec
 
 GENERATOR = 1

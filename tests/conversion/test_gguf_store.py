@@ -19,7 +19,7 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.errors import ReadError, SourceError, StoreError
 from edgemoe.experts.loading import load_experts
 from edgemoe.kernels.formats import Matrix
-from edgemoe.kernels.landing import ROW_TYPES
+from edgemoe.kernels.row_types import ROW_TYPES
 from edgemoe.session.stores import open_store
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
