@@ -56,9 +56,8 @@ class FormatChoice:
     head: str | None = None
     """The format of the matrix that gives the logits, if it is not that of other dense weights."""
 
-    def check(self, keep: bool = True) -> None:
-        """Raises UsageError, naming the parameter, for an unknown format; `keep`: whether `KEEP` is one."""
-        names = (*TARGETS, KEEP) if keep else TARGETS
+    def check(self, names: Sequence[str] = (*TARGETS, KEEP)) -> None:
+        """Raises UsageError, naming the parameter, for a format that is not one of these names."""
         for parameter, value in vars(self).items():
             if value is not None and value not in names:
                 raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")

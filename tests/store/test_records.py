@@ -204,7 +204,7 @@ def _biases(offset: int, format_name: str = "f32") -> dict[str, Any]:
         (lambda d: _sections(d)[1].update(offset=1 << 20), "section down ends at byte .*, beyond the record's"),
         (lambda d: _sections(d)[1].update(offset=8001), "section down: expected at a multiple of 64 bytes, found at"),
         (lambda d: _sections(d)[0].update(offset=64), "section gate_up: expected at byte 0, found at byte 64"),
-        (lambda d: _sections(d)[0].update(format="q5"), "is an unknown format 'q5'"),
+        (lambda d: _sections(d)[0].update(format="q7"), "is an unknown format 'q7'"),
         (
             lambda d: _sections(d)[0].update(name="gate"),
             "sections gate_up, down or up, down, with or without biases, found gate, down",
