@@ -17,7 +17,8 @@ from edgemoe.conversion.synthetic import synthesise
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_export import EXPRESSIBLE
 from tests.peers.test_llama_cpp import agreement, llama_cpp_logits
-from tests.support.checkpoints import write_checkpoint
+from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.gguf_files import write_gguf
 
 pytestmark = pytest.mark.peer
 
@@ -67,13 +68,24 @@ def test_as_near_to_floats_as_llama_cpp(mix: str, model: str, floats: dict[str, 
     compare(mix, quantised(floats[model], tmp_path / "m.gguf", (FILE_TYPES | OTHERS)[mix]), tmp_path)
 
 
-@pytest.mark.parametrize("experts", ["nv4", "m4", "q1"])
-def test_types_that_llama_cpp_reads_but_does_not_make(experts: str, tmp_path: Path) -> None:
-    """NVFP4 among them, whose matrices have a scale in a tensor beside them."""
-    store = synthesise("tiny", tmp_path / "store", experts=experts)
-    path = export_gguf(Store.open(store), tmp_path / "m.gguf", name="m")
-    assert ("blk.0.ffn_up_exps.scale" in tensors_of(path)) == (experts == "nv4")
-    compare(experts, path, tmp_path)
+def test_scales_of_whole_matrices(tmp_path: Path) -> None:
+    """NVFP4, which llama.cpp reads and does not make; the scale of each expert stands in a tensor beside them."""
+    config = wide_config()
+    write_checkpoint(tmp_path / "wide", config, dtype="F32")
+    random = np.random.default_rng(8)
+    beside = {
+        f"blk.{layer}.ffn_{matrix}_exps.scale": random.uniform(0.5, 8, config["num_experts"]).astype(np.float32)
+        for layer in range(config["num_hidden_layers"])
+        for matrix in ("gate", "up", "down")
+    }
+    kinds = {"_exps.weight": "NVFP4", ".": "F32"}
+    path = write_gguf(tmp_path / "m.gguf", config, read_tensors(tmp_path / "wide"), kinds=kinds, beside=beside)
+    store = Store.open(edgemoe.convert(path, tmp_path / "store"))
+    exported = export_gguf(store, tmp_path / "back.gguf", name="back", tokenizer=False)
+    compare("nv4", exported, tmp_path)
+    given, back = tensors_of(path), tensors_of(exported)
+    for name, tensor in given.items():
+        assert "_exps" not in name or content(back[name]) == content(tensor)
 
 
 def compare(label: str, path: Path, folder: Path) -> None:
