@@ -61,7 +61,7 @@ class PromptEstimate:
 
 @dataclass(frozen=True)
 class PromptRates:
-    """The rates of a machine for the prompts of a model."""
+    """The rates at which a machine runs the prompts of a model."""
 
     token_s: float
     """Seconds in which a token is computed."""
@@ -89,7 +89,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptWork:
-    """The work of prompts within a memory plan."""
+    """The work of a model's prompts within a memory plan."""
 
     token_products: float
     """Multiply-adds of a token in all layers, with every weight that it needs."""

@@ -29,7 +29,7 @@ class StoreNote:
         self._marks = {kind: version, "store": digest}
 
     def read(self) -> dict[str, Any]:
-        """The fields that were written, unchecked; empty without a note of this store."""
+        """The data that was written, unchecked; empty without a note of this store."""
         try:
             with self.path.open("rb") as file:
                 text = file.read(MOST_BYTES + 1)

@@ -263,7 +263,7 @@ DEFAULT_ON = (
     TURNS
     + "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% else %}<think>{% endif %}"
 )
-"""The switch of Qwen3.5, and, by another name, of Kimi from K2.5 on."""
+"""The switch of Qwen3.5 and, by another name, of Kimi from K2.5 on."""
 DEFAULT_OFF = (
     "{% if not thinking is defined %}{% set thinking = false %}{% endif %}" + TURNS
     + "{% if not thinking %}</think>{% else %}<think>{% endif %}"
@@ -275,12 +275,12 @@ EFFORT_IN_MACRO = (
     "[effort {{ reasoning_effort }}]{%- endmacro -%}{{ begin() }}"
     "{% for m in messages if m.thinking %}[analysis]{{ m.thinking }}{% endfor %}" + TURNS
 )
-"""The switch of gpt-oss, whose messages have an attribute of the other switch's name."""
+"""The effort of gpt-oss, whose messages have an attribute of the other switch's name."""
 EFFORT_OR_NONE = (
     "{%- set reasoning_effort = reasoning_effort if reasoning_effort is defined and reasoning_effort is not none"
     " else 'none' %}[effort {{ reasoning_effort }}]" + TURNS
 )
-"""The switch of Mistral Small 4."""
+"""The effort of Mistral Small 4."""
 BUDGET = "{% if thinking_budget is defined %}[budget {{ thinking_budget }}]{% endif %}" + TURNS
 
 
