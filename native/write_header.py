@@ -32,6 +32,7 @@ from edgemoe.kernels.formats import (
 from edgemoe.kernels.grids import GRIDS
 from edgemoe.kernels.marks import SHAPED
 from edgemoe.kernels.native import structures as st
+from edgemoe.kernels.row_types import ROW_TYPES, Factors, RowType
 
 WHOLE_ROW_GROUPS = 1 << 30
 """More groups than a row has."""
@@ -107,6 +108,8 @@ def _enumeration() -> list[str]:
         ),
         *_macro("EM_FORMATS(FORMAT)", [f"FORMAT({_numbers(fmt)})" for fmt in FORMATS.values()]),
         "",
+        *_row_types(),
+        "",
         "/* Positions in a page of the KV cache. */",
         f"enum {{ EM_PAGE_TOKENS = {op.PAGE_TOKENS} }};",
         "",
@@ -149,6 +152,29 @@ def _numbers(fmt: Format) -> str:
         round(-math.log2(fmt.factor_unit)),
     )
     return f"{fmt.name.upper()}, {fmt.name}, {', '.join(map(str, numbers))}"
+
+
+def _row_types() -> list[str]:
+    """Return the types of rows that land."""
+    members = [f"EM_ROWS_{name} = {number}" for number, name in enumerate(ROW_TYPES)]
+    factors = (f"EM_FACTORS_{word.upper()}" for word in get_args(Factors))
+    return [
+        "/* Types of numbers in files (edgemoe/kernels/row_types.py): rows of floats, or of blocks. */",
+        f"typedef enum em_rows {{ {', '.join(members)}, EM_ROWS_COUNT = {len(members)} }} em_rows;",
+        f"enum {{ {', '.join(factors)} }};",
+        "",
+        "/* TYPE(NAME, ...) for each of them; the numbers that follow are those of em_row_type. */",
+        *_macro("EM_ROW_TYPES(TYPE)", [f"TYPE({_row_numbers(kind)})" for kind in ROW_TYPES.values()]),
+    ]
+
+
+def _row_numbers(kind: RowType) -> str:
+    """The arguments of a type in `EM_ROW_TYPES`."""
+    planes = [number for plane in kind.planes for number in plane]
+    planes += [0] * (6 - len(planes))
+    own = (kind.columns, kind.bytes, kind.scale, kind.minimum)
+    factors = f"EM_FACTORS_{kind.factors.upper()}", kind.factors_at
+    return ", ".join(map(str, (kind.name, f"EM_{kind.twin.upper()}", *own, *factors, *planes)))
 
 
 def _choices(made: st.Made) -> list[str]:

@@ -12,6 +12,10 @@ from edgemoe.cli.convert import FORMATS_HELP, Report
 from edgemoe.cli.export import write_gguf
 from edgemoe.conversion.shapes import SHAPES
 
+DRAWN_HELP = (
+    f"{FORMATS_HELP}; or one of GGUF's types: q5, q5m, q2k, q3k, q4k, q5k, q6k, iq4nl, iq4xs, nv4, tq2, q2 or q1"
+)
+
 
 def synth(
     shape: Annotated[str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.")],
@@ -29,7 +33,7 @@ def synth(
     experts: Annotated[
         str | None,
         typer.Option(
-            "--experts", metavar="FORMAT", help=f"Weight format of the experts: {FORMATS_HELP}.", show_default="q4"
+            "--experts", metavar="FORMAT", help=f"Weight format of the experts: {DRAWN_HELP}.", show_default="q4"
         ),
     ] = None,
     dense: Annotated[
@@ -39,6 +43,15 @@ def synth(
         ),
     ] = None,
     head: shared.HeadOption = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            "--mix",
+            metavar="MIX",
+            help="Formats of all matrices, as llama.cpp's quantiser chooses them:"
+            " q2_k, q3_k_m, q4_k_m, q5_k_m, q6_k or iq4_xs.",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -70,6 +83,7 @@ def synth(
                 experts=experts,
                 dense=dense,
                 head=head,
+                mix=mix,
                 force=force,
                 progress=Report(bar, "making").conversion,
             )

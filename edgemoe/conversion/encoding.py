@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.conversion.carrying import carry
 from edgemoe.errors import EdgemoeError, SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise, pack
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import E2M1_DOUBLED, E4M3, E8M0_HALVED, E8M0_NAN, GROUP_COLUMNS, Format
+from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
 from edgemoe.quant.quantise import quantise
 
 _DAMAGED = "Was the checkpoint damaged? Download it again."
@@ -37,7 +38,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         return Encoded(vector.view(np.uint8), 0.0, _sum_of_squares(vector))
     if isinstance(rows, Blocks):
         _check_blocks(rows, tensor)
-        carried = _carry(rows, fmt)
+        carried = carry(rows, fmt)
         values = dequantise(rows)
         if rows.format.scale == "e8m0":
             _check_finite(values, tensor)  # finite scales have weights beyond float32
@@ -55,35 +56,6 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
     if fmt.name == "f32":
         return Encoded(pack(blocks), 0.0, squared_weight)
     return Encoded(pack(blocks), _sum_of_squares(dequantise(blocks) - values), squared_weight)
-
-
-def _carry(blocks: Blocks, fmt: Format) -> Blocks | None:
-    """Convert blocks to another format bit for bit; None if that format cannot represent them."""
-    source = blocks.format.name
-    if source == fmt.name:
-        return blocks
-    if source == "q4" and fmt.name == "q8":
-        return Blocks(fmt, blocks.values.astype(np.int8) - np.int8(8), blocks.scales)
-    if source == "q4" and fmt.name == "q4m":
-        assert blocks.scales is not None
-        with np.errstate(over="ignore"):
-            minimums = blocks.scales * np.float16(-8)
-        return Blocks(fmt, blocks.values, blocks.scales, minimums) if np.isfinite(minimums).all() else None
-    if source == "m4" and fmt.name == "q8":
-        return _m4_as_q8(blocks, fmt)
-    return None
-
-
-def _m4_as_q8(blocks: Blocks, fmt: Format) -> Blocks | None:
-    """Convert m4 to q8 exactly; None if a scale is beyond float16. The scale of a group of zeros may be any."""
-    values, wanted = E2M1_DOUBLED[blocks.values], E8M0_HALVED[blocks.scales]
-    with np.errstate(over="ignore"):
-        scales = wanted.astype(np.float16)
-    starts = np.arange(0, values.shape[1], GROUP_COLUMNS)
-    zeros = ~np.logical_or.reduceat(values != 0, starts, axis=1)
-    if not (zeros | (scales == wanted)).all():
-        return None
-    return Blocks(fmt, values, np.where(zeros, np.float16(0), scales))
 
 
 def _check_blocks(blocks: Blocks, tensor: str) -> None:

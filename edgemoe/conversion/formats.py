@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgemoe.errors import UsageError
-from edgemoe.kernels.file_rows import BLOCK_FORMATS
+from edgemoe.conversion.carrying import common_format
+from edgemoe.errors import SourceError, UsageError
 from edgemoe.kernels.formats import FORMATS, Format
+from edgemoe.kernels.row_types import BLOCK_FORMATS
 from edgemoe.quant.quantise import TARGETS
 from edgemoe.store.manifest import is_table
 
@@ -55,9 +56,8 @@ class FormatChoice:
     head: str | None = None
     """The format of the matrix that gives the logits, if it is not that of other dense weights."""
 
-    def check(self, keep: bool = True) -> None:
-        """Raises UsageError, naming the parameter, for an unknown format; `keep`: whether `KEEP` is one."""
-        names = (*TARGETS, KEEP) if keep else TARGETS
+    def check(self, names: Sequence[str] = (*TARGETS, KEEP)) -> None:
+        """Raises UsageError, naming the parameter, for a format that is not one of these names."""
         for parameter, value in vars(self).items():
             if value is not None and value not in names:
                 raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")
@@ -100,7 +100,7 @@ def choose_formats(
 
     `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Gate
     and up, which the store keeps as one matrix, get one format. Experts of a layer may get unlike ones: each keeps the
-    quantised blocks that it comes with.
+    quantised blocks that it comes with. Raises SourceError for gate and up in blocks that no format holds.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -118,21 +118,28 @@ def choose_formats(
         option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
         if names == [head]:
             option = choice.head or choice.dense
-        of_names = {dtypes[name] for name in names}
-        carried = _carried(of_names)
+        carried = _carried(names, dtypes) if option in (None, KEEP) else None
         if option == KEEP:
-            option = carried or ("f16" if of_names == {"F16"} else "f32")
+            option = carried or ("f16" if {dtypes[name] for name in names} == {"F16"} else "f32")
         formats |= dict.fromkeys(names, FORMATS[option or carried or default])
     return formats
 
 
-def _carried(dtypes: Iterable[str]) -> str | None:
-    """The smallest format that holds the quantised blocks without loss; None if some tensors are not quantised."""
-    names = {BLOCK_FORMATS.get(dtype) for dtype in dtypes}
-    if None in names:
+def _carried(names: Sequence[str], dtypes: Mapping[str, str]) -> str | None:
+    """The smallest format that holds the quantised blocks of one matrix without loss; None if some are not quantised.
+
+    Raises SourceError where there is no such format.
+    """
+    types = sorted({dtypes[name] for name in names})
+    if not all(name in BLOCK_FORMATS for name in types):
         return None
-    if len(names) == 1:
-        return names.pop()
-    if names == {"q4", "q4m"}:
-        return "q4m"
-    return "q8"  # holds q4 and m4 exactly; q4m and another in one matrix only occur in unusual mixtures
+    found = common_format(BLOCK_FORMATS[name] for name in types)
+    if found is None:
+        layer = expert_of(names[0])
+        parameter = "experts" if layer else "dense"
+        raise SourceError(
+            f"{names[0]}: expected blocks that one format holds exactly, as {' and '.join(names)} share a matrix; found"
+            f" {' and '.join(types)}.",
+            f"Name the format that they are rounded to, such as `{parameter}=q8`.",
+        )
+    return found

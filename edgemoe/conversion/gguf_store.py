@@ -34,8 +34,9 @@ from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
-from edgemoe.kernels.landing import ROW_TYPES, TWINS, time_mark
+from edgemoe.kernels.landing import TWINS, time_mark
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.row_types import ROW_TYPES
 from edgemoe.process import start_threads
 from edgemoe.store.dense import DenseValue
 from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
@@ -242,6 +243,7 @@ def _manifest(source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -
     first, lengths = [0], []
     file_of: list[int] = []
     offset_of: list[int] = []
+    scale_of: list[float] = []
     for record in planned.records:
         layout = planned.layouts[record.layout]
         names = [name for name in PARTS if f"{record.name}.{name}" in slices]
@@ -252,6 +254,7 @@ def _manifest(source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -
         of_record.append(layouts.setdefault(landing, len(layouts)))
         file_of += [numbers[part.path] for part in found]
         offset_of += [part.offset for part in found]
+        scale_of += [part.scale for part in found]
         lengths.append(sum(part.bytes for part in found))
         first.append(len(file_of))
     file, offset, firsts = np.array(file_of, np.int32), np.array(offset_of, np.int64), np.array(first, np.int64)
@@ -262,7 +265,7 @@ def _manifest(source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -
         length=np.array(lengths, np.int64),
         layout=np.array(of_record, np.int32),
         crc32c=None,
-        places=PartPlaces(firsts, file, offset),
+        places=PartPlaces(firsts, file, offset, np.array(scale_of, np.float32)),
     )
     return replace(
         planned,

@@ -17,8 +17,8 @@ from edgemoe.conversion.formats import FormatChoice, choose_formats, class_of, e
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
-from edgemoe.kernels.file_rows import BLOCK_FORMATS
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
+from edgemoe.kernels.row_types import BLOCK_FORMATS
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import RecordLayout, packed_layout
 from edgemoe.store.manifest import Manifest

@@ -16,17 +16,16 @@ Tokens must be routed as differently as those of a trained model, or a benchmark
 To measure decoding, give such a model tokens: what it generates may go in circles, and where the head is the
 embedding it repeats one token, since nothing answers a token's own row better than itself.
 
-For q8, q4, q4m or m4 the blocks themselves are drawn at random, so no quantisation search or rounding takes place.
+For formats of blocks these themselves are drawn at random (`random_blocks.py`), so no quantisation search or rounding
+takes place. A mix gives the formats of llama.cpp's quantised files (`mixes.py`).
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,24 +34,25 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
-from edgemoe.conversion.formats import DEFAULT_DENSE, DEFAULT_EXPERTS, FormatChoice, choose_formats
+from edgemoe.conversion.formats import BY_DEFAULT, DEFAULT_DENSE, DEFAULT_EXPERTS, FormatChoice, choose_formats
+from edgemoe.conversion.mixes import check_mix, mix_formats
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.conversion.progress import Callback
+from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import UsageError
-from edgemoe.kernels.blocks import Blocks
-from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows
-from edgemoe.kernels.formats import E2M1_DOUBLED, E8M0_ONE, FORMATS, Format, group_count
+from edgemoe.kernels.file_rows import Rows
+from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.row_types import BLOCK_FORMATS, TYPE_NAMES
 from edgemoe.model.spec import ModelSpec
+from edgemoe.quant.quantise import TARGETS
 
 GENERATOR = 1
 """Counts up when the same seed begins to give other weights."""
 
-_COUNTER_BYTES = 32
-"""Bytes that the generator gives for each step of its counter."""
-
-_DTYPES = {name: dtype for dtype, name in BLOCK_FORMATS.items()}
+_DRAWN = (*TARGETS, *(name for name in TYPE_NAMES if name not in TARGETS))
+"""The formats that weights are drawn in."""
 
 
 def synthesise(
@@ -64,43 +64,53 @@ def synthesise(
     experts: str | None = None,
     dense: str | None = None,
     head: str | None = None,
+    mix: str | None = None,
     force: bool = False,
     progress: Callback | None = None,
 ) -> Path:
     """A store of random weights in the shape of that name (`SHAPES`) at `destination`; returns its path.
 
     `layers` keeps only the first that many of the shape's layers, for machines that have no room for all. `experts`,
-    `dense` and `head` name formats, by default q4, q8 and that of `dense`. Interruptions, a full disk, `force` and what
-    stands at the destination are treated as by `convert_checkpoint`. Raises UsageError or StoreError.
+    `dense` and `head` name formats, by default q4, q8 and that of `dense`; `mix` names all of them (`MIXES`).
+    Interruptions, a full disk, `force` and what stands at the destination are treated as by `convert_checkpoint`.
+    Raises UsageError or StoreError.
     """
-    choice = FormatChoice(experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE, head)
-    choice.check(keep=False)
-    source = SyntheticSource(shape, seed, choice, layers)
+    if mix is not None:
+        check_mix(mix, experts, dense, head)
+        choice = BY_DEFAULT
+    else:
+        choice = FormatChoice(experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE, head)
+        choice.check(_DRAWN)
+    source = SyntheticSource(shape, seed, choice, layers, mix)
     return convert_source(lambda downloads: source, destination, choice=choice, force=force, progress=progress)
 
 
 class SyntheticSource:
     """A checkpoint of random weights (see `Source`). Raises UsageError for an unknown shape or too many `layers`."""
 
-    def __init__(self, shape: str, seed: int, choice: FormatChoice, layers: int | None = None) -> None:
+    def __init__(
+        self, shape: str, seed: int, choice: FormatChoice, layers: int | None = None, mix: str | None = None
+    ) -> None:
         if shape not in SHAPES:
             raise UsageError(f"{shape!r}: unknown shape; expected one of {', '.join(SHAPES)}.")
         self.config: Mapping[str, Any] = SHAPES[shape] if layers is None else _first_layers(shape, layers)
         part = shape if layers is None else f"the first {layers} layers of {shape}"
         self.name = f"random weights of {part}, seed {seed}"
-        identity = [GENERATOR, seed, *vars(choice).values(), dict(self.config)]
+        identity = [GENERATOR, seed, *vars(choice).values(), dict(self.config), *([mix] if mix else [])]
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._seed = seed
         spec = model_spec(self.config)
         shapes = checkpoint_shapes(self.config)
         formats = choose_formats(spec.tensors(), dict.fromkeys(spec.tensors(), "F32"), choice)
+        if mix is not None:
+            formats = mix_formats(mix, spec, formats)
         self._tensors: dict[str, TensorInfo] = {}
         self._deviations: dict[str, float] = {}
         for name, place in resolve(self.config, shapes).items():
             layer = name.split(".")[1] if name.startswith("layers.") else None
             shard = f"layer {layer}" if layer else "embedding and head"
             chosen = formats[name]
-            dtype = _DTYPES.get(chosen.name, "F32") if chosen else "F32"
+            dtype = TYPE_NAMES[chosen.name] if chosen and chosen.name in BLOCK_FORMATS.values() else "F32"
             self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
             self._deviations[place.tensor] = _deviation(spec, name, shapes[place.tensor][-1])
 
@@ -121,7 +131,7 @@ class SyntheticSource:
         deviation = self._deviations[tensor]
         if info.dtype not in BLOCK_FORMATS:
             return _draw_floats(key, rows, columns, deviation)
-        return _draw_blocks(key, rows, columns, deviation, FORMATS[BLOCK_FORMATS[info.dtype]])
+        return draw_blocks(key, rows, columns, deviation, FORMATS[BLOCK_FORMATS[info.dtype]])
 
     def read_columns(
         self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
@@ -180,67 +190,8 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     return 1 / math.sqrt(columns)
 
 
-def _draw_bytes(key: str, rows: slice, row_bytes: int) -> npt.NDArray[np.uint8]:
-    """Random bytes `(rows, row_bytes)`, the same for a row whichever rows are drawn with it.
-
-    Source: Philox 4x64, Salmon et al. 2011, as NumPy has it.
-    """
-    steps = -(-row_bytes // _COUNTER_BYTES)
-    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-    generator = np.random.Philox(key=number, counter=rows.start * steps)
-    count = rows.stop - rows.start
-    words = generator.random_raw(count * steps * (_COUNTER_BYTES // 8))
-    drawn: npt.NDArray[np.uint8] = np.asarray(words).view(np.uint8).reshape(count, steps * _COUNTER_BYTES)
-    return drawn[:, :row_bytes]
-
-
 def _draw_floats(key: str, rows: slice, columns: int, deviation: float) -> npt.NDArray[np.float32]:
     """Evenly distributed weights of that standard deviation: each of 65536 values, half of them below zero."""
-    drawn = np.ascontiguousarray(_draw_bytes(key, rows, 2 * columns)).view(np.uint16)
+    drawn = np.ascontiguousarray(draw_bytes(key, rows, 2 * columns)).view(np.uint16)
     step = np.float32(deviation * math.sqrt(12) / 65536)
     return (drawn.astype(np.float32) - np.float32(32767.5)) * step
-
-
-def _draw_blocks(key: str, rows: slice, columns: int, deviation: float, fmt: Format) -> Blocks:
-    """Blocks of weights of that standard deviation: normal within a group, with scales that differ from group to group.
-
-    Scales are whole numbers of at most seven bits times a power of two, so that q4m's minimum of -7.5 scales, which
-    makes its mean zero, is a float16 exactly. m4's are one of two neighbouring powers of two, in such shares that the
-    mean of their squares is right.
-    """
-    table, level_deviation = _levels(fmt.name)
-    stored = _draw_bytes(key + " values", rows, columns).tobytes().translate(table)
-    values = np.frombuffer(stored, np.int8 if fmt.name == "q8" else np.uint8).reshape(-1, columns)
-    drawn_scales = _draw_bytes(key + " scales", rows, group_count(columns))
-    if fmt.name == "m4":
-        exponent = math.floor(math.log2(deviation / level_deviation))
-        share = ((deviation / level_deviation) ** 2 / 4.0**exponent - 1) / 3  # of the larger
-        return Blocks(fmt, values, (exponent + E8M0_ONE + (drawn_scales < 256 * share)).astype(np.uint8))
-    mantissa, exponent = math.frexp(deviation / level_deviation)
-    middle = round(mantissa * 64)  # 32 to 64
-    spread = (drawn_scales & 31).astype(np.float32) - 16
-    scales = np.ldexp(middle + spread, exponent - 6).astype(np.float16)
-    minimums = scales * np.float16(-7.5) if fmt.has_minimums else None
-    return Blocks(fmt, values, scales, minimums)
-
-
-@functools.cache
-def _levels(format_name: str) -> tuple[bytes, float]:
-    """The stored integer that each byte stands for, and the standard deviation of a weight whose scale is 1.
-
-    Bytes are equal parts of a normal distribution, from its lowest to its highest; the two of the same distance from
-    the middle stand for weights of opposite sign.
-    """
-    normal = statistics.NormalDist()
-    quantiles = np.array([normal.inv_cdf((byte + 0.5) / 256) for byte in range(256)])
-    quantiles /= quantiles[-1]
-    if format_name == "q4m":
-        nibbles = np.floor(8 + 7.5 * quantiles)
-        return nibbles.astype(np.uint8).tobytes(), float(np.std(nibbles))
-    if format_name == "m4":
-        numbers = E2M1_DOUBLED / 2
-        codes = np.abs(6 * quantiles[:, None] - numbers).argmin(axis=1)
-        return codes.astype(np.uint8).tobytes(), float(np.std(numbers[codes]))
-    whole = np.rint(quantiles * (127 if format_name == "q8" else 7))
-    stored = whole.astype(np.int8) if format_name == "q8" else (whole + 8).astype(np.uint8)
-    return stored.tobytes(), float(np.std(whole))

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from edgemoe.architectures import Tail, tail_in
 from edgemoe.conversion.source import FLOAT_DTYPES, Source, TensorInfo
 from edgemoe.kernels.blocks import Blocks, dequantise
-from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows
+from edgemoe.kernels.file_rows import Rows
+from edgemoe.kernels.row_types import BLOCK_FORMATS
 
 Floats = npt.NDArray[np.float32]
 

@@ -83,6 +83,7 @@ def record_table(store: Store, files: ExpertFiles) -> tuple[Records, object]:
     of_parts = np.zeros(len(table.places.file), PLACE)
     of_parts["offset"], of_parts["descriptor"] = table.places.offset, descriptors[table.places.file]
     of_parts["modified_ns"] = np.array([store.modified_ns(file) for file in range(len(descriptors))])[table.places.file]
+    of_parts["scale"] = table.places.scale
     layouts = [layout.parts for layout in store.manifest.layouts]
     places["part_count"][rows] = np.diff(table.places.first)
     places["parts"][rows] = np.array([parts.ctypes.data for parts in layouts])[table.layout]

@@ -49,6 +49,8 @@ class PartPlace(Protocol):
     def offset(self) -> int: ...
     @property
     def modified_ns(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
 
 
 class RecordTable(Protocol):
@@ -325,5 +327,5 @@ def record_read(record: Record, address: int, descriptor: Callable[[Path], int])
     """The request for a record, which lands at an address; `descriptor` is that of an open file."""
     if record.parts is None:
         return RecordRead(descriptor(record.path), record.offset, record.length, address, record.crc32c)
-    rows = [(place.offset, place.modified_ns, descriptor(place.path), 0) for place in record.places]
+    rows = [(place.offset, place.modified_ns, descriptor(place.path), place.scale) for place in record.places]
     return RecordRead(-1, 0, record.length, address, record.crc32c, record.parts, np.array(rows, PLACE))

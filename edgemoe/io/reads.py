@@ -267,7 +267,7 @@ def _land(read: _Read, staging: memoryview) -> Failure | None:
             data = np.frombuffer(staging, np.uint8)[skipped : skipped + size]
             if asked.crc32c is not None:
                 crc = crc32c(data, crc)
-            if not land(part, begin, data, slot):
+            if not land(part, begin, data, slot, float(place["scale"])):
                 return NOT_FINITE
             done += size
     return None if asked.crc32c in (None, crc) else NOT_AS_WRITTEN

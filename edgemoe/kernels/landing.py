@@ -10,18 +10,18 @@ A part lands in steps of whole panels, from a staging buffer that each reader th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.blocks import Blocks, pack
-from edgemoe.kernels.file_rows import BLOCK_FORMATS, decode_rows, row_bytes
+from edgemoe.kernels.file_rows import decode_rows, scaled
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
+from edgemoe.kernels.row_types import BLOCK_FORMATS, ROW_TYPES, row_bytes
 
-RowType = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"]
-ROW_TYPES: tuple[str, ...] = get_args(RowType)
+_TYPES = tuple(ROW_TYPES)
 """The types of rows that land, by their numbers in C (`em_rows`)."""
 
 TWINS: dict[str, tuple[str, ...]] = {
@@ -53,9 +53,9 @@ PART = np.dtype(
 )
 """`em_part`: a part's bytes in the file, and its place, sizes and format in the slot."""
 
-PLACE = np.dtype([("offset", np.int64), ("modified_ns", np.int64), ("descriptor", np.int32), ("reserved", np.int32)])
+PLACE = np.dtype([("offset", np.int64), ("modified_ns", np.int64), ("descriptor", np.int32), ("scale", np.float32)])
 """`em_place`: where a part lies, in an open file whose time of modification has a mark (`time_mark`) that is compared,
-unless it is negative."""
+unless it is negative; and what multiplies all blocks of a type whose scale is that of a whole row (NVFP4)."""
 
 Parts = npt.NDArray[np.void]
 Places = npt.NDArray[np.void]
@@ -80,14 +80,14 @@ def part_of_matrix(
     """The element of `PART` for a matrix of rows that becomes panels of a format with that type's weights."""
     assert fmt in TWINS[row_type]
     size = rows * row_bytes(row_type, columns)
-    fields = (size, place, panel_stride, PANELS, ROW_TYPES.index(row_type), FORMATS[fmt].code, rows, columns, 0)
+    fields = (size, place, panel_stride, PANELS, _TYPES.index(row_type), FORMATS[fmt].code, rows, columns, 0)
     return np.array([fields], PART)
 
 
 def part_of_vector(row_type: str, elements: int, place: int) -> npt.NDArray[np.void]:
     """The element of `PART` for a vector of floats."""
     size = row_bytes(row_type, elements)
-    return np.array([(size, place, 0, VECTOR, ROW_TYPES.index(row_type), FORMATS["f32"].code, elements, 1, 0)], PART)
+    return np.array([(size, place, 0, VECTOR, _TYPES.index(row_type), FORMATS["f32"].code, elements, 1, 0)], PART)
 
 
 def staging_bytes(parts: Parts) -> int:
@@ -107,12 +107,14 @@ def steps(part: np.void, room: int) -> Iterator[Step]:
         yield Step(begin, min(step, size - begin))
 
 
-def land(part: np.void, begin: int, data: npt.NDArray[np.uint8], slot: npt.NDArray[np.uint8]) -> bool:
-    """Land the bytes of one step of a part, which begin at its byte `begin`, in a slot.
+def land(
+    part: np.void, begin: int, data: npt.NDArray[np.uint8], slot: npt.NDArray[np.uint8], scale: float = 1.0
+) -> bool:
+    """Land the bytes of one step of a part, which begin at its byte `begin`, in a slot; `scale` is that of its place.
 
     Returns whether all its weights are finite.
     """
-    row_type, fmt = ROW_TYPES[part["type"]], FORMATS[_FORMAT_NAMES[int(part["format"])]]
+    row_type, fmt = _TYPES[part["type"]], FORMATS[_FORMAT_NAMES[int(part["format"])]]
     place, unit = int(part["place"]), _unit_bytes(part)
     number = begin // unit  # of the first panel, or of the first 16 elements
     if part["landing"] == VECTOR:
@@ -125,7 +127,8 @@ def land(part: np.void, begin: int, data: npt.NDArray[np.uint8], slot: npt.NDArr
         return bool(np.isfinite(values).all())
     rows = decode_rows(data.reshape(-1, row_bytes(row_type, int(part["columns"]))), row_type)
     if isinstance(rows, Blocks):
-        blocks, finite = rows, rows.finite
+        blocks = scaled(rows, scale)
+        finite = blocks.finite
     else:
         finite = bool(np.isfinite(rows).all())
         with np.errstate(invalid="ignore"):
@@ -140,4 +143,4 @@ def land(part: np.void, begin: int, data: npt.NDArray[np.uint8], slot: npt.NDArr
 def _unit_bytes(part: np.void) -> int:
     """Bytes of what lands by itself: the rows of a panel, or 16 elements of a vector."""
     columns = int(part["columns"])
-    return PANEL_ROWS * row_bytes(ROW_TYPES[part["type"]], columns)
+    return PANEL_ROWS * row_bytes(_TYPES[part["type"]], columns)

@@ -34,6 +34,8 @@ class PartPlace(NamedTuple):
     offset: int
     modified_ns: int
     """The time of the file's last modification; -1 where it is not compared."""
+    scale: float
+    """What multiplies all of its blocks, where their type leaves that open (NVFP4)."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,9 @@ class Store:
             return None, ()
         numbers = range(places.first[row], places.first[row + 1])
         found = (
-            PartPlace(self.expert_paths[file], int(places.offset[number]), self.modified_ns(file))
+            PartPlace(
+                self.expert_paths[file], int(places.offset[number]), self.modified_ns(file), float(places.scale[number])
+            )
             for number in numbers
             for file in (int(places.file[number]),)
         )

@@ -50,6 +50,8 @@ class PartPlaces:
     """Number of the expert file that holds the part `(M,)`."""
     offset: npt.NDArray[np.int64]
     """Byte of the file at which the part begins `(M,)`."""
+    scale: npt.NDArray[np.float32]
+    """What multiplies all blocks of the part, where its type leaves that open (NVFP4) `(M,)`."""
 
 
 class Record(NamedTuple):

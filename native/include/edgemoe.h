@@ -185,18 +185,6 @@ EM_API int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece
 /* Drops queued requests, waits for reads under way, joins the threads. */
 EM_API void em_reader_destroy(em_reader *reader);
 
-/* Types of numbers in files, as GGUF has them: rows of floats, or of blocks of 32 columns. */
-typedef enum em_rows {
-    EM_ROWS_F32 = 0,
-    EM_ROWS_F16 = 1,
-    EM_ROWS_BF16 = 2,
-    EM_ROWS_Q8_0 = 3,
-    EM_ROWS_Q4_0 = 4,
-    EM_ROWS_Q4_1 = 5,
-    EM_ROWS_MXFP4 = 6,
-    EM_ROWS_COUNT = 7
-} em_rows;
-
 /* What the bytes of a part become: a vector of float32, filled up with zeros to a multiple of 16 elements; or the panels
  * of a matrix. */
 typedef enum em_landing { EM_VECTOR = 0, EM_PANELS = 1 } em_landing;
@@ -221,7 +209,7 @@ typedef struct em_place {
     int64_t offset;
     int64_t modified_ns;
     int32_t descriptor;
-    int32_t reserved;
+    float scale; /* what all blocks are multiplied by, of a type whose scale is that of a row (NVFP4); elsewhere unused */
 } em_place;
 
 /* One request: read `length` bytes at `offset` into `destination`, which must stay valid until the request is done or

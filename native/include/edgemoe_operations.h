@@ -74,6 +74,34 @@ enum { EM_GRID_NONE, EM_GRID_IQ2XXS, EM_GRID_IQ2XS, EM_GRID_IQ2S, EM_GRID_IQ3XXS
     FORMAT(IQ1S, iq1s, 0, 1, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3) \
     FORMAT(IQ1M, iq1m, 0, 1, EM_SCALE_WORDS, 3, 0, EM_FACTOR_INNER, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3)
 
+/* Types of numbers in files (edgemoe/kernels/row_types.py): rows of floats, or of blocks. */
+typedef enum em_rows { EM_ROWS_F32 = 0, EM_ROWS_F16 = 1, EM_ROWS_BF16 = 2, EM_ROWS_Q8_0 = 3, EM_ROWS_Q4_0 = 4, EM_ROWS_Q4_1 = 5, EM_ROWS_MXFP4 = 6, EM_ROWS_Q5_0 = 7, EM_ROWS_Q5_1 = 8, EM_ROWS_Q2_K = 9, EM_ROWS_Q3_K = 10, EM_ROWS_Q4_K = 11, EM_ROWS_Q5_K = 12, EM_ROWS_Q6_K = 13, EM_ROWS_IQ4_NL = 14, EM_ROWS_IQ4_XS = 15, EM_ROWS_NVFP4 = 16, EM_ROWS_TQ1_0 = 17, EM_ROWS_TQ2_0 = 18, EM_ROWS_Q2_0 = 19, EM_ROWS_Q1_0 = 20, EM_ROWS_COUNT = 21 } em_rows;
+enum { EM_FACTORS_NONE, EM_FACTORS_BYTES, EM_FACTORS_NIBBLES, EM_FACTORS_PAIRS, EM_FACTORS_SIXTEEN, EM_FACTORS_EIGHT };
+
+/* TYPE(NAME, ...) for each of them; the numbers that follow are those of em_row_type. */
+#define EM_ROW_TYPES(TYPE) \
+    TYPE(F32, EM_F32, 1, 4, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
+    TYPE(F16, EM_F16, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
+    TYPE(BF16, EM_F32, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
+    TYPE(Q8_0, EM_Q8, 32, 34, 0, 0, EM_FACTORS_NONE, 0, 2, 8, 32, 0, 0, 0) \
+    TYPE(Q4_0, EM_Q4, 32, 18, 0, 0, EM_FACTORS_NONE, 0, 2, 4, 16, 0, 0, 0) \
+    TYPE(Q4_1, EM_Q4M, 32, 20, 0, 2, EM_FACTORS_NONE, 0, 4, 4, 16, 0, 0, 0) \
+    TYPE(MXFP4, EM_M4, 32, 17, 0, 0, EM_FACTORS_NONE, 0, 1, 4, 16, 0, 0, 0) \
+    TYPE(Q5_0, EM_Q5, 32, 22, 0, 0, EM_FACTORS_NONE, 0, 6, 4, 16, 2, 1, 1) \
+    TYPE(Q5_1, EM_Q5M, 32, 24, 0, 2, EM_FACTORS_NONE, 0, 8, 4, 16, 4, 1, 1) \
+    TYPE(Q2_K, EM_Q2K, 256, 84, 80, 82, EM_FACTORS_NIBBLES, 0, 16, 2, 32, 0, 0, 0) \
+    TYPE(Q3_K, EM_Q3K, 256, 110, 108, 0, EM_FACTORS_SIXTEEN, 96, 32, 2, 32, 0, 1, 32) \
+    TYPE(Q4_K, EM_Q4K, 256, 144, 0, 2, EM_FACTORS_PAIRS, 4, 16, 4, 32, 0, 0, 0) \
+    TYPE(Q5_K, EM_Q5K, 256, 176, 0, 2, EM_FACTORS_PAIRS, 4, 48, 4, 32, 16, 1, 32) \
+    TYPE(Q6_K, EM_Q6K, 256, 210, 208, 0, EM_FACTORS_BYTES, 192, 0, 4, 64, 128, 2, 32) \
+    TYPE(IQ4_NL, EM_IQ4NL, 32, 18, 0, 0, EM_FACTORS_NONE, 0, 2, 4, 16, 0, 0, 0) \
+    TYPE(IQ4_XS, EM_IQ4XS, 256, 136, 0, 0, EM_FACTORS_EIGHT, 2, 8, 4, 16, 0, 0, 0) \
+    TYPE(NVFP4, EM_NV4, 64, 36, 0, 0, EM_FACTORS_BYTES, 0, 4, 4, 8, 0, 0, 0) \
+    TYPE(TQ1_0, EM_TQ2, 256, 54, 52, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
+    TYPE(TQ2_0, EM_TQ2, 256, 66, 64, 0, EM_FACTORS_NONE, 0, 0, 2, 32, 0, 0, 0) \
+    TYPE(Q2_0, EM_Q2, 64, 18, 0, 0, EM_FACTORS_NONE, 0, 2, 2, 1, 0, 0, 0) \
+    TYPE(Q1_0, EM_Q1, 128, 18, 0, 0, EM_FACTORS_NONE, 0, 2, 1, 1, 0, 0, 0)
+
 /* Positions in a page of the KV cache. */
 enum { EM_PAGE_TOKENS = 64 };
 
@@ -911,7 +939,7 @@ typedef struct em_choose_blocks {
         FIELD(em_part, landing) FIELD(em_part, type) FIELD(em_part, format) FIELD(em_part, rows) \
         FIELD(em_part, columns) FIELD(em_part, reserved) \
     STRUCT(em_place) FIELD(em_place, offset) FIELD(em_place, modified_ns) FIELD(em_place, descriptor) \
-        FIELD(em_place, reserved) \
+        FIELD(em_place, scale) \
     STRUCT(em_read) FIELD(em_read, offset) FIELD(em_read, length) FIELD(em_read, destination) \
         FIELD(em_read, crc32c) FIELD(em_read, descriptor) FIELD(em_read, part_count) FIELD(em_read, parts) \
         FIELD(em_read, places) \

@@ -1,38 +1,20 @@
 /* See landing.h.
  *
- * Blocks of Q8_0, Q4_0, Q4_1 and MXFP4 hold what a group of a row holds in q8, q4, q4m and m4, bit for bit, and a panel's
- * payload has the same bytes in words of 4, row beside row:
- *
- *     word w of the block of row r  ->  bytes w * 64 + r * 4 to + 3 of the group's payload
- *
- * since byte j of 4-bit values holds columns j and j + 16 in both. So landing moves words and converts nothing; it costs a
- * load and a store for each 4 bytes, much less than a disk takes for them, in the cache of the core that read them. */
+ * Blocks of a file become those of their twin, the format that has the same numbers bit for bit. Eight codes of a block are
+ * brought into the bytes of a word, whatever their places in the file (file_blocks.h), and from there into the planes of the
+ * panel, whose lines have four neighbouring codes of each row (formats.h): two kinds of shifts and masks, one by the type
+ * and one by the format. It costs a few instructions for eight weights, in the cache of the core that read them. */
 #include "landing.h"
 
 #include <string.h>
 
 #include "../kernels/half.h"
 #include "../kernels/kernels.h"
+#include "file_blocks.h"
 
-/* A type of numbers in a file. */
-typedef struct row_type {
-    int32_t format;      /* its twin */
-    int32_t block_bytes; /* for 32 columns, or for one */
-    int32_t columns;     /* of a block */
-    int32_t head_bytes;  /* scale and minimum, before the values */
-} row_type;
+static const em_row_type *const types = em_row_types;
 
-static const row_type types[EM_ROWS_COUNT] = {
-    [EM_ROWS_F32] = {EM_F32, 4, 1, 0},
-    [EM_ROWS_F16] = {EM_F16, 2, 1, 0},
-    [EM_ROWS_BF16] = {EM_F32, 2, 1, 0},
-    [EM_ROWS_Q8_0] = {EM_Q8, 34, EM_GROUP_COLUMNS, 2},
-    [EM_ROWS_Q4_0] = {EM_Q4, 18, EM_GROUP_COLUMNS, 2},
-    [EM_ROWS_Q4_1] = {EM_Q4M, 20, EM_GROUP_COLUMNS, 4},
-    [EM_ROWS_MXFP4] = {EM_M4, 17, EM_GROUP_COLUMNS, 1},
-};
-
-static bool is_float(const row_type *type) { return type->columns == 1; }
+static bool is_float(const em_row_type *type) { return type->columns == 1; }
 
 /* Whether every number of a type is one of a format. F16 becomes f32 where up or gate beside it is F32. */
 static bool has_twin(int32_t type, int32_t format) {
@@ -40,13 +22,13 @@ static bool has_twin(int32_t type, int32_t format) {
 }
 
 static int64_t row_bytes(const em_part *part) {
-    const row_type *type = &types[part->type];
-    return (int64_t)part->columns / type->columns * type->block_bytes;
+    const em_row_type *type = &types[part->type];
+    return (int64_t)part->columns / type->columns * type->bytes;
 }
 
 /* Bytes of a panel's rows, or of 16 elements of a vector: what lands by itself. */
 static int64_t unit_bytes(const em_part *part) {
-    return EM_PANEL_ROWS * (part->landing == EM_PANELS ? row_bytes(part) : types[part->type].block_bytes);
+    return EM_PANEL_ROWS * (part->landing == EM_PANELS ? row_bytes(part) : types[part->type].bytes);
 }
 
 /* The largest sizes of a sound part, far beyond any model's: no sum or product of them overflows. */
@@ -60,10 +42,10 @@ bool em_part_is_sound(const em_part *part) {
         part->place % EM_PANEL_ALIGNMENT || part->panel_stride % EM_PANEL_ALIGNMENT) {
         return false;
     }
-    const row_type *type = &types[part->type];
+    const em_row_type *type = &types[part->type];
     if (part->landing == EM_VECTOR) {
         return part->format == EM_F32 && is_float(type) && part->columns == 1 &&
-               part->bytes == (int64_t)part->rows * type->block_bytes;
+               part->bytes == (int64_t)part->rows * type->bytes;
     }
     return part->landing == EM_PANELS && has_twin(part->type, part->format) && part->columns >= 1 &&
            part->columns % type->columns == 0 && part->bytes == part->rows * row_bytes(part) &&
@@ -83,23 +65,20 @@ int64_t em_part_step(const em_part *part, int64_t room) {
 
 /* ---- numbers --------------------------------------------------------------------------------------------- */
 
-static uint16_t load_16(const uint8_t *from) {
-    uint16_t value;
-    memcpy(&value, from, sizeof value);
-    return value;
-}
-
 static bool is_finite_half(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
 
 static float load_float(int32_t type, const uint8_t *from) {
     float value;
-    if (type == EM_ROWS_F16) return em_half_to_float(load_16(from));
-    if (type == EM_ROWS_BF16) return em_from_bits((uint32_t)load_16(from) << 16);
+    if (type == EM_ROWS_F16) return em_half_to_float(em_load_16(from));
+    if (type == EM_ROWS_BF16) return em_from_bits((uint32_t)em_load_16(from) << 16);
     memcpy(&value, from, sizeof value);
     return value;
 }
 
 static bool is_finite_float(float value) { return (em_to_bits(value) & 0x7f800000) != 0x7f800000; }
+
+/* The largest factor of NVFP4: those above are negative or NaN, which no program writes. */
+enum { EM_MOST_E4M3 = 0x7E };
 
 /* Whether a block of MXFP4 has weights that float32 has: its three largest scales are NaN or exceed it. */
 static bool is_finite_block(const uint8_t *block) {
@@ -117,7 +96,7 @@ static bool land_vector(const em_part *part, int64_t first, int64_t count, const
     float *to = (float *)(slot + part->place) + first;
     bool finite = true;
     for (int64_t i = 0; i < count; i++) {
-        to[i] = load_float(part->type, from + i * types[part->type].block_bytes);
+        to[i] = load_float(part->type, from + i * types[part->type].bytes);
         finite &= is_finite_float(to[i]);
     }
     for (int64_t i = count; i % EM_PANEL_ROWS; i++) to[i] = 0;
@@ -126,7 +105,7 @@ static bool land_vector(const em_part *part, int64_t first, int64_t count, const
 
 /* Lands `rows` rows of floats as one panel: column beside column, row by row within a column. */
 static bool land_floats(const em_part *part, int32_t rows, const uint8_t *from, uint8_t *panel) {
-    const int64_t bytes = row_bytes(part), size = types[part->type].block_bytes;
+    const int64_t bytes = row_bytes(part), size = types[part->type].bytes;
     const int32_t columns = part->columns, padded = em_group_count(columns) * EM_GROUP_COLUMNS;
     bool finite = true;
     if (part->format == EM_F16) {
@@ -134,7 +113,7 @@ static bool land_floats(const em_part *part, int32_t rows, const uint8_t *from, 
         memset(to, 0, em_panel_bytes(EM_F16, columns));
         for (int32_t column = 0; column < columns; column++) {
             for (int32_t row = 0; row < rows; row++) {
-                const uint16_t half = load_16(from + row * bytes + column * size);
+                const uint16_t half = em_load_16(from + row * bytes + column * size);
                 to[column * EM_PANEL_ROWS + row] = half;
                 finite &= is_finite_half(half);
             }
@@ -153,56 +132,120 @@ static bool land_floats(const em_part *part, int32_t rows, const uint8_t *from, 
     return finite;
 }
 
-/* A block of zeros, for the rows that the last panel lacks; the scale of m4 is 1 there, as in formats.pack. */
-static const uint8_t *blank_block(int32_t type) {
-    static const uint8_t zeros[34] = {0};
-    static const uint8_t eights[18] = {[2] = 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88,
-                                       0x88,       0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88};
-    static const uint8_t ones[17] = {127};
-    return type == EM_ROWS_Q4_0 ? eights : type == EM_ROWS_MXFP4 ? ones : zeros;
+/* ---- blocks ---------------------------------------------------------------------------------------------- */
+
+/* Stores four codes of a row in one line, and four in the next. */
+static inline void store_pair(uint8_t *line, uint64_t codes) {
+    memcpy(line, &codes, 4);
+    codes >>= 32;
+    memcpy(line + EM_LINE_BYTES, &codes, 4);
 }
 
-/* Lands `rows` rows of blocks as one panel. */
-static bool land_blocks(const em_part *part, int32_t rows, const uint8_t *from, uint8_t *panel) {
-    const row_type *type = &types[part->type];
-    const int32_t groups = em_group_count(part->columns), format = part->format;
-    const int32_t words = (type->block_bytes - type->head_bytes) / 4;
-    const int32_t scale_bytes = part->type == EM_ROWS_MXFP4 ? 1 : 2;
-    uint8_t *payload = panel;
-    uint8_t *scales = panel + (size_t)groups * em_payload_bytes(format);
-    uint8_t *minimums = scales + (size_t)groups * em_scales_bytes(format);
-    const uint8_t *blocks[EM_PANEL_ROWS];
-    size_t steps[EM_PANEL_ROWS];
-    for (int32_t row = 0; row < EM_PANEL_ROWS; row++) {
-        blocks[row] = row < rows ? from + row * row_bytes(part) : blank_block(part->type);
-        steps[row] = row < rows ? (size_t)type->block_bytes : 0;
+/* Stores the plane that has `bits` of the codes of a group of a row, from bit `first` on. `to` is the row's place in its
+ * first line. */
+static inline void store_plane(uint8_t *to, const uint64_t codes[4], int32_t first, int32_t bits) {
+    const uint64_t mask = ((1u << bits) - 1) * EM_EVERY_BYTE;
+    uint64_t own[4];
+    for (int32_t i = 0; i < 4; i++) own[i] = codes[i] >> first & mask;
+    if (bits == 8) {
+        for (int32_t i = 0; i < 4; i++) store_pair(to + 2 * i * EM_LINE_BYTES, own[i]);
+    } else if (bits == 4) {
+        store_pair(to, own[0] | own[2] << 4);
+        store_pair(to + 2 * EM_LINE_BYTES, own[1] | own[3] << 4);
+    } else {
+        const uint64_t word = own[0] | own[1] << 2 | own[2] << 4 | own[3] << 6;
+        if (bits == 2) {
+            store_pair(to, word);
+        } else { /* fields of four columns, not of eight */
+            const uint32_t line = (uint32_t)word | (uint32_t)(word >> 32) << 1;
+            memcpy(to, &line, 4);
+        }
     }
-    bool finite = true;
+}
+
+static inline void store_codes(uint8_t *to, const uint64_t codes[4], int32_t bits) {
+    const int32_t low = bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
+    store_plane(to, codes, 0, low);
+    if (bits > low) store_plane(to + low * EM_LINE_BYTES, codes, low, bits - low);
+}
+
+/* Writes what `pack` has for the rows that the last panel lacks: weights of zero. Scales of m4 are 1, all others 0. */
+static void land_missing_rows(const em_part *part, int32_t rows, uint8_t *panel) {
+    const em_format_numbers numbers = em_numbers(part->format);
+    const int32_t groups = em_group_count(part->columns);
+    const em_sections at = em_sections_of(part->format, groups);
+    memset(panel, 0, at.end);
+    uint64_t codes[4];
+    for (int32_t i = 0; i < 4; i++) codes[i] = numbers.zero * EM_EVERY_BYTE;
     for (int32_t group = 0; group < groups; group++) {
-        for (int32_t word = 0; word < words; word++, payload += 4 * EM_PANEL_ROWS) {
-            for (int32_t row = 0; row < EM_PANEL_ROWS; row++) {
-                memcpy(payload + 4 * row, blocks[row] + type->head_bytes + 4 * word, 4);
+        uint8_t *payload = panel + (size_t)group * em_payload_bytes(part->format);
+        for (int32_t row = rows; row < EM_PANEL_ROWS; row++) store_codes(payload + 4 * row, codes, numbers.bits);
+    }
+    if (numbers.scale == EM_SCALE_E8M0) memset(panel + at.scales, 127, at.end - at.scales);
+}
+
+/* Lands `rows` rows of blocks of a type, which is a constant wherever this is inlined, as one panel. */
+static inline __attribute__((always_inline)) bool land_rows(const em_part *part, em_row_type type, float scale, int32_t rows,
+                                                            const uint8_t *from, uint8_t *panel) {
+    const em_format_numbers numbers = em_numbers(type.format);
+    const int32_t blocks = part->columns / type.columns, groups = type.columns / EM_GROUP_COLUMNS;
+    const size_t payload_bytes = em_payload_bytes(type.format), scale_bytes = em_scales_bytes(type.format) / EM_PANEL_ROWS;
+    const int32_t factor_count = numbers.factor == EM_FACTOR_NONE ? 0 : groups * numbers.halves;
+    const em_sections at = em_sections_of(type.format, blocks * groups);
+    const bool whole_row = numbers.scale == EM_SCALE_F32;
+    bool finite = !whole_row || is_finite_float(scale);
+    for (int32_t block = 0; block < blocks; block++) {
+        const size_t of_block = (size_t)block * EM_PANEL_ROWS;
+        for (int32_t row = 0; row < rows; row++) {
+            const uint8_t *own = from + row * (int64_t)blocks * type.bytes + (int64_t)block * type.bytes;
+            uint8_t *payload = panel + (size_t)(block * groups) * payload_bytes + 4 * row;
+            for (int32_t group = 0; group < groups; group++) {
+                uint64_t codes[4];
+                for (int32_t i = 0; i < 4; i++) codes[i] = em_codes(own, type, EM_GROUP_COLUMNS * group + 8 * i);
+                store_codes(payload + (size_t)group * payload_bytes, codes, numbers.bits);
             }
-        }
-        for (int32_t row = 0; row < EM_PANEL_ROWS; row++, scales += scale_bytes) {
-            memcpy(scales, blocks[row], (size_t)scale_bytes);
-            finite &= scale_bytes == 1 ? is_finite_block(blocks[row]) : is_finite_half(load_16(blocks[row]));
-            if (format == EM_Q4M) {
-                memcpy(minimums, blocks[row] + 2, 2);
-                finite &= is_finite_half(load_16(minimums));
-                minimums += 2;
+            if (!whole_row) {
+                memcpy(panel + at.scales + (of_block + (size_t)row) * scale_bytes, own + type.scale, scale_bytes);
+                finite &= scale_bytes == 1 ? is_finite_block(own) : is_finite_half(em_load_16(own + type.scale));
             }
-            blocks[row] += steps[row];
+            if (numbers.has_minimums) {
+                memcpy(panel + at.minimums + (of_block + (size_t)row) * 2, own + type.minimum, 2);
+                finite &= is_finite_half(em_load_16(own + type.minimum));
+            }
+            if (factor_count == 0) continue;
+            uint8_t factors[16] = {0}, offsets[16] = {0};
+            em_factors(own, type, factor_count, factors, offsets);
+            const size_t first = of_block * (size_t)factor_count + (size_t)row;
+            for (int32_t i = 0; i < factor_count; i++) {
+                panel[at.factors + first + (size_t)i * EM_PANEL_ROWS] = factors[i];
+                if (at.end > at.offsets) panel[at.offsets + first + (size_t)i * EM_PANEL_ROWS] = offsets[i];
+                if (numbers.factor == EM_FACTOR_E4M3) finite &= factors[i] <= EM_MOST_E4M3;
+            }
         }
     }
-    uint8_t *end = format == EM_Q4M ? minimums : scales;
-    memset(end, 0, (size_t)(panel + em_panel_bytes(format, part->columns) - end));
+    if (whole_row) {
+        for (int32_t row = 0; row < rows; row++) memcpy(panel + at.scales + 4 * row, &scale, 4);
+    }
+    memset(panel + at.end, 0, em_panel_bytes(type.format, part->columns) - at.end);
     return finite;
 }
 
-bool em_part_land(const em_part *part, int64_t begin, int64_t bytes, const uint8_t *from, uint8_t *slot) {
+/* Lands `rows` rows of blocks as one panel. */
+static bool land_blocks(const em_part *part, float scale, int32_t rows, const uint8_t *from, uint8_t *panel) {
+    if (rows < EM_PANEL_ROWS) land_missing_rows(part, rows, panel);
+    switch (part->type) {
+#define EM_LAND(NAME, ...) \
+    case EM_ROWS_##NAME: return !is_float(&types[EM_ROWS_##NAME]) && \
+        land_rows(part, types[EM_ROWS_##NAME], scale, rows, from, panel);
+        EM_ROW_TYPES(EM_LAND)
+#undef EM_LAND
+    }
+    return false;
+}
+
+bool em_part_land(const em_part *part, float scale, int64_t begin, int64_t bytes, const uint8_t *from, uint8_t *slot) {
     if (part->landing == EM_VECTOR) {
-        const int64_t size = types[part->type].block_bytes;
+        const int64_t size = types[part->type].bytes;
         return land_vector(part, begin / size, bytes / size, from, slot);
     }
     const int64_t unit = unit_bytes(part), of_row = row_bytes(part);
@@ -212,7 +255,7 @@ bool em_part_land(const em_part *part, int64_t begin, int64_t bytes, const uint8
         const int64_t left = (bytes - done) / of_row;
         const int32_t rows = left < EM_PANEL_ROWS ? (int32_t)left : EM_PANEL_ROWS;
         finite &= is_float(&types[part->type]) ? land_floats(part, rows, from + done, panel)
-                                               : land_blocks(part, rows, from + done, panel);
+                                               : land_blocks(part, scale, rows, from + done, panel);
     }
     return finite;
 }

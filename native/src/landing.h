@@ -17,7 +17,7 @@ int64_t em_part_end(const em_part *part);
  * at a time; 0 where the buffer is too small. */
 int64_t em_part_step(const em_part *part, int64_t room);
 /* Lands `bytes` of a part from its byte `begin` on, both multiples of its step or, for `bytes`, what is left. `from` may
- * have any alignment. False where a scale or a weight is not finite. */
-bool em_part_land(const em_part *part, int64_t begin, int64_t bytes, const uint8_t *from, uint8_t *slot);
+ * have any alignment; `scale` is that of its place. False where a scale or a weight is not finite. */
+bool em_part_land(const em_part *part, float scale, int64_t begin, int64_t bytes, const uint8_t *from, uint8_t *slot);
 
 #endif

@@ -108,7 +108,7 @@ static int32_t read_and_land(const em_reader *reader, const piece *p, uint8_t *s
     /* Asked after the read: what was written before it ended shows in the time. */
     if (has_changed(p->descriptor, p->modified_ns)) return EM_CHANGED_FILE;
     *share = checksum_share(reader->kernels, p, staging + skipped);
-    return em_part_land(p->part, p->part_begin, p->length, staging + skipped, p->destination) ? EM_OK : EM_NOT_FINITE;
+    return em_part_land(p->part, p->scale, p->part_begin, p->length, staging + skipped, p->destination) ? EM_OK : EM_NOT_FINITE;
 }
 
 /* Reads one piece to where it belongs. `*detail` becomes the number of bytes read, or errno. */

@@ -93,7 +93,8 @@ static piece next_of_part(const em_requests *requests, request *r) {
                         .destination = r->destination,
                         .part = part,
                         .part_begin = begin,
-                        .modified_ns = r->part_places->modified_ns};
+                        .modified_ns = r->part_places->modified_ns,
+                        .scale = r->part_places->scale};
     if (next.length == left) {
         r->part_begin += part->bytes;
         r->parts++;

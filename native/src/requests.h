@@ -68,6 +68,7 @@ typedef struct piece {
     const em_part *part; /* that it is of; NULL: it lands as it is */
     int64_t part_begin;  /* bytes of the part before it */
     int64_t modified_ns; /* as in em_place */
+    float scale;         /* likewise */
 } piece;
 
 /* Whether there is memory for so many places. */

@@ -19,7 +19,7 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.errors import ReadError, SourceError, StoreError
 from edgemoe.experts.loading import load_experts
 from edgemoe.kernels.formats import Matrix
-from edgemoe.kernels.landing import ROW_TYPES
+from edgemoe.kernels.row_types import ROW_TYPES
 from edgemoe.session.stores import open_store
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
@@ -62,6 +62,8 @@ def landed(store: Store) -> list[np.ndarray]:
 
 RUN = ("mixtral", "gpt_oss")
 """Models whose logits are compared too; those of the others follow from their weights, which slow tests compare."""
+WIDE = {"hidden_size": 256, "intermediate_size": 256}
+"""Sizes of whole blocks of any type."""
 PAIRS = [
     *default_pairs(RUN, [*ROW_TYPES]),
     *(pytest.param(name, "Q4_0", marks=pytest.mark.slow) for name in ROUTED if name not in RUN),
@@ -71,7 +73,12 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_the_bits_are_those_of_the_converted_store(name: str, kind: str, checkpoints: Path, tmp_path: Path) -> None:
     kinds = {"ffn_down_exps": "Q8_0", "_exps": kind, "ffn_gate_inp": "F32", "attn_v": "F16", ".": "Q8_0"}
-    path = file_of(checkpoints, tmp_path, name, kinds)
+    if ROW_TYPES[kind].columns > 32:
+        kinds = {"attn_output": "Q8_0"} | kinds | {".": kind}
+        write_checkpoint(tmp_path / name, CONFIGS[name] | WIDE, dtype="F32")
+        path = write_gguf(tmp_path / "m.gguf", CONFIGS[name] | WIDE, read_tensors(tmp_path / name), kinds=kinds)
+    else:
+        path = file_of(checkpoints, tmp_path, name, kinds)
     opened = open_store(path)
     stored = Store.open(convert_checkpoint(str(path), tmp_path / "store", experts="keep"))
     assert isinstance(opened, GgufStore)

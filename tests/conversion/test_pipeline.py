@@ -114,8 +114,8 @@ def test_the_head_may_have_a_format_of_its_own(tied: bool, tmp_path: Path) -> No
     assert {formats[name] for name in others} == {"q8"}
     with pytest.raises(UsageError, match="head q4, not by default"):
         convert_checkpoint(str(tmp_path / "source"), tmp_path / "store")
-    with pytest.raises(UsageError, match=r"`head`: expected one of .* found 'q5'"):
-        convert_checkpoint(str(tmp_path / "source"), tmp_path / "other", head="q5")
+    with pytest.raises(UsageError, match=r"`head`: expected one of .* found 'q7'"):
+        convert_checkpoint(str(tmp_path / "source"), tmp_path / "other", head="q7")
 
 
 def test_the_bytes_do_not_depend_on_how_the_rows_are_cut(
@@ -244,8 +244,8 @@ def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_p
 
 
 def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`experts`: expected one of q4, q4m, m4, q8, f16, f32, keep, found 'q5'"):
-        convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q5")
+    with pytest.raises(UsageError, match="`experts`: expected one of q4, q4m, m4, q8, f16, f32, keep, found 'q7'"):
+        convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q7")
 
 
 @pytest.mark.parametrize("destination", ["", "/", "a/..", "a\0b"])

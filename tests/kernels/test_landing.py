@@ -20,7 +20,7 @@ from edgemoe.errors import ReadError
 from edgemoe.io.checksum import crc32c
 from edgemoe.io.reads import RecordReader, ThreadedReader
 from edgemoe.kernels.blocks import Blocks
-from edgemoe.kernels.file_rows import TYPE_NAMES, decode_rows, encode_rows, row_bytes
+from edgemoe.kernels.file_rows import decode_rows, scaled
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.landing import (
     PLACE,
@@ -34,8 +34,10 @@ from edgemoe.kernels.landing import (
 )
 from edgemoe.kernels.native.reader import NativeReader
 from edgemoe.kernels.reads import RecordRead
+from edgemoe.kernels.row_types import ROW_TYPES, row_bytes
 from tests.support.every_case import every_case
 from tests.support.examples import examples
+from tests.support.file_blocks import random_rows, scale_places
 from tests.support.submit_one import submit_one
 
 PAIRS = [(row_type, fmt) for row_type, formats in TWINS.items() for fmt in formats]
@@ -49,26 +51,10 @@ READERS: dict[str, MakeReader] = {
 }
 
 
-def rows_of(row_type: str, rows: int, columns: int, random: np.random.Generator) -> np.ndarray:
-    """Rows of a file, of random finite numbers, as bytes."""
-    if row_type in ("F32", "F16", "BF16"):
-        values = random.normal(0, 3, (rows, columns)).astype(np.float32)
-        if row_type == "BF16":
-            return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8).reshape(rows, -1)
-        return values.astype("<f4" if row_type == "F32" else "<f2").view(np.uint8).reshape(rows, -1)
-    fmt = next(FORMATS[name] for name, other in TYPE_NAMES.items() if other == row_type)
-    integers = random.integers(-128, 128, (rows, columns)).astype(np.int8)
-    nibbles = random.integers(0, 16, (rows, columns)).astype(np.uint8)
-    groups = (rows, columns // 32)
-    scales = random.integers(0, 253, groups).astype(np.uint8) if fmt.name == "m4" else random.normal(0, 1, groups)
-    minimums = random.normal(0, 1, groups).astype(np.float16) if fmt.has_minimums else None
-    exact = scales if fmt.name == "m4" else scales.astype(np.float16)
-    return encode_rows(Blocks(fmt, integers if fmt.name == "q8" else nibbles, exact, minimums))
-
-
-def written(row_type: str, fmt: str, data: np.ndarray) -> np.ndarray:
+def written(row_type: str, fmt: str, data: np.ndarray, scale: float = 1) -> np.ndarray:
     """The panels that conversion writes for these rows, `(panels, panel bytes)`."""
-    encoded = encode(decode_rows(data, row_type), FORMATS[fmt], "a tensor").data
+    rows = decode_rows(data, row_type)
+    encoded = encode(scaled(rows, scale) if isinstance(rows, Blocks) else rows, FORMATS[fmt], "a tensor").data
     return encoded.reshape(panel_count(len(data)), -1)
 
 
@@ -77,8 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("landing")
 
 
-def place_at(descriptor: int, offset: int, modified_ns: int = -1) -> tuple[int, int, int, int]:
-    return offset, modified_ns, descriptor, 0
+def place_at(descriptor: int, offset: int, modified_ns: int = -1, scale: float = 1) -> tuple[int, int, int, float]:
+    return offset, modified_ns, descriptor, scale
 
 
 def read_parts(
@@ -117,9 +103,10 @@ def test_parts_land_as_conversion_writes_them(
 ) -> None:
     row_type, fmt = pair
     random = np.random.default_rng(seed)
-    columns = 32 * groups - (odd if row_type in ("F32", "F16", "BF16") else 0)
-    gate, up = (rows_of(row_type, rows, columns, random) for _ in range(2))
-    bias = rows_of("BF16", 1, rows, random)
+    kind = ROW_TYPES[row_type]
+    columns = 32 * groups - odd if kind.is_float else groups * kind.columns
+    gate, up = (random_rows(row_type, rows, columns, random) for _ in range(2))
+    bias = random_rows("BF16", 1, rows, random)
     content, starts = bytearray(), []
     for data, gap in zip((gate, up, bias), offsets, strict=True):
         content += random.bytes(gap)
@@ -137,7 +124,10 @@ def test_parts_land_as_conversion_writes_them(
             part_of_vector("BF16", rows, bias_at),
         ]
     )
-    places = np.array([place_at(descriptor, start, path.stat().st_mtime_ns) for start in starts], PLACE)
+    scales = (0.75, -3, 1)
+    modified_ns = path.stat().st_mtime_ns
+    found = zip(starts, scales, strict=True)
+    places = np.array([place_at(descriptor, start, modified_ns, scale) for start, scale in found], PLACE)
     slot = np.full(SLOT_BYTES, 0xA5, np.uint8)
     room = max(3 * PAGE, 2 * PAGE + -(-PANEL_ROWS * row_bytes(row_type, columns) // PAGE) * PAGE)
     reader = READERS[name](slot, threads, room)
@@ -151,7 +141,8 @@ def test_parts_land_as_conversion_writes_them(
         os.close(descriptor)
     expected = np.full(SLOT_BYTES, 0xA5, np.uint8)
     panels = expected[:bias_at].reshape(-1, 2, panel_bytes)
-    panels[:, 0], panels[:, 1] = written(row_type, fmt, gate), written(row_type, fmt, up)
+    for number, data in enumerate((gate, up)):
+        panels[:, number] = written(row_type, fmt, data, scales[number])
     padded = np.zeros(PANEL_ROWS * panel_count(rows), np.float32)
     padded[:rows] = encode(decode_rows(bias, "BF16"), None, "a bias").data.view(np.float32)
     expected[bias_at : bias_at + padded.nbytes] = padded.view(np.uint8)
@@ -172,7 +163,7 @@ def test_a_part_lands_in_steps_of_whole_panels() -> None:
 @pytest.fixture
 def q4(tmp_path: Path) -> Iterator[tuple[Path, int, np.ndarray]]:
     """A file of rows of Q4_0, open; and the part that they are."""
-    data = rows_of("Q4_0", 40, 64, np.random.default_rng(1))
+    data = random_rows("Q4_0", 40, 64, np.random.default_rng(1))
     path = tmp_path / "rows"
     path.write_bytes(b"..." + data.tobytes())
     descriptor = os.open(path, os.O_RDONLY)
@@ -237,13 +228,21 @@ def test_times_before_1970_and_beyond_64_bits_are_compared(
 
 
 @every_case("name", READERS)
-@every_case(("row_type", "number"), [("Q4_0", "half"), ("MXFP4", "e8m0"), ("BF16", "bf16")])
-def test_numbers_that_are_not_finite(name: str, row_type: str, number: str, tmp_path: Path) -> None:
-    data = rows_of(row_type, 20, 64, np.random.default_rng(2))
-    data[17, :2] = {"half": [0, 0x7C], "e8m0": [255, 0], "bf16": [0x80, 0xFF]}[number]
+@every_case(
+    ("row_type", "place", "number"),
+    [
+        *((kind.name, at, [1, 0x7C]) for kind in ROW_TYPES.values() if not kind.is_float for at in scale_places(kind)),
+        *(("MXFP4", 0, [255]), ("BF16", 0, [0x80, 0xFF])),
+        *(("NVFP4", 3, [0x7F]), ("NVFP4", 0, [0x81])),
+    ],
+)
+def test_numbers_that_are_not_finite(name: str, row_type: str, place: int, number: list[int], tmp_path: Path) -> None:
+    columns = max(64, ROW_TYPES[row_type].columns)
+    data = random_rows(row_type, 20, columns, np.random.default_rng(2))
+    data[17, place : place + len(number)] = number
     (tmp_path / "rows").write_bytes(data.tobytes())
     fmt = TWINS[row_type][0]
-    parts = part_of_matrix(row_type, fmt, 20, 64, 0, FORMATS[fmt].panel_bytes(64))
+    parts = part_of_matrix(row_type, fmt, 20, columns, 0, FORMATS[fmt].panel_bytes(columns))
     descriptor, slot = os.open(tmp_path / "rows", os.O_RDONLY), np.zeros(SLOT_BYTES, np.uint8)
     reader = READERS[name](slot, 1, 3 * PAGE)
     with pytest.raises(ReadError, match=r"infinite or not a number.* Download it again"):

@@ -12,6 +12,10 @@ import gguf
 import numpy as np
 import tokenizers
 
+from edgemoe.conversion.random_blocks import draw_blocks
+from edgemoe.kernels.file_rows import encode_rows
+from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.row_types import ROW_TYPES
 from tests.support.small_tokenizer import small_tokenizer
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
@@ -204,19 +208,31 @@ def write_gguf(
         kind = next((kind for pattern, kind in (kinds or {}).items() if re.search(pattern, name)), "F32")
         plain = array.ndim == 1 or name.endswith(("bias", "exp_probs_b", "shortconv.conv.weight", "ssm_conv1d.weight"))
         kind = "F32" if plain else kind
-        type_ = gguf.GGMLQuantizationType[kind]
         data = np.ascontiguousarray(array.astype(np.float32))
         if kind == "F16":
             writer.add_tensor(name, data.astype(np.float16))
         elif kind == "F32":
             writer.add_tensor(name, data)
-        else:
-            writer.add_tensor(name, gguf.quants.quantize(data, type_), raw_dtype=type_)
+        else:  # as bytes with a sign: the writer takes others for numbers, whose types it must know
+            blocks = blocks_of(name, data, kind)
+            number: Any = ROW_TYPES[kind].number if kind in ROW_TYPES else gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, blocks.view(np.int8), raw_shape=data.shape, raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path if files == 1 else sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))[0]
+
+
+def blocks_of(name: str, values: np.ndarray, kind: str) -> np.ndarray:
+    """The blocks of values as bytes; for types that `gguf` does not quantise to, those of random values like them."""
+    try:
+        return np.asarray(gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]))
+    except (KeyError, NotImplementedError):
+        columns = values.shape[-1]
+        fmt = FORMATS[ROW_TYPES[kind].twin]
+        drawn = draw_blocks(name, slice(0, values.size // columns), columns, float(values.std()), fmt)
+        return encode_rows(drawn).reshape(*values.shape[:-1], -1)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,8 @@ from edgemoe.conversion.gguf.package import (
     TENSOR_NAMES,
     GGMLQuantizationType,
     GGUFWriter,
-    LlamaFileType,
 )
+from edgemoe.conversion.gguf.scales import check_one_scale
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.gguf.vocabulary import write_no_tokenizer, write_vocabulary
 from edgemoe.conversion.gguf.windowed import WINDOWED
@@ -48,6 +49,7 @@ from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.blocks import Blocks, unpack
 from edgemoe.kernels.file_rows import Rows, encode_rows
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
+from edgemoe.kernels.row_types import ROW_TYPES
 from edgemoe.model.description import store_spec
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
@@ -60,13 +62,12 @@ ALIGNMENT_BYTES = 32
 _READ_BACK = frozenset({*WINDOWED, *MAMBA, *KDA, *LATENT, COMPRESSED, GATED, LIGHTNING})
 """Architectures whose files are read back to find out whether llama.cpp would run the same model."""
 _FILE_TYPES = {
-    "f32": LlamaFileType.ALL_F32,
-    "f16": LlamaFileType.MOSTLY_F16,
-    "q8": LlamaFileType.MOSTLY_Q8_0,
-    "q4": LlamaFileType.MOSTLY_Q4_0,
-    "q4m": LlamaFileType.MOSTLY_Q4_1,
-    "m4": LlamaFileType.MOSTLY_MXFP4_MOE,
+    **{"f32": 0, "f16": 1, "q4": 2, "q4m": 3, "q8": 7, "q5": 8, "q5m": 9, "q2k": 10, "q3k": 12, "q4k": 15, "q5k": 17},
+    **{"q6k": 18, "iq4nl": 25, "iq4xs": 30, "tq2": 37, "m4": 38, "nv4": 39, "q1": 40, "q2": 41},
 }
+"""llama.cpp's number for a file of mostly one format (`general.file_type`); of mixes, that of the middle one (M)."""
+_I32 = 26
+"""GGUF's number of the type I32."""
 
 
 def check_gguf_destination(destination: str | os.PathLike[str], force: bool) -> Path:
@@ -168,7 +169,8 @@ def _write_header(writer: GGUFWriter, tensors: dict[str, FileTensor], divisors: 
         writer.add_tensor_info(name, divisors.shape, float32, divisors.nbytes, GGMLQuantizationType.F32)
     for name, tensor in tensors.items():
         # The dtype only makes the writer count the shape in weights, not in bytes.
-        writer.add_tensor_info(name, tensor.shape, float32, tensor.bytes, tensor.type)
+        number = _I32 if tensor.type == "I32" else ROW_TYPES[tensor.type].number  # of which the writer may know none
+        writer.add_tensor_info(name, tensor.shape, float32, tensor.bytes, cast(GGMLQuantizationType, number))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -232,24 +234,27 @@ def _write_weights(
             os.close(descriptor)
 
 
-def _encoded(rows: Rows, kind: GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+def _encoded(rows: Rows, kind: str) -> npt.NDArray[np.uint8]:
     """Rows in the bytes of a type, which has the same numbers."""
     if isinstance(rows, Blocks):
         return encode_rows(rows)
-    if kind == GGMLQuantizationType.I32:
+    if kind == "I32":
         return rows.astype("<i4").reshape(1, -1).view(np.uint8)
     return encode_rows(Blocks(FORMATS["f32"], rows.reshape(1, -1)))
 
 
 def _file_rows(descriptors: dict[str, int], store: Store, tensor: FileTensor) -> Iterator[Rows]:
     """Yield the rows of a tensor in the order of the file, a slice at a time."""
+    if not tensor.places:
+        yield np.array([tensor.scales], np.float32)
+        return
     if tensor.blocks:
         for number in range(tensor.places[0].rows // tensor.blocks[0]):
             for place, block in zip(tensor.places, tensor.blocks, strict=True):
                 yield _read_rows(descriptors[place.file], store, place, number * block, (number + 1) * block)
         return
     multiple, turns = math.lcm(PANEL_ROWS, tensor.head_dim or 1), tensor.turns
-    for place in tensor.places:
+    for number, place in enumerate(tensor.places):
         descriptor = descriptors[place.file]
         for start, stop in place.row_slices(multiple):
             if turns is not None and not turns.columns:
@@ -258,6 +263,8 @@ def _file_rows(descriptors: dict[str, int], store: Store, tensor: FileTensor) ->
                     yield _read_rows(descriptor, store, place, int(run[0]), int(run[-1]) + 1)
                 continue
             rows = _read_rows(descriptor, store, place, start, stop)
+            if isinstance(rows, Blocks) and rows.scales is not None and tensor.scales:
+                check_one_scale(place.part, rows.scales, tensor.scales[number])
             if tensor.head_dim:
                 rows = take_rows(rows, pairs_order(start, stop, tensor.head_dim) - start)
             yield rows if turns is None else take_columns(rows, turns.places(0, place.columns))

@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from edgemoe.conversion.folder_contents import refuse_lfs_pointer
-from edgemoe.conversion.gguf.package import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
+from edgemoe.conversion.gguf.package import GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 from edgemoe.errors import SourceError
-from edgemoe.kernels.landing import ROW_TYPES
 from edgemoe.kernels.pages import round_up
+from edgemoe.kernels.row_types import ROW_TYPES
 
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT_BYTES = 32
@@ -36,6 +36,7 @@ _MAX_DIMENSIONS = 4
 _WHOLE_NUMBERS = ".ffn_gate_tid2eid.weight"
 """The end of the name of a table of experts by token, of whole numbers (DeepSeek-V4)."""
 _MAX_HEADER_BYTES = 1 << 28
+_TYPES = {kind.number: kind for kind in ROW_TYPES.values()}
 CHECK_THE_FILE = "Check its permissions and the disk."
 _DAMAGED = "The file may be damaged or cut short: download it again."
 
@@ -66,6 +67,14 @@ class GgufTensor:
     """First byte in the file."""
     row_bytes: int
     """Bytes of one row of `shape[-1]` elements."""
+    scales: tuple[float, ...] = ()
+    """What multiplies each of its matrices, or all of them; nothing for none."""
+
+    def scale(self, matrix: int) -> float:
+        """What multiplies the blocks of one of its matrices."""
+        if len(self.scales) > 1:
+            return self.scales[matrix]
+        return self.scales[0] if self.scales else 1.0
 
     @property
     def rows(self) -> int:
@@ -262,16 +271,15 @@ class _Header:
         return tensor
 
     def _type_sizes(self, name: str, type_code: int) -> tuple[str, int, int]:
-        try:
-            kind = GGMLQuantizationType(type_code)
-        except ValueError:
-            type_name = f"number {type_code}"
-        else:
-            type_name = kind.name
-        whole = type_name == "I32" and name.endswith(_WHOLE_NUMBERS)
-        if type_name not in ROW_TYPES and not whole:
-            raise SourceError(
-                f"{self._path}: {name}: expected a tensor type among {', '.join(ROW_TYPES)}, found {type_name}.",
-                "Use a GGUF of this model in one of those types.",
-            )
-        return type_name, *GGML_QUANT_SIZES[kind]
+        """The name of a type, the elements of a block and its bytes."""
+        kind = _TYPES.get(type_code)
+        if kind is not None:
+            return kind.name, kind.columns, kind.bytes
+        if type_code == GGMLQuantizationType.I32 and name.endswith(_WHOLE_NUMBERS):
+            return "I32", 1, 4
+        names = {other.value: other.name for other in GGMLQuantizationType}
+        raise SourceError(
+            f"{self._path}: {name}: expected a tensor type among {', '.join(ROW_TYPES)}, found"
+            f" {names.get(type_code, f'number {type_code}')}.",
+            "Use a GGUF of this model in those types.",
+        )

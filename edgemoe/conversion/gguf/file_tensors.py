@@ -16,11 +16,11 @@ from edgemoe.conversion.gguf.kda import KDA, KIMI, LING
 from edgemoe.conversion.gguf.layers import attention_and_ffn, mixer_of
 from edgemoe.conversion.gguf.linear import LinearOrders, Turns, linear_orders
 from edgemoe.conversion.gguf.mamba_tensors import mamba_rows
-from edgemoe.conversion.gguf.package import GGML_QUANT_SIZES, MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType
+from edgemoe.conversion.gguf.package import MODEL_TENSOR, TENSOR_NAMES
+from edgemoe.conversion.gguf.scales import SCALED_TYPE, matrix_scale
 from edgemoe.conversion.places import Place, tensor_places
 from edgemoe.errors import StoreError
-from edgemoe.kernels.file_rows import TYPE_NAMES
-from edgemoe.kernels.formats import GROUP_COLUMNS
+from edgemoe.kernels.row_types import TYPE_NAMES, block_columns, row_bytes
 from edgemoe.model.blocks import GatedDelta, LatentAttention, Lightning
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
@@ -181,7 +181,8 @@ class FileTensor:
     are put in turn. With `heads`, the rows of each head are a matrix by itself.
     """
 
-    type: GGMLQuantizationType
+    type: str
+    """The name of its type in GGUF."""
     dimensions: int
     """Number of dimensions of the tensor at one of its places; a `stacked` one has one more, for the experts."""
     stacked: bool
@@ -198,9 +199,13 @@ class FileTensor:
     places: list[Place] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """How many rows a block of each of its places has."""
+    scales: list[float] = field(default_factory=list)
+    """What multiplies the matrix at each place, for types that leave that open; a tensor without places is these."""
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if not self.places:
+            return (len(self.scales),)
         place = self.places[0]
         if self.blocks:
             return (sum(one.rows for one in self.places), place.columns)
@@ -217,8 +222,9 @@ class FileTensor:
     @property
     def bytes(self) -> int:
         """Size in the file in bytes, without the padding before the next tensor."""
-        block_weights, block_bytes = GGML_QUANT_SIZES[self.type]
-        return math.prod(self.shape) // block_weights * block_bytes
+        if self.type == "I32":
+            return 4 * math.prod(self.shape)
+        return math.prod(self.shape[:-1]) * row_bytes(self.type, self.shape[-1])
 
 
 def kda_rows(mixer: GatedDelta) -> Mapping[str, int]:
@@ -230,6 +236,18 @@ def kda_rows(mixer: GatedDelta) -> Mapping[str, int]:
         "delta_value_taps": values,
         "delta_rate": mixer.heads,
     }
+
+
+def _type_name(name: str, place: Place) -> str:
+    """The type of the tensor that holds a matrix or vector of a store. Raises StoreError where there is none."""
+    if place.format is None:
+        return "F32"
+    if place.format.name not in TYPE_NAMES:
+        raise StoreError(
+            f"{name}: expected a format that GGUF has a type for, found {place.format.name}.",
+            "Convert the checkpoint again with this part in q8, or in f32, which loses nothing.",
+        )
+    return TYPE_NAMES[place.format.name]
 
 
 def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
@@ -248,18 +266,18 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
         expert = expert_of(name)
         stem = (f"experts.{expert[2]}" if expert else own).removesuffix("_bias")
         suffix = "bias" if own.endswith("_bias") else "scale" if own in _SCALES else "weight"
-        if place.format and place.format.quantised and place.columns % GROUP_COLUMNS:
+        kind = _type_name(name, place)
+        unit = block_columns(kind)
+        if place.columns % unit:
             raise StoreError(
-                f"{name}: expected a multiple of {GROUP_COLUMNS} columns, as blocks of a GGUF need,"
-                f" found {place.columns}.",
+                f"{name}: expected a multiple of {unit} columns, as blocks of {kind} have, found {place.columns}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
         whole = whole_names.get(own.partition(".")[0]) or f"{TENSOR_NAMES[names[stem]]}.{suffix}"
         if (architecture, own) in _WITHOUT_SUFFIX:
             whole = TENSOR_NAMES[names[stem]]
         target = whole.format(bid=layer)
-        kind = GGMLQuantizationType[TYPE_NAMES[place.format.name] if place.format else "F32"]
-        kind = GGMLQuantizationType.I32 if own == TABLE else kind
+        kind = "I32" if own == TABLE else kind
         dimensions = 1 if stem == "shared_gate" else len(shapes[name])
         rotated = head_dim if stem in ("query", "key") else None
         orders, body = LinearOrders({}, {}, {}), mixer_of(spec.layers[int(layer)]) if layer else None
@@ -272,10 +290,9 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
         turns = orders.turns.get(own)
         if isinstance(body, Lightning) and own == "lightning_in":  # in a file by heads: query, key and value of each
             turns = Turns(body.heads, 3 * body.heads, 0, body.head_dim)
-        blocks_of_columns = turns is not None and turns.columns and place.format and place.format.quantised
-        if turns is not None and blocks_of_columns and turns.width % GROUP_COLUMNS:
+        if turns is not None and turns.columns and turns.width % unit:
             raise StoreError(
-                f"{name}: expected heads of a multiple of {GROUP_COLUMNS} values, whose blocks can be put in another"
+                f"{name}: expected heads of a multiple of {unit} values, whose blocks of {kind} can be put in another"
                 f" order; found {turns.width}.",
                 "Convert the checkpoint again with this part in f16 or f32.",
             )
@@ -292,10 +309,16 @@ def file_tensors(store: Store, spec: ModelSpec) -> dict[str, FileTensor]:
         if tensor.type != kind:
             raise StoreError(
                 f"{name}: expected the format of the layer's other experts, as a GGUF holds them in one tensor;"
-                f" found {tensor.type.name} and {kind.name}.",
+                f" found {tensor.type} and {kind}.",
                 "Convert the checkpoint again with one format for all experts.",
             )
         tensor.places.append(place)
+        if kind == SCALED_TYPE:
+            tensor.scales.append(matrix_scale(store, name, place))
         if own in orders.blocks:
             tensor.blocks.append(orders.blocks[own])
+    for target, tensor in list(tensors.items()):
+        if any(scale != 1 for scale in tensor.scales):
+            beside = target.removesuffix("weight") + "scale"
+            tensors[beside] = FileTensor("F32", 1, False, None, scales=tensor.scales)
     return tensors

@@ -15,7 +15,6 @@ try:
         GGMLQuantizationType,
         GGUFValueType,
         GGUFWriter,
-        LlamaFileType,
         RopeScalingType,
         TokenType,
     )
@@ -34,7 +33,6 @@ __all__ = [
     "GGMLQuantizationType",
     "GGUFValueType",
     "GGUFWriter",
-    "LlamaFileType",
     "RopeScalingType",
     "TokenType",
 ]

@@ -1,6 +1,6 @@
 """Reads a GGUF file, or the first part of a split one, as a source.
 
-Blocks of Q8_0, Q4_0, Q4_1 and MXFP4 equal those of our formats and are passed on unchanged; F32, F16 and BF16 become
+Blocks equal those of our formats (`kernels/row_types.py`) and are passed on unchanged; F32, F16 and BF16 become
 float32.
 """
 
@@ -24,13 +24,14 @@ from edgemoe.conversion.gguf.keys import Metadata
 from edgemoe.conversion.gguf.latent import latent_notices
 from edgemoe.conversion.gguf.linear import Turns
 from edgemoe.conversion.gguf.names import TensorView, checkpoint_tensors, halves_order
+from edgemoe.conversion.gguf.scales import with_scales
 from edgemoe.conversion.gguf.tokenizer import notices, side_files
 from edgemoe.conversion.sampling import sample_sha256
 from edgemoe.conversion.source import TensorInfo, join_rows, take_columns, take_rows
 from edgemoe.errors import SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise
-from edgemoe.kernels.file_rows import BLOCK_FORMATS, Rows, decode_rows
-from edgemoe.kernels.formats import GROUP_COLUMNS
+from edgemoe.kernels.file_rows import Rows, decode_rows, scaled
+from edgemoe.kernels.row_types import BLOCK_FORMATS, block_columns
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
@@ -42,6 +43,8 @@ class FilePart(NamedTuple):
     path: Path
     offset: int
     bytes: int
+    scale: float = 1.0
+    """What multiplies its blocks, where their type leaves that open."""
 
 
 class GgufSource:
@@ -60,6 +63,7 @@ class GgufSource:
                 )
             tensors |= file.tensors
         metadata = Metadata(first.path, first.metadata)
+        tensors = with_scales(tensors, FAMILIES[metadata.architecture])
         self._config = checkpoint_config(metadata, tensors)
         self._views = checkpoint_tensors(
             FAMILIES[metadata.architecture], model_spec(self._config), self._config["head_dim"] or 0, tensors
@@ -120,7 +124,7 @@ class GgufSource:
         part, expert = view.parts[number], where.index if where.index is not None else view.expert or 0
         row = expert * part_rows + view.first_row + where.row_start - number * part_rows
         offset = part.offset + row * part.row_bytes
-        return FilePart(part.type_name, part.path, offset, where.rows * part.row_bytes)
+        return FilePart(part.type_name, part.path, offset, where.rows * part.row_bytes, part.scale(expert))
 
     def forget_text(self) -> None:
         """Give back the memory of metadata and side files, which nobody will ask for again."""
@@ -186,7 +190,7 @@ def _dtype(view: TensorView) -> str:
     """
     names = {part.type_name for part in view.parts}
     vector = view.elements or 1 in (len(view.parts[0].shape), len(view.shape))
-    vector = vector or (view.turns is not None and view.turns.columns and not _carries(view.turns))
+    vector = vector or not _carries(view)
     if len(names) > 1 or "I32" in names or (vector and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
     return next(iter(names))
@@ -215,15 +219,18 @@ def _rows_in_turn(view: TensorView, turns: Turns, start: int, stop: int) -> Rows
     """Read rows of heads that lie in turn, or whole rows whose columns do; `view` is that of the file's order."""
     if turns.columns:
         rows = _read_rows(view, None, start, stop)
-        return take_columns(rows if _carries(turns) else _as_floats(rows), turns.places(0, view.shape[-1]))
+        carried = rows if _carries(replace(view, turns=turns)) else _as_floats(rows)
+        return take_columns(carried, turns.places(0, view.shape[-1]))
     order = turns.places(start, stop)
     runs = np.split(order, np.flatnonzero(np.diff(order) != 1) + 1)
     return join_rows([_read_rows(view, None, int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
-def _carries(turns: Turns) -> bool:
-    """Whether blocks of columns move as a whole."""
-    return turns.width % GROUP_COLUMNS == 0
+def _carries(view: TensorView) -> bool:
+    """Whether blocks of columns stay whole where columns are put in another order."""
+    if view.turns is None or not view.turns.columns:
+        return True
+    return view.turns.width % block_columns(view.parts[0].type_name) == 0
 
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:
@@ -252,7 +259,8 @@ def _plain_rows(view: TensorView, index: int | None, start: int, stop: int) -> R
     for number, part in enumerate(view.parts):
         first, last = max(start - number * part_rows, 0), min(stop - number * part_rows, part_rows)
         if first < last:
-            pieces.append(decode_rows(part.read(base + first, base + last), part.type_name))
+            rows = decode_rows(part.read(base + first, base + last), part.type_name)
+            pieces.append(scaled(rows, part.scale(base // part_rows)) if isinstance(rows, Blocks) else rows)
     if _dtype(view) not in BLOCK_FORMATS:
         pieces = [_as_floats(piece) for piece in pieces]
     return join_rows(pieces)

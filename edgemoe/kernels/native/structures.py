@@ -253,7 +253,7 @@ class PolicySettingsStruct(ctypes.Structure):
 
 def _fields_of(dtype: np.dtype[np.void]) -> list[tuple[str, type[Any]]]:
     """Return the fields of a struct whose elements arrays of NumPy hold."""
-    return [(name, {4: c_int32, 8: c_int64}[dtype[name].itemsize]) for name in dtype.names or ()]
+    return [(name, np.ctypeslib.as_ctypes_type(dtype[name])) for name in dtype.names or ()]
 
 
 class PartStruct(ctypes.Structure):

@@ -734,9 +734,14 @@ def test_an_architecture_that_is_not_ours(tmp_path: Path) -> None:
 
 def test_a_tensor_type_that_is_not_supported_is_named(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     checkpoint = checkpoints["llama"]
-    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_down": "Q5_1"})
-    with pytest.raises(SourceError, match=r"blk\.\d\.ffn_down\.weight: .*Q8_0, Q4_0, Q4_1, MXFP4, found Q5_1"):
-        GgufSource(path)
+    path = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, kinds={"ffn_down": "Q8_0"})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"ffn_down.weight") + len(b"ffn_down.weight") + 4 + 2 * 8
+    for number, found in ((24, "I8"), (99, "number 99")):
+        data[entry : entry + 4] = number.to_bytes(4, "little")
+        path.write_bytes(data)
+        with pytest.raises(SourceError, match=rf"m.gguf: blk\.\d\.ffn_down\.weight: .*Q8_0, Q4_0, .*, found {found}\."):
+            GgufSource(path)
 
 
 def test_tensors_that_are_missing_or_left_over_are_named(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
