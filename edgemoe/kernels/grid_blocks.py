@@ -126,11 +126,7 @@ def pack_rows(values: npt.NDArray[np.int8], scales: Array, factors: Bytes, fmt: 
     payload = np.concatenate(lines if after is None else [*lines, after], axis=2)
     sections = [payload.reshape(panels, -1)]
     if fmt.scale == "words":
-        padded = _padded(factors, scales.shape[1] * 16).reshape(rows, -1, 4).astype(np.uint16)
-        words = np.bitwise_or.reduce(padded << np.arange(0, 12, 3, dtype=np.uint16), axis=2)
-        bits = np.ascontiguousarray(scales).view(np.uint16)
-        for word in range(_WORDS):
-            words[:, word::_WORDS] |= (bits >> 4 * word & 15) << 12
+        words = join_words(scales, _padded(factors, scales.shape[1] * 16))
         return [*sections, _columnwise(words, panels)]
     sections.append(_columnwise(scales, panels))
     if fmt.factor == "pairs":
@@ -185,9 +181,8 @@ def unpack_rows(panels: Bytes, fmt: Format, columns: int) -> tuple[npt.NDArray[n
     scales, factors = fmt.scale_count(columns), fmt.factor_count(columns)
     if fmt.scale == "words":
         words = numbers(scales * _WORDS, np.uint16)
-        own = (words[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16) & 7).reshape(rows, -1)
-        bits = sum((words[:, word::_WORDS] >> 12) << 4 * word for word in range(_WORDS))
-        return values, np.asarray(bits, np.uint16).view(np.float16), own[:, :factors].astype(np.uint8)
+        halves, own = part_words(words)
+        return values, halves, own[:, :factors]
     found = numbers(scales, np.float16)
     if fmt.factor == "pairs":
         pairs = numbers(-(-factors // 2), np.uint8)
@@ -215,6 +210,26 @@ def _by_code(line: Bytes) -> Bytes:
     """A line `(panels, groups, 64)` with the codes of 8 rows side by side."""
     panels, groups, _ = line.shape
     return np.ascontiguousarray(line.reshape(panels, groups, 2, 8, 4).transpose(0, 1, 2, 4, 3)).reshape(panels, groups, 64)
+
+
+def join_words(scales: Array, factors: Bytes) -> npt.NDArray[np.uint16]:
+    """The words of iq1m `(rows, 4 * scales)` of float16 scales and sixteen factors for each."""
+    words: npt.NDArray[np.uint16] = np.bitwise_or.reduce(
+        factors.reshape(len(factors), -1, 4).astype(np.uint16) << np.arange(0, 12, 3, dtype=np.uint16), axis=2
+    )
+    bits = np.ascontiguousarray(scales).view(np.uint16)
+    for word in range(_WORDS):
+        words[:, word::_WORDS] |= (bits >> 4 * word & 15) << 12
+    return words
+
+
+def part_words(words: npt.NDArray[np.uint16]) -> tuple[npt.NDArray[np.float16], Bytes]:
+    """The inverse of `join_words`."""
+    factors = (words[:, :, None] >> np.arange(0, 12, 3, dtype=np.uint16) & 7).reshape(len(words), -1)
+    bits = np.zeros((len(words), words.shape[1] // _WORDS), np.uint16)
+    for word in range(_WORDS):
+        bits |= (words[:, word::_WORDS] >> 12) << np.uint16(4 * word)
+    return bits.view(np.float16), factors.astype(np.uint8)
 
 
 def _padded(array: Array, columns: int) -> Array:
