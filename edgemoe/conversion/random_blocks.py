@@ -86,7 +86,7 @@ def _with_factors(
     drawn = draw_bytes(key + " factors", rows, fmt.factor_count(columns))
     if fmt.factor == "e4m3":
         factors = (_ONE_E4M3 + (drawn & 7)).astype(np.uint8)
-        scale = deviation / math.sqrt(np.square(E4M3[_ONE_E4M3 : _ONE_E4M3 + 8] / 2, dtype=np.float64).mean())
+        scale = deviation / math.sqrt(np.square(E4M3[_ONE_E4M3 : _ONE_E4M3 + 8], dtype=np.float64).mean())
         return Blocks(fmt, values, np.full((len(values), 1), scale, np.float32), None, factors)
     least = _LEAST_FACTOR[fmt.name]
     own = least + drawn % least

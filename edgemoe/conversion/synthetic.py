@@ -82,6 +82,7 @@ def synthesise(
         choice = FormatChoice(experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE, head)
         choice.check(_DRAWN)
     source = SyntheticSource(shape, seed, choice, layers, mix)
+    choice = FormatChoice(*(name if name in TARGETS else None for name in vars(choice).values()))  # blocks are kept
     return convert_source(lambda downloads: source, destination, choice=choice, force=force, progress=progress)
 
 

@@ -186,17 +186,19 @@ def write_gguf(
     stacked: bool = True,
     merged: bool = False,
     files: int = 1,
+    beside: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """A GGUF of a checkpoint. `kinds` gives the type of matrices whose GGUF name matches a pattern, else F32.
 
     `metadata` adds or replaces keys without their prefix, or removes them where the value is None. With `merged`, gate
-    and up of the experts of a layer are one tensor. Returns the path of the (first) file.
+    and up of the experts of a layer are one tensor. `beside` are more tensors, by their names in the file. Returns the
+    path of the (first) file.
     """
     family = config["model_type"]
     prefix = NAMES.get(family, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]])
     values = {f"{prefix}.{key}": value for key, value in (_metadata(config) | dict(metadata or {})).items()}
     values |= tokenizer_metadata(small_tokenizer(), "gpt-2") if tokenizer is None else dict(tokenizer)
-    named = gguf_tensors(config, tensors, stacked=stacked)
+    named = gguf_tensors(config, tensors, stacked=stacked) | dict(beside or {})
     if merged:
         for gate in [name for name in named if name.endswith("ffn_gate_exps.weight")]:
             halves = [named.pop(gate), named.pop(gate.replace("gate", "up"))]
