@@ -71,10 +71,11 @@ def header_text() -> str:
 def grid_header_text() -> str:
     """Return the text of the header of grids."""
     parts = [
-        "/* Written by native/write_header.py from edgemoe/kernels/grids.py, where the notice of ggml's authors (MIT licence)",
-        " * stands: do not edit.",
+        "/* Written by native/write_header.py from edgemoe/kernels/grids.py: do not edit. The entries are data of",
+        " * ggml, whose licence (MIT) stands there.",
         " *",
-        " * ENTRY(numbers) for each entry of a grid: the numbers of its levels, 2 bits each (IQ3: 3), the first the lowest. */",
+        " * ENTRY(numbers) for each entry of a grid: the numbers of its levels, 2 bits each (3 bits of IQ3's), the",
+        " * first the lowest. */",
     ]
     for grid in GRIDS.values():
         entries = " ".join(f"ENTRY({word:#x})" for word in grid.packed.tolist())

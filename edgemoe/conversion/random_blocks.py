@@ -2,7 +2,8 @@
 
 Codes are normal. Groups have scales, or factors, that differ from group to group. The mean is zero by construction:
 codes that stand for numbers of opposite sign are equally likely, or the sign of a group's factor is random, or a
-minimum stands opposite to the mean code; entries of grids have random signs. Every row of a matrix follows from its key by itself.
+minimum stands opposite to the mean code, or an entry of a grid has random signs. Every row of a matrix follows from
+its key by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,8 +109,8 @@ def _of_grid(key: str, rows: slice, columns: int, deviation: float, fmt: Format)
     """Blocks of entries of a grid, each as likely as any other; signs, those of IQ1's scales too, are random."""
     grid = GRIDS[fmt.grid]
     words = draw_bytes(key + " values", rows, 2 * (columns // grid.columns)).astype(np.uint16)
-    codes = (words[:, ::2] | words[:, 1::2] << 8) & np.uint16(len(grid.packed) - 1)
-    marks = draw_bytes(key + " marks", rows, columns // 8)
+    codes: npt.NDArray[Any] = (words[:, ::2] | words[:, 1::2] << 8) & np.uint16(len(grid.packed) - 1)
+    marks: npt.NDArray[Any] = draw_bytes(key + " marks", rows, columns // 8)
     drawn_scales = draw_bytes(key + " scales", rows, fmt.scale_count(columns))
     drawn = draw_bytes(key + " factors", rows, fmt.factor_count(columns))
     least, sizes = 8, np.square(grid.entries, dtype=np.float64).mean()

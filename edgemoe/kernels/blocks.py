@@ -34,8 +34,8 @@ _SCALE_DTYPES: dict[str, Any] = {"f16": np.float16, "e8m0": np.uint8, "f32": np.
 class Blocks:
     """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
 
-    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127), and for formats with a
-    grid, whose entries with their signs they are; else uint8 codes.
+    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127), and for formats with
+    a grid, whose entries with their signs they are; else uint8 codes.
     `scales` and `minimums` `(rows, scale_count)`: float16, but the scales of m4 and m8 are uint8 (e8m0), and those of
     nv4 and f8 float32. `factors` `(rows, factor_count)`: int8, but uint8 where they are nibbles or e4m3. `offsets`
     likewise, uint8. None for what the format lacks. Columns need not be a multiple of 32; the last group is then
@@ -149,7 +149,8 @@ def _pack_grid(blocks: Blocks) -> npt.NDArray[np.uint8]:
     codes = np.zeros((missing, -(-columns // GRIDS[fmt.grid].columns)), np.uint16)
     marks = np.zeros((missing, -(-columns // 8)), np.uint8)
     first = grid_blocks.decode(codes, marks, fmt)[:, :columns]
-    assert blocks.scales is not None and blocks.factors is not None
+    assert blocks.scales is not None
+    assert blocks.factors is not None
     below = ((0, missing), (0, 0))
     sections = grid_blocks.pack_rows(
         np.concatenate([blocks.values.astype(np.int8, copy=False), first]),
@@ -194,8 +195,8 @@ def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) ->
     panels, groups = panel_count(rows), group_count(columns)
     panel_view = data.reshape(panels, fmt.panel_bytes(columns))
     if fmt.grid != "none":
-        signed, multipliers, own = (array[:rows] for array in grid_blocks.unpack_rows(panel_view, fmt, columns))
-        return Blocks(fmt, signed, multipliers, None, own)
+        signed, multipliers, own = grid_blocks.unpack_rows(panel_view, fmt, columns)
+        return Blocks(fmt, signed[:rows], multipliers[:rows], None, own[:rows])
     cut = groups * fmt.payload_bytes
     payload = np.ascontiguousarray(panel_view[:, :cut])
     if fmt.floating:

@@ -56,8 +56,9 @@ The weight is `scale * factor * value`, where the value is `code - zero`, or wha
     iq1m        1.5   grid          words (256)               inner / 8 (16)             1.75
 
 The blocks of GGUF carry over bit for bit: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4, NVFP4, IQ4_NL, IQ4_XS, Q2_K to Q6_K,
-TQ1_0 and TQ2_0 (tq2), Q2_0 and Q1_0, and the IQ1, IQ2 and IQ3 types of its grids (`grid_blocks.py`). So do checkpoints of GPTQ and AWQ (q4z), MLX (q4m, q5m, q8m), FP8 (f8) and MXFP8
-(m8). A nibble factor has its offset in the high nibble of its byte.
+TQ1_0 and TQ2_0 (tq2), Q2_0 and Q1_0, and all types whose codes choose entries of a grid, for which `grid_blocks.py` has
+the layout. So do checkpoints of GPTQ and AWQ (q4z), MLX (q4m, q5m, q8m), FP8 (f8) and MXFP8 (m8). A nibble factor has
+its offset in the high nibble of its byte.
 
 m4 is MXFP4 of the OCP Microscaling Formats specification (MX) 1.0: an element of 4 bits is a sign, two bits of
 exponent and one of mantissa (0, 0.5, 1, 1.5, 2, 3, 4, 6), a scale is a power of two. Products want integers, so the

@@ -1,26 +1,27 @@
 """The layout of formats whose codes choose entries of a grid, and the way in and out of it.
 
 A code is the number of an entry: 8 neighbouring weights of a row, of IQ3 4. A weight's value is the entry's number with
-a sign of its own; for IQ1, whose entries have signs, it is the number (-8, 0 or 8), with 1 added or subtracted for all 8
-weights alike. The payload of a group (16 rows x 32 columns) is lines of 64 bytes, and then bytes of high bits. Code n of
-row r has in a line byte r // 8 * 32 + n * 8 + r % 8; signs and the codes of IQ1 have byte r * 4 + n:
+a sign of its own; for IQ1, whose entries have signs, it is the number (-8, 0 or 8), with 1 added or subtracted for all
+8 weights alike. The payload of a group (16 rows x 32 columns) is lines of 64 bytes, and then bytes of high bits. Code n
+of row r has in a line byte r // 8 * 32 + n * 8 + r % 8; signs and the codes of IQ1 have byte r * 4 + n:
 
-                 line 0      line 1      line 2   after the lines
-    iq2xxs       codes n     signs n     -        -
-    iq2xs        codes n     signs n     -        -
-    iq2s         codes n     signs n     -        a byte of each row: bits 8 and 9 of code n, from bit 2n on
-    iq3xxs       codes n     codes 4+n   signs n  -
-    iq3s         codes n     codes 4+n   signs n  a byte of each row: bit 8 of code n in bit n
-    iq1s, iq1m   codes n     -           -        16 bytes of 8 rows: bits 8 to 10 in byte p % 16, from bit p // 16 * 4 on,
-                                                  where p is r % 8 * 4 + n
+                 line 0    line 1     line 2   after the lines
+    iq2xxs       codes n   signs n    -        -
+    iq2xs        codes n   signs n    -        -
+    iq2s         codes n   signs n    -        a byte of each row: bits 8 and 9 of code n, from bit 2n on
+    iq3xxs       codes n   codes 4+n  signs n  -
+    iq3s         codes n   codes 4+n  signs n  a byte of each row: bit 8 of code n in bit n
+    iq1s, iq1m   codes n   -          -        16 bytes of 8 rows: bits 8 to 10 in byte p % 16, from bit
+                                               p // 16 * 4 on, where p is r % 8 * 4 + n
 
 Bit i of the byte `signs n` is set where the weight of column 8n + i is negative. In iq2xxs, iq2xs and iq3xxs an even
-number of 8 weights is negative, so that bit 7 follows from the others, and has something else: in iq2xs bit 8
-of the code whose byte lies at the same place of line 0, in the others bit n of the factor. The fourth bit of code n in IQ1 is in iq1m set where its weights have 1 subtracted; in
-iq1s those of the codes 0 to 2 are bits of the factor, and that of code 3 says it for the whole group.
+number of 8 weights is negative, so that bit 7 follows from the others, and has something else: in iq2xs bit 8 of the
+code whose byte lies at the same place of line 0, in the others bit n of the factor. The fourth bit of code n in IQ1 is
+in iq1m set where its weights have 1 subtracted; in iq1s those of the codes 0 to 2 are bits of the factor, and that of
+code 3 says it for the whole group.
 
-A factor k stands for (2k + 1) times the format's unit (`Format.factor_unit`). `pairs` are sections of their own after the
-scales: factor i of a row in the low (i even) or high nibble of byte i // 2. The scale of iq1m is one with its
+A factor k stands for (2k + 1) times the format's unit (`Format.factor_unit`). `pairs` are sections of their own after
+the scales: factor i of a row in the low (i even) or high nibble of byte i // 2. The scale of iq1m is one with its
 factors: four 16-bit words for 256 columns, which lie as scales do; word w has the factors 4w to 4w + 3 in its bits 0 to
 11, and bits 4w to 4w + 3 of the float16 scale above them.
 """
@@ -43,7 +44,7 @@ _WORDS = 4
 """Words of 256 columns in iq1m."""
 
 
-def encode(values: npt.NDArray[np.int8], fmt: Format) -> tuple[npt.NDArray[np.uint16], Bytes]:
+def encode(values: npt.NDArray[np.int8], fmt: Format) -> tuple[Array, Array]:
     """The codes of rows, and a byte for each 8 columns: signs or, of IQ1, 1 where 1 is subtracted.
 
     `(rows, columns)` to `(rows, codes)` and `(rows, columns / 8)`, rounded up. Raises ValueError for values that no
@@ -73,7 +74,7 @@ def encode(values: npt.NDArray[np.int8], fmt: Format) -> tuple[npt.NDArray[np.ui
     return codes, marks
 
 
-def decode(codes: npt.NDArray[np.uint16], marks: Bytes, fmt: Format) -> npt.NDArray[np.int8]:
+def decode(codes: Array, marks: Array, fmt: Format) -> npt.NDArray[np.int8]:
     """The values of codes, with a byte for each 8 columns as `encode` gives it: `(rows, columns)`."""
     grid = GRIDS[fmt.grid]
     values = grid.entries[codes].reshape(len(codes), codes.shape[1] * grid.columns)
@@ -87,7 +88,7 @@ def decode(codes: npt.NDArray[np.uint16], marks: Bytes, fmt: Format) -> npt.NDAr
     return np.where(negative, -values, values)
 
 
-def whole_signs(bytes_: Bytes) -> Bytes:
+def whole_signs(bytes_: Array) -> Array:
     """Bytes of signs whose bit 7 is made to follow from the others."""
     parity = bytes_ & np.uint8(127)
     for shift in (4, 2, 1):
@@ -95,7 +96,7 @@ def whole_signs(bytes_: Bytes) -> Bytes:
     return (bytes_ & np.uint8(127)) | (parity & np.uint8(1)) << np.uint8(7)
 
 
-def pack_rows(values: npt.NDArray[np.int8], scales: Array, factors: Bytes, fmt: Format) -> list[Bytes]:
+def pack_rows(values: npt.NDArray[np.int8], scales: Array, factors: Array, fmt: Format) -> list[Bytes]:
     """The sections of panels, each `(panels, bytes)`: of rows that are whole panels, of any number of columns."""
     rows, columns = values.shape
     groups, panels = group_count(columns), rows // PANEL_ROWS
@@ -106,6 +107,7 @@ def pack_rows(values: npt.NDArray[np.int8], scales: Array, factors: Bytes, fmt: 
     low = (codes & 255).astype(np.uint8)
     lines = [_panelwise(low[:, :, n : n + 4], panels) for n in range(0, codes.shape[2], 4)]
     after: Bytes | None = None
+    tops: Array
     if fmt.grid == "iq1":
         tops = marks.astype(np.uint16)
         if fmt.name == "iq1s":
@@ -113,7 +115,7 @@ def pack_rows(values: npt.NDArray[np.int8], scales: Array, factors: Bytes, fmt: 
             tops[:, :, 3] = marks[:, :, 0]
         after = _gathered(codes >> 8 | tops << 3)
     else:
-        signs = _panelwise(marks, panels)
+        signs: Array = _panelwise(marks, panels)
         if fmt.name in _PARITY_FORMATS:
             tops = codes >> 8 if fmt.name == "iq2xs" else own >> np.arange(4, dtype=np.uint16) & 1
             others = _panelwise((tops << 7).astype(np.uint8), panels)
@@ -176,7 +178,8 @@ def unpack_rows(panels: Bytes, fmt: Format, columns: int) -> tuple[npt.NDArray[n
         nonlocal cut
         start, cut = cut, cut + count * PANEL_ROWS * np.dtype(dtype).itemsize
         section = np.ascontiguousarray(panels[:, start:cut]).view(dtype)
-        return section.reshape(len(panels), count, PANEL_ROWS).transpose(0, 2, 1).reshape(rows, count)
+        columnwise: Array = section.reshape(len(panels), count, PANEL_ROWS).transpose(0, 2, 1)
+        return columnwise.reshape(rows, count)
 
     scales, factors = fmt.scale_count(columns), fmt.factor_count(columns)
     if fmt.scale == "words":
@@ -191,11 +194,13 @@ def unpack_rows(panels: Bytes, fmt: Format, columns: int) -> tuple[npt.NDArray[n
     return values, found, inner.reshape(rows, -1).astype(np.uint8)
 
 
-def _gathered(nibbles: Array) -> Bytes:
+def _gathered(nibbles: Array) -> Array:
     """IQ1's nibbles `(rows, groups, 4)` as the bytes after the lines, `(panels, groups, 32)`."""
     rows, groups, _ = nibbles.shape
-    halves = nibbles.reshape(-1, 2, 8, groups, 4).transpose(0, 3, 1, 2, 4).reshape(-1, groups, 2, 2, 16).astype(np.uint8)
-    return (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).reshape(rows // PANEL_ROWS, groups, 32)
+    sides = nibbles.reshape(-1, 2, 8, groups, 4).transpose(0, 3, 1, 2, 4)
+    halves: Array = sides.reshape(-1, groups, 2, 2, 16).astype(np.uint8)
+    both: Array = halves[:, :, :, 0] | halves[:, :, :, 1] << 4
+    return both.reshape(rows // PANEL_ROWS, groups, 32)
 
 
 def _scattered(after: Bytes) -> npt.NDArray[np.uint16]:
@@ -209,10 +214,11 @@ def _scattered(after: Bytes) -> npt.NDArray[np.uint16]:
 def _by_code(line: Bytes) -> Bytes:
     """A line `(panels, groups, 64)` with the codes of 8 rows side by side."""
     panels, groups, _ = line.shape
-    return np.ascontiguousarray(line.reshape(panels, groups, 2, 8, 4).transpose(0, 1, 2, 4, 3)).reshape(panels, groups, 64)
+    turned = line.reshape(panels, groups, 2, 8, 4).transpose(0, 1, 2, 4, 3)
+    return np.ascontiguousarray(turned).reshape(panels, groups, 64)
 
 
-def join_words(scales: Array, factors: Bytes) -> npt.NDArray[np.uint16]:
+def join_words(scales: Array, factors: Array) -> Array:
     """The words of iq1m `(rows, 4 * scales)` of float16 scales and sixteen factors for each."""
     words: npt.NDArray[np.uint16] = np.bitwise_or.reduce(
         factors.reshape(len(factors), -1, 4).astype(np.uint16) << np.arange(0, 12, 3, dtype=np.uint16), axis=2

@@ -36,6 +36,7 @@ def decode_grid_rows(blocks: Bytes, twin: str) -> Blocks:
         return np.ascontiguousarray(blocks[:, :, first:end]).view("<" + dtype)
 
     scales = field(0, 2, "f2")
+    codes: Array
     factors: Array
     if twin == "iq2xxs":
         pairs = field(2, 66, "u4").reshape(*blocks.shape[:2], 8, 2)
@@ -68,7 +69,8 @@ def decode_grid_rows(blocks: Bytes, twin: str) -> Blocks:
 def encode_grid_rows(rows: Blocks) -> Bytes:
     """Encode to bytes `(rows, row bytes)`: the inverse of `decode_grid_rows`."""
     fmt, count = rows.format, len(rows.values)
-    assert rows.scales is not None and rows.factors is not None
+    assert rows.scales is not None
+    assert rows.factors is not None
     codes, marks = (array.reshape(count, rows.scales.shape[1], -1) for array in encode(np.asarray(rows.values), fmt))
     factors = rows.factors.reshape(*codes.shape[:2], -1).astype(np.uint32)
     low, high = (codes & 255).astype(np.uint8), (codes >> 8).astype(np.uint8)
@@ -100,7 +102,7 @@ def _seven_signs(words: Array) -> tuple[Array, Array]:
     return signs.reshape(*words.shape[:2], -1), words >> 28
 
 
-def _with_seven_signs(marks: Bytes, factors: Array) -> Array:
+def _with_seven_signs(marks: Array, factors: Array) -> Array:
     signs = (marks & 127).reshape(*factors.shape, 4).astype(np.uint32) << np.arange(0, 28, 7, dtype=np.uint32)
     words: Array = np.bitwise_or.reduce(signs, axis=3) | factors << 28
     return words.astype("<u4")

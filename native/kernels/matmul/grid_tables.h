@@ -1,7 +1,8 @@
-/* Written by native/write_header.py from edgemoe/kernels/grids.py, where the notice of ggml's authors (MIT licence)
- * stands: do not edit.
+/* Written by native/write_header.py from edgemoe/kernels/grids.py: do not edit. The entries are data of
+ * ggml, whose licence (MIT) stands there.
  *
- * ENTRY(numbers) for each entry of a grid: the numbers of its levels, 2 bits each (IQ3: 3), the first the lowest. */
+ * ENTRY(numbers) for each entry of a grid: the numbers of its levels, 2 bits each (3 bits of IQ3's), the
+ * first the lowest. */
 
 #define EM_ENTRIES_IQ2XXS(ENTRY) \
     ENTRY(0x0) ENTRY(0x2) ENTRY(0x5) ENTRY(0x8) ENTRY(0xa) ENTRY(0x11) ENTRY(0x14) ENTRY(0x20) ENTRY(0x22) \
