@@ -2,8 +2,8 @@
  *
  *   unsigned  vpmaddubsw(weights, x): two products of at most `most` * 127 in an int16. Of 4 bits and less the 8 quads of
  *             a group add up to at most 8 * 2 * 15 * 127 = 30480 < 32767 there, so one vpmaddwd with ones widens the
- *             whole group; tables of e2m1 (values + 12, at most 24) and 5 bits widen each half of a group, 6 bits each
- *             two quads. Zero points are taken off at the end.
+ *             whole group; tables of e2m1 (values + 12, at most 24) and 5 bits widen each half of a group, as do iq3s and
+ *             IQ1; 6 bits each two quads, and the other grids each quad. Zero points are taken off at the end.
  *   signed    vpmaddubsw takes one unsigned side: |w| and x * sign(w). |-128| is 128 as unsigned, and
  *             2 * 128 * 127 = 32512 still fits; two of those do not, so each quad is widened by itself. 8 bits, and IQ4,
  *             whose table reaches from -127 to 113.
@@ -12,6 +12,7 @@
  * on cores with three vector ports some 12 bytes a cycle, well above what one core gets from memory. */
 #include <immintrin.h>
 
+#include "grid256.h"
 #include "quads256.h"
 
 INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
@@ -19,7 +20,12 @@ INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set
 INLINE int is_signed(int format) { return em_numbers(format).bits == 8 || em_numbers(format).table == EM_TABLE_IQ4; }
 
 /* The weights of 8 rows x 16 columns, one vector per quad of columns, from quad `first` (0 or 4) on. */
-INLINE void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]) {
+INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m256i weights[QUADS_TOGETHER]) {
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        grid_unpack(payload, side, format, first, weights);
+        return;
+    }
+    payload += side * (EM_LINE_BYTES / 2);
     if (em_numbers(format).bits == 8) {
         for (int quad = 0; quad < QUADS_TOGETHER; quad++) weights[quad] = load_line(payload, first + quad);
         return;
@@ -40,7 +46,7 @@ INLINE __m256i add_quads(__m256i pairs, const __m256i *weights, const int8_t *x,
 /* Those of four quads, widened by `ones`, or by factors that each row has twice, added to `sum`. */
 INLINE __m256i add_unsigned_quads(__m256i sum, const __m256i weights[QUADS_TOGETHER], const int8_t *x, __m256i ones,
                                   int format) {
-    const int together = em_unsigned_most(format) > 31 ? 2 : QUADS_TOGETHER;
+    const int together = em_unsigned_most(format) > 63 ? 1 : em_unsigned_most(format) > 31 ? 2 : QUADS_TOGETHER;
     for (int quad = 0; quad < QUADS_TOGETHER; quad += together) {
         const __m256i pairs = add_quads(_mm256_setzero_si256(), weights, x, quad, together);
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
@@ -55,13 +61,6 @@ INLINE __m256i add_signed_quads(__m256i sum, const __m256i weights[QUADS_TOGETHE
         sum = _mm256_add_epi32(sum, widen(_mm256_maddubs_epi16(_mm256_abs_epi8(w), signed_x)));
     }
     return sum;
-}
-
-/* The factors of the first (0) or the second half of each row, twice. */
-INLINE __m256i half_factors(__m256i factors, int half) {
-    const __m256i from = half ? _mm256_set1_epi32(0x03020302) : _mm256_set1_epi32(0x01000100);
-    const __m256i rows = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
-    return _mm256_shuffle_epi8(factors, _mm256_add_epi8(from, rows));
 }
 
 /* Four quads of weights, of any kind. */

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "../kernels.h"
+#include "grid256.h"
 #include "lookahead.h"
 
 enum {
@@ -70,8 +71,28 @@ typedef struct row_numbers {
     __m512 factors[2], offsets[2]; /* of both halves (em_has_half_factors) */
 } row_numbers;
 
+/* Those of a format with a grid. */
+INLINE row_numbers grid_numbers(const uint8_t *panel, em_sections at, int32_t g, int format) {
+    __m256 scales[2];
+    __m256i factors[2];
+    for (int side = 0; side < 2; side++) {
+        scales[side] = grid_scale(panel, at, g, side, format);
+        if (em_numbers(format).halves == 2) factors[side] = grid_half_factors(panel, at, g, side, format);
+        else scales[side] = grid_times_factors(scales[side], panel, at, g, side, format);
+    }
+    const __m512 scale = _mm512_insertf32x8(_mm512_castps256_ps512(scales[0]), scales[1], 1);
+    row_numbers rows = {.scales = {scale, scale}, .minimum = scale};
+    if (em_numbers(format).halves == 2) {
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(factors[0]), factors[1], 1);
+        rows.factors[0] = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff)));
+        rows.factors[1] = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 16));
+    }
+    return rows;
+}
+
 INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int format) {
     const em_format_numbers numbers = em_numbers(format);
+    if (numbers.grid != EM_GRID_NONE) return grid_numbers(panel, at, g, format);
     const size_t shared = (size_t)(g >> numbers.scale_shift), number = (size_t)g * numbers.halves * EM_PANEL_ROWS;
     const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
     const __m512 scale = load_scales(panel + at.scales + shared * em_scales_bytes(format), format);
@@ -110,6 +131,16 @@ INLINE __m512i plane_quad(const uint8_t *payload, int bits, int quad, int to) {
 /* The weights of 16 rows x 32 columns as unsigned bytes, one vector per quad of columns. */
 INLINE void unpack(const uint8_t *payload, int format, __m512i weights[QUADS]) {
     const int bits = em_numbers(format).bits, low_bits = bits > 4 ? 4 : bits == 3 ? 2 : bits, high_bits = bits - low_bits;
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        for (int first = 0; first < QUADS; first += GRID_HALF_QUADS) {
+            __m256i sides[2][GRID_HALF_QUADS];
+            for (int side = 0; side < 2; side++) grid_unpack(payload, side, format, first, sides[side]);
+            for (int i = 0; i < GRID_HALF_QUADS; i++) {
+                weights[first + i] = _mm512_inserti64x4(_mm512_castsi256_si512(sides[0][i]), sides[1][i], 1);
+            }
+        }
+        return;
+    }
     if (bits == 8) {
         const __m512i sign = _mm512_set1_epi8((char)0x80);
         for (int quad = 0; quad < QUADS; quad++) {

@@ -6,10 +6,16 @@
  *   8 bits    w ^ 0x80 is w + 128 as unsigned */
 #include <immintrin.h>
 
+#include "grid256.h"
 #include "quads256.h"
 
 /* The weights of 8 rows x 16 columns as unsigned bytes, one vector per quad of columns, from quad `first` (0 or 4) on. */
-INLINE void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]) {
+INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m256i weights[QUADS_TOGETHER]) {
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        grid_unpack(payload, side, format, first, weights);
+        return;
+    }
+    payload += side * (EM_LINE_BYTES / 2);
     if (em_numbers(format).bits == 8) {
         const __m256i sign = _mm256_set1_epi8((char)0x80);
         for (int quad = 0; quad < QUADS_TOGETHER; quad++) {

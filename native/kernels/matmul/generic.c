@@ -8,6 +8,7 @@
 
 #include "../half.h"
 #include "../kernels.h"
+#include "grid.h"
 
 enum { QUAD = 4, QUADS_PER_GROUP = EM_GROUP_COLUMNS / QUAD, QUAD_BYTES = EM_LINE_BYTES, NIBBLES = 15 };
 
@@ -43,6 +44,10 @@ static inline int8_t doubled(int code) {
 static inline void unpack(const uint8_t *payload, int32_t format, int8_t *values) {
     static const int8_t iq4[16] = {EM_IQ4_SIGNED};
     uint8_t codes[EM_PANEL_ROWS * EM_GROUP_COLUMNS];
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        em_grid_unpack(payload, format, values);
+        return;
+    }
     unpack_codes(payload, format, codes);
     for (int i = 0; i < EM_PANEL_ROWS * EM_GROUP_COLUMNS; i++) {
         switch (em_numbers(format).table) {
@@ -106,10 +111,29 @@ static inline int factor_of(uint8_t byte, int32_t format) {
     return em_numbers(format).factor == EM_FACTOR_NIBBLE ? byte & NIBBLES : (int8_t)byte;
 }
 
+/* Adds the share of group g of a format with a grid: see add_group. */
+static inline void add_grid_group(const uint8_t *panel, em_sections at, int32_t g, const em_group *group,
+                                  int32_t dots[2][EM_PANEL_ROWS], int32_t format, float *sums) {
+    for (int i = 0; i < EM_PANEL_ROWS; i++) {
+        const float scale = em_grid_scale(panel, at, format, g, i);
+        const int factor = em_grid_factor(panel, at, format, g, 0, i);
+        if (em_has_half_factors(format)) {
+            const int32_t dot = factor * dots[0][i] + em_grid_factor(panel, at, format, g, 1, i) * dots[1][i];
+            sums[i] = fmaf((float)dot, scale * group->scale, sums[i]);
+        } else {
+            sums[i] = fmaf((float)dots[0][i], scale * (float)factor * group->scale, sums[i]);
+        }
+    }
+}
+
 /* Adds the share of group g, whose dots of each half are `dots`, or of the whole group the first of them. */
 static inline void add_group(const uint8_t *panel, em_sections at, int32_t g, const em_group *group,
                              int32_t dots[2][EM_PANEL_ROWS], int32_t format, float *sums) {
     const em_format_numbers numbers = em_numbers(format);
+    if (numbers.grid != EM_GRID_NONE) {
+        add_grid_group(panel, at, g, group, dots, format, sums);
+        return;
+    }
     const uint8_t *factors[2], *offsets[2];
     float scales[EM_PANEL_ROWS], minimums[EM_PANEL_ROWS];
     load_scales(panel + at.scales, g, format, scales);

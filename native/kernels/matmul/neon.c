@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "../neon.h"
+#include "grid_neon.h"
 #include "lookahead.h"
 
 enum {
@@ -48,6 +49,10 @@ INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t we
     const uint8_t *at = payload + quarter * (EM_LINE_BYTES / QUARTERS);
     const int bits = em_numbers(format).bits, low_bits = bits > 4 ? 4 : bits == 3 ? 2 : bits, high_bits = bits - low_bits;
     const int table = em_numbers(format).table;
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        grid_unpack(payload, quarter, format, weights);
+        return;
+    }
     if (bits == 8) {
         for (int quad = 0; quad < QUADS; quad++) weights[quad] = vreinterpretq_s8_u8(vld1q_u8(at + quad * EM_LINE_BYTES));
         return;
@@ -134,8 +139,21 @@ INLINE float32x4_t load_scales(const uint8_t *at, int format) {
     return vreinterpretq_f32_s32(vmaxq_s32(normal, below_normal));
 }
 
+/* Those of a format with a grid. */
+INLINE row_numbers grid_numbers(const uint8_t *panel, em_sections at, int32_t g, int quarter, int format) {
+    const int32x4_t none = vdupq_n_s32(0);
+    float32x4_t scale = grid_scale(panel, at, g, quarter, format);
+    row_numbers rows = {{scale, scale}, scale, {none, none}, {none, none}};
+    for (int half = 0; half < em_numbers(format).halves; half++) {
+        rows.factors[half] = grid_factors(panel, at, g, half, quarter, format);
+    }
+    if (em_numbers(format).halves == 1) rows.scales[0] = vmulq_f32(scale, vcvtq_f32_s32(rows.factors[0]));
+    return rows;
+}
+
 INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int quarter, int format) {
     const em_format_numbers numbers = em_numbers(format);
+    if (numbers.grid != EM_GRID_NONE) return grid_numbers(panel, at, g, quarter, format);
     const size_t shared = (size_t)(g >> numbers.scale_shift), scales_bytes = em_scales_bytes(format);
     const uint8_t *scales = panel + at.scales + shared * scales_bytes + (size_t)quarter * (scales_bytes / QUARTERS);
     const float32x4_t scale = load_scales(scales, format);

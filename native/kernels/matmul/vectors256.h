@@ -1,7 +1,7 @@
 /* Panel products with 256-bit vectors; the same bits as matmul/generic.c. An including file says before what one group's
  * integer dots are, in two halves of four quads each (`weights` and `x` are those of the half):
  *
- *   static inline void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]);
+ *   static inline void unpack(const uint8_t *payload, int side, int format, int first, __m256i weights[QUADS_TOGETHER]);
  *   static inline __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
  *                                    __m256i factors, int format);
  *   static inline __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x,
@@ -24,11 +24,12 @@
 #ifndef EDGEMOE_VECTORS256_H
 #define EDGEMOE_VECTORS256_H
 
+#include "grid256.h"
+#include "grid_row256.h"
 #include "lookahead.h"
 
 enum {
     SIDE_ROWS = 8,
-    SIDE_BYTES = EM_LINE_BYTES / 2,
     ROWS_TOGETHER = 32,
     GROUPS_TOGETHER = 32, /* as many fit the second-level cache well, with their weights; 48 KiB of stack */
     SIDES = 2,
@@ -84,6 +85,13 @@ INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g,
     const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
     row_numbers rows;
     rows.factors = rows.offsets = _mm256_setzero_si256();
+    if (numbers.grid != EM_GRID_NONE) {
+        const __m256 of_grid = grid_scale(panel, at, g, side, format);
+        if (numbers.halves == 2) rows.factors = grid_half_factors(panel, at, g, side, format);
+        rows.scales[0] = numbers.halves == 2 ? of_grid : grid_times_factors(of_grid, panel, at, g, side, format);
+        rows.scales[1] = rows.minimum = rows.scales[0];
+        return rows;
+    }
     const __m256 scale = load_scales(panel + at.scales + shared * scales_bytes + side * (scales_bytes / 2), format);
     rows.scales[0] = rows.scales[1] = rows.minimum = scale;
     if (numbers.has_minimums) rows.minimum = load_halves(panel + at.minimums + shared * 32 + (size_t)side * 16);
@@ -115,8 +123,9 @@ INLINE __m256 add_halves(__m256 sum, __m256i dots, const em_group *group, const 
     int32_t both;
     memcpy(&both, group->half_sums, sizeof both);
     const __m256i half_sums = _mm256_set1_epi32(both);
-    if (numbers.zero) {
-        const __m256i times = _mm256_set1_epi16(numbers.zero); /* at most 32 * 128 */
+    const int32_t zero = em_unsigned_zero(format);
+    if (zero) {
+        const __m256i times = _mm256_set1_epi16((int16_t)zero); /* at most 32 * 128 */
         const __m256i zeros = _mm256_madd_epi16(_mm256_mullo_epi16(rows->factors, times), half_sums);
         dots = _mm256_sub_epi32(dots, zeros);
     }
@@ -150,12 +159,12 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     for (int32_t g = 0; g < group_count; g++, group++, values += EM_GROUP_COLUMNS) {
         em_prefetch_group(&next, format);
         for (int side = 0; side < SIDES; side++) {
-            const uint8_t *payload = panel + (size_t)g * payload_bytes + (size_t)side * SIDE_BYTES;
+            const uint8_t *payload = panel + (size_t)g * payload_bytes;
             const row_numbers numbers = load_numbers(panel, at, g, side, format);
             __m256i weights[QUADS_TOGETHER];
-            unpack(payload, format, 0, weights);
+            unpack(payload, side, format, 0, weights);
             const __m256i begun = begin_dots(weights, values, group, numbers.factors, format);
-            unpack(payload, format, QUADS_TOGETHER, weights);
+            unpack(payload, side, format, QUADS_TOGETHER, weights);
             const __m256i dots = end_dots(begun, weights, values + EM_HALF_COLUMNS, group, numbers.factors, format);
             sums[side] = add_group(sums[side], begun, dots, group, &numbers, format);
         }
@@ -205,7 +214,7 @@ INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_
         __m256i weights[SIDES][QUADS_TOGETHER];
         row_numbers numbers[SIDES];
         for (int side = 0; side < SIDES; side++) {
-            unpack(payload + side * SIDE_BYTES, format, 0, weights[side]);
+            unpack(payload, side, format, 0, weights[side]);
             numbers[side] = load_numbers(panel, at, g, side, format);
         }
         for (int32_t i = 0; i < count; i++) {
@@ -215,7 +224,7 @@ INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_
             }
         }
         for (int side = 0; side < SIDES; side++) {
-            unpack(payload + side * SIDE_BYTES, format, QUADS_TOGETHER, weights[side]);
+            unpack(payload, side, format, QUADS_TOGETHER, weights[side]);
         }
         for (int32_t i = 0; i < count; i++) {
             const int8_t *x = values + i * EM_GROUP_COLUMNS + EM_HALF_COLUMNS;
@@ -237,7 +246,9 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
                              const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     if (count == 1) {
         for (int32_t p = 0; p < panel_count; p++) {
-            quantised_row(em_panel(matrix, first_panel + p, format), x, rows[0], out + p * EM_PANEL_ROWS, format);
+            const uint8_t *panel = em_panel(matrix, first_panel + p, format);
+            const int has_grid = em_numbers(format).grid != EM_GRID_NONE;
+            (has_grid ? grid_row : quantised_row)(panel, x, rows[0], out + p * EM_PANEL_ROWS, format);
         }
         return;
     }
