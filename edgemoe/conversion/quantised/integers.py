@@ -12,18 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.quantised.form import Parts
-from edgemoe.conversion.quantised.raw import Bytes, Floats, Raw, spread
+from edgemoe.conversion.quantised.raw import UNQUANTISED, Bytes, Floats, Raw, spread
 from edgemoe.errors import SourceError
 from edgemoe.kernels.blocks import Blocks
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS
 
-REQUANTISE = "Use the checkpoint's unquantised version, or a GGUF of it."
-"""The way out where no format holds what a checkpoint has."""
-
 
 def refused(parts: Parts, expected: str, found: str) -> SourceError:
     """The error about a matrix that is quantised in a way that edgemoe does not read."""
-    return parts.wrong(parts.form.codes, f"{parts.form.program} with {expected}", found, REQUANTISE)
+    return parts.wrong(parts.form.codes, f"{parts.form.program} with {expected}", found, UNQUANTISED)
 
 
 def checked_bits(parts: Parts, bits: object, allowed: Collection[int]) -> int:

@@ -28,6 +28,8 @@ _STORED: Mapping[str, npt.DTypeLike] = {
 }
 
 DAMAGED = "Was the checkpoint cut short or altered? Download it again."
+UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it."
+"""The way out where no format holds what a checkpoint has."""
 
 
 HELD_BYTES = 1 << 25

@@ -10,9 +10,8 @@ from edgemoe.architectures.config import QUANTISED
 from edgemoe.conversion.quantised import awq, bitsandbytes, fp8, gptq, mlx, mxfp4, nvfp4, packed
 from edgemoe.conversion.quantised.form import Form, Settings
 from edgemoe.conversion.quantised.groups import formats_of
+from edgemoe.conversion.quantised.raw import UNQUANTISED
 from edgemoe.errors import SourceError
-
-UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it."
 
 _UNDECLARED = (mxfp4.GPT_OSS, mxfp4.COMPRESSED, nvfp4.MODELOPT, fp8.INVERSE)
 """Forms whose tensors alone say all about them."""

@@ -13,8 +13,8 @@ from edgemoe.architectures import expert_sources, has_norms_from_one, possible_s
 from edgemoe.conversion.over import SourceOver
 from edgemoe.conversion.quantised.bitsandbytes import BITSANDBYTES
 from edgemoe.conversion.quantised.form import Parts, Quantised, parts_of
-from edgemoe.conversion.quantised.raw import DAMAGED, Raw
-from edgemoe.conversion.quantised.schemes import UNQUANTISED, Scheme, scheme_of
+from edgemoe.conversion.quantised.raw import DAMAGED, UNQUANTISED, Raw
+from edgemoe.conversion.quantised.schemes import Scheme, scheme_of
 from edgemoe.conversion.safetensors_rows import BytesSource
 from edgemoe.conversion.source import FLOAT_DTYPES, Source, TensorInfo
 from edgemoe.errors import SourceError
