@@ -13,7 +13,7 @@ def statistics_of(pieces: Iterable[Piece], errors: Mapping[int, tuple[float, flo
     """Statistics of each class of tensors: formats, parameters, bytes, bits per weight, relative error.
 
     Where the checkpoint has some in blocks: how many (`quantised`), and how many of these stand for the same numbers in
-    the store (`exact`).
+    the store (`exact`); in f32 that is the nearest float32.
 
     `errors` has, for the number of each piece, the sums of squared errors and of squared weights; None: no relative
     error is known.
