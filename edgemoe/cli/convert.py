@@ -53,11 +53,12 @@ def convert(
 ) -> None:
     """Convert a checkpoint into a store. After an interruption the same command resumes.
 
-    Without --experts, --dense and --head, the quantised blocks of a GGUF file and MXFP4 weights are kept bit for bit.
+    Without --experts, --dense and --head, weights that the checkpoint has in quantised blocks are kept bit for bit.
     """
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.text import printable
     from edgemoe.conversion.pipeline import convert_checkpoint
+    from edgemoe.conversion.statistics import exactness
     from edgemoe.session.text_faults import text_faults
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
@@ -81,8 +82,11 @@ def convert(
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)
         raise
-    size = format_size(Store.open(path).manifest.total_bytes)
-    typer.echo(f"{destination}: {size}. {_next_step(path, destination)}")
+    manifest = Store.open(path).manifest
+    exact = exactness(manifest.quantisation)
+    typer.echo(
+        f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{_next_step(path, destination)}"
+    )
 
 
 def _next_step(path: Path, destination: object) -> str:

@@ -166,7 +166,8 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
                 f"part {name}",
                 f"{', '.join(part['formats'])}: {part['parameters'] / 1e6:,.1f} million in"
                 f" {format_size(part['bytes'])}, {part['bits_per_weight']:.2f} bits per weight"
-                + (f", relative error {part['relative_error']:.4f}" if "relative_error" in part else ""),
+                + (f", relative error {part['relative_error']:.4f}" if "relative_error" in part else "")
+                + (f", {part['exact']} of {part['quantised']} quantised tensors exact" if "exact" in part else ""),
             )
         )
     for name, formats in description["mixtures"].items():

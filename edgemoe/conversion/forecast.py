@@ -2,7 +2,8 @@
 
 The config and the names, shapes and dtypes of the tensors determine all of it. If the shards themselves are missing,
 the names come from the index, the shapes from the config, and the weights are assumed to be floats, but for those that
-their names show to be MXFP4. If the names are unknown too, experts are MXFP4 where the config says that weights are.
+their names show to be quantised. If the names are unknown too, experts are quantised where the config says that weights
+are.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from edgemoe.architectures import model_spec, possible_shapes, resolve
-from edgemoe.architectures.config import QUANTISED
-from edgemoe.architectures.foreign import is_mxfp4
 from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice, choose_formats, expert_of
 from edgemoe.conversion.gguf_store import GgufStore
 from edgemoe.conversion.hub_id import HubId
-from edgemoe.conversion.mxfp4 import join_names
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
+from edgemoe.conversion.quantised.schemes import scheme_of
+from edgemoe.conversion.quantised.source import shown_dtypes
 from edgemoe.conversion.source import Source
 from edgemoe.conversion.tailed import without_tails
 from edgemoe.errors import SourceError
@@ -97,13 +97,14 @@ def forecast_manifest(config: Mapping[str, Any], names: Iterable[str] | None, ch
     spec = model_spec(config)
     shapes = spec.tensors()
     if names is not None:
-        possible, joined = possible_shapes(config), join_names(without_tails(config, names))
-        places = resolve(config, {name: possible.get(name, ()) for name in joined})
-        mxfp4 = {name for name, place in places.items() if joined[place.tensor]}
+        shown = shown_dtypes(config, names)
+        possible, whole = possible_shapes(config), without_tails(config, shown)
+        places = resolve(config, {name: possible.get(name, ()) for name in whole})
+        dtypes = {name: shown[place.tensor] or "BF16" for name, place in places.items()}
     else:
-        declared = any(isinstance(config.get(key), Mapping) and is_mxfp4(config[key]) for key in QUANTISED)
-        mxfp4 = {name for name in shapes if declared and expert_of(name)}
-    dtypes = {name: "MXFP4" if name in mxfp4 else "BF16" for name in shapes}
+        scheme = scheme_of(config)
+        quantised = {name for name in shapes if scheme.declared and expert_of(name) and len(shapes[name]) == 2}
+        dtypes = {name: scheme.dtype(name) if name in quantised else "BF16" for name in shapes}
     return plan_manifest(spec, shapes, choose_formats(shapes, dtypes, choice), {})
 
 

@@ -11,10 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from edgemoe.conversion.folder import read_json_file, to_float32
+from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
@@ -27,19 +24,18 @@ from edgemoe.conversion.folder_contents import (
 from edgemoe.conversion.gguf_names import gguf_models
 from edgemoe.conversion.hub_errors import AGAIN, explained
 from edgemoe.conversion.hub_repository import HubRepository
-from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.rank_shards import named_by_rank, rank_shards
-from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
+from edgemoe.conversion.safetensors_rows import SafetensorsRows, Spans
+from edgemoe.conversion.source import TensorInfo
 from edgemoe.conversion.tokenizers.files import vocabulary_name
 from edgemoe.errors import SourceError
-from edgemoe.kernels.file_rows import Rows
 from edgemoe.store.headers import HeaderTensor, read_header
 from edgemoe.store.side_files import SIDE_FILES
 
 _HEADERS_AT_ONCE = 8
 
 
-class HubSource:
+class HubSource(SafetensorsRows):
     """A checkpoint in a repository of the hub (see `Source`). Opening it fetches the small files.
 
     Without `side_files` the tokenizer's files are not downloaded.
@@ -56,10 +52,7 @@ class HubSource:
         self._config = read_json_file(self._repository.small_file(CONFIG_NAME), "a config.json of a checkpoint")
         self._unlisted: dict[str, str] = {}
         self._shards = self._find_shards()
-        self._listed = self._find_tensors()
-        self._joined = join_pairs(self._listed, list(self._shards))
-        self._tensors = self._joined.tensors
-        self._released: set[str] = set()
+        self._tensors = self._find_tensors()
         wanted = (*SIDE_FILES, vocabulary_name(self._remote)) if side_files else ()
         self._side_files = {
             name: self._repository.small_file(name) for name in wanted if name is not None and name in self._remote
@@ -84,56 +77,24 @@ class HubSource:
     def shards(self) -> Sequence[str]:
         return list(self._shards)
 
-    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
-        info = self._tensors[tensor]
-        if tensor in self._joined.pairs:
-            return read_pair(self._joined.pairs[tensor], info.shape, index, row_start, row_stop, self._read_bytes)
-        dtype = float_dtype(tensor, info)
-        path, header = self._fetch_shard(info.shard)
-        shape = info.shape if index is None else info.shape[1:]
-        columns = shape[1] if len(shape) == 2 else 1
-        first = ((index or 0) * shape[0] + row_start) * columns
-        count = (row_stop - row_start) * columns
-        with explained(self._repository.id.repository):
-            raw = np.fromfile(path, dtype, count, offset=header[tensor].offset + first * dtype.itemsize)
-        if raw.size != count:
-            raise SourceError(f"{path}: {tensor}: expected {count} numbers, found {raw.size}.", AGAIN)
-        values = to_float32(raw)
-        return values.reshape(-1, columns) if len(shape) == 2 else values
-
-    def read_columns(
-        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
-    ) -> npt.NDArray[np.float32]:
-        info = self._tensors[tensor]
-        path, header = self._fetch_shard(info.shard)
-        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop, height)
-        with explained(self._repository.id.repository), path.open("rb") as file:
+    def read_spans(self, tensor: str, spans: Spans) -> None:
+        path, header = self._fetch_shard(self._tensors[tensor].shard)
+        with explained(self._repository.id.repository), path.open("rb", buffering=0) as file:
             for offset, into in spans:
                 file.seek(header[tensor].offset + offset)
                 found = file.readinto(into)
                 if found != len(into):
                     raise SourceError(f"{path}: {tensor}: expected {len(into)} bytes, found {found}.", AGAIN)
-        return to_float32(raw).T
-
-    def _read_bytes(self, tensor: str, start: int, count: int) -> npt.NDArray[np.uint8]:
-        path, header = self._fetch_shard(self._listed[tensor].shard)
-        with explained(self._repository.id.repository):
-            raw = np.fromfile(path, np.uint8, count, offset=header[tensor].offset + start)
-        if raw.size != count:
-            raise SourceError(f"{path}: {tensor}: expected {count} bytes, found {raw.size}.", AGAIN)
-        return raw
 
     def release(self, shard: str) -> None:
-        self._released.add(shard)
-        for name in self._joined.may_go(self._released):
-            self._open.pop(name, None)
-            self._repository.discard(name)
+        self._open.pop(shard, None)
+        self._repository.discard(shard)
 
     def side_files(self) -> Mapping[str, bytes | Path]:
         return self._side_files
 
     def unlisted(self) -> Mapping[str, str]:
-        return {name: shard for name, shard in self._unlisted.items() if name not in self._listed}
+        return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
 
     def notices(self) -> Sequence[str]:
         notices = single_before_shards(self._remote)
@@ -206,7 +167,7 @@ class HubSource:
             path = self._repository.file(shard)
             header: dict[str, HeaderTensor] = dict(read_header(path, SourceError, AGAIN))
             header = header if self._shards[shard] else named_by_rank(shard, header)
-            for name, info in self._listed.items():
+            for name, info in self._tensors.items():
                 place = header.get(name)
                 if info.shard == shard and (place is None or (place.shape, place.dtype) != (info.shape, info.dtype)):
                     raise SourceError(f"{shard}: {name}: the file differs from the header that the hub sent.", AGAIN)

@@ -20,7 +20,7 @@ from edgemoe.conversion.hub_gguf import HubGgufSource
 from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.hub_repository import HubRepository
 from edgemoe.conversion.progress import DownloadCallback
-from edgemoe.conversion.source import Source
+from edgemoe.conversion.safetensors_rows import BytesSource
 from edgemoe.errors import SourceError
 
 
@@ -31,7 +31,7 @@ def open_hub(
     keep: bool = False,
     downloading: DownloadCallback | None = None,
     side_files: bool = True,
-) -> Source:
+) -> BytesSource | GgufSource:
     """Open what a hub id names from the hub or, if the hub is unreachable, from its cache on this machine.
 
     That is a checkpoint, or a GGUF model where a quantisation is named or the repository has no other weights. The

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.progress import DownloadCallback
+from edgemoe.conversion.safetensors_rows import BytesSource
 from edgemoe.conversion.source import Source
 from edgemoe.errors import SourceError
 from edgemoe.store.first_bytes import is_gguf_file
+
+if TYPE_CHECKING:
+    from edgemoe.conversion.gguf.source import GgufSource
 
 
 def open_source(
@@ -50,21 +55,27 @@ def open_source(
     )
 
 
-def shown(source: Source) -> Source:
+def shown(source: BytesSource | GgufSource) -> Source:
     """A source as conversion reads it: a GGUF model is one already. Raises SourceError."""
     from edgemoe.conversion.gguf.source import GgufSource
 
     return source if isinstance(source, GgufSource) else _shown(source)
 
 
-def _shown(source: Source) -> Source:
-    """The source as the families' tables know it. A config of no family is refused later, with the source named."""
+def _shown(source: BytesSource) -> Source:
+    """The source as the families' tables know it, without the tensors behind quantised ones and with tails joined."""
+    from edgemoe.conversion.quantised.source import with_blocks
     from edgemoe.conversion.tailed import with_tails
 
     try:
-        return with_tails(source)
-    except SourceError:
-        return source
+        joined = with_blocks(source)
+    except BaseException:
+        source.close()
+        raise
+    try:
+        return with_tails(joined)
+    except SourceError:  # a config of no family is refused later, with the source named
+        return joined
 
 
 def _not_a_source(text: str, path: Path) -> SourceError:

@@ -224,7 +224,7 @@ def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "mamba"}, "mamba"),
         ({"sliding_window": 64}, "sliding_window"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "quark"}}, "quantization_config"),
         ({"hidden_size": None}, "hidden_size"),
     ],
 )
