@@ -24,7 +24,7 @@ from tests.support.quantised_writers import Written, bitsandbytes, nvfp4, packed
 from tests.support.stores import store_weights
 
 CONFIG: dict[str, Any] = dict(SMALL_MIXTRAL, hidden_size=64, intermediate_size=160)
-BY_DEFAULT = ("awq", "mlx, 5 bits", "fp8 in blocks", "nvfp4 of modelopt")
+BY_DEFAULT = ("awq", "fp8 in blocks")
 BY_ROWS = [
     pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
     for name in CASES
@@ -80,7 +80,7 @@ def test_a_checkpoint_is_kept_and_runs(tmp_path: Path, name: str) -> None:
     assert np.corrcoef(logits.reshape(-1), wanted.reshape(-1))[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_4_bits_of_bitsandbytes_are_converted_as_the_numbers_that_it_computes(tmp_path: Path, double: bool) -> None:
     config = {**CONFIG, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     meant = write_quantised_checkpoint(tmp_path / "model", config, bitsandbytes("nf4", double), is_quantised, {})

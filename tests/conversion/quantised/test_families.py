@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edgemoe.conversion.forecast import forecast_manifest, forecast_store
 from edgemoe.conversion.formats import BY_DEFAULT
@@ -64,6 +65,7 @@ def test_deepseek_v4_keeps_fp4_experts_and_fp8_linears(tmp_path: Path) -> None:
         assert [one.matrices for one in forecast.layouts] == [one.matrices for one in store.manifest.layouts]
 
 
+@pytest.mark.slow
 def test_deepseek_v3_counts_the_matrix_that_is_cut_and_transposed(tmp_path: Path) -> None:
     """`kv_b_proj` gives two matrices, of which one is transposed: its blocks do not outlive that."""
     writer = fp8("block", ".weight_scale_inv")

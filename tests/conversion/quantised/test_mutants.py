@@ -79,7 +79,7 @@ def check(source: BytesSource) -> None:
         assert problem.hint
 
 
-@settings(max_examples=examples(400), deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(checkpoints())
 def test_whatever_is_altered_is_refused_or_encoded(source: BytesSource) -> None:
     check(source)
