@@ -159,7 +159,7 @@ class Format:
     high_bytes: int = 0
     """Bytes of a row in a group behind the lines, which have high bits of the codes."""
     factor_unit: float = 1
-    """What multiplies the factors of a grid: one of 2, 4 and 8 parts."""
+    """The number that multiplies the factors of a grid: one of 2, 4 and 8 parts."""
 
     @property
     def quantised(self) -> bool:

@@ -68,10 +68,10 @@ class GgufTensor:
     row_bytes: int
     """Bytes of one row of `shape[-1]` elements."""
     scales: tuple[float, ...] = ()
-    """What multiplies each of its matrices, or all of them; nothing for none."""
+    """The number that multiplies each of its matrices, or all of them; nothing for none."""
 
     def scale(self, matrix: int) -> float:
-        """What multiplies the blocks of one of its matrices."""
+        """The number that multiplies the blocks of one of its matrices."""
         if len(self.scales) > 1:
             return self.scales[matrix]
         return self.scales[0] if self.scales else 1.0
