@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgemoe.architectures import checkpoint_shapes, resolve
+from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.quantised.source import shown_dtypes, with_blocks
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
+from edgemoe.store.reader import Store
 from tests.conversion.quantised.schemes import CASES
 from tests.conversion.test_gpt_oss import CONFIG as GPT_OSS
 from tests.support.bytes_source import BytesSource
 from tests.support.checkpoints import SMALL_MIXTRAL, SMALL_QWEN
+from tests.support.quantised_checkpoints import write_quantised_checkpoint
 from tests.support.quantised_writers import Writer, fp8, mlx, mlx_mxfp4
 from tests.support.real_numbers import real_numbers
 
@@ -109,3 +115,26 @@ def test_a_stack_of_fp8_is_read_across_its_matrices(kind: str) -> None:
     for index, start, stop in ((0, 0, 144), (1, 120, 135), (2, 143, 144)):
         found = real_numbers(shown.read_rows(name, index, start, stop))
         np.testing.assert_array_equal(found, meant[index][start:stop])
+
+
+@pytest.mark.slow
+def test_stacks_and_single_experts_make_the_same_store(tmp_path: Path) -> None:
+    config = {**SMALL_MIXTRAL, "intermediate_size": 96, "quantization": {"group_size": 32, "bits": 4}}
+    write_quantised_checkpoint(tmp_path / "single", config, mlx(4, 32, True), lambda name: ".experts." in name, {})
+    tensors = load_file(tmp_path / "single" / "model.safetensors")
+    stacks: dict[str, Any] = {name: values for name, values in tensors.items() if ".experts." not in name}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}.block_sparse_moe."
+        for part, name in (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")):
+            for end in ("weight", "scales", "biases"):
+                own = [tensors[f"{prefix}experts.{expert}.{name}.{end}"] for expert in range(4)]
+                stacks[f"{prefix}switch_mlp.{part}.{end}"] = np.stack(own)
+    (tmp_path / "stacked").mkdir()
+    save_file(stacks, tmp_path / "stacked" / "model.safetensors")
+    shutil.copy(tmp_path / "single" / "config.json", tmp_path / "stacked")
+    single, stacked = (
+        convert_checkpoint(str(tmp_path / kind), tmp_path / f"{kind} store") for kind in ("single", "stacked")
+    )
+    for path in single.glob("*.safetensors"):
+        assert (stacked / path.name).read_bytes() == path.read_bytes()
+    assert Store.open(stacked).manifest.quantisation["experts"]["exact"] == 24
