@@ -108,9 +108,11 @@ class QuantisedSource(SourceOver):
         for name, info in infos.items():
             if name in found:
                 self._show(found[name], infos)
+            elif name in hidden:
+                continue
             elif scheme.declared and _ACTIVATIONS.fullmatch(name):
                 self._rounded.append(name)
-            elif name not in hidden and not _unneeded(scheme, name):
+            elif not _unneeded(scheme, name):
                 self._tensors[name] = info
         for stack, experts in _stacks(scheme, source.config, self._tensors).items():
             self._unstack(stack, experts)
