@@ -40,6 +40,7 @@ def load(
 ) -> Model:
     """Open a store or a GGUF file (None: the bundled model) within a memory budget; use the result in a `with` block.
 
+    A hub id such as `org/Model-GGUF:Q4_K_M` names a GGUF file, downloaded to the hub's cache unless it is there.
     `ram` is in bytes, or text such as `6GiB`, `floor` or `auto` (None); `threads` defaults to the physical cores.
     `kv` is how keys and values are kept: `f16` (None), or `q8` in half the memory, which changes answers a little.
     Where not all experts fit, `policy` says which one leaves for another (`lru`, `lfu`, `lruf`), and `prefetch`

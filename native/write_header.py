@@ -1,12 +1,14 @@
-"""Writes `include/edgemoe_operations.h`: the C side of the operations that `edgemoe/kernels` defines.
+"""Writes `include/edgemoe_operations.h`, the C side of the operations that `edgemoe/kernels` defines, and
+`kernels/matmul/grid_tables.h`, the grids of formats.
 
-Run `make header` after a change to an operation, and commit the result; a test holds it to the definitions.
+Run `make header` after a change to an operation, and commit the result; a test holds both to the definitions.
 """
 
 from __future__ import annotations
 
 import ctypes
 import inspect
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -23,9 +25,11 @@ from edgemoe.kernels.formats import (
     WHOLE_ROW,
     FactorKind,
     Format,
+    GridName,
     ScaleKind,
     TableName,
 )
+from edgemoe.kernels.grids import GRIDS
 from edgemoe.kernels.marks import SHAPED
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.row_types import ROW_TYPES, Factors, RowType
@@ -34,6 +38,7 @@ WHOLE_ROW_GROUPS = 1 << 30
 """More groups than a row has."""
 
 HEADER = Path(__file__).parent / "include" / "edgemoe_operations.h"
+GRID_HEADER = Path(__file__).parent / "kernels" / "matmul" / "grid_tables.h"
 
 _ELEMENTS = {np.float32: "float", np.int32: "int32_t", np.int64: "int64_t", np.uint8: "uint8_t"}
 _SCALARS = {"float": "float", "integer": "int32_t", "flag": "int32_t", "choice": "int32_t", "format": "int32_t"}
@@ -63,6 +68,21 @@ def header_text() -> str:
     return "".join(f"{line}\n" for line in parts)
 
 
+def grid_header_text() -> str:
+    """Return the text of the header of grids."""
+    parts = [
+        "/* Written by native/write_header.py from edgemoe/kernels/grids.py: do not edit. The entries are data of",
+        " * ggml, whose licence (MIT) stands there.",
+        " *",
+        " * ENTRY(numbers) for each entry of a grid: the numbers of its levels, 2 bits each (3 bits of IQ3's), the",
+        " * first the lowest. */",
+    ]
+    for grid in GRIDS.values():
+        entries = " ".join(f"ENTRY({word:#x})" for word in grid.packed.tolist())
+        parts += ["", *_macro(f"EM_ENTRIES_{grid.name.upper()}(ENTRY)", [entries])]
+    return "".join(f"{line}\n" for line in parts)
+
+
 def _operation_names() -> list[str]:
     return [st.snake_case(kind.__name__) for kind in st.NATIVE_OPERATIONS]
 
@@ -76,7 +96,12 @@ def _enumeration() -> list[str]:
         "/* FORMAT(NAME, name, ...) for each format; the numbers that follow are those of em_format_numbers. */",
         *(
             f"enum {{ {', '.join(f'EM_{prefix}_{word.upper()}' for word in get_args(words))} }};"
-            for prefix, words in (("SCALE", ScaleKind), ("FACTOR", FactorKind), ("TABLE", TableName))
+            for prefix, words in (
+                ("SCALE", ScaleKind),
+                ("FACTOR", FactorKind),
+                ("TABLE", TableName),
+                ("GRID", GridName),
+            )
         ),
         *_macro(
             "EM_QUANTISED_FORMATS(FORMAT)",
@@ -123,6 +148,9 @@ def _numbers(fmt: Format) -> str:
         int(fmt.has_offsets),
         fmt.zero,
         f"EM_TABLE_{fmt.table.upper()}",
+        f"EM_GRID_{fmt.grid.upper()}",
+        fmt.high_bytes,
+        round(-math.log2(fmt.factor_unit)),
     )
     return f"{fmt.name.upper()}, {fmt.name}, {', '.join(map(str, numbers))}"
 
@@ -217,4 +245,5 @@ def _macro(name: str, entries: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     HEADER.write_text(header_text())
+    GRID_HEADER.write_text(grid_header_text())
     print(f"Wrote {HEADER}: {ctypes.sizeof(st.OperationStruct)} bytes for an operation.")

@@ -71,6 +71,7 @@ from edgemoe.architectures import (
 from edgemoe.architectures.config import DAMAGED, ConfigReader, show
 from edgemoe.architectures.resolution import checkpoint_shapes as _checkpoint_shapes
 from edgemoe.architectures.resolution import embedding_copies as _embedding_copies
+from edgemoe.architectures.resolution import expert_sources as _expert_sources
 from edgemoe.architectures.resolution import possible_shapes as _possible_shapes
 from edgemoe.architectures.resolution import resolve_tensors
 from edgemoe.architectures.table import Change, SourceSlice
@@ -91,6 +92,8 @@ __all__ = [
     "Tail",
     "checkpoint_shapes",
     "embedding_copies",
+    "expert_sources",
+    "has_norms_from_one",
     "model_spec",
     "possible_shapes",
     "rank_name",
@@ -216,6 +219,19 @@ def embedding_copies(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, 
     Raises SourceError if the shape of one is not that of the embedding.
     """
     return _embedding_copies(model_spec(config), shapes)
+
+
+def expert_sources(config: Mapping[str, Any]) -> dict[tuple[int, str], list[str]]:
+    """The tensors of single experts in a checkpoint that has one for each, by layer and part (such as gate or up_bias).
+
+    Raises SourceError.
+    """
+    return _expert_sources(model_spec(config), _family(config).TENSORS)
+
+
+def has_norms_from_one(config: Mapping[str, Any]) -> bool:
+    """Whether checkpoints of the family keep norms as distances from 1. Raises SourceError for an unknown family."""
+    return any(row.change == "plus_one" for row in _family(config).TENSORS)
 
 
 def tail_in(config: Mapping[str, Any], name: str) -> Tail | None:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgemoe.architectures.foreign import is_mxfp4, quantised_config
 from edgemoe.errors import SourceError
 from edgemoe.model.plain import SMALLEST_NUMBER
 
@@ -154,7 +153,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 
 
 QUANTISED = ("quantization_config", "quantization", "compression_config")
-"""Keys of `FIXED` by which a checkpoint says that its weights are quantised."""
+"""Keys of `FIXED` by which a checkpoint says how its weights are written, which conversion reads."""
 
 
 class ConfigReader:
@@ -255,12 +254,7 @@ class ConfigReader:
         """Refuse every key that was not read and that is not known to be harmless."""
         for reader in self._inner:
             reader.finish()
-        for name in QUANTISED:
-            value = self._config.get(name)
-            if isinstance(value, Mapping) and is_mxfp4(value):
-                self._seen.add(name)
-            elif isinstance(value, Mapping) and value:
-                raise quantised_config(name, value)
+        self.skip(*(name for name in QUANTISED if isinstance(self._config.get(name), Mapping)))
         for name, allowed in FIXED.items():
             if name not in self._seen:
                 self.require(name, *allowed)

@@ -70,7 +70,7 @@ def _read_experts(reader: ConfigReader) -> Moe:
         reader.require(name, only, default=only)
     for name in ("n_shared_experts", "n_group", "topk_group"):
         reader.require(name, 1, default=1)
-    reader.require("expert_dtype", "bf16", "bfloat16", default="bf16")
+    reader.skip("expert_dtype")  # how they are written, as their tensors say
     scale = reader.number("routed_scaling_factor", 1.5)
     router = RouterSpec(normalise=True, score="sqrt_softplus", choice_bias=True, epsilon=1e-20, scale=scale)
     moe = read_experts(reader, width_key="moe_intermediate_size", count_key="n_routed_experts", router=router)

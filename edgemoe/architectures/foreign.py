@@ -27,7 +27,10 @@ _QUANTISED: tuple[tuple[str, str], ...] = (
 _ANY_QUANTISED = re.compile("|".join(f"(?:{pattern}$)" for _, pattern in _QUANTISED))
 
 _ADAPTER, _MERGE = ".lora_", "Merge it into its model with peft (merge_and_unload)."
-UNQUANTISED = "Use the checkpoint's unquantised version, or a GGUF of it in Q8_0, Q4_0, Q4_1 or MXFP4."
+_UNDECLARED = (
+    "If config.json lost the quantization_config that it was published with, put it back; else use the checkpoint's"
+    " unquantised version, or a GGUF of it."
+)
 
 
 def refuse_quantised_tensors(names: Collection[str], expected: Collection[str] = ()) -> None:
@@ -51,7 +54,7 @@ def refuse_quantised_tensors(names: Collection[str], expected: Collection[str] =
             raise SourceError(
                 f"{found[0]}: expected unquantised weights, found quantised ones ({method}):"
                 f" {len(found)} of the names are like this.",
-                UNQUANTISED,
+                _UNDECLARED,
             )
 
 
@@ -64,26 +67,6 @@ def refuse_adapter_tensors(left: Collection[str]) -> None:
             f" {len(found)} of the names are like this.",
             _MERGE,
         )
-
-
-def is_mxfp4(value: Mapping[str, object]) -> bool:
-    """Whether a config.json declares by this value that weights are MXFP4, which are read as they are."""
-    method = value.get("quant_method")
-    return method == "mxfp4" or (method == "compressed-tensors" and value.get("format") == "mxfp4-pack-quantized")
-
-
-def quantised_config(name: str, value: Mapping[str, object]) -> SourceError:
-    """The error for a config.json whose key `name` declares quantised weights."""
-    method = value.get("quant_method") or value.get("quant_algo") or ("MLX" if name == "quantization" else None)
-    if method is None and (value.get("load_in_4bit") or value.get("load_in_8bit")):
-        method = "bitsandbytes"
-    details = [f"{method:.40}" if isinstance(method, str) else "by an unknown method"]
-    bits = 4 if value.get("load_in_4bit") else 8 if value.get("load_in_8bit") else value.get("bits")
-    if isinstance(bits, int) and not isinstance(bits, bool) and 0 < bits < 64:
-        details.append(f"{bits} bits")
-    return SourceError(
-        f"config.json: {name}: expected unquantised weights, found quantised ones ({', '.join(details)}).", UNQUANTISED
-    )
 
 
 def instead_of(missing: str, names: Collection[str], unlisted: Mapping[str, str]) -> tuple[str, str] | None:

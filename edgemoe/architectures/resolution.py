@@ -101,6 +101,19 @@ def possible_shapes(spec: ModelSpec, table: tuple[Row, ...]) -> dict[str, tuple[
     return {source: shape for row in table for source, _, shape in _expand(row, spec)}
 
 
+def expert_sources(spec: ModelSpec, table: tuple[Row, ...]) -> dict[tuple[int, str], list[str]]:
+    """The names that the tensors of single experts have in the table, by layer and part; in the order of experts."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for row in table:
+        if "{expert}" in row.source and len(row.internal) == 1:
+            own: dict[tuple[int, str], list[str]] = {}
+            for source, slices, _ in _expand(row, spec):
+                (name,) = slices
+                own.setdefault((int(name.split(".")[1]), name.rpartition(".")[2]), []).append(source)
+            found = own | found  # the first layout of a table
+    return found
+
+
 def embedding_copies(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[SourceSlice]:
     """Find the tensors of a checkpoint that must repeat the embedding: a head that is tied to it, and those of stacks.
 

@@ -22,7 +22,7 @@ from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, S
 from edgemoe.bench.peers import Peer
 from edgemoe.bench.plan import HitRateAssumption, assume_traced, assume_uniform
 from edgemoe.bench.protocol import Start, Worker, start_process
-from edgemoe.bench.rates import DiskRates, store_places
+from edgemoe.bench.rates import DiskRates
 from edgemoe.bench.report import EDGEMOE, WITH_LEDGER, EngineReport, Report
 from edgemoe.bench.roofline import ReadRates
 from edgemoe.bench.speed import MachineRates, work_of_model
@@ -31,6 +31,7 @@ from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.options import DEFAULTS, EngineOptions
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.errors import UsageError
+from edgemoe.experts.read_rate import piece_bytes_of, store_places
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.trace import read_trace
@@ -125,7 +126,8 @@ class Benchmark:
         read_rate = stack.enter_context(ReadRates(self.kernels)) if self.kernels.backend == "native" else None
         disk_rate = None
         if not memory["all_resident"]:
-            disk_rate = stack.enter_context(DiskRates(store_places(self.store), memory["direct_reads"]))
+            places, piece_bytes = store_places(self.store), piece_bytes_of(self.store)
+            disk_rate = stack.enter_context(DiskRates(places, memory["direct_reads"], piece_bytes))
         return Measurement(
             contestants,
             self.settings,

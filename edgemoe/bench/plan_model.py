@@ -36,7 +36,9 @@ from edgemoe.bench.rates import (
     measure_store_disk,
 )
 from edgemoe.bench.speed import MachineRates
+from edgemoe.conversion.cached_gguf import find_cached
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
+from edgemoe.conversion.hub_id import HubId
 from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.backend import Backend
@@ -138,6 +140,8 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
     Raises SourceError, StoreError and UsageError for a model that cannot be planned, BudgetError below the floor, with
     the floor in its message.
     """
+    cached = None if source is None else _find_cached(source)
+    source = source if cached is None else str(cached)
     kernels, backend = describe_backend(options.threads), select_backend(options.threads)
     try:
         interpreter = _interpreter_with_text(source, backend)
@@ -192,6 +196,11 @@ def find_source(source: str | None, choice: FormatChoice = BY_DEFAULT) -> PlanSo
             "Leave them out, or give the checkpoint that it was made from.",
         )
     return PlanSource(str(folder), "the store", Store.open(folder), has_tokenizer(folder))
+
+
+def _find_cached(source: str) -> Path | None:
+    hub_id = HubId.of_model(source)
+    return None if hub_id is None else find_cached(hub_id)
 
 
 def _file_as_it_is(source: str) -> Store | None:

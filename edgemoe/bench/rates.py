@@ -1,8 +1,9 @@
 """How fast this machine reads: its memory, and experts from a disk, the way the engine reads them.
 
-The disk is measured with direct reads of the size of expert records, at random places, several at once, through the
-engine's own reader. So the page cache plays no part; a cache in the disk or in a virtual machine's host does. A pass
-takes a fraction of a second, and its buffers at most `BUFFERS_BYTES`.
+The disk is measured with direct reads of whole expert records, at random places, through the engine's own reader: as
+many threads, which share out records in pieces of the same size, and as many records at once as keep all of them busy.
+So the page cache plays no part; a cache in the disk or in a virtual machine's host does. A pass takes a fraction of a
+second, and its buffers at most `BUFFERS_BYTES`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import random
 import statistics
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,35 +24,30 @@ import numpy as np
 
 from edgemoe.bench.roofline import BUFFER_BYTES, PASSES, ReadRate, ReadRates, allocate_buffer
 from edgemoe.errors import UsageError
+from edgemoe.experts.opening import READER_THREADS
+from edgemoe.experts.read_rate import (
+    LEAST_READS,
+    ReadPlace,
+    piece_bytes_of,
+    read_rate,
+    reads_at_once,
+    store_places,
+)
 from edgemoe.io.direct import allocate_pages
-from edgemoe.io.reads import ExpertFiles, open_reader
+from edgemoe.io.reads import ExpertFiles
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.reads import RecordRead
+from edgemoe.kernels.reads import PIECE_BYTES
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store
 
-READERS = (2, 4, 8)
-"""Numbers of reader threads that are tried, to find the fastest for a disk."""
-READS_PER_READER = 2
-"""Reads in flight, so that a reader has its next one when one ends."""
-READ_BYTES_MAX = 4 << 20
-"""A longer record is read in parts of this size: the engine's reader splits records too."""
-BUFFERS_BYTES = READERS[-1] * READS_PER_READER * READ_BYTES_MAX
+READ_BYTES_MAX = 32 << 20
+"""A longer record is read in parts of this size, so that memory is bounded."""
+BUFFERS_BYTES = LEAST_READS * READ_BYTES_MAX
 PASS_SECONDS = 0.35
-DISK_PASSES = 3
+DISK_PASSES = 5
 PROBE_BYTES = 128 << 20
 """Size of the file that is written if there is no store to read from."""
 WRITE_BYTES = 1 << 24
-READ_TIMEOUT_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class ReadPlace:
-    """A range of a file, in whole pages, for one read."""
-
-    path: Path
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -68,19 +63,21 @@ class DiskRate:
 
 
 class DiskRates:
-    """Measures the rate of the same records repeatedly; no threads run in between. A context manager.
+    """Measures the rate of the same records repeatedly; no threads run in between. A context manager."""
 
-    The first pass finds the number of readers that makes this disk fastest; later passes keep that number.
-    """
+    def __init__(
+        self, places: Sequence[ReadPlace], direct: bool = True, piece_bytes: int = PIECE_BYTES, seed: int = 0
+    ) -> None:
+        """`piece_bytes` are as many as a reader thread reads at a time.
 
-    def __init__(self, places: Sequence[ReadPlace], direct: bool = True, seed: int = 0) -> None:
-        """Raises UsageError if there is nothing to read, ReadError if a file cannot be opened."""
-        self._places = [part for place in places for part in _parts(place)]
+        Raises UsageError if there is nothing to read, ReadError if a file cannot be opened.
+        """
+        self._places = [part for place in places for part in place.cut(READ_BYTES_MAX)]
         if not self._places:
             raise UsageError("There are no expert records to read: the disk's rate cannot be measured.")
         self._random = random.Random(seed)
         self._read_bytes = max(place.length for place in self._places)
-        self._readers = 0
+        self._piece_bytes = piece_bytes
         self._files = ExpertFiles((place.path for place in places), direct)
 
     @property
@@ -90,35 +87,13 @@ class DiskRates:
 
     def __call__(self) -> DiskRate:
         """Measure one pass. Raises ReadError if a read fails or does not end."""
-        if not self._readers:
-            self._readers = max(READERS, key=self._pass)
-        return DiskRate(self._pass(self._readers), self._read_bytes, self._readers, self._files.direct)
+        return DiskRate(self._pass(), self._read_bytes, READER_THREADS, self._files.direct)
 
-    def _pass(self, readers: int) -> float:
-        """Bytes per second of random records, for `PASS_SECONDS`, with the given number of reader threads."""
-        in_flight = readers * READS_PER_READER
-        arena = np.frombuffer(allocate_pages(in_flight * self._read_bytes), np.uint8)
-        arena[::PAGE_BYTES] = 1  # writing allocates the pages, which the first reads would otherwise wait for
-        free = [arena.ctypes.data + number * self._read_bytes for number in range(in_flight)]
-        waiting: deque[tuple[int, int]] = deque()  # (ticket, address), the oldest first
-        reader, read_bytes = open_reader(arena, readers), 0
-        try:
-            began_s = time.perf_counter()
-            while True:
-                while free and (not read_bytes or time.perf_counter() - began_s < PASS_SECONDS):
-                    place, address = self._random.choice(self._places), free.pop()
-                    descriptor = self._files.descriptor(place.path)
-                    read = RecordRead(descriptor, place.offset, place.length, address)
-                    waiting.append((reader.submit([read], demand=True)[0], address))
-                    read_bytes += place.length
-                if not waiting:
-                    return read_bytes / (time.perf_counter() - began_s)
-                ticket, address = waiting.popleft()
-                reader.wait(ticket, READ_TIMEOUT_SECONDS)
-                reader.release(ticket)
-                free.append(address)
-        finally:
-            reader.close()  # first, since its threads may still be reading into the arena
+    def _pass(self) -> float:
+        """Bytes per second of random records, for `PASS_SECONDS`."""
+        reads = reads_at_once(self._read_bytes, self._piece_bytes)
+        memory = np.frombuffer(allocate_pages(reads * self._read_bytes), np.uint8)
+        return read_rate(self._files, self._places, memory, self._piece_bytes, PASS_SECONDS, self._random)
 
     def close(self) -> None:
         """Close the files. Closing twice is harmless."""
@@ -131,23 +106,6 @@ class DiskRates:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def store_places(store: Store) -> list[ReadPlace]:
-    """Places of all expert records of a store, or of the whole pages around each part of one."""
-    paths, records = store.expert_paths, store.manifest.records
-    if records.places is None:
-        return [ReadPlace(paths[record.file], record.offset, record.length) for record in records]
-    places = records.places
-    sizes = np.concatenate([store.manifest.layouts[number].parts["bytes"] for number in records.layout])
-    found = []
-    for file, offset, size in zip(places.file.tolist(), places.offset.tolist(), sizes.tolist(), strict=True):
-        first = offset // PAGE_BYTES * PAGE_BYTES
-        last = min(
-            round_up(offset + size, PAGE_BYTES), store.manifest.expert_files[file].bytes // PAGE_BYTES * PAGE_BYTES
-        )
-        found.append(ReadPlace(paths[file], first, last - first))
-    return [place for place in found if place.length > 0]
 
 
 def file_places(paths: Iterable[Path], record_bytes: int) -> list[ReadPlace]:
@@ -174,16 +132,16 @@ def probe_places(folder: Path, record_bytes: int) -> Iterator[list[ReadPlace]]:
         yield [ReadPlace(Path(file.name), number * length, length) for number in range(count)]
 
 
-def measure_disk(places: Sequence[ReadPlace]) -> DiskRate:
+def measure_disk(places: Sequence[ReadPlace], piece_bytes: int = PIECE_BYTES) -> DiskRate:
     """The median of several passes; takes about two seconds. Raises ReadError and UsageError as `DiskRates`."""
-    with DiskRates(places) as rates:
+    with DiskRates(places, piece_bytes=piece_bytes) as rates:
         passes = [rates() for _ in range(DISK_PASSES)]
     return replace(passes[0], bytes_per_s=statistics.median(one.bytes_per_s for one in passes))
 
 
 def measure_store_disk(store: Store) -> DiskRate:
     """Rate at which experts of a store are read from its disk."""
-    return measure_disk(store_places(store))
+    return measure_disk(store_places(store), piece_bytes_of(store))
 
 
 def measure_folder_disk(folder: Path, record_bytes: int) -> DiskRate:
@@ -212,8 +170,3 @@ def _timed(pool: ThreadPoolExecutor, parts: Sequence[np.ndarray[tuple[int, ...],
     for done in [pool.submit(np.bitwise_or.reduce, part) for part in parts]:
         done.result()
     return time.perf_counter() - began_s
-
-
-def _parts(place: ReadPlace) -> Iterator[ReadPlace]:
-    for start in range(0, place.length, READ_BYTES_MAX):
-        yield ReadPlace(place.path, place.offset + start, min(READ_BYTES_MAX, place.length - start))

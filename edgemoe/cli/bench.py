@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.json_text import write_json
 from edgemoe.cli.parameters import flag
 from edgemoe.cli.tracing import TraceOption, report_failure, report_summary
@@ -199,7 +200,7 @@ def bench(
 
     settings = Settings(prompt, decode, prefill, repeats, peer_decode_tokens=peer_decode, room_tokens=context)
     limit_bytes = None if limit is None else parse_size(limit)
-    kernels, folder = describe_backend(threads), find_runnable(model)
+    kernels, folder = describe_backend(threads), find_runnable(fetched(model))
     if against is not None:
         check_peer(against, gguf)
     with ExitStack() as stack, ProgressBar("measuring", still=True) as bar:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.starting import collection_paused
 from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
 from edgemoe.cli.tracing import TraceOption, traced
@@ -83,9 +84,10 @@ def chat(
         from edgemoe.cli.terminal.prompt_input import prompt_reader
 
         read = prompt_reader({name: command.help for name, command in COMMANDS.items()})
+    found = fetched(model)
     # loaded last, so that the memory plan counts the imports above
     with screen.waiting("loading the model"), collection_paused():
-        opened = load_model(model, options)
+        opened = load_model(found, options)
     with opened, report_compilation(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,

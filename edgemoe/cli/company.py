@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from edgemoe.cli.fetching import fetched
 from edgemoe.sizes import format_size
 
 if TYPE_CHECKING:
@@ -63,12 +64,13 @@ def _measure(
     from edgemoe.kernels.select import describe_backend
     from edgemoe.session.stores import find_runnable
 
+    found = find_runnable(fetched(model))
     with ProgressBar("measuring", still=True) as bar:
 
         def progress(doing: str, done: int, total: int) -> None:
             bar.update(doing, done, total, "")
 
-        report = make(find_runnable(model), describe_backend(options.threads), progress).run()
+        report = make(found, describe_backend(options.threads), progress).run()
     title, rows = table(report)
     open_screen().table(rows, title)
     return report

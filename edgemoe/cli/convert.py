@@ -21,7 +21,11 @@ KEEP_HELP = "; keep: the smallest that is exact"
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A checkpoint folder, a GGUF file, or a Hugging Face model id.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint folder, a GGUF file, or a Hugging Face model id (for GGUF with :QUANT).",
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder of the new store.")],
     experts: Annotated[
@@ -49,11 +53,12 @@ def convert(
 ) -> None:
     """Convert a checkpoint into a store. After an interruption the same command resumes.
 
-    Without --experts, --dense and --head, the quantised blocks of a GGUF file and MXFP4 weights are kept bit for bit.
+    Without --experts, --dense and --head, weights that the checkpoint has in quantised blocks are kept bit for bit.
     """
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.text import printable
     from edgemoe.conversion.pipeline import convert_checkpoint
+    from edgemoe.conversion.statistics import exactness
     from edgemoe.session.text_faults import text_faults
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
@@ -77,8 +82,11 @@ def convert(
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)
         raise
-    size = format_size(Store.open(path).manifest.total_bytes)
-    typer.echo(f"{destination}: {size}. {_next_step(path, destination)}")
+    manifest = Store.open(path).manifest
+    exact = exactness(manifest.quantisation)
+    typer.echo(
+        f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{_next_step(path, destination)}"
+    )
 
 
 def _next_step(path: Path, destination: object) -> str:
@@ -124,14 +132,20 @@ class Report:
         )
 
     def download(self, download: Download) -> None:
-        """Show how much of a file is downloaded, with the mean rate since the first bytes of this run."""
-        now = time.monotonic()
-        if download.name != self._file:
-            self._file, self._began_s, self._first_bytes = download.name, now, download.done_bytes
+        """Show how much of a file is downloaded, or checked, and the mean rate since the first bytes of this run.
+
+        The time left is that until all files are there.
+        """
+        now, doing = time.monotonic(), "checking" if download.checking else "downloading"
+        title = f"{doing} {download.name}"
+        if title != self._file:
+            self._file, self._began_s, self._first_bytes = title, now, download.done_bytes
         elapsed = now - self._began_s
         rate = (download.done_bytes - self._first_bytes) / elapsed if elapsed > LEAST_SECONDS_FOR_RATE else None
-        left = (download.total_bytes - download.done_bytes) / rate if rate and download.total_bytes else None
-        self._show(f"downloading {download.name}", download.done_bytes, download.total_bytes, rate, left)
+        left = None
+        if rate and download.total_bytes and not download.checking:
+            left = (download.total_bytes - download.done_bytes + download.rest_bytes) / rate
+        self._show(title, download.done_bytes, download.total_bytes, rate, left)
 
     def _show(
         self, title: str, done_bytes: int, total_bytes: int | None, rate: float | None, left_s: float | None

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.json_text import json_text
 from edgemoe.cli.terminal.screen import open_screen
 
@@ -22,7 +23,7 @@ def info(
     """Show this machine, its limits, the chosen kernels and why, and how a model would run here."""
     from edgemoe.bench.checkup import checkup
 
-    found = checkup(model, measure)
+    found = checkup(fetched(model), measure)
     if as_json:
         typer.echo(json_text(found))
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.json_text import json_text
 from edgemoe.cli.terminal.screen import Screen, open_screen
 from edgemoe.errors import UsageError
@@ -34,7 +35,7 @@ def inspect(
     """Show the parts of a store or GGUF file: formats, bits per weight, sizes, experts, and the smallest budget."""
     from edgemoe.session.stores import open_store
 
-    opened = open_store(store)
+    opened = open_store(fetched(store))
     if program:
         sections = list_program(opened, layer)
         if as_json:
@@ -165,7 +166,8 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
                 f"part {name}",
                 f"{', '.join(part['formats'])}: {part['parameters'] / 1e6:,.1f} million in"
                 f" {format_size(part['bytes'])}, {part['bits_per_weight']:.2f} bits per weight"
-                + (f", relative error {part['relative_error']:.4f}" if "relative_error" in part else ""),
+                + (f", relative error {part['relative_error']:.4f}" if "relative_error" in part else "")
+                + (f", {part['exact']} of {part['quantised']} quantised tensors exact" if "exact" in part else ""),
             )
         )
     for name, formats in description["mixtures"].items():

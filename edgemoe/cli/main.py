@@ -21,6 +21,9 @@ from edgemoe.process import no_threads, start_threads
 VERBS = {
     "chat": "Chat with a model.",
     "run": "Answer one prompt, or continue a text.",
+    "pull": "Download a model of the Hugging Face hub.",
+    "list": "Show the downloaded models.",
+    "rm": "Remove a downloaded model.",
     "convert": "Convert a checkpoint into a store, the folder format that edgemoe runs.",
     "export": "Write a store as a GGUF file.",
     "synth": "Make a store of random weights in the shape of a real model.",

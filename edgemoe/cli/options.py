@@ -44,7 +44,9 @@ def _stop(texts: list[str] | None) -> list[str] | None:
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="MODEL", help="Folder of a store, GGUF file, or name of a model. Default: the bundled model."
+        metavar="MODEL",
+        help="Folder of a store, GGUF file, Hugging Face id of a GGUF model (org/Model-GGUF:Q4_K_M), or name of a"
+        " model. Default: the bundled model.",
     ),
 ]
 HeadOption = Annotated[

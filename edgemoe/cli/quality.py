@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.options import utf8
 from edgemoe.errors import StoreError, UsageError
 
@@ -34,7 +35,7 @@ def measure_quality(
     from edgemoe.session.quality import keep_quality, quality_path
     from edgemoe.session.stores import find_runnable, open_store
 
-    folder = find_runnable(model)
+    folder = find_runnable(fetched(model))
     file = None if folder.is_dir() else open_store(folder)  # whose text goes with it
     text, name = _read_text(folder if file is None else file.text_folder, text_file)
     with ProgressBar("measuring", still=True) as bar:

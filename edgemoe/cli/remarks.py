@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from edgemoe.cli.terminal.text import printable
 
 if TYPE_CHECKING:
+    from edgemoe.engine.prompt_times import PromptEstimate
     from edgemoe.session.model import Model
-    from edgemoe.session.prompt_clock import PromptEstimate
 
 
 def cut_remark(finish_reason: str | None, tokens: int, other_way: str = "") -> str | None:
@@ -39,11 +39,17 @@ def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
 
 def prompt_remark(estimate: PromptEstimate) -> str:
     """The line about a prompt that takes long: how long until the first token."""
-    return f"a prompt of {estimate.tokens:,} tokens: about {_duration(estimate.seconds)} until the answer begins"
+    (least, unit), (most, most_unit) = _duration(estimate.least_seconds), _duration(estimate.most_seconds)
+    if (least, unit) == (most, most_unit):
+        time = f"about {most} {unit}"
+    else:
+        time = f"between {least} {unit if unit != most_unit else ''}".rstrip() + f" and {most} {most_unit}"
+    return f"a prompt of {estimate.tokens:,} tokens: {time} until the answer begins"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+def _duration(seconds: float) -> tuple[str, str]:
+    """A number and its unit."""
+    return (f"{seconds:.0f}", "seconds") if seconds < 90 else (f"{seconds / 60:.0f}", "minutes")
 
 
 def print_remarks(remarks: Iterable[str | None]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.json_text import json_text
 from edgemoe.cli.starting import collection_paused
@@ -77,6 +78,7 @@ def run(
     shared.check_max_tokens(max_tokens, "run")
     variables = template_variables(template_var)
     text = read_prompt(prompt, raw)
+    found = fetched(model)
 
     with collection_paused():
         from edgemoe.cli.compiling import report_compilation
@@ -88,7 +90,7 @@ def run(
 
         asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
         options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked)
-        opening = load(model, options)
+        opening = load(found, options)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):
         report_lossy(opened.path, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(

@@ -19,7 +19,8 @@ TemplateVarOption = Annotated[
     typer.Option(
         "--template-var",
         metavar="NAME=VALUE",
-        help="Set a variable of the chat template, such as enable_thinking=false (JSON or text). Can be repeated.",
+        help="Set a variable of the chat template, such as enable_thinking=false or reasoning_effort=high"
+        " (JSON or text). Can be repeated.",
     ),
 ]
 LiteralOption = Annotated[

@@ -12,6 +12,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.compiling import report_compilation
+from edgemoe.cli.fetching import fetched
 from edgemoe.cli.interrupts import on_interrupt
 from edgemoe.cli.terminal.text import printable
 from edgemoe.cli.tracing import TraceFile, trace_file, traced
@@ -98,7 +99,7 @@ def trace(
 
         prompt_ids = _read_ids(ids) if ids is not None else None
         with (
-            load(model, EngineOptions(ram, threads, context, kv, warm_start=True)) as opened,
+            load(fetched(model), EngineOptions(ram, threads, context, kv, warm_start=True)) as opened,
             report_compilation(opened),
         ):
             stopped = Stop()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +39,20 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         return Encoded(vector.view(np.uint8), 0.0, _sum_of_squares(vector))
     if isinstance(rows, Blocks):
         _check_blocks(rows, tensor)
-        carried = carry(rows, fmt)
-        values = dequantise(rows)
-        if rows.format.scale == "e8m0":
+        halved = _with_halves(rows)
+        if halved is None and fmt == rows.format:
+            raise SourceError(
+                f"{tensor}: expected scales that float16 holds exactly, as {fmt.name} has them; found others.",
+                "Convert it with another format of `experts` and `dense`: f32 holds its weights, q8 rounds them.",
+            )
+        carried = None if halved is None else carry(halved, fmt)
+        with np.errstate(over="ignore"):
+            values = dequantise(rows)
+        if rows.format.scale in ("e8m0", "f32"):
             _check_finite(values, tensor)  # finite scales have weights beyond float32
         if carried is not None:
-            return Encoded(pack(carried), 0.0, _sum_of_squares(values))
+            carried, error = _with_single(carried, values)
+            return Encoded(pack(carried), error, _sum_of_squares(values))
     else:
         values = rows
     try:
@@ -56,6 +65,32 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
     if fmt.name == "f32":
         return Encoded(pack(blocks), 0.0, squared_weight)
     return Encoded(pack(blocks), _sum_of_squares(dequantise(blocks) - values), squared_weight)
+
+
+def _with_halves(blocks: Blocks) -> Blocks | None:
+    """The same blocks with scales and minimums of float16, where their format has such; None if that rounds one."""
+    if blocks.format.scale != "f16":
+        return blocks
+    halves: list[npt.NDArray[np.float16] | None] = []
+    for numbers in (blocks.scales, blocks.minimums):
+        half = None
+        if numbers is not None:
+            with np.errstate(over="ignore"):
+                half = numbers.astype(np.float16)
+            if not np.array_equal(half, numbers):
+                return None
+        halves.append(half)
+    return replace(blocks, scales=halves[0], minimums=halves[1])
+
+
+def _with_single(blocks: Blocks, values: npt.NDArray[np.float32]) -> tuple[Blocks, float]:
+    """The same blocks with float32 scales in place of float64 ones, and the sum of squared errors of that."""
+    wide: npt.NDArray[Any] | None = blocks.scales
+    if wide is None or wide.dtype != np.float64:
+        return blocks, 0.0
+    single = wide.astype(np.float32)
+    errors = single / wide - 1  # of rows, as only a scale of whole rows comes in float64
+    return replace(blocks, scales=single), float((np.square(values, dtype=np.float64).sum(axis=1) @ errors**2).sum())
 
 
 def _check_blocks(blocks: Blocks, tensor: str) -> None:

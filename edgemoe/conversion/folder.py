@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from edgemoe.conversion.folder_contents import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAMES,
@@ -28,13 +25,12 @@ from edgemoe.conversion.folder_contents import (
     refuse_store,
     single_before_shards,
 )
-from edgemoe.conversion.mxfp4 import join_pairs, read_pair
 from edgemoe.conversion.rank_shards import named_by_rank, rank_shards
+from edgemoe.conversion.safetensors_rows import SafetensorsRows, Spans
 from edgemoe.conversion.sampling import sample_sha256
-from edgemoe.conversion.source import TensorInfo, column_spans, float_dtype
+from edgemoe.conversion.source import TensorInfo
 from edgemoe.conversion.tokenizers.files import VOCABULARY_NAMES, vocabulary_name
 from edgemoe.errors import SourceError
-from edgemoe.kernels.file_rows import Rows
 from edgemoe.store.headers import HeaderTensor, parse_json, read_header
 from edgemoe.store.side_files import SIDE_FILES
 
@@ -43,7 +39,7 @@ _DAMAGED = "Was the checkpoint cut short or altered? Download it again."
 _ESCAPE = "Copy the real file into the folder, or give the folder that holds it."
 
 
-class FolderSource:
+class FolderSource(SafetensorsRows):
     """A folder with config.json and .safetensors files. A `Source`; constructing it reads all headers.
 
     A symbolic link in the folder is followed wherever it points: the user or the hub's library put it there. A name
@@ -58,7 +54,7 @@ class FolderSource:
         config = read_json_file(self._file(CONFIG_NAME), "a config.json of a checkpoint")
         self.config: Mapping[str, Any] = config
         self._places: dict[str, HeaderTensor] = {}
-        self._listed: dict[str, TensorInfo] = {}
+        self._tensors: dict[str, TensorInfo] = {}
         self._unlisted: dict[str, str] = {}
         self._descriptors: dict[str, int] = {}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -67,8 +63,6 @@ class FolderSource:
             header = read_header(self._file(shard), SourceError, _DAMAGED)
             digest.update(repr((shard, header, self._sample(shard))).encode())
             self._take(shard, header if wanted else named_by_rank(shard, header), wanted)
-        self._joined = join_pairs(self._listed, list(self._shards))
-        self._tensors = self._joined.tensors
         for name in sorted(self.side_files()):
             digest.update(repr((name, self._sample(name))).encode())
         self.fingerprint = digest.hexdigest()
@@ -131,7 +125,7 @@ class FolderSource:
         for name, place in header.items():
             if wanted is None or name in wanted:
                 self._places[name] = place
-                self._listed[name] = TensorInfo(place.shape, place.dtype, shard)
+                self._tensors[name] = TensorInfo(place.shape, place.dtype, shard)
             else:
                 self._unlisted[name] = shard
 
@@ -181,32 +175,10 @@ class FolderSource:
     def shards(self) -> Sequence[str]:
         return list(self._shards)
 
-    def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
-        info = self._tensors[tensor]
-        if tensor in self._joined.pairs:
-            return read_pair(self._joined.pairs[tensor], info.shape, index, row_start, row_stop, self._read_bytes)
-        place, dtype = self._places[tensor], float_dtype(tensor, info)
-        shape = info.shape if index is None else info.shape[1:]
-        columns = shape[1] if len(shape) == 2 else 1
-        first = (index or 0) * shape[0] * columns + row_start * columns
-        raw = np.empty((row_stop - row_start) * columns, dtype)
-        self._read(info.shard, place.offset + first * dtype.itemsize, memoryview(raw.data).cast("B"))
-        values = to_float32(raw)
-        return values.reshape(-1, columns) if len(shape) == 2 else values
-
-    def read_columns(
-        self, tensor: str, index: int | None, start: int, stop: int, height: int = 0
-    ) -> npt.NDArray[np.float32]:
-        info, place = self._tensors[tensor], self._places[tensor]
-        raw, spans = column_spans(info, float_dtype(tensor, info), index, start, stop, height)
+    def read_spans(self, tensor: str, spans: Spans) -> None:
+        shard, begin = self._tensors[tensor].shard, self._places[tensor].offset
         for offset, into in spans:
-            self._read(info.shard, place.offset + offset, into)
-        return to_float32(raw).T
-
-    def _read_bytes(self, tensor: str, start: int, count: int) -> npt.NDArray[np.uint8]:
-        raw = np.empty(count, np.uint8)
-        self._read(self._listed[tensor].shard, self._places[tensor].offset + start, memoryview(raw.data))
-        return raw
+            self._read(shard, begin + offset, into)
 
     def _read(self, shard: str, offset: int, into: memoryview) -> None:
         try:
@@ -232,7 +204,7 @@ class FolderSource:
         return {name: self._file(name) for name in here if name in SIDE_FILES or name == vocabulary_name(here)}
 
     def unlisted(self) -> Mapping[str, str]:
-        return {name: shard for name, shard in self._unlisted.items() if name not in self._listed}
+        return {name: shard for name, shard in self._unlisted.items() if name not in self._tensors}
 
     def notices(self) -> Sequence[str]:
         names = sorted(path.name for path in self._folder.iterdir())
@@ -244,14 +216,6 @@ class FolderSource:
     def close(self) -> None:
         for shard in list(self._descriptors):
             self.release(shard)
-
-
-def to_float32(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Convert a checkpoint's floats to float32. bfloat16 arrives as uint16: it is the upper half of a float32."""
-    if raw.dtype == np.uint16:
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # values that overflow become infinite, and are refused later
-        return raw.astype(np.float32, copy=False)
 
 
 def read_json_file(path: Path, what: str) -> dict[str, Any]:

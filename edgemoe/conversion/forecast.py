@@ -2,7 +2,8 @@
 
 The config and the names, shapes and dtypes of the tensors determine all of it. If the shards themselves are missing,
 the names come from the index, the shapes from the config, and the weights are assumed to be floats, but for those that
-their names show to be MXFP4. If the names are unknown too, experts are MXFP4 where the config says that weights are.
+their names show to be quantised. If the names are unknown too, experts are quantised where the config says that weights
+are.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgemoe.architectures import model_spec, possible_shapes, resolve
-from edgemoe.architectures.config import QUANTISED
-from edgemoe.architectures.foreign import is_mxfp4
 from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
-from edgemoe.conversion.formats import FormatChoice, choose_formats, expert_of
-from edgemoe.conversion.mxfp4 import join_names
+from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice, choose_formats, expert_of
+from edgemoe.conversion.gguf_store import GgufStore
+from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
+from edgemoe.conversion.quantised.schemes import scheme_of
+from edgemoe.conversion.quantised.source import shown_dtypes
+from edgemoe.conversion.source import Source
 from edgemoe.conversion.tailed import without_tails
 from edgemoe.errors import SourceError
 from edgemoe.store.manifest import Manifest
@@ -50,7 +53,8 @@ def forecast_store(
     """Predict the store that `edgemoe convert` would make from a source with these formats.
 
     The source is a folder with a checkpoint, a folder with only its config.json (and its index), the config.json
-    itself, a GGUF file, or a hub id, of which only config, index and headers are fetched. Raises SourceError for a
+    itself, a GGUF file, or a hub id, of which only config, index and headers are fetched. A GGUF model on the hub is
+    forecast as it is opened, unless formats are given or it has to be converted. Raises SourceError for a
     source that cannot be converted, UsageError for an unknown format.
     """
     choice = FormatChoice(experts, dense, head)
@@ -67,9 +71,22 @@ def forecast_store(
         tempfile.TemporaryDirectory(prefix="edgemoe-plan-") as downloads,
         closing(open_source(source, downloads=Path(downloads), side_files=False)) as opened,
     ):
-        manifest, name = plan_conversion(opened, choice, {}).manifest, opened.name
+        name = opened.name
+        if choice == BY_DEFAULT and HubId.of_model(source) and (as_it_is := _opened_as_it_is(opened)) is not None:
+            return Forecast(as_it_is, name, "the header of the file on the hub, opened as it is")
+        manifest = plan_conversion(opened, choice, {}).manifest
     weights = (path,) if path.is_file() else tuple(sorted(path.glob("*.safetensors")))
     return Forecast(Store(path, manifest), name, f"{CONFIG_NAME} and the headers of the weights", weights)
+
+
+def _opened_as_it_is(source: Source) -> Store | None:
+    """The store as which a GGUF model on the hub opens; None for other sources, or one that is to be converted."""
+    from edgemoe.conversion.hub_gguf import HubGgufSource  # a file on this machine needs no hub
+
+    if isinstance(source, HubGgufSource):
+        with suppress(SourceError):
+            return GgufStore.open_file(source.files[0].path)
+    return None
 
 
 def forecast_manifest(config: Mapping[str, Any], names: Iterable[str] | None, choice: FormatChoice) -> Manifest:
@@ -80,13 +97,14 @@ def forecast_manifest(config: Mapping[str, Any], names: Iterable[str] | None, ch
     spec = model_spec(config)
     shapes = spec.tensors()
     if names is not None:
-        possible, joined = possible_shapes(config), join_names(without_tails(config, names))
-        places = resolve(config, {name: possible.get(name, ()) for name in joined})
-        mxfp4 = {name for name, place in places.items() if joined[place.tensor]}
+        shown = shown_dtypes(config, names)
+        possible, whole = possible_shapes(config), without_tails(config, shown)
+        places = resolve(config, {name: possible.get(name, ()) for name in whole})
+        dtypes = {name: shown[place.tensor] or "BF16" for name, place in places.items()}
     else:
-        declared = any(isinstance(config.get(key), Mapping) and is_mxfp4(config[key]) for key in QUANTISED)
-        mxfp4 = {name for name in shapes if declared and expert_of(name)}
-    dtypes = {name: "MXFP4" if name in mxfp4 else "BF16" for name in shapes}
+        scheme = scheme_of(config)
+        quantised = {name for name in shapes if scheme.declared and expert_of(name) and len(shapes[name]) == 2}
+        dtypes = {name: scheme.dtype(name) if name in quantised else "BF16" for name in shapes}
     return plan_manifest(spec, shapes, choose_formats(shapes, dtypes, choice), {})
 
 

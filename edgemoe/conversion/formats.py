@@ -125,15 +125,21 @@ def choose_formats(
     return formats
 
 
+def block_format(dtype: str) -> str | None:
+    """The format of the blocks that sources give for a dtype, which is a type of GGUF or its name; None for floats."""
+    return dtype if dtype in FORMATS else BLOCK_FORMATS.get(dtype)
+
+
 def _carried(names: Sequence[str], dtypes: Mapping[str, str]) -> str | None:
     """The smallest format that holds the quantised blocks of one matrix without loss; None if some are not quantised.
 
     Raises SourceError where there is no such format.
     """
     types = sorted({dtypes[name] for name in names})
-    if not all(name in BLOCK_FORMATS for name in types):
+    blocks = [found for name in types if (found := block_format(name))]
+    if len(blocks) < len(types):
         return None
-    found = common_format(BLOCK_FORMATS[name] for name in types)
+    found = common_format(blocks)
     if found is None:
         layer = expert_of(names[0])
         parameter = "experts" if layer else "dense"

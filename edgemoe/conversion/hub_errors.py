@@ -72,7 +72,7 @@ def _explain(error: Exception, what: str, folder: Path | None) -> SourceError:
         return SourceError(f"{what}: the hub has no such revision of it.", "Check the part after the @.")
     if isinstance(error, RepositoryNotFoundError) or http_status(error) == 401:
         return SourceError(
-            f"{what}: the hub has no such model, or it is private.",
+            f"{what}: there is no such folder here, and the hub has no such model, or it is private.",
             "Check the spelling; for a private model set HF_TOKEN to a token that may read it.",
         )
     if isinstance(error, OfflineModeIsEnabled):

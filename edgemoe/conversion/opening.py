@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from edgemoe.conversion.hub_id import HubId
 from edgemoe.conversion.progress import DownloadCallback
+from edgemoe.conversion.safetensors_rows import BytesSource
 from edgemoe.conversion.source import Source
 from edgemoe.errors import SourceError
 from edgemoe.store.first_bytes import is_gguf_file
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-"""`owner/name[@revision]` on the Hugging Face hub."""
+if TYPE_CHECKING:
+    from edgemoe.conversion.gguf.source import GgufSource
 
 
 def open_source(
@@ -23,7 +25,7 @@ def open_source(
     downloading: DownloadCallback | None = None,
     side_files: bool = True,
 ) -> Source:
-    """The source that `text` names: a folder, a GGUF file, or a hub id `owner/name[@revision]`.
+    """The source that `text` names: a folder, a GGUF file, or a hub id `owner/name[@revision][:QUANT]`.
 
     A path that exists on this machine is never looked up on the hub, and a GGUF file may have any name. `downloads` is
     the folder in which a hub source keeps partial downloads across runs; with `keep` shards stay in the hub's own cache
@@ -42,24 +44,38 @@ def open_source(
         return GgufSource(path)
     if text and os.path.lexists(path):
         raise _not_a_source(text, path)
-    if HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
+    hub_id = HubId.parse(text)
+    if hub_id is not None:
         from edgemoe.conversion.hub_cache import open_hub
 
-        return _shown(open_hub(text, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files))
+        return shown(open_hub(hub_id, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files))
     raise SourceError(
         f"{text!r}: no such folder or file, and not a hub id (owner/name) either.",
         "Check the spelling of the source.",
     )
 
 
-def _shown(source: Source) -> Source:
-    """The source as the families' tables know it. A config of no family is refused later, with the source named."""
+def shown(source: BytesSource | GgufSource) -> Source:
+    """A source as conversion reads it: a GGUF model is one already. Raises SourceError."""
+    from edgemoe.conversion.gguf.source import GgufSource
+
+    return source if isinstance(source, GgufSource) else _shown(source)
+
+
+def _shown(source: BytesSource) -> Source:
+    """The source as the families' tables know it, without the tensors behind quantised ones and with tails joined."""
+    from edgemoe.conversion.quantised.source import with_blocks
     from edgemoe.conversion.tailed import with_tails
 
     try:
-        return with_tails(source)
-    except SourceError:
-        return source
+        joined = with_blocks(source)
+    except BaseException:
+        source.close()
+        raise
+    try:
+        return with_tails(joined)
+    except SourceError:  # a config of no family is refused later, with the source named
+        return joined
 
 
 def _not_a_source(text: str, path: Path) -> SourceError:

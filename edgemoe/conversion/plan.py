@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, embedding_copies, model_spec, resolve
-from edgemoe.conversion.formats import FormatChoice, choose_formats, class_of, expert_of, stored_name
+from edgemoe.conversion.formats import FormatChoice, block_format, choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
-from edgemoe.kernels.row_types import BLOCK_FORMATS
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import RecordLayout, packed_layout
 from edgemoe.store.manifest import Manifest
@@ -35,6 +34,8 @@ class Piece:
     """The tensor's class, for the statistics."""
     source: SourceSlice
     place: Place
+    quantised: bool = False
+    """Whether the checkpoint has it in blocks."""
     repeats: bool = False
     """True for a second copy of a tensor in the checkpoint: compared with the written one, not written."""
 
@@ -92,7 +93,15 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
         return shards[infos[place.tensor].shard], rank, order[place.tensor], place.index or 0, place.row_start
 
     pieces = tuple(
-        Piece(number, name, class_of(name, shapes[name]), place, stored[name], repeats)
+        Piece(
+            number,
+            name,
+            class_of(name, shapes[name]),
+            place,
+            stored[name],
+            block_format(infos[place.tensor].dtype) is not None,
+            repeats,
+        )
         for number, (name, place, repeats) in enumerate(sorted(tensors, key=reading_order))
     )
     for piece in pieces:
@@ -107,7 +116,7 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
 def _dtype_of(place: SourceSlice, infos: Mapping[str, TensorInfo]) -> str:
     """The dtype of a tensor of the model; floats where it is transposed, which no block outlives."""
     dtype = infos[place.tensor].dtype
-    return "F32" if place.turned and dtype in BLOCK_FORMATS else dtype
+    return "F32" if place.turned and block_format(dtype) else dtype
 
 
 def plan_manifest(
@@ -138,7 +147,7 @@ def plan_manifest(
 
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
-    if info.dtype not in BLOCK_FORMATS or piece.source.as_vector:
+    if not block_format(info.dtype) or piece.source.as_vector or piece.source.transposed:
         float_dtype(piece.source.tensor, info, whole=piece.source.change == "whole")
     shape = info.shape if piece.source.index is None else info.shape[1:]
     if piece.source.height:

@@ -34,6 +34,10 @@ class Download:
     """Bytes on this disk, including those of an earlier run."""
     total_bytes: int | None
     """Size of the file; None if the hub does not give it."""
+    rest_bytes: int = 0
+    """Bytes of further files that are to be downloaded after it."""
+    checking: bool = False
+    """Whether it is there and being checked, of which `done_bytes` are done."""
 
 
 Callback = Callable[[Progress], None]

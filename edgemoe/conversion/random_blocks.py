@@ -2,7 +2,8 @@
 
 Codes are normal. Groups have scales, or factors, that differ from group to group. The mean is zero by construction:
 codes that stand for numbers of opposite sign are equally likely, or the sign of a group's factor is random, or a
-minimum stands opposite to the mean code. Every row of a matrix follows from its key by itself.
+minimum stands opposite to the mean code, or an entry of a grid has random signs. Every row of a matrix follows from
+its key by itself.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import functools
 import hashlib
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.blocks import Blocks
 from edgemoe.kernels.formats import E2M1_DOUBLED, E4M3, E8M0_ONE, TABLES, Format
+from edgemoe.kernels.grid_blocks import decode
+from edgemoe.kernels.grids import GRIDS
 
 _COUNTER_BYTES = 32
 """Bytes that the generator gives for each step of its counter."""
@@ -49,6 +53,8 @@ def draw_blocks(key: str, rows: slice, columns: int, deviation: float, fmt: Form
     float16 exactly. m4's are one of two neighbouring powers of two, in such shares that the mean of their squares is
     right.
     """
+    if fmt.grid != "none":
+        return _of_grid(key, rows, columns, deviation, fmt)
     table, level_deviation = _levels(fmt)
     stored = draw_bytes(key + " values", rows, columns).tobytes().translate(table)
     values = np.frombuffer(stored, np.int8 if fmt.name == "q8" else np.uint8).reshape(-1, columns)
@@ -97,6 +103,29 @@ def _with_factors(
         return Blocks(fmt, values, scales, minimums, factors, own.astype(np.uint8))
     signed = np.where(drawn & 128, own, -own.astype(np.int16)).astype(np.int8)
     return Blocks(fmt, values, scales, None, signed)
+
+
+def _of_grid(key: str, rows: slice, columns: int, deviation: float, fmt: Format) -> Blocks:
+    """Blocks of entries of a grid, each as likely as any other; signs, those of IQ1's scales too, are random."""
+    grid = GRIDS[fmt.grid]
+    words = draw_bytes(key + " values", rows, 2 * (columns // grid.columns)).astype(np.uint16)
+    codes: npt.NDArray[Any] = (words[:, ::2] | words[:, 1::2] << 8) & np.uint16(len(grid.packed) - 1)
+    marks: npt.NDArray[Any] = draw_bytes(key + " marks", rows, columns // 8)
+    drawn_scales = draw_bytes(key + " scales", rows, fmt.scale_count(columns))
+    drawn = draw_bytes(key + " factors", rows, fmt.factor_count(columns))
+    least, sizes = 8, np.square(grid.entries, dtype=np.float64).mean()
+    if fmt.grid == "iq1":
+        least, sizes, marks = 4, sizes + 1, marks & 1
+        if fmt.name == "iq1s":
+            marks = np.repeat(marks[:, ::4], 4, axis=1)
+    factors = least + drawn % least
+    steps = (2 * np.arange(least, 2 * least) + 1) * fmt.factor_unit
+    mantissa, exponent = math.frexp(deviation / math.sqrt(sizes * np.square(steps).mean()))
+    spread = (drawn_scales & 7).astype(np.float32) - 4
+    scales = np.ldexp(round(mantissa * 32) + spread, exponent - 5).astype(np.float16)
+    if fmt.grid == "iq1":
+        scales = np.where(drawn_scales & 32, scales, -scales)
+    return Blocks(fmt, decode(codes, marks, fmt), scales, None, factors.astype(np.uint8))
 
 
 def _mean_code(fmt: Format) -> float:

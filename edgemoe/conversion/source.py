@@ -161,7 +161,7 @@ class Source(Protocol):
         """The shards in the order in which they are best read."""
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
-        """Rows `row_start` to `row_stop` of a tensor, float32 or, where `BLOCK_FORMATS` has its dtype, Blocks.
+        """Rows `row_start` to `row_stop` of a tensor, float32 or, where `block_format` has one for its dtype, Blocks.
 
         Shapes: of `(rows, columns)` the result is `(row_stop - row_start, columns)`, always so for Blocks; of
         `(experts, rows, columns)` it is the same within expert `index`; of `(elements,)`, or of more than two

@@ -12,6 +12,9 @@ from edgemoe.conversion.plan import Piece
 def statistics_of(pieces: Iterable[Piece], errors: Mapping[int, tuple[float, float]] | None) -> dict[str, Any]:
     """Statistics of each class of tensors: formats, parameters, bytes, bits per weight, relative error.
 
+    Where the checkpoint has some in blocks: how many (`quantised`), and how many of these stand for the same numbers in
+    the store (`exact`); in f32 that is the nearest float32.
+
     `errors` has, for the number of each piece, the sums of squared errors and of squared weights; None: no relative
     error is known.
     """
@@ -20,6 +23,15 @@ def statistics_of(pieces: Iterable[Piece], errors: Mapping[int, tuple[float, flo
         if not piece.repeats:
             classes.setdefault(piece.kind, []).append(piece)
     return {kind: _of_class(members, errors) for kind, members in sorted(classes.items())}
+
+
+def exactness(statistics: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence on how many quantised tensors of a checkpoint a store has exactly; empty if there were none."""
+    total, exact = (sum(part.get(key, 0) for part in statistics.values()) for key in ("quantised", "exact"))
+    if not total:
+        return ""
+    number = "all" if exact == total else f"{exact:,}"
+    return f"Of {total:,} quantised tensors {number} stand for the same numbers as before."
 
 
 def _of_class(pieces: list[Piece], errors: Mapping[int, tuple[float, float]] | None) -> dict[str, Any]:
@@ -34,5 +46,8 @@ def _of_class(pieces: list[Piece], errors: Mapping[int, tuple[float, float]] | N
     if errors is None:
         return found
     sums = [errors[piece.number] for piece in pieces]
+    of_blocks = [errors[piece.number][0] for piece in pieces if piece.quantised]
+    if of_blocks:
+        found |= {"quantised": len(of_blocks), "exact": of_blocks.count(0.0)}
     error, weight = math.fsum(e for e, _ in sums), math.fsum(w for _, w in sums)
     return {**found, "relative_error": float(f"{math.sqrt(error / weight) if weight else 0.0:.4g}")}

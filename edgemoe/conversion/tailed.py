@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import Tail, tail_in
+from edgemoe.conversion.formats import block_format
+from edgemoe.conversion.over import SourceOver
 from edgemoe.conversion.source import FLOAT_DTYPES, Source, TensorInfo
 from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.row_types import BLOCK_FORMATS
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,37 +49,27 @@ def _tails_of(name: str, config: Mapping[str, Any], infos: Mapping[str, TensorIn
     return tuple(tails)
 
 
-class TailedSource:
+class TailedSource(SourceOver):
     """A `Source` over another one."""
 
     def __init__(self, source: Source, tails: Mapping[str, Sequence[Tail]]) -> None:
-        self._source, self._tails = source, tails
+        super().__init__(source)
+        self._tails = tails
         self._infos = source.tensors()
-        self.name, self.fingerprint, self.config = source.name, source.fingerprint, source.config
-        self._released: set[str] = set()
-        self._needed: dict[str, set[str]] = {}
-        order = {shard: place for place, shard in enumerate(source.shards())}
         hidden = {tail.tensor for own_tails in tails.values() for tail in own_tails}
         self._tensors = {name: info for name, info in self._infos.items() if name not in hidden}
         for name, own_tails in tails.items():
             parts = [self._infos[name], *(self._infos[tail.tensor] for tail in own_tails)]
-            *earlier, last = sorted({part.shard for part in parts}, key=order.__getitem__)
-            self._needed.setdefault(last, set()).update(earlier)
             rows, columns = parts[0].shape
             if own_tails[0].columns:
                 columns = sum(part.shape[1] for part in parts)
             else:
                 rows = sum(part.shape[0] for part in parts)
-            dtype = parts[0].dtype if all(tail.factor == 1 for tail in own_tails) else "F32"
+            alone = all(tail.factor == 1 for tail in own_tails) and not any(block_format(part.dtype) for part in parts)
+            dtype = parts[0].dtype if alone else "F32"
             for part in parts:  # the plan refuses a tensor of which a part cannot be read
-                dtype = dtype if part.dtype in FLOAT_DTYPES or part.dtype in BLOCK_FORMATS else part.dtype
-            self._tensors[name] = replace(parts[0], shape=(rows, columns), dtype=dtype, shard=last)
-
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return self._tensors
-
-    def shards(self) -> Sequence[str]:
-        return self._source.shards()
+                dtype = dtype if part.dtype in FLOAT_DTYPES or block_format(part.dtype) else part.dtype
+            self._tensors[name] = TensorInfo((rows, columns), dtype, self._last_shard(parts))
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         tails = self._tails.get(tensor)
@@ -102,22 +91,3 @@ class TailedSource:
 
     def read_columns(self, tensor: str, index: int | None, start: int, stop: int, height: int = 0) -> Floats:
         return self._source.read_columns(tensor, index, start, stop, height)
-
-    def release(self, shard: str) -> None:
-        """Release what no tensor of a shard that is still to be read needs."""
-        self._released.add(shard)
-        held = {own for last, needed in self._needed.items() if last not in self._released for own in needed}
-        for name in sorted(self._released - held):
-            self._source.release(name)
-
-    def side_files(self) -> Mapping[str, bytes | Path]:
-        return self._source.side_files()
-
-    def unlisted(self) -> Mapping[str, str]:
-        return self._source.unlisted()
-
-    def notices(self) -> Sequence[str]:
-        return self._source.notices()
-
-    def close(self) -> None:
-        self._source.close()

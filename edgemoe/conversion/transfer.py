@@ -97,7 +97,7 @@ class Transfer:
                 if len(window) > ENCODER_THREADS:
                     self._write(shard, *window.popleft())
                 rows = read_slice(self._source, piece.source, start, stop)
-                what = rows, piece.place.format, piece.source.tensor
+                what = rows, piece.place.format, f"{shard}: {piece.source.tensor}"
                 shared = (stop - start) * piece.place.columns >= LEAST_SHARED_ELEMENTS
                 window.append((piece, start, stop, pool.submit(encode, *what) if shared else encode(*what)))
             while window:

@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from edgemoe.engine.loaded import LoadedModel
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import PROMPT, Turn
+from edgemoe.engine.prompt_times import PromptTimes, PromptWork, rates_note
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.token_ids import TokenIds, check_ids
@@ -47,6 +49,9 @@ from edgemoe.store.reader import Store
 if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
     from edgemoe.engine.traffic import TokenTraffic
+
+PROBED_TOKENS = 64
+"""Tokens for which products are timed: with as many, kernels are about as fast as with any number."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,26 @@ class Engine:
         from edgemoe.engine.traffic import token_traffic  # only measurements ask
 
         return token_traffic(self._graph, self.store.manifest, self.memory.kv_format)
+
+    @functools.cached_property
+    def prompt_times(self) -> PromptTimes:
+        """Tells how long prompts take on this machine, and learns it from them; only people ask."""
+        memory, backend, store = self.memory, self.backend, self.store
+        settings = f"{backend.name} {backend.isa}, {backend.threads} threads, chunks of {memory.chunk_tokens}"
+        settings += ", all experts in RAM" * memory.all_resident
+        return PromptTimes(
+            PromptWork.of(self._graph, store.manifest, memory, store.record_bytes),
+            settings,
+            rates_note(store),
+            lambda: int(self.resident_experts()[self.spec.encoder_layers :].sum()),
+            self._probe,
+        )
+
+    def _probe(self) -> tuple[float, float] | None:
+        """Measure multiply-adds and bytes of experts in a second; None where that cannot be done."""
+        products = self._loaded.measure_products(min(PROBED_TOKENS, self.memory.chunk_tokens))
+        read = math.inf if self.memory.all_resident else self._loaded.measure_reads()
+        return None if products is None or read is None else (products, read)
 
     @property
     def context_length(self) -> int:

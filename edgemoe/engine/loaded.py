@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,22 +16,29 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.stepper import Stepper
 from edgemoe.engine.table_rows import TableRows, open_tables
 from edgemoe.engine.workspace import Workspace
-from edgemoe.errors import UsageError
+from edgemoe.errors import ReadError, UsageError
 from edgemoe.experts.cache import Cache
 from edgemoe.experts.disk_rows import DiskRows, embedding_rows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
 from edgemoe.experts.opening import READER_THREADS, open_cache
+from edgemoe.experts.read_rate import LEAST_READS, piece_bytes_of, read_rate, store_places
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
+from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend, Pause, Program
 from edgemoe.kernels.operations import Floats
+from edgemoe.kernels.pages import PAGE_BYTES
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.model.spec import LayerSpec
 from edgemoe.paths import cache_folder
 from edgemoe.store.dense import DenseWeights
 from edgemoe.store.reader import Store
+
+PROBED_PRODUCTS = 1 << 25
+"""Multiply-adds for each token in the products that `measure_products` takes the time of, about."""
+PROBE_SECONDS = 0.1
 
 
 class _Closed:
@@ -67,6 +76,8 @@ class LoadedModel:
         """The tables on disk, of which `run` reads the rows that each token has been noted to have."""
         self._table_programs: list[Program] = []
         self._hot_list: HotList | None = None
+        self._products: list[op.Linear] = []
+        """Products of the first layers, which `measure_products` takes the time of."""
         self._loading: list[DenseWeights | ExpertLoading | LandedLoading] = []
         self._files: ExpertFiles | None = None
         self.direct_reads = False
@@ -118,6 +129,7 @@ class LoadedModel:
         self._programs = Programs(self._backend, decoder.part_of)
         self._stepper = Stepper(decoder, self._programs, cache, prefetch)
         self._head = self._programs.make(decoder.head)
+        self._products = _some_products(decoder.step({"guess"}), self._space.passing)
         if self._embedding_rows is not None:
             self._embed = self._programs.make(decoder.embed)
         self._table_programs = [self._programs.make(operations) for operations in decoder.read_tables]
@@ -205,6 +217,39 @@ class LoadedModel:
             for number, (_, output) in enumerate(part):
                 output[:] = space.logits[number]
 
+    def measure_products(self, tokens: int) -> float | None:
+        """The multiply-adds in a second of products of the first layers for so many tokens; None without products.
+
+        It takes some hundredths of a second, and changes nothing that a run needs.
+        """
+        if not self._products:
+            return None
+        program = self._backend.program(self._products)
+        for product in self._products:
+            product.input[:tokens] = 1.0  # numbers that were left there may be none
+        program.run(tokens)  # touches the memory, and compiles kernels that are compiled
+        took_s = []
+        for _ in range(2):
+            began_s = time.perf_counter()
+            program.run(tokens)
+            took_s.append(time.perf_counter() - began_s)
+        return tokens * sum(map(_multiply_adds, self._products)) / min(took_s)
+
+    def measure_reads(self) -> float | None:
+        """The rate at which experts are read, in bytes per second, in about a tenth of a second.
+
+        It reads them into memory that no run needs afterwards; None where that is too little, or a read fails.
+        """
+        memory, piece_bytes = self._space.passing, piece_bytes_of(self._store)
+        if self._files is None or memory.nbytes < READER_THREADS * piece_bytes:
+            return None
+        most = memory.nbytes // LEAST_READS // PAGE_BYTES * PAGE_BYTES
+        places = [part for place in store_places(self._store) for part in place.cut(most)]
+        try:
+            return read_rate(self._files, places, memory, piece_bytes, PROBE_SECONDS, random.Random())
+        except ReadError:
+            return None
+
     def resident_experts(self, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`; none, of this shape, where the model is closed."""
         if isinstance(self._stepper, _Closed):
@@ -230,6 +275,7 @@ class LoadedModel:
         # The programs hold weights, KV cache and slots, and somebody may keep a closed engine for its figures.
         self._stepper = _Closed(self._stepper.statistics)
         self._head = self._embed = self._programs = None
+        self._products = []
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
@@ -237,3 +283,20 @@ def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:
     if slots * slot_bytes == 0:
         return np.zeros((0, slot_bytes), np.uint8)
     return np.frombuffer(allocate_pages(slots * slot_bytes), np.uint8).reshape(slots, slot_bytes)
+
+
+def _some_products(operations: Sequence[op.Operation], memory: npt.NDArray[np.uint8]) -> list[op.Linear]:
+    """The first products of a step whose rows all lie in `memory`, until they are `PROBED_PRODUCTS`."""
+    found: list[op.Linear] = []
+    for product in (operation for operation in operations if isinstance(operation, op.Linear)):
+        rows = [product.input, *(part.output for part in product.parts)]
+        if all(np.may_share_memory(values, memory) for values in rows):
+            found.append(product)
+            if sum(map(_multiply_adds, found)) >= PROBED_PRODUCTS:
+                break
+    return found
+
+
+def _multiply_adds(product: op.Linear) -> int:
+    """The multiply-adds of a product for one token."""
+    return sum(part.matrix.rows * part.matrix.columns for part in product.parts)

@@ -20,6 +20,7 @@ from edgemoe.engine.inputs import Inputs
 from edgemoe.engine.pages import PageGroup
 from edgemoe.kernels.formats import group_count
 from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
+from edgemoe.kernels.pages import PAGE_BYTES
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Section, Value, Window
 from edgemoe.model.relative import bucket_table
@@ -191,6 +192,12 @@ class Workspace:
         if array is None:
             array = self._arrays[value] = self._make(cast(Value, value))
         return array
+
+    @property
+    def passing(self) -> npt.NDArray[np.uint8]:
+        """The memory that values of a layer share, from a page on; between two runs nothing in it is needed."""
+        skipped = -self._memory.ctypes.data % PAGE_BYTES
+        return self._memory[skipped:]
 
     def page_groups(self, graph: Graph) -> list[PageGroup]:
         """The layers' pages by the window for which they are kept: the whole context first, though no layer may see it.

@@ -30,6 +30,7 @@ from edgemoe.kernels.reads import (
     MAKE_ANEW,
     NOT_AS_WRITTEN,
     NOT_FINITE,
+    PIECE_BYTES,
     RecordRead,
 )
 from edgemoe.process import no_threads, start_threads, thread_limit
@@ -99,7 +100,7 @@ def open_reader(
     arena: npt.NDArray[np.uint8],
     threads: int,
     capacity: int = 4096,
-    piece_bytes: int = 1 << 20,
+    piece_bytes: int = PIECE_BYTES,
     staging_bytes: int = 0,
 ) -> RecordReader:
     """The native reader, or the portable one where the native library is not available.

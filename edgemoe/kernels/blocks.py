@@ -9,6 +9,7 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels import grid_blocks
 from edgemoe.kernels.formats import (
     E4M3,
     E8M0_HALVED,
@@ -21,6 +22,7 @@ from edgemoe.kernels.formats import (
     group_count,
     panel_count,
 )
+from edgemoe.kernels.grids import GRIDS
 
 Scales = Union[npt.NDArray[np.float16], npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
@@ -32,7 +34,8 @@ _SCALE_DTYPES: dict[str, Any] = {"f16": np.float16, "e8m0": np.uint8, "f32": np.
 class Blocks:
     """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
 
-    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127); else uint8 codes.
+    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127), and for formats with
+    a grid, whose entries with their signs they are; else uint8 codes.
     `scales` and `minimums` `(rows, scale_count)`: float16, but the scales of m4 and m8 are uint8 (e8m0), and those of
     nv4 and f8 float32. `factors` `(rows, factor_count)`: int8, but uint8 where they are nibbles or e4m3. `offsets`
     likewise, uint8. None for what the format lacks. Columns need not be a multiple of 32; the last group is then
@@ -48,7 +51,7 @@ class Blocks:
 
     @property
     def numbers(self) -> tuple[npt.NDArray[np.generic] | None, ...]:
-        """What multiplies or moves values: scales, minimums, factors, offsets."""
+        """The numbers that multiply or move values: scales, minimums, factors, offsets."""
         return self.scales, self.minimums, self.factors, self.offsets
 
     def rows(self, chosen: npt.NDArray[np.int64] | slice) -> Blocks:
@@ -96,6 +99,9 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
     fmt = blocks.format
     rows, columns = blocks.values.shape
     panels, groups = panel_count(rows), group_count(columns)
+    _check_shapes(blocks)
+    if fmt.grid != "none":
+        return _pack_grid(blocks)
     values: npt.NDArray[Any] = blocks.values
     if fmt.name == "q8m":  # signed bytes, as those of q8, for processors whose products take only such
         values = (values ^ np.uint8(128)).view(np.int8)
@@ -120,6 +126,38 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
         columnwise = np.full((panels * PANEL_ROWS, numbers.shape[1]), missing, numbers.dtype)
         columnwise[:rows] = numbers
         sections.append(_section(columnwise.reshape(panels, PANEL_ROWS, -1).transpose(0, 2, 1), panels))
+    used = sum(section.shape[1] for section in sections)
+    sections.append(np.zeros((panels, fmt.panel_bytes(columns) - used), np.uint8))
+    return np.concatenate(sections, axis=1).reshape(-1)
+
+
+def _check_shapes(blocks: Blocks) -> None:
+    fmt = blocks.format
+    rows, columns = blocks.values.shape
+    scales, factors = fmt.scale_count(columns), fmt.factor_count(columns)
+    wanted = (scales, scales * fmt.has_minimums, factors * (fmt.factor != "none"), factors * fmt.has_offsets)
+    for numbers, count in zip(blocks.numbers, wanted, strict=True):
+        assert (None if numbers is None else numbers.shape) == ((rows, count) if count else None), fmt.name
+
+
+def _pack_grid(blocks: Blocks) -> npt.NDArray[np.uint8]:
+    """Lay a matrix out whose codes choose entries of a grid; missing rows are the grid's first entry."""
+    fmt = blocks.format
+    rows, columns = blocks.values.shape
+    panels = panel_count(rows)
+    missing = panels * PANEL_ROWS - rows
+    codes = np.zeros((missing, -(-columns // GRIDS[fmt.grid].columns)), np.uint16)
+    marks = np.zeros((missing, -(-columns // 8)), np.uint8)
+    first = grid_blocks.decode(codes, marks, fmt)[:, :columns]
+    assert blocks.scales is not None
+    assert blocks.factors is not None
+    below = ((0, missing), (0, 0))
+    sections = grid_blocks.pack_rows(
+        np.concatenate([blocks.values.astype(np.int8, copy=False), first]),
+        np.pad(blocks.scales, below),
+        np.pad(blocks.factors.astype(np.uint8, copy=False), below),
+        fmt,
+    )
     used = sum(section.shape[1] for section in sections)
     sections.append(np.zeros((panels, fmt.panel_bytes(columns) - used), np.uint8))
     return np.concatenate(sections, axis=1).reshape(-1)
@@ -156,6 +194,9 @@ def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) ->
     """The inverse of `pack`: returns the exact blocks that were packed."""
     panels, groups = panel_count(rows), group_count(columns)
     panel_view = data.reshape(panels, fmt.panel_bytes(columns))
+    if fmt.grid != "none":
+        signed, multipliers, own = grid_blocks.unpack_rows(panel_view, fmt, columns)
+        return Blocks(fmt, signed[:rows], multipliers[:rows], None, own[:rows])
     cut = groups * fmt.payload_bytes
     payload = np.ascontiguousarray(panel_view[:, :cut])
     if fmt.floating:
@@ -215,6 +256,8 @@ def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
     factors = spread(scales, fmt.scale_columns)
     if blocks.factors is not None:
         own = E4M3[blocks.factors] / 2 if fmt.factor == "e4m3" else blocks.factors.astype(np.float32)
+        if fmt.grid != "none":
+            own = (2 * own + 1) * np.float32(fmt.factor_unit)
         factors = factors * spread(own, fmt.factor_columns)
     with np.errstate(over="ignore", invalid="ignore"):
         weights: npt.NDArray[np.float32] = values * factors

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from edgemoe.kernels.blocks import Blocks
 from edgemoe.kernels.formats import FORMATS, WHOLE_ROW
+from edgemoe.kernels.grid_rows import decode_grid_rows, encode_grid_rows
 from edgemoe.kernels.row_types import ROW_TYPES, TYPE_NAMES, Plane, RowType
 
 Rows = Union[npt.NDArray[np.float32], Blocks]
@@ -38,6 +39,8 @@ def decode_rows(data: Bytes, type_name: str) -> Rows:
     kind = ROW_TYPES[type_name]
     fmt, rows = FORMATS[kind.twin], len(data)
     blocks = data.reshape(rows, -1, kind.bytes)
+    if fmt.grid != "none":
+        return decode_grid_rows(blocks, kind.twin)
     codes: npt.NDArray[Any] = _codes(blocks, kind).reshape(rows, -1)
     if fmt.name == "q8":
         codes = codes.view(np.int8)
@@ -62,6 +65,8 @@ def encode_rows(blocks: Blocks) -> Bytes:
     if blocks.scales is None:
         dtype = "<f2" if blocks.format.name == "f16" else "<f4"
         return np.ascontiguousarray(blocks.values, dtype).view(np.uint8)
+    if blocks.format.grid != "none":
+        return encode_grid_rows(blocks)
     kind = ROW_TYPES[TYPE_NAMES[blocks.format.name]]
     codes = np.ascontiguousarray(blocks.values).view(np.uint8).reshape(rows, -1, kind.columns)
     data = np.zeros((rows, codes.shape[1], kind.bytes), np.uint8)

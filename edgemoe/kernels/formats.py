@@ -47,10 +47,18 @@ The weight is `scale * factor * value`, where the value is `code - zero`, or wha
     q1          1     -1, 1         f16 (128)                                            1.125
     f8          8     e4m3          f32 (128)                                            8.25
     m8          8     e4m3          e8m0 (32)                                            8.25
+    iq2xxs      2     grid          f16 (256)                 inner / 8 (32)             2.0625
+    iq2xs       2     grid          f16 (256)                 pairs / 8 (16)             2.3125
+    iq2s        2.25  grid          f16 (256)                 pairs / 8 (16)             2.5625
+    iq3xxs      3     grid          f16 (256)                 inner / 4 (32)             3.0625
+    iq3s        3.25  grid          f16 (256)                 pairs (32)                 3.4375
+    iq1s        1.5   grid          f16 (256)                 inner / 8 (32)             1.5625
+    iq1m        1.5   grid          words (256)               inner / 8 (16)             1.75
 
 The blocks of GGUF carry over bit for bit: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4, NVFP4, IQ4_NL, IQ4_XS, Q2_K to Q6_K,
-TQ1_0 and TQ2_0 (tq2), Q2_0 and Q1_0. So do checkpoints of GPTQ and AWQ (q4z), MLX (q4m, q5m, q8m), FP8 (f8) and MXFP8
-(m8). A nibble factor has its offset in the high nibble of its byte.
+TQ1_0 and TQ2_0 (tq2), Q2_0 and Q1_0, and all types whose codes choose entries of a grid, for which `grid_blocks.py` has
+the layout. So do checkpoints of GPTQ and AWQ (q4z), MLX (q4m, q5m, q8m), FP8 (f8) and MXFP8 (m8). A nibble factor has
+its offset in the high nibble of its byte.
 
 m4 is MXFP4 of the OCP Microscaling Formats specification (MX) 1.0: an element of 4 bits is a sign, two bits of
 exponent and one of mantissa (0, 0.5, 1, 1.5, 2, 3, 4, 6), a scale is a power of two. Products want integers, so the
@@ -72,10 +80,12 @@ import numpy.typing as npt
 FormatName = Literal[
     "f32", "f16", "q8", "q4", "q4m", "m4", "q5", "q5m", "q8m", "q4z", "iq4nl", "iq4xs",
     "q2k", "q3k", "q4k", "q5k", "q6k", "nv4", "tq2", "q2", "q1", "f8", "m8",
+    "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1s", "iq1m",
 ]  # fmt: skip
-ScaleKind = Literal["none", "f16", "e8m0", "f32"]
-FactorKind = Literal["none", "int8", "nibble", "e4m3"]
+ScaleKind = Literal["none", "f16", "e8m0", "f32", "words"]
+FactorKind = Literal["none", "int8", "nibble", "e4m3", "pairs", "inner"]
 TableName = Literal["none", "e2m1", "iq4", "signs"]
+GridName = Literal["none", "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1"]
 
 PANEL_ROWS = 16
 GROUP_COLUMNS = 32
@@ -144,6 +154,12 @@ class Format:
     table: TableName = "none"
     floating: bool = False
     """Whether codes are floating-point numbers, which float32 activations are multiplied with."""
+    grid: GridName = "none"
+    """The grid whose entries codes choose (`grid_blocks.py`); `bits` are those of the payload's lines for a weight."""
+    high_bytes: int = 0
+    """Bytes of a row in a group behind the lines, which have high bits of the codes."""
+    factor_unit: float = 1
+    """The number that multiplies the factors of a grid: one of 2, 4 and 8 parts."""
 
     @property
     def quantised(self) -> bool:
@@ -153,17 +169,17 @@ class Format:
     @property
     def payload_bytes(self) -> int:
         """Bytes of the payload of one group of one panel (16 rows x 32 columns)."""
-        return PANEL_ROWS * GROUP_COLUMNS * self.bits // 8
+        return PANEL_ROWS * (GROUP_COLUMNS * self.bits // 8 + self.high_bytes)
 
     @property
     def scale_bytes(self) -> int:
         """Bytes of one scale; 0 if the format has none."""
-        return {"none": 0, "f16": 2, "e8m0": 1, "f32": 4}[self.scale]
+        return {"none": 0, "f16": 2, "e8m0": 1, "f32": 4, "words": 8}[self.scale]
 
     @property
     def factor_bytes(self) -> int:
-        """Bytes of one factor; 0 if the format has none."""
-        return int(self.factor != "none")
+        """Bytes of one factor of those formats that have no grid; 0 if the format has none."""
+        return int(self.factor != "none" and self.grid == "none")
 
     @property
     def offset_bytes(self) -> int:
@@ -176,28 +192,43 @@ class Format:
 
     def factor_count(self, columns: int) -> int:
         """The number of factors, or of offsets, of a row: whole groups have them."""
-        both = self.factor_bytes or self.offset_bytes
-        return group_count(columns) * (GROUP_COLUMNS // self.factor_columns) if both else 0
+        some = self.factor != "none" or self.offset_bytes
+        return group_count(columns) * (GROUP_COLUMNS // self.factor_columns) if some else 0
+
+    def row_number_bytes(self, columns: int) -> int:
+        """Bytes of the scales, minimums, factors and offsets of a row."""
+        scales = self.scale_count(columns) * (self.scale_bytes + 2 * self.has_minimums)
+        factors = self.factor_count(columns)
+        if self.factor == "pairs":
+            return scales + -(-factors // 2)
+        return scales + factors * (self.factor_bytes + self.offset_bytes)
 
     @property
     def bits_per_weight(self) -> float:
         """Bits for each weight of a long row."""
         columns = 256
-        scales = 0 if self.scale_columns == WHOLE_ROW else self.scale_count(columns)
-        per_row = scales * (self.scale_bytes + 2 * self.has_minimums)
-        per_row += self.factor_count(columns) * (self.factor_bytes + self.offset_bytes)
-        return self.bits + per_row * 8 / columns
+        scales = self.scale_bytes if self.scale_columns == WHOLE_ROW else 0
+        payload = self.payload_bytes * group_count(columns) // PANEL_ROWS
+        return (payload + self.row_number_bytes(columns) - scales) * 8 / columns
 
     def panel_bytes(self, columns: int) -> int:
         """Bytes of one panel of 16 rows."""
-        scales = self.scale_count(columns) * (self.scale_bytes + 2 * self.has_minimums)
-        factors = self.factor_count(columns) * (self.factor_bytes + self.offset_bytes)
-        used = group_count(columns) * self.payload_bytes + PANEL_ROWS * (scales + factors)
+        used = group_count(columns) * self.payload_bytes + PANEL_ROWS * self.row_number_bytes(columns)
         return _round_up(used, PANEL_ALIGNMENT_BYTES)
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a whole matrix in kernel layout."""
         return panel_count(rows) * self.panel_bytes(columns)
+
+
+def _grid(
+    name: FormatName, code: int, bits: int, factor: FactorKind, columns: int, grid: GridName, high_bytes: int,
+    unit: float, scale: ScaleKind = "f16",
+) -> Format:  # fmt: skip
+    return Format(
+        name, code, bits, scale, 256, factor=factor, factor_columns=columns, grid=grid, high_bytes=high_bytes,
+        factor_unit=unit,
+    )  # fmt: skip
 
 
 FORMATS: dict[str, Format] = {
@@ -226,6 +257,13 @@ FORMATS: dict[str, Format] = {
         Format("q1", 20, 1, "f16", 128, table="signs"),
         Format("f8", 21, 8, "f32", 128, floating=True),
         Format("m8", 22, 8, "e8m0", floating=True),
+        _grid("iq2xxs", 23, 2, "inner", 32, "iq2xxs", 0, 1 / 8),
+        _grid("iq2xs", 24, 2, "pairs", 16, "iq2xs", 0, 1 / 8),
+        _grid("iq2s", 25, 2, "pairs", 16, "iq2s", 1, 1 / 8),
+        _grid("iq3xxs", 26, 3, "inner", 32, "iq3xxs", 0, 1 / 4),
+        _grid("iq3s", 27, 3, "pairs", 32, "iq3s", 1, 1),
+        _grid("iq1s", 28, 1, "inner", 32, "iq1", 2, 1 / 8),
+        _grid("iq1m", 29, 1, "inner", 16, "iq1", 2, 1 / 8, "words"),
     )
 }
 

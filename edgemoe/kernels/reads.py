@@ -1,4 +1,4 @@
-"""The request that a reader of expert records takes, and the error text for a checksum mismatch."""
+"""The request that a reader of expert records takes, the size of its pieces, and texts of errors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ CHANGED_FILE = (
     "Close the model, and open it again when nothing writes to the file.",
 )
 """Messages and hints of records that lie in parts."""
+
+PIECE_BYTES = 1 << 20
+"""Reader threads split a record into pieces of this size, a multiple of the alignment of direct I/O."""
 
 
 class RecordRead(NamedTuple):

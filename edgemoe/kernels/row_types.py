@@ -86,10 +86,18 @@ ROW_TYPES: dict[str, RowType] = {
         RowType("TQ2_0", 35, 256, 66, "tq2", (Plane(0, 2, 32),), 64),
         RowType("Q2_0", 42, 64, 18, "q2", (Plane(2, 2, 1),)),
         RowType("Q1_0", 41, 128, 18, "q1", (Plane(2, 1, 1),)),
+        RowType("IQ2_XXS", 16, 256, 66, "iq2xxs"),
+        RowType("IQ2_XS", 17, 256, 74, "iq2xs"),
+        RowType("IQ2_S", 22, 256, 82, "iq2s"),
+        RowType("IQ3_XXS", 18, 256, 98, "iq3xxs"),
+        RowType("IQ3_S", 21, 256, 110, "iq3s"),
+        RowType("IQ1_S", 19, 256, 50, "iq1s"),
+        RowType("IQ1_M", 29, 256, 56, "iq1m", scale=48),
     )
 }
-"""The types of rows that are read and that land, in the order of their numbers in C (`em_rows`). The one type without
-planes, TQ1_0, has five codes of three values in a byte."""
+"""The types of rows that are read and that land, in the order of their numbers in C (`em_rows`). Of types without
+planes, TQ1_0 has five codes of three values in a byte, and the others' codes choose entries of grids (`grid_rows.py`);
+the scale of IQ1_M is in four words."""
 
 BLOCK_FORMATS = {kind.name: kind.twin for kind in ROW_TYPES.values() if not kind.is_float}
 """The types of blocks, with their twin: a source gives them as `Blocks`."""

@@ -61,6 +61,8 @@ def find_model(path: str | os.PathLike[str] | None = None) -> Path:
 
 def model_name(folder: Path) -> str:
     """The name of a store: that of its folder, or of the model's folder that contains it; of a GGUF file its own."""
+    if folder.suffix.lower() == ".gguf":  # perhaps a link, as in the hub's cache, to a file that is called otherwise
+        return folder.stem
     resolved = folder.resolve()
     if resolved.suffix.lower() == ".gguf":
         return resolved.stem

@@ -7,18 +7,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgemoe.engine.ledger import TimeLedger
+from edgemoe.engine.prompt_times import PromptEstimate
 from edgemoe.errors import UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.channels import ChannelTexts, texts_of
 from edgemoe.session.held_tokens import HeldTokens
-from edgemoe.session.prompt_clock import PromptClock, PromptEstimate
+from edgemoe.session.prompt_clock import PromptClock
 from edgemoe.session.sampler import Sampler
 from edgemoe.session.stop_texts import StopTexts
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 LIKELY_TOKEN_CHARACTERS = 8
 """A token has about four characters in most languages: a text that fits the context rarely has more than this."""
@@ -103,7 +108,11 @@ class Generation:
         self._sampler = Sampler(options, self._before, self._stop_ids)
         self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
         self.on_long_prompt: Callable[[PromptEstimate], None] | None = None
-        """Called once, while the prompt is run, if it takes longer than some seconds: with how long, about."""
+        """Called if the prompt takes longer than some seconds, with how long, about.
+
+        It is called before the prompt is run, where anything is known of its time, and once while it is run, where
+        that shows another time.
+        """
         self._stopped = False
         self._texts: Detokeniser | ChannelTexts | None = None
 
@@ -130,9 +139,8 @@ class Generation:
         prefill_tokens = read + len(self._before) - held
         logits = None
         self._held.engine.turn.begin()
-        with contextlib.suppress(_Stopped), self._stoppable(held):
-            for chunk in self._chunks(held):
-                logits = self._held.forward(chunk)
+        with contextlib.suppress(_Stopped):
+            logits = self._run_prompt(held)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
         detokeniser = self._texts = texts_of(self._tokenizer, self._before)
@@ -173,13 +181,27 @@ class Generation:
             self.text += piece
             yield piece
 
-    @contextlib.contextmanager
-    def _stoppable(self, held: int) -> Iterator[None]:
-        """Raise _Stopped between two layers of a prompt once the generation has been stopped, and time its layers."""
+    def _run_prompt(self, held: int) -> npt.NDArray[np.float32]:
+        """Run the prompt but for its first `held` tokens; returns its logits. Raises _Stopped where it is stopped."""
         if self._stopped:
             raise _Stopped
         tokens = len(self._before) - held
-        clock = PromptClock(tokens, self._tell)
+        run = None if self.on_long_prompt is None else self._held.engine.prompt_times.begin(tokens)
+        told = run.estimate if run is not None else None
+        if told is not None:
+            self._tell(told)
+        with self._stoppable(held, PromptClock(tokens, told, self._tell)):
+            for chunk in self._chunks(held):
+                began_s = time.perf_counter()
+                logits = self._held.forward(chunk)
+                if run is not None:
+                    run.ran_chunk(time.perf_counter() - began_s)
+        return logits
+
+    @contextlib.contextmanager
+    def _stoppable(self, held: int, clock: PromptClock) -> Iterator[None]:
+        """Raise _Stopped between two layers of a prompt once the generation has been stopped, and time its layers."""
+        tokens = len(self._before) - held
 
         def pause(share: float) -> None:
             if self._stopped:

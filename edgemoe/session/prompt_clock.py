@@ -1,32 +1,26 @@
-"""The time that a prompt will take, told as soon as its first layers have shown it."""
+"""The time of a prompt, corrected as soon as its first layers have shown it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from edgemoe.engine.prompt_times import LONG_SECONDS, PromptEstimate
 
 FIRST_SHARE, SECOND_SHARE = 1 / 20, 1 / 10
 """The shares of a prompt between which it is timed: in the first layers, memory is first touched and kernels of Numba
 are compiled."""
-LONG_SECONDS = 5.0
-"""A prompt that takes less is over before anybody wonders."""
-
-
-@dataclass(frozen=True)
-class PromptEstimate:
-    """The time of a prompt, from its beginning to the first token of the answer."""
-
-    tokens: int
-    """The prompt's new tokens, which are run."""
-    seconds: float
+TOLERANCE = 1.25
+"""A time that was told before the prompt is not told again where it is within this factor of what is found."""
 
 
 class PromptClock:
-    """Estimates the time of a prompt from the share that has been run, and tells a listener once if it is long."""
+    """Times a prompt by the share that has been run; tells a listener if it is long, unless that has been told."""
 
-    def __init__(self, tokens: int, listener: Callable[[PromptEstimate], None]) -> None:
+    def __init__(self, tokens: int, told: PromptEstimate | None, listener: Callable[[PromptEstimate], None]) -> None:
+        """`told` is what the listener knows already."""
         self._tokens = tokens
+        self._told = told
         self._listener: Callable[[PromptEstimate], None] | None = listener
         self._began_s = time.perf_counter()
         self._first: tuple[float, float] | None = None
@@ -45,5 +39,9 @@ class PromptClock:
         left_s = (now_s - first_s) / (tokens - first_tokens) * (self._tokens - tokens)
         seconds = now_s - self._began_s + left_s
         listener, self._listener = self._listener, None
-        if seconds >= LONG_SECONDS:
-            listener(PromptEstimate(self._tokens, seconds))
+        if seconds >= LONG_SECONDS and not self._was_told(seconds):
+            listener(PromptEstimate.about(self._tokens, seconds))
+
+    def _was_told(self, seconds: float) -> bool:
+        told = self._told
+        return told is not None and told.least_seconds / TOLERANCE <= seconds <= told.most_seconds * TOLERANCE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,10 @@ from edgemoe.store.tokenizer_config import CONFIG_NAME, config_template
 
 TEMPLATE_LIMIT_BYTES = 256 << 10
 OWN_VARIABLES = ("messages", "add_generation_prompt")
+ABSENT_VARIABLES = ("tools", "documents")
+"""Variables that are null unless a person gives them."""
+SWITCHES = ("enable_thinking", "thinking")
+"""Variables that are true or false wherever there are any; to a template every text but an empty one is true."""
 
 Message = Mapping[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": text}`"""
@@ -51,15 +54,23 @@ class ChatTemplate:
 
     def check_variables(self, variables: Mapping[str, Any]) -> None:
         """Raises UsageError for variables that this template does not read, or that JSON cannot represent."""
+        reads = self._reads() if variables else ()
         for name, value in variables.items():
             if name in OWN_VARIABLES:
                 raise UsageError(
                     f"template variable {name}: edgemoe sets this one itself.", "Give the conversation as messages."
                 )
-            if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", self.source):
+            if reads is not None and name not in reads:
+                known = ", ".join(one for one in reads if one not in (*OWN_VARIABLES, *self.special_tokens))
                 raise UsageError(
                     f"template variable {name!r:.80}: this model's chat template does not read it.",
-                    "The template names those that it reads: see chat_template.jinja or tokenizer_config.json.",
+                    f"It reads {known}." if known else "It reads none, so that no variable switches anything.",
+                )
+            if name in SWITCHES and isinstance(value, str):
+                raise UsageError(
+                    f"template variable {name}: expected true or false, found the text {value!r:.40}, which a template"
+                    " takes for true.",
+                    f"For example: {name}=false.",
                 )
             try:
                 json.dumps(value)
@@ -68,6 +79,11 @@ class ChatTemplate:
                     f"template variable {name}: expected a JSON value, found {type(value).__name__} ({error}).",
                     "Give text, a number, true, false, null, a list or an object.",
                 ) from None
+
+    def _reads(self) -> list[str] | None:
+        """The names of all variables that the template reads; None where it does not parse, as rendering will tell."""
+        reads: list[str] | None = self._process.ask({"template": self.source}).get("reads")
+        return reads
 
     def render(
         self,
@@ -83,8 +99,7 @@ class ChatTemplate:
         request = {
             "template": self.source,
             "variables": {
-                "tools": None,
-                "documents": None,
+                **dict.fromkeys(ABSENT_VARIABLES),
                 **self.special_tokens,
                 **(variables or {}),
                 "add_generation_prompt": add_generation_prompt,

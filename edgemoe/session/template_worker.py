@@ -6,7 +6,8 @@ the processor time are limited, and where the parent can end it.
 
 The file is started by its path, isolated from the environment, and imports nothing of edgemoe. It reads lines, each a
 JSON object `{"path", "cpu_s", "template", "variables", "messages"}` (`path` is the import path to use, `cpu_s` how much
-processor time it may take), and writes a line for each, `{"text"}` or `{"error", "message"}`.
+processor time it may take), and writes a line for each, `{"text"}` or `{"error", "message"}`. Without `messages` the
+template is not run, and the answer is `{"reads"}`: the names of the variables that it reads.
 """
 
 from __future__ import annotations
@@ -81,11 +82,14 @@ def compiled(source: str) -> Any:
     return build_environment().from_string(source)
 
 
-def render(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request; whatever the template does becomes an error message."""
     from jinja2.exceptions import TemplateSyntaxError
+    from jinja2.meta import find_undeclared_variables
 
     try:
+        if "messages" not in request:
+            return {"reads": sorted(find_undeclared_variables(build_environment().parse(request["template"])))}
         pieces, characters = [], 0
         for piece in compiled(request["template"]).generate(**request["variables"], messages=request["messages"]):
             characters += len(piece)
@@ -108,7 +112,7 @@ def main() -> None:
         request = json.loads(line)
         sys.path[:] = request["path"]
         limit_resources(request["cpu_s"])
-        sys.stdout.write(json.dumps(render(request)) + "\n")
+        sys.stdout.write(json.dumps(answer(request)) + "\n")
         sys.stdout.flush()
 
 

@@ -152,6 +152,8 @@ class _Parser:
                 self._fail(f"{where}.formats", f"expected a list of names, found {_shown(formats)}.")
             for key in ("parameters", "bytes"):
                 self._whole(part.get(key), f"{where}.{key}", 0, MAX_FILE_BYTES)
+            for key in ("quantised", "exact"):
+                self._whole(part.get(key, 0), f"{where}.{key}", 0, MAX_FILE_BYTES)
             for key in ("bits_per_weight", "relative_error"):
                 if type(part.get(key)) not in (int, float):
                     self._fail(f"{where}.{key}", f"expected a number, found {_shown(part.get(key))}.")

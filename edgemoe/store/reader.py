@@ -35,7 +35,7 @@ class PartPlace(NamedTuple):
     modified_ns: int
     """The time of the file's last modification; -1 where it is not compared."""
     scale: float
-    """What multiplies all of its blocks, where their type leaves that open (NVFP4)."""
+    """The number that multiplies all of its blocks, where their type leaves that open (NVFP4)."""
 
 
 @dataclass(frozen=True)

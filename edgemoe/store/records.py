@@ -51,7 +51,7 @@ class PartPlaces:
     offset: npt.NDArray[np.int64]
     """Byte of the file at which the part begins `(M,)`."""
     scale: npt.NDArray[np.float32]
-    """What multiplies all blocks of the part, where its type leaves that open (NVFP4) `(M,)`."""
+    """The number that multiplies all blocks of the part, where its type leaves that open (NVFP4) `(M,)`."""
 
 
 class Record(NamedTuple):

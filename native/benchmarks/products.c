@@ -1,9 +1,10 @@
 /* How fast the panel products are: for one activation row against plain reads of the same memory, for many in
  * multiply-adds. Windows of both are interleaved, since machines are shared; medians are printed.
  *
- *   benchmark_products [ISA] [threads]
+ *   benchmark_products [ISA] [threads] [FORMAT...]      (all formats, where none is named)
  */
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,9 @@ typedef struct job {
 } job;
 
 static volatile uint64_t sink;
+
+#define NAME_OF(NAME, name, ...) [EM_##NAME] = #name,
+static const char *const names[EM_FORMAT_COUNT] = {EM_FORMATS(NAME_OF)};
 
 /* One word of each line brings the whole line; without prefetches a read is far from the limit. */
 static void read_bytes(const uint8_t *at, size_t bytes) {
@@ -80,7 +84,6 @@ static double seconds(em_pool *pool, job *j, int64_t panels) {
 
 static void measure(em_pool *pool, const em_kernels *kernels, uint8_t *memory, int32_t format, int32_t columns,
                     int32_t count) {
-    static const char *const names[] = {"f32", "f16", "q8", "q4", "q4m", "m4"};
     const int32_t groups = em_group_count(columns);
     float *floats = malloc((size_t)ROWS_MAX * columns * sizeof *floats);
     int8_t *values = aligned_alloc(64, (size_t)ROWS_MAX * groups * EM_GROUP_COLUMNS);
@@ -108,11 +111,19 @@ static void measure(em_pool *pool, const em_kernels *kernels, uint8_t *memory, i
     const double bytes = (double)panels * (double)j.panel_bytes;
     const double products = (double)panels * EM_PANEL_ROWS * columns * count;
     const double share = median(shares), time = median(times);
-    printf("%-4s %5d columns %3d rows: %6.1f GB/s, %3.0f %% of plain reads, %6.1f billion multiply-adds a second\n",
+    printf("%-6s %5d columns %3d rows: %6.1f GB/s, %3.0f %% of plain reads, %6.1f billion multiply-adds a second\n",
            names[format], columns, count, bytes / time / 1e9, 100 * share, products / time / 1e9);
     free(floats);
     free(values);
     free(group_array);
+}
+
+/* Whether a format is among those that were asked for. */
+static bool is_named(const char *name, int argc, char **argv) {
+    for (int i = 3; i < argc; i++) {
+        if (strcmp(argv[i], name) == 0) return true;
+    }
+    return argc <= 3;
 }
 
 int main(int argc, char **argv) {
@@ -130,13 +141,13 @@ int main(int argc, char **argv) {
     madvise(memory, MATRIX_BYTES, MADV_HUGEPAGE);
 #endif
     memset(memory, 0x35, MATRIX_BYTES); /* as a float16 it is 0.33 */
-    const int32_t formats[] = {EM_Q4, EM_Q8}, columns[] = {576, 1024, 2048, 2112};
-    const int32_t counts[] = {1, 4, 16, 32};
+    const int32_t columns[] = {576, 1024, 2048, 2304}, counts[] = {1, 4, 16, 32};
     printf("%s, %d threads\n", isa, em_pool_threads(pool));
     for (size_t n = 0; n < 4; n++) {
-        for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {
+            if (!is_named(names[format], argc, argv)) continue;
             for (size_t c = 0; c < 4; c++) {
-                measure(pool, kernels, memory, formats[f], columns[c], counts[n]);
+                if (argc > 3 || columns[c] == 2048) measure(pool, kernels, memory, format, columns[c], counts[n]);
             }
         }
     }

@@ -23,6 +23,9 @@ typedef struct em_format_numbers {
     uint8_t has_offsets;
     uint8_t zero;        /* a value is code - zero */
     uint8_t table;       /* or what this has for the code: EM_TABLE_... */
+    uint8_t grid;        /* or of an entry of this: EM_GRID_... (matmul/grid.h) */
+    uint8_t high_bytes;  /* of a row in a group, behind the lines of a grid's codes */
+    uint8_t unit_shift;  /* a factor k of a grid stands for (2k + 1) / 2^unit_shift */
 } em_format_numbers;
 
 /* Where the format is known when a kernel is compiled, so are its numbers. */
@@ -40,11 +43,14 @@ static inline int32_t em_group_count(int32_t columns) { return (columns + EM_GRO
 static inline int em_is_quantised(int32_t format) { return !em_numbers(format).floating; }
 
 /* Bytes of the payload of one panel's group. */
-static inline size_t em_payload_bytes(int32_t format) { return (size_t)EM_LINE_BYTES * em_numbers(format).bits; }
+static inline size_t em_payload_bytes(int32_t format) {
+    return (size_t)EM_LINE_BYTES * em_numbers(format).bits + (size_t)EM_PANEL_ROWS * em_numbers(format).high_bytes;
+}
 
 /* Bytes of the 16 scales that as many rows have for the same columns. */
 static inline size_t em_scales_bytes(int32_t format) {
-    static const uint8_t bytes[] = {[EM_SCALE_NONE] = 0, [EM_SCALE_F16] = 32, [EM_SCALE_E8M0] = 16, [EM_SCALE_F32] = 64};
+    static const uint8_t bytes[] = {
+        [EM_SCALE_NONE] = 0, [EM_SCALE_F16] = 32, [EM_SCALE_E8M0] = 16, [EM_SCALE_F32] = 64, [EM_SCALE_WORDS] = 128};
     return bytes[em_numbers(format).scale];
 }
 
@@ -54,10 +60,16 @@ static inline int32_t em_scale_count(int32_t format, int32_t group_count) {
     return (int32_t)((group_count + ((int64_t)1 << shift) - 1) >> shift);
 }
 
-/* Bytes of the factors of one panel's group. */
+/* Bytes of the factors of one panel's group; of pairs it may be half of a section's line. */
 static inline size_t em_factors_bytes(int32_t format) {
     const em_format_numbers numbers = em_numbers(format);
-    return numbers.factor == EM_FACTOR_NONE ? 0 : (size_t)EM_PANEL_ROWS * numbers.halves;
+    if (numbers.factor == EM_FACTOR_PAIRS) return (size_t)EM_PANEL_ROWS * numbers.halves / 2;
+    return numbers.factor == EM_FACTOR_NONE || numbers.factor == EM_FACTOR_INNER ? 0 : (size_t)EM_PANEL_ROWS * numbers.halves;
+}
+
+/* Whether factors are whole numbers, of 16 columns: they multiply integer dots. */
+static inline int em_has_half_factors(int32_t format) {
+    return em_numbers(format).halves == 2 && em_numbers(format).factor != EM_FACTOR_E4M3;
 }
 
 /* Bytes of its offsets, beside factors of nibbles, which have them in their high nibbles. */
@@ -80,7 +92,7 @@ static inline em_sections em_sections_of(int32_t format, int32_t group_count) {
     at.scales = groups * em_payload_bytes(format);
     at.minimums = at.scales + scales * em_scales_bytes(format);
     at.factors = at.minimums + scales * em_minimums_bytes(format);
-    at.offsets = at.factors + groups * em_factors_bytes(format);
+    at.offsets = at.factors + (groups * em_factors_bytes(format) + EM_PANEL_ROWS - 1) / EM_PANEL_ROWS * EM_PANEL_ROWS;
     at.end = at.offsets + groups * em_offsets_bytes(format);
     return at;
 }
@@ -112,6 +124,9 @@ static inline int32_t em_signed_zero(int32_t format) {
 
 static inline int32_t em_unsigned_zero(int32_t format) {
     static const uint8_t of_tables[] = {[EM_TABLE_E2M1] = 12, [EM_TABLE_IQ4] = 127, [EM_TABLE_SIGNS] = 1};
+    static const uint8_t of_grids[] = {[EM_GRID_IQ2XXS] = 43, [EM_GRID_IQ2XS] = 43, [EM_GRID_IQ2S] = 43,
+                                       [EM_GRID_IQ3XXS] = 62, [EM_GRID_IQ3S] = 15,  [EM_GRID_IQ1] = 9};
+    if (em_numbers(format).grid != EM_GRID_NONE) return of_grids[em_numbers(format).grid];
     if (em_numbers(format).table != EM_TABLE_NONE) return of_tables[em_numbers(format).table];
     return format == EM_Q8 ? 128 : em_numbers(format).zero;
 }
@@ -119,6 +134,7 @@ static inline int32_t em_unsigned_zero(int32_t format) {
 /* The largest unsigned byte of a format. */
 static inline int32_t em_unsigned_most(int32_t format) {
     static const uint8_t of_tables[] = {[EM_TABLE_E2M1] = 24, [EM_TABLE_IQ4] = 240, [EM_TABLE_SIGNS] = 2};
+    if (em_numbers(format).grid != EM_GRID_NONE) return 2 * em_unsigned_zero(format);
     if (em_numbers(format).table != EM_TABLE_NONE) return of_tables[em_numbers(format).table];
     return (1 << em_numbers(format).bits) - 1;
 }

@@ -5,9 +5,14 @@
  *   product with quantised weights, per row and token, over the groups of 32 columns in order:
  *       sum = fma((float)integer_dot, weight_scale * input_scale, sum)
  *       with minimums or offsets then: sum = fma(weight_minimum, input_scale * (float)sum_of_input, sum)
- *     (integer dots are exact: at most 32 * 255 * 127 < 2^24.) Where factors are of 16 columns, each line twice, for the
- *     first and the second half of the group. weight_scale is the scale, or scale * factor, which is exact but for nv4;
- *     weight_minimum is the minimum, or -(minimum * offset), or -(scale * offset).
+ *     (integer dots are exact: at most 32 * 255 * 127 < 2^24.) weight_scale is the scale, or scale * factor, which is
+ *     exact; weight_minimum is the minimum, or -(minimum * offset), or -(scale * offset).
+ *   where whole factors are of 16 columns, with the dots and the sums of the input of both halves of a group:
+ *       sum = fma((float)(factor_0 * dot_0 + factor_1 * dot_1), weight_scale * input_scale, sum)
+ *       with offsets then: sum = fma(-(float)(offset_0 * sum_0 + offset_1 * sum_1), minimum * input_scale, sum)
+ *     (these integers are exact too: at most 2 * 128 * 32 * 127 * 16 < 2^24)
+ *   where factors of 16 columns are e4m3, for one half after the other:
+ *       sum = fma((float)dot, (weight_scale * factor) * input_scale, sum)
  *   product with f16 or f32 weights, over the columns in order:
  *       sum = fma(weight, input, sum)
  *   product with e4m3 weights, over the groups in order, from a partial sum of 0 over their columns in order:

@@ -11,6 +11,7 @@
 #include "../kernels/half.h"
 #include "../kernels/kernels.h"
 #include "file_blocks.h"
+#include "landing_grid.h"
 
 static const em_row_type *const types = em_row_types;
 
@@ -232,6 +233,9 @@ static inline __attribute__((always_inline)) bool land_rows(const em_part *part,
 
 /* Lands `rows` rows of blocks as one panel. */
 static bool land_blocks(const em_part *part, float scale, int32_t rows, const uint8_t *from, uint8_t *panel) {
+    if (em_numbers(part->format).grid != EM_GRID_NONE) {
+        return em_land_grid_rows(part->format, part->columns, types[part->type].bytes, rows, from, panel);
+    }
     if (rows < EM_PANEL_ROWS) land_missing_rows(part, rows, panel);
     switch (part->type) {
 #define EM_LAND(NAME, ...) \

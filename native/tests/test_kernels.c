@@ -10,6 +10,7 @@
 #include "check.h"
 #include "kernels/exponential.h"
 #include "kernels/half.h"
+#include "kernels/matmul/grid.h"
 #include "sets.h"
 
 enum { ROWS = 11, ROWS_MAX = 64 };
@@ -45,6 +46,10 @@ static uint8_t *random_panel(int32_t format, int32_t columns) {
         if (numbers.scale == EM_SCALE_F32) memcpy(panel + at.scales + 4 * i, &scale, sizeof scale);
         /* Scales about 1, and the two below float32's normal numbers. */
         if (numbers.scale == EM_SCALE_E8M0) panel[at.scales + i] = (uint8_t)(i % 17 == 3 ? i % 2 : 100 + random_bits() % 56);
+        for (size_t w = 0; numbers.scale == EM_SCALE_WORDS && w < 4; w++) { /* 4 bits of it above 12 others */
+            uint8_t *top = panel + at.scales + i / EM_PANEL_ROWS * 128 + w * 32 + i % EM_PANEL_ROWS * 2 + 1;
+            *top = (uint8_t)((*top & 15) | (em_float_to_half(scale) >> 4 * w & 15) << 4);
+        }
         if (numbers.has_minimums) put_half(panel + at.minimums + 2 * i, random_float() * size);
     }
     for (size_t i = at.factors; numbers.factor == EM_FACTOR_E4M3 && i < at.offsets; i++) {
@@ -91,6 +96,12 @@ static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, i
     const size_t groups = em_group_count(columns), g = column / 32, c = column % 32, r = row;
     if (format == EM_F32) return ((const float *)(const void *)panel)[(size_t)column * 16 + r];
     if (format == EM_F16) return half_at(panel, (size_t)column * 16 + r);
+    if (numbers.grid != EM_GRID_NONE) { /* tests/kernels/test_products.py holds them to another decoder */
+        const em_sections at = em_sections_of(format, (int32_t)groups);
+        const int factor = em_grid_factor(panel, at, format, (int32_t)g, (int)(c * numbers.halves / 32), row);
+        return em_grid_value(panel + g * em_payload_bytes(format), format, row, (int)c) * factor *
+               (double)em_grid_scale(panel, at, format, (int32_t)g, row);
+    }
     int code = panel[(size_t)column * 16 + r];
     if (!numbers.floating) {
         const uint8_t *plane = panel + g * 64 * numbers.bits;

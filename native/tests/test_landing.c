@@ -10,6 +10,7 @@
 #include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "src/landing.h"
+#include "src/landing_grid.h"
 
 enum { FILE_BYTES = 1 << 20, SLOT_BYTES = 1 << 18, PADDING = 0xA5 };
 
@@ -33,6 +34,10 @@ static const kind kinds[] = {
     {EM_ROWS_IQ4_XS, EM_IQ4XS, 256, 136, 0, -1}, {EM_ROWS_NVFP4, EM_NV4, 64, 36, -1, -1},
     {EM_ROWS_TQ1_0, EM_TQ2, 256, 54, 52, -1},    {EM_ROWS_TQ2_0, EM_TQ2, 256, 66, 64, -1},
     {EM_ROWS_Q2_0, EM_Q2, 64, 18, 0, -1},        {EM_ROWS_Q1_0, EM_Q1, 128, 18, 0, -1},
+    {EM_ROWS_IQ2_XXS, EM_IQ2XXS, 256, 66, 0, -1}, {EM_ROWS_IQ2_XS, EM_IQ2XS, 256, 74, 0, -1},
+    {EM_ROWS_IQ2_S, EM_IQ2S, 256, 82, 0, -1},     {EM_ROWS_IQ3_XXS, EM_IQ3XXS, 256, 98, 0, -1},
+    {EM_ROWS_IQ3_S, EM_IQ3S, 256, 110, 0, -1},    {EM_ROWS_IQ1_S, EM_IQ1S, 256, 50, 0, -1},
+    {EM_ROWS_IQ1_M, EM_IQ1M, 256, 56, 54, -1}, /* bit 14 of its scale is that of the word there */
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
@@ -150,12 +155,17 @@ static void put_code(const kind *k, uint8_t *payload, int r, int c, int code) {
     }
 }
 
-/* One panel, byte for byte, element by element. */
+/* One panel, byte for byte, element by element; of formats with a grid, whose places tests in Python know, as it lands at
+ * once. */
 static void expect_panel(const kind *k, const uint8_t *rows_in_file, int32_t rows, int32_t columns, float scale,
                          uint8_t *panel) {
     const em_format_numbers numbers = em_numbers(k->format);
     const int32_t groups = em_group_count(columns), size = k->format == EM_F16 ? 2 : 4, block_columns = k->block_columns;
     const em_sections at = em_sections_of(k->format, groups);
+    if (numbers.grid != EM_GRID_NONE) {
+        CHECK(em_land_grid_rows(k->format, columns, k->block_bytes, rows, rows_in_file, panel));
+        return;
+    }
     memset(panel, 0, em_panel_bytes(k->format, columns));
     for (int32_t r = 0; r < EM_PANEL_ROWS; r++) {
         const uint8_t *row = r < rows ? rows_in_file + r * row_bytes(k, columns) : NULL;
@@ -405,6 +415,9 @@ static void test_finite_numbers(void) {
             memcpy(head, (uint8_t[]){0x80, 0xff}, 2);
         } else if (k->type == EM_ROWS_NVFP4) {
             head[n % 4] = 0x7F;
+        } else if (k->type == EM_ROWS_IQ1_M) {
+            head[53] |= 0xC0; /* all bits of the exponent */
+            head[55] |= 0x70;
         } else if (k->block_columns == 1) {
             memcpy(head, (uint8_t[]){0x01, 0x7c}, 2);
         } else {

@@ -738,8 +738,6 @@ def mixer(layer: LayerSpec) -> CompressedAttention:
         ({"compress_rates": {"other": 4}}, '"other" is 4; edgemoe does not know this key'),
         ({"mlp_layer_types": ["dense"] * 43}, 'mlp_layer_types is "dense"'),
         ({"mlp_layer_types": ["moe"]}, "mlp_layer_types lists 1 layers; expected 43"),
-        ({"expert_dtype": "fp4"}, 'expert_dtype is "fp4"; edgemoe implements "bf16" or "bfloat16" only'),
-        ({"quantization_config": {"quant_method": "fp8"}}, "expected unquantised weights, found quantised ones (fp8)"),
         ({"scoring_func": "sigmoid"}, 'scoring_func is "sigmoid"'),
         ({"norm_topk_prob": False}, "norm_topk_prob is false"),
         ({"n_group": 8}, "n_group is 8"),
@@ -1476,8 +1474,6 @@ def test_what_is_no_config_at_all():
 OTHERWISE = [
     ("hidden_act", "gelu"),
     ("mlp_bias", True),
-    ("quantization_config", {"quant_method": "gptq"}),
-    ("quantization", {"bits": 4}),
     ("auto_map", {"AutoModelForCausalLM": "modeling.Model"}),
     ("is_encoder_decoder", True),
     ("add_cross_attention", True),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from edgemoe.architectures import checkpoint_shapes, mixtral, model_spec, resolve
@@ -96,33 +94,9 @@ def test_quantised_leftovers_are_called_quantised(method: str, names: list[str])
     assert "unquantised version" in problem.hint
 
 
-@every_case(
-    ("key", "value", "words"),
-    [
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "(gptq, 4 bits)"),
-        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "(fp8)"),
-        ("quantization_config", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "(bitsandbytes, 4 bits)"),
-        ("quantization_config", {"quant_method": ["x"]}, "(by an unknown method)"),
-        ("quantization", {"group_size": 64, "bits": 4}, "(MLX, 4 bits)"),
-        ("compression_config", {"quant_method": "compressed-tensors"}, "(compressed-tensors)"),
-    ],
-)
-def test_a_config_of_quantised_weights_says_with_what(key: str, value: Any, words: str) -> None:
-    with pytest.raises(SourceError, match="expected unquantised weights, found quantised ones") as caught:
-        model_spec(SMALL_MIXTRAL | {key: value})
-    assert key in caught.value.message
-    assert words in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]},
-        {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "ignore": ["lm_head"]},
-    ],
-)
-def test_a_config_of_mxfp4_weights_is_that_of_the_model(value: dict[str, Any]) -> None:
-    assert model_spec(SMALL_MIXTRAL | {"quantization_config": value}) == model_spec(SMALL_MIXTRAL)
+@pytest.mark.parametrize("key", ["quantization_config", "quantization", "compression_config"])
+def test_how_weights_are_written_is_nothing_of_the_model(key: str) -> None:
+    assert model_spec(SMALL_MIXTRAL | {key: {"quant_method": "gptq", "bits": 4}}) == model_spec(SMALL_MIXTRAL)
 
 
 def test_quantised_tensors_that_a_family_lists_are_located_and_no_others() -> None:

@@ -1,4 +1,4 @@
-"""Read rates: what a pass counts, how many readers it takes, and that nothing is left behind."""
+"""Read rates: what a pass counts, that it keeps the readers busy, and that nothing is left behind."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,25 +10,26 @@ import pytest
 from edgemoe.bench import rates
 from edgemoe.bench.rates import (
     DiskRates,
-    ReadPlace,
     measure_disk,
     measure_folder_disk,
     measure_memory,
     measure_store_disk,
     probe_places,
-    store_places,
 )
 from edgemoe.errors import ReadError, UsageError
+from edgemoe.experts import read_rate
+from edgemoe.experts.opening import READER_THREADS
+from edgemoe.experts.read_rate import ReadPlace, store_places
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.store.reader import Store
 
-READ_S = {2: 0.001, 4: 0.001, 8: 0.004}
-"""Seconds of a read in the disk that is made up here, by its number of readers: four are best."""
+PIECE_S = 0.001
+"""Seconds that a thread takes for a piece in the disk that is made up here."""
 
 
 class MadeUpDisk:
-    """A reader whose reads take known times of a clock of its own, `threads` at once."""
+    """A reader whose threads take a known time of a clock of its own for each piece, the earliest requests first."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -39,9 +40,11 @@ class MadeUpDisk:
     def clock(self) -> SimpleNamespace:
         return SimpleNamespace(perf_counter=lambda: self.now_s)
 
-    def open(self, arena: np.ndarray, threads: int) -> "MadeUpDisk":
+    def open(self, arena: np.ndarray, threads: int, piece_bytes: int) -> "MadeUpDisk":
         self.opened.append(threads)
+        self.piece_bytes = piece_bytes
         self.threads_free_s = [self.now_s] * threads
+        self.idle_s = 0.0
         self.ends_s: list[float] = []
         self.first, self.last = arena.ctypes.data, arena.ctypes.data + arena.nbytes
         return self
@@ -57,10 +60,13 @@ class MadeUpDisk:
         self.lengths.add(read.length)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        thread = min(range(len(self.threads_free_s)), key=self.threads_free_s.__getitem__)
-        end_s = max(self.now_s, self.threads_free_s[thread]) + READ_S[len(self.threads_free_s)]
-        self.threads_free_s[thread] = end_s
-        self.ends_s.append(end_s)
+        ends_s = []
+        for _ in range(0, read.length, self.piece_bytes):
+            thread = min(range(len(self.threads_free_s)), key=self.threads_free_s.__getitem__)
+            self.idle_s += max(0.0, self.now_s - self.threads_free_s[thread])
+            self.threads_free_s[thread] = max(self.now_s, self.threads_free_s[thread]) + PIECE_S
+            ends_s.append(self.threads_free_s[thread])
+        self.ends_s.append(max(ends_s))
         return len(self.ends_s) - 1
 
     def wait(self, ticket: int, timeout_seconds: float | None = None) -> None:
@@ -77,8 +83,8 @@ class MadeUpDisk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> MadeUpDisk:
     made_up = MadeUpDisk()
-    monkeypatch.setattr(rates, "open_reader", made_up.open)
-    monkeypatch.setattr(rates, "time", made_up.clock())
+    monkeypatch.setattr(read_rate, "open_reader", made_up.open)
+    monkeypatch.setattr(read_rate, "time", made_up.clock())
     return made_up
 
 
@@ -92,21 +98,26 @@ def place(tmp_path: Path) -> Callable[[int], ReadPlace]:
     return make
 
 
-def test_the_rate_is_what_the_best_number_of_readers_gets(disk: MadeUpDisk, place: Callable[[int], ReadPlace]) -> None:
-    with DiskRates([place(1 << 20)]) as measure:
+@pytest.mark.parametrize(("record_bytes", "piece_bytes", "in_flight"), [
+    (4096, 1 << 20, 16), (1 << 20, 1 << 20, 16), (2 << 20, 1 << 20, 8), (12 << 20, 1 << 20, 2), (2 << 20, 1 << 18, 2),
+])  # fmt: skip
+def test_the_rate_is_that_of_busy_readers(
+    disk: MadeUpDisk, place: Callable[[int], ReadPlace], record_bytes: int, piece_bytes: int, in_flight: int
+) -> None:
+    with DiskRates([place(record_bytes)], piece_bytes=piece_bytes) as measure:
         first, second = measure(), measure()
-    assert disk.opened == [2, 4, 8, 4, 4]
-    assert first.readers == second.readers == 4
-    assert first.read_bytes == 1 << 20
-    assert first.bytes_per_s == pytest.approx(4 * (1 << 20) / 0.001, rel=0.02)
-    assert disk.most_in_flight == 16
+    assert disk.opened == [READER_THREADS, READER_THREADS]
+    assert first.readers == second.readers == READER_THREADS
+    assert first.read_bytes == record_bytes
+    assert first.bytes_per_s == pytest.approx(READER_THREADS * min(piece_bytes, record_bytes) / PIECE_S, rel=0.04)
+    assert disk.idle_s <= 0.01 * READER_THREADS * rates.PASS_SECONDS
+    assert disk.most_in_flight == in_flight
 
 
 def test_a_pass_takes_its_time_and_no_more(disk: MadeUpDisk, place: Callable[[int], ReadPlace]) -> None:
     measure_disk([place(1 << 20)])
-    passes = len(disk.opened)
-    assert passes == 3 + rates.DISK_PASSES
-    assert disk.now_s - 100 == pytest.approx(passes * rates.PASS_SECONDS, rel=0.1)
+    assert len(disk.opened) == rates.DISK_PASSES
+    assert disk.now_s - 100 == pytest.approx(rates.DISK_PASSES * rates.PASS_SECONDS, rel=0.1)
 
 
 def test_long_records_are_read_in_parts_so_that_memory_is_bounded(
@@ -123,14 +134,14 @@ def test_long_records_are_read_in_parts_so_that_memory_is_bounded(
     with DiskRates([place((99 << 20) + 4096)]) as measure:
         assert measure().read_bytes == rates.READ_BYTES_MAX
     assert disk.lengths == {rates.READ_BYTES_MAX, (3 << 20) + 4096}
+    assert disk.most_in_flight == 2
     assert max(sizes) <= rates.BUFFERS_BYTES
 
 
 def test_the_middle_pass_is_told(monkeypatch: pytest.MonkeyPatch, place: Callable[[int], ReadPlace]) -> None:
-    passes = iter([2.0, 9.0, 4.0, 7.0, 5.0, 6.0])
-    monkeypatch.setattr(DiskRates, "_pass", lambda self, readers: next(passes))
-    rate = measure_disk([place(4096)])
-    assert (rate.bytes_per_s, rate.readers) == (6.0, 4)
+    passes = iter([2.0, 9.0, 4.0, 7.0, 5.0])
+    monkeypatch.setattr(DiskRates, "_pass", lambda self: next(passes))
+    assert measure_disk([place(4096)]).bytes_per_s == 5.0
 
 
 def test_records_of_a_store_are_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +164,7 @@ def test_a_folder_is_measured_by_a_file_that_goes_again(tmp_path: Path, monkeypa
         (file,) = tmp_path.iterdir()
         assert file.stat().st_size == 10 * 102_400
     assert list(tmp_path.iterdir()) == []
-    assert measure_folder_disk(tmp_path, 5 << 20).read_bytes == rates.READ_BYTES_MAX
+    assert measure_folder_disk(tmp_path, 5 << 20).read_bytes == 5 << 20
     assert list(tmp_path.iterdir()) == []
 
 

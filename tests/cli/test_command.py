@@ -403,3 +403,21 @@ def test_errors_before_a_chat_are_one_paragraph(edgemoe: Edgemoe, tmp_path: Path
     done = edgemoe("chat", tmp_path / "missing")
     assert done.code == 1
     assert done.errors.count("\n") == 1
+
+
+def test_thinking_is_switched_on_the_command_line(edgemoe: Edgemoe, tmp_path: Path) -> None:
+    source = "{{ messages[-1].content }}{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}"
+    switched = write_model_folder(tmp_path / "switched", template=source)
+    plain = write_model_folder(tmp_path / "plain", template="{{ messages[-1].content }}")
+    for value, text in (("false", "Hi<no>"), ("False", "Hi<no>"), ("true", "Hi")):
+        done = edgemoe("run", switched, "-p", "Hi", "--json", "--template-var", f"enable_thinking={value}")
+        assert json.loads(done.output)["prompt_tokens"] == len(small_tokenizer().encode(text).ids)
+    for folder, given, message in (
+        (switched, "enable_thinking=off", "enable_thinking: expected true or false, found the text 'off'"),
+        (switched, "thinking=false", "It reads enable_thinking."),
+        (plain, "enable_thinking=false", "It reads none, so that no variable switches anything."),
+    ):
+        for verb in (["run", "-p", "x"], ["chat"]):
+            done = edgemoe(*verb, folder, "--template-var", given, stdin=b"Hi\n")
+            assert (done.code, done.output) == (2, "")
+            assert message in " ".join(done.errors.split())

@@ -10,6 +10,7 @@ from edgemoe.cli.main import run_command
 from edgemoe.conversion.progress import Download, Progress
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
+from tests.support.mxfp4_checkpoints import write_packed_checkpoint
 
 
 class Bar:
@@ -104,3 +105,12 @@ def test_what_a_person_should_know_is_on_stderr(tmp_path: Path, capsys: pytest.C
     assert "note: The checkpoint has vocab.json but no tokenizer.json" in captured.err
     assert "note:" not in captured.out
     assert "edgemoe update" in captured.out
+
+
+def test_how_many_quantised_tensors_are_exact_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dict(SMALL_MIXTRAL, intermediate_size=96)
+    write_packed_checkpoint(tmp_path / "model", config, lambda name: ".experts." in name)
+    assert run_command(["convert", str(tmp_path / "model"), str(tmp_path / "store")]) == 0
+    assert "Of 24 quantised tensors all stand for the same numbers as before." in capsys.readouterr().out
+    assert run_command(["inspect", str(tmp_path / "store")]) == 0
+    assert "relative error 0.0000, 24 of 24 quantised tensors exact" in " ".join(capsys.readouterr().out.split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -13,11 +12,10 @@ import pytest
 
 import edgemoe
 from edgemoe.cli.main import run_command
-from edgemoe.conversion import hub
 from edgemoe.errors import StoreError
 from tests.conversion.gguf.test_source import CONFIGS
 from tests.support.checkpoints import folder_bytes, write_checkpoint
-from tests.support.hub_server import Repository, hub_server
+from tests.support.hub_server import Repository, hub_server, use_hub
 from tests.support.letters_tokenizer import TEMPLATE, write_letters_tokenizer
 from tests.support.small_tokenizer import write_model_folder
 from tests.support.stores import put_side_file
@@ -193,9 +191,8 @@ def test_the_hub_gives_its_side_files_and_no_weights(
     store: Path, source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_template(source, "{{ messages[0]['content'] }}?")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with hub_server() as server:
-        monkeypatch.setattr(hub, "HubSource", functools.partial(hub.HubSource, endpoint=server.url))
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
         model = server.models["maker/tiny"] = Repository(folder_bytes(source))
         code, shown, errors = command("update", store, "--from", "maker/tiny")
         assert (code, errors) == (0, "")

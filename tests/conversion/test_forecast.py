@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgemoe.conversion.forecast import CONFIG_NAME, forecast_store
-from edgemoe.conversion.hub import HubSource
+from edgemoe.conversion.hub_repository import HubRepository
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine import loaded as loaded_module
 from edgemoe.engine.decoder import Decoder
@@ -27,7 +27,7 @@ from tests.golden.covering import covering_names
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.every_case import every_case
-from tests.support.hub_server import Repository, hub_server
+from tests.support.hub_server import Repository, hub_server, use_hub
 from tests.support.mxfp4_checkpoints import write_packed_checkpoint
 from tests.support.pairs import default_pairs
 
@@ -224,7 +224,7 @@ def test_names_that_the_model_does_not_have_are_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "mamba"}, "mamba"),
         ({"sliding_window": 64}, "sliding_window"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "quark"}}, "quantization_config"),
         ({"hidden_size": None}, "hidden_size"),
     ],
 )
@@ -254,21 +254,16 @@ def test_of_a_hub_s_checkpoint_no_weights_are_fetched(tmp_path: Path, monkeypatc
     with hub_server() as server:
         files = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
         server.models["maker/tiny"] = Repository(files)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-
-        def opened(text: str, **options: Any) -> HubSource:
-            return HubSource(text, endpoint=server.url, **options)
-
-        monkeypatch.setattr("edgemoe.conversion.hub.HubSource", opened)
-        opener = HubSource._small_file
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
+        opener = HubRepository.small_file
         fetched: list[str] = []
 
-        def small_file(self: HubSource, name: str) -> Path:
+        def small_file(self: HubRepository, name: str) -> Path:
             fetched.append(name)
             return opener(self, name)
 
-        monkeypatch.setattr(HubSource, "_small_file", small_file)
-        monkeypatch.setattr(HubSource, "_fetch_shard", None)
+        monkeypatch.setattr(HubRepository, "small_file", small_file)
+        monkeypatch.setattr(HubRepository, "file", None)
         forecast = forecast_store("maker/tiny")
     same(made, forecast.store)
     assert fetched == ["config.json", "model.safetensors.index.json"]

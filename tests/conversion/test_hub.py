@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import shutil
 import subprocess
@@ -15,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.conversion import hub
+from edgemoe.conversion import hub_download
 from edgemoe.conversion.hub import HubSource
+from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub_repository import HubRepository
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Download
@@ -26,7 +27,7 @@ from tests.architectures.harness import load_checkpoint
 from tests.conversion.test_gpt_oss import CONFIG as GPT_OSS
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 from tests.support.every_case import every_case
-from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server
+from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server, use_hub
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -57,13 +58,14 @@ def model(server: HubServer, checkpoint: Path) -> Repository:
 
 @pytest.fixture
 def connect(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HubSource]:
-    """Opens the model on the test's server, as a run in a fresh folder would; waits between attempts are skipped."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    """Opens the model on the test's server, as a run in a fresh folder would."""
+    use_hub(monkeypatch, server.url, tmp_path / "cache")
 
-    def open_it(text: str = MODEL, **options: Any) -> HubSource:
-        return HubSource(text, downloads=tmp_path / "downloads", endpoint=server.url, **options)
+    def open_it(text: str = MODEL, side_files: bool = True, **options: Any) -> HubSource:
+        hub_id = HubId.parse(text)
+        assert hub_id is not None
+        repository = HubRepository(hub_id, downloads=tmp_path / "downloads", **options)
+        return HubSource(repository, side_files=side_files)
 
     return open_it
 
@@ -84,7 +86,7 @@ def test_downloads_cannot_be_kept_for_a_user_without_a_home(
     connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then huggingface_hub takes its cache for a folder called `~`, or raises RuntimeError."""
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
     with pytest.raises(SourceError, match="this user has no home") as told:
         connect(keep=True)
     assert "HF_HOME" in told.value.hint
@@ -198,7 +200,7 @@ def test_a_listener_hears_how_far_a_download_is(connect: Callable[..., HubSource
     read_shard(connect(downloading=heard.append), SECOND_SHARD)
     of_shard = [download for download in heard if download.name == SECOND_SHARD]
     size = len(model.files[SECOND_SHARD])
-    assert of_shard[-1] == Download(SECOND_SHARD, size, size)
+    assert of_shard[-2:] == [Download(SECOND_SHARD, size, size), Download(SECOND_SHARD, size, size, checking=True)]
     done = [download.done_bytes for download in of_shard]
     assert done == sorted(done)
     assert 20_000 in done
@@ -263,11 +265,7 @@ def _interrupt(seconds: float) -> None:
 def test_a_conversion_that_the_server_broke_off_goes_on_and_ends_in_the_same_store(
     server: HubServer, model: Repository, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_server = functools.partial(HubSource, endpoint=server.url)
-    monkeypatch.setattr(hub, "HubSource", on_server)  # which open_source imports when it is called
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    use_hub(monkeypatch, server.url, tmp_path / "cache")
     model.faults[SECOND_SHARD] = Fault(status=500)
     with pytest.raises(SourceError, match="HTTP 500"):
         convert_checkpoint(MODEL, tmp_path / "store")
@@ -403,11 +401,10 @@ def test_unknown_models_and_revisions(connect: Callable[..., HubSource], model: 
         connect(f"{MODEL}@v9")
 
 
-def test_a_hub_out_of_reach(server: HubServer, tmp_path: Path) -> None:
-    url = server.url
+def test_a_hub_out_of_reach(connect: Callable[..., HubSource], server: HubServer) -> None:
     server.server_close()
     with pytest.raises(SourceError, match="connection to the hub failed") as caught:
-        HubSource(MODEL, downloads=tmp_path, endpoint=url)
+        connect()
     assert "network" in caught.value.hint
 
 
@@ -430,8 +427,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache, while nobody answers at the hub's address."""
     with hub_server() as server:
         url = server.url
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "HubSource", functools.partial(HubSource, endpoint=url))
+    use_hub(monkeypatch, url, tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -472,8 +468,7 @@ def test_without_a_network_what_the_cache_lacks_is_named(cache: Path, checkpoint
 def test_a_hub_in_trouble_is_done_without_too(
     server: HubServer, model: Repository, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "HubSource", functools.partial(HubSource, endpoint=server.url))
+    use_hub(monkeypatch, server.url, tmp_path / "cache")
     fill_cache(tmp_path / "cache", checkpoint)
     model.error = (500, "")
     assert open_source(MODEL).name == f"{MODEL}@{COMMIT}"
@@ -483,13 +478,14 @@ def test_a_hub_in_trouble_is_done_without_too(
 
 
 def test_what_was_kept_converts_without_a_network(
-    connect: Callable[..., HubSource], model: Repository, cache: Path, tmp_path: Path
+    connect: Callable[..., HubSource], model: Repository, tmp_path: Path
 ) -> None:
     source = connect(keep=True)
     for shard in source.shards():
         read_shard(source, shard)
         source.release(shard)
     source.close()
+    model.error = (503, "")
     again = open_source(MODEL)
     assert again.name == source.name
     assert again.tensors().keys() == source.tensors().keys()
@@ -525,7 +521,7 @@ def test_a_folder_that_cannot_be_written_is_not_blamed_on_the_network(
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(hub, "http_get", refuse)
+    monkeypatch.setattr(hub_download, "http_get", refuse)
     with pytest.raises(SourceError, match=r"downloads.* cannot be written \(Read-only file system\)"):
         connect()
 
@@ -579,7 +575,7 @@ def test_offline_by_choice_a_model_in_the_cache_is_found_and_another_refused(
 def test_a_full_disk(connect: Callable[..., HubSource], model: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     source = connect()
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(SourceError, match="found 10"):
         read_shard(source, SECOND_SHARD)
     monkeypatch.undo()
@@ -587,7 +583,7 @@ def test_a_full_disk(connect: Callable[..., HubSource], model: Repository, monke
     def fill(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub, "http_get", fill)
+    monkeypatch.setattr(hub_download, "http_get", fill)
     with pytest.raises(SourceError, match="is full"):
         read_shard(source, SECOND_SHARD)
 

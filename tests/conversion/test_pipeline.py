@@ -288,8 +288,8 @@ def test_an_interrupted_conversion_goes_on_and_does_nothing_twice(
     real = encoding.encode
     monkeypatch.setattr("edgemoe.conversion.transfer.encode", lambda *a: encoded.append(a[2]) or real(*a))
     resumed = folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store"))
-    first_shard = json.loads((checkpoint / "model.safetensors.index.json").read_text())["weight_map"]
-    assert not {name for name in encoded if first_shard[name].startswith("model-00001")}
+    assert encoded
+    assert not {label for label in encoded if label.startswith("model-00001")}
     assert resumed == folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "undisturbed"))
 
 

@@ -13,12 +13,14 @@ from safetensors.numpy import load_file, save_file
 
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.hub import HubSource
+from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub_repository import HubRepository
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.rank_shards import rank_shards
 from edgemoe.errors import SourceError
 from edgemoe.store.reader import Store
-from tests.support.hub_server import HubServer, Repository, hub_server
+from tests.support.hub_server import HubServer, Repository, hub_server, use_hub
 from tests.support.stores import store_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "grok_2"
@@ -65,8 +67,8 @@ def server(folder: Path) -> Iterator[HubServer]:
 
 @pytest.fixture
 def connect(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], HubSource]:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    return lambda: HubSource(MODEL, downloads=tmp_path / "downloads", endpoint=server.url)
+    use_hub(monkeypatch, server.url, tmp_path / "cache")
+    return lambda: HubSource(HubRepository(HubId(MODEL), downloads=tmp_path / "downloads"))
 
 
 def test_the_parts_of_all_ranks_are_one_tensor(folder: Path, whole: dict[str, np.ndarray[Any, Any]]) -> None:

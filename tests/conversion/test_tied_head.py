@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +12,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgemoe.architectures import checkpoint_shapes
-from edgemoe.conversion import hub, places, transfer
-from edgemoe.conversion.hub import HubSource
+from edgemoe.conversion import places, transfer
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes
 from tests.support.gguf_files import write_gguf
-from tests.support.hub_server import Repository, hub_server
+from tests.support.hub_server import Repository, hub_server, use_hub
 from tests.support.pairs import default_pairs
 from tests.support.stores import store_weights
 
@@ -144,10 +142,9 @@ def test_from_a_hub_one_shard_at_a_time(same: bool, tmp_path: Path, monkeypatch:
     tensors = tensors_with_head()
     tensors[HEAD][0] += 0 if same else 1
     folder = save(tmp_path / "checkpoint", tensors, TIED, [["model.norm.weight"], [HEAD], [EMBEDDING]])
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with hub_server() as server:
         server.models["maker/tiny"] = Repository({path.name: path.read_bytes() for path in folder.iterdir()})
-        monkeypatch.setattr(hub, "HubSource", functools.partial(HubSource, endpoint=server.url))
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
         if same:
             convert_checkpoint("maker/tiny", tmp_path / "store")
             return

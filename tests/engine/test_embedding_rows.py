@@ -19,9 +19,9 @@ from edgemoe.errors import ReadError, StoreError
 from edgemoe.experts import disk_rows
 from edgemoe.experts.disk_rows import EMBEDDING_BATCH, saved_bytes
 from edgemoe.io import reads
-from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.reads import RecordRead
 from edgemoe.model.description import store_spec
+from edgemoe.quant.quantise import TARGETS
 from edgemoe.store.panels import Panels
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
@@ -58,7 +58,7 @@ def logits(engine: Engine) -> np.ndarray:
     return np.concatenate([prompt, [engine.forward([token]) for token in IDS[-3:]]])
 
 
-@pytest.mark.parametrize(("slots", "dense"), default_pairs([SLOTS, EXPERTS], [*FORMATS]))
+@pytest.mark.parametrize(("slots", "dense"), default_pairs([SLOTS, EXPERTS], TARGETS))
 def test_rows_from_disk_are_those_in_memory(slots: int, dense: str, tmp_path: Path) -> None:
     made = convert(tmp_path, dense)
     with engine_with_slots(made, slots) as engine:

@@ -103,7 +103,7 @@ class Company:
     def step(self) -> None:
         """Do one thing at random, and compare what it gives."""
         random, sequences = self._random, self._engine.sequences
-        action = random.integers(11)
+        action = random.integers(12)
         one = self._open[random.integers(len(self._open))]
         if action == 0 and len(self._open) < SEQUENCES:
             known = self._open[random.integers(len(self._open))].ids
@@ -126,6 +126,8 @@ class Company:
                 one.rewind(len(before))  # all was done before it would have failed
             self._engine.recorder = None
             assert one.ids == before
+        elif action == 5:
+            self._engine._loaded.measure_products(8)  # as before a long prompt
         else:
             some = random.permutation(len(self._open))[: random.integers(1, len(self._open) + 1)]
             decoding = random.integers(2)

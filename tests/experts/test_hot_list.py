@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgemoe.experts import hot_list
 from edgemoe.experts.hot_list import HotList
+from edgemoe.store.note import MOST_NOTES
 from tests.support.examples import examples
 
 DIGEST = "ab" * 32
@@ -121,7 +121,7 @@ def test_few_lists_are_kept_the_newest(tmp_path: Path) -> None:
     last = make(tmp_path, f"{99:064x}"[::-1])
     last.write([(1, 1)])
     kept = sorted(tmp_path.glob("*.hot.json"), key=lambda path: path.stat().st_mtime)
-    assert len(kept) == hot_list.MOST_LISTS
+    assert len(kept) == MOST_NOTES
     assert kept[-1] == last.path
     assert kept[0].stat().st_mtime >= 4
     assert (tmp_path / "something else").exists()

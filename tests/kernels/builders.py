@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from edgemoe.kernels.blocks import Blocks, pack
 from edgemoe.kernels.formats import FORMATS, Matrix, group_count, panel_count
+from edgemoe.kernels.grid_blocks import decode
+from edgemoe.kernels.grids import GRIDS
 from edgemoe.kernels.operations import (
     GELU_TANH,
     PAGE_TOKENS,
@@ -81,6 +83,13 @@ def random_blocks(format_name: str, rows: int, columns: int, random: np.random.G
     if fmt.bits > 8:
         return Blocks(fmt, random.standard_normal(shape).astype(np.float32 if fmt.bits == 32 else np.float16))
     values: np.ndarray = random.integers(0, 1 << fmt.bits, shape).astype(np.uint8)
+    if fmt.grid != "none":
+        grid = GRIDS[fmt.grid]
+        codes = random.integers(0, len(grid.packed), (rows, -(-columns // grid.columns))).astype(np.uint16)
+        marks = random.integers(0, 2 if fmt.grid == "iq1" else 256, (rows, -(-columns // 8))).astype(np.uint8)
+        if format_name == "iq1s":  # one for a group
+            marks = np.repeat(marks[:, ::4], 4, axis=1)[:, : marks.shape[1]]
+        values = decode(codes, marks, fmt)[:, :columns]
     if fmt.floating:
         values = np.where(values & 127 == 127, 3, values).astype(np.uint8)  # no NaN; 3 is a subnormal number
     if format_name == "q8":
@@ -93,7 +102,9 @@ def random_blocks(format_name: str, rows: int, columns: int, random: np.random.G
         scales = random.integers(120, 126, scale_shape).astype(np.uint8)
     minimums = random.standard_normal(scale_shape).astype(np.float16) if fmt.has_minimums else None
     factors: np.ndarray | None = None
-    if fmt.factor_bytes:
+    if fmt.grid != "none":
+        factors = random.integers(0, 8 if fmt.grid == "iq1" else 16, factor_shape).astype(np.uint8)
+    elif fmt.factor_bytes:
         factors = random.integers(0, 16 if fmt.factor == "nibble" else 127, factor_shape).astype(np.uint8)
         if fmt.factor == "int8":
             factors = random.integers(-128, 128, factor_shape).astype(np.int8)

@@ -20,19 +20,24 @@ from tests.kernels.builders import (
     row_counts,
     seeds,
 )
+from tests.kernels.grid_drawing import packed_grid_slowly
 from tests.support.every_case import every_case
 
 BITS = {
     "f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25, "q5": 5.5, "q5m": 6, "q8m": 9, "q4z": 4.75,
     "iq4nl": 4.5, "iq4xs": 4.3125, "q2k": 2.625, "q3k": 3.5625, "q4k": 4.625, "q5k": 5.625, "q6k": 6.5625, "nv4": 4.5,
     "tq2": 2.0625, "q2": 2.25, "q1": 1.125, "f8": 8.25, "m8": 8.25,
+    "iq2xxs": 2.0625, "iq2xs": 2.3125, "iq2s": 2.5625, "iq3xxs": 3.0625, "iq3s": 3.4375, "iq1s": 1.5625, "iq1m": 1.75,
 }  # fmt: skip
+UNITS = {"iq2xxs": 1 / 8, "iq2xs": 1 / 8, "iq2s": 1 / 8, "iq3xxs": 1 / 4, "iq3s": 1, "iq1s": 1 / 8, "iq1m": 1 / 8}
 MISSING = {"q4": 8, "q5": 16, "q8m": 128, "q3k": 4, "q6k": 32, "tq2": 1, "q2": 1}
 """The codes of missing rows and columns, where they are not 0."""
 
 
 def packed_slowly(blocks: Blocks) -> bytes:
     """The bytes of a matrix, one weight at a time, as the docstring draws them."""
+    if blocks.format.grid != "none":
+        return packed_grid_slowly(blocks)
     rows, columns = blocks.values.shape
     groups = group_count(columns)
     fmt, bits = blocks.format, blocks.format.bits
@@ -125,7 +130,10 @@ def test_dequantised_weights_are_what_the_table_says(format_name: str, rows: int
     minimum = exact if blocks.minimums is None else float(blocks.minimums[row, column // fmt.scale_columns])
     if blocks.factors is not None:
         factor = blocks.factors[row, column // fmt.factor_columns]
-        exact *= e4m3(int(factor)) if fmt.factor == "e4m3" else int(factor)
+        if fmt.grid != "none":
+            exact *= (2 * int(factor) + 1) * UNITS[format_name]
+        else:
+            exact *= e4m3(int(factor)) if fmt.factor == "e4m3" else int(factor)
     expected = exact * value
     if blocks.offsets is not None:
         expected -= minimum * int(blocks.offsets[row, column // fmt.factor_columns])

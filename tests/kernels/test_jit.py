@@ -199,12 +199,13 @@ def test_activations_become_the_reference_s_int8(columns: int, tokens: int, kind
     values = numbers(kind, (tokens, columns), np.random.default_rng(seed))
     groups = group_count(columns)
     integers = np.full((tokens, groups * GROUP_COLUMNS), 99, np.int32)
-    scales, sums = np.empty((2, tokens, groups), np.float32)
+    scales, sums = np.empty((tokens, groups), np.float32), np.empty((tokens, groups, 2), np.int32)
     products.quantise_activations(values, integers, scales, sums)
     expected_integers, expected_scales = quantise_activations(values)
     assert np.array_equal(integers.reshape(expected_integers.shape), expected_integers)
     assert np.array_equal(scales, expected_scales)
-    assert np.array_equal(sums, expected_scales * expected_integers.sum(axis=2).astype(np.float32))
+    halves = expected_integers.reshape(tokens, groups, 2, GROUP_COLUMNS // 2)
+    assert np.array_equal(sums, halves.sum(axis=3, dtype=np.int32))
 
 
 def test_a_closed_backend_gives_the_same_bits_without_its_threads() -> None:

@@ -51,7 +51,7 @@ LATENT, ROTARY = 40, HEAD_WIDTH
 """Channels of a latent row without and with positions: in 8 bits a group has elements of both."""
 STREAMS, RATE = 2, 4
 """Residual streams that are balanced; tokens of a block that becomes one row."""
-CACHE_FORMAT = {"f32": "f32", "f16": "f16", "q8": "q8", "q4": "f16", "q4m": "q8", "m4": "f16"}
+CACHE_FORMAT = {name: ("f16", "q8")[at % 2] for at, name in enumerate(FORMAT_NAMES)} | {"f32": "f32", "f16": "f16"}
 """Which format of cache goes with weights of a format, so that every one has its turn."""
 
 

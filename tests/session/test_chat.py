@@ -7,6 +7,7 @@ import pytest
 from edgemoe.errors import EdgemoeError, UsageError
 from edgemoe.session.chat import Answer, ChatSession
 from edgemoe.session.model import Model
+from edgemoe.session.template import ChatTemplate
 from tests.support.every_case import every_case
 from tests.support.fake_engine import FakeEngine
 
@@ -178,3 +179,24 @@ def test_another_file_is_not_a_conversation(make_model: MakeModel, tmp_path: Pat
     with pytest.raises(EdgemoeError, match=r"talk\.json"):
         chat.load(path)
     assert chat.messages == []
+
+
+THOUGHTFUL = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }}{% endfor %}[assistant]"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>{% endif %}"
+)
+"""Like those of models whose prompts begin the thought, and leave earlier thoughts out."""
+
+
+@pytest.mark.parametrize("thinks", [None, True, False])
+def test_a_conversation_goes_on_without_the_thoughts_of_its_answers(make_model: MakeModel, thinks: bool | None) -> None:
+    said = "Hello!" if thinks is False else "so</think>Hello!"
+    model = make_model(said)
+    model.template = ChatTemplate(THOUGHTFUL)
+    chat = model.chat(template_variables={} if thinks is None else {"enable_thinking": thinks})
+    begun = "<think></think>" if thinks is False else "<think>"
+    assert chat.ask("Hi") == said
+    assert model.decode(model.held.ids) == f"[user]Hi[assistant]{begun}{said}"
+    chat.ask("And?")
+    assert model.decode(model.held.ids) == f"[user]Hi[assistant]Hello![user]And?[assistant]{begun}{said}"
+    assert [message["content"] for message in chat.messages] == ["Hi", said, "And?", said]

@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
+from edgemoe.engine.prompt_times import PromptEstimate
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.session import prompt_clock
@@ -107,7 +108,53 @@ def test_a_long_prompt_is_told_once_while_it_is_run(make_model: MakeModel, monke
         generation = model.stream(ids, max_tokens=2)
         generation.on_long_prompt = told.append
         list(generation)
-    assert [(estimate.tokens, round(estimate.seconds)) for estimate in told] == [(400, 68)]
+    assert [(estimate.tokens, round(estimate.least_seconds), round(estimate.most_seconds)) for estimate in told] == [
+        (400, 68, 68)
+    ]
+
+
+def test_a_long_prompt_is_told_before_it_begins_and_again_where_that_was_wrong(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token takes 0.1 seconds, then 0.2, then 0.1 again. Events: the tokens of a chunk, and seconds that are told."""
+    model, now_s, token_s, events = make_model(), [100.0], [0.1], list[Any]()
+    good = fake(model).forward
+
+    def forward(token_ids: list[int], **how: Any) -> Any:
+        events.append(len(token_ids))
+        for share in (0.25, 0.5, 0.75, 1.0):
+            now_s[0] += len(token_ids) * 0.25 * token_s[0]
+            if fake(model).pause:
+                fake(model).pause(share)
+        return good(token_ids, **how)
+
+    monkeypatch.setattr(model.engine, "forward", forward)
+    monkeypatch.setattr(prompt_clock.time, "perf_counter", lambda: now_s[0])
+
+    def tell(estimate: PromptEstimate) -> None:
+        assert (estimate.tokens, estimate.least_seconds) == (400, estimate.most_seconds)
+        events.append(f"{estimate.most_seconds:.3f} s")
+
+    for number, (seconds, expected) in enumerate([
+        (0.1, [128, "40.000 s", 128, 128, 16]),
+        (0.2, ["40.000 s", 128, "80.000 s", 128, 128, 16]),
+        (0.2, ["80.000 s", 128, 128, 128, 16]),
+        (0.1, ["80.000 s", 128, "40.000 s", 128, 128, 16]),
+    ]):  # fmt: skip
+        token_s[0] = seconds
+        events.clear()
+        generation = model.stream([5 + number] * 400, max_tokens=1)
+        generation.on_long_prompt = tell
+        list(generation)
+        assert events == expected
+
+
+def test_a_prompt_that_nobody_is_told_of_is_not_estimated(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    monkeypatch.delattr(model.engine, "prompt_times")
+    assert model.generate([5] * 400, max_tokens=1).prompt_tokens == 400
 
 
 def test_prompts_run_in_the_chunks_that_the_plan_names(make_model: MakeModel) -> None:

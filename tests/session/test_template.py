@@ -255,6 +255,98 @@ def test_a_template_reads_the_variables_that_it_is_given() -> None:
             template.check_variables(wrong)
 
 
+TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }}{% endfor %}[assistant]"
+"""A conversation without the thoughts of earlier answers, as these templates have it."""
+DEFINED_AND_FALSE = TURNS + "{{ '<think></think>' if (enable_thinking is defined and not enable_thinking) else '' }}"
+"""The switch of Qwen3 and of GLM from 4.5 on, whose models begin to think by themselves."""
+DEFAULT_ON = (
+    TURNS
+    + "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% else %}<think>{% endif %}"
+)
+"""The switch of Qwen3.5 and, by another name, of Kimi from K2.5 on."""
+DEFAULT_OFF = (
+    "{% if not thinking is defined %}{% set thinking = false %}{% endif %}" + TURNS
+    + "{% if not thinking %}</think>{% else %}<think>{% endif %}"
+)  # fmt: skip
+"""The switch of DeepSeek-V3.1."""
+WITH_DEFAULT = "{{ '[/no_think]' if not enable_thinking | default(true) }}" + TURNS
+EFFORT_IN_MACRO = (
+    "{%- macro begin() -%}{%- if reasoning_effort is not defined %}{%- set reasoning_effort = 'medium' %}{%- endif %}"
+    "[effort {{ reasoning_effort }}]{%- endmacro -%}{{ begin() }}"
+    "{% for m in messages if m.thinking %}[analysis]{{ m.thinking }}{% endfor %}" + TURNS
+)
+"""The effort of gpt-oss, whose messages have an attribute of the other switch's name."""
+EFFORT_OR_NONE = (
+    "{%- set reasoning_effort = reasoning_effort if reasoning_effort is defined and reasoning_effort is not none"
+    " else 'none' %}[effort {{ reasoning_effort }}]" + TURNS
+)
+"""The effort of Mistral Small 4."""
+BUDGET = "{% if thinking_budget is defined %}[budget {{ thinking_budget }}]{% endif %}" + TURNS
+
+
+@pytest.mark.parametrize(("source", "name", "texts"), [
+    (DEFINED_AND_FALSE, "enable_thinking", {None: "~", True: "~", False: "~<think></think>"}),
+    (DEFAULT_ON, "enable_thinking", {None: "~<think>", True: "~<think>", False: "~<think></think>"}),
+    (DEFAULT_ON.replace("enable_", ""), "thinking", {None: "~<think>", True: "~<think>", False: "~<think></think>"}),
+    (DEFAULT_OFF, "thinking", {None: "~</think>", True: "~<think>", False: "~</think>"}),
+    (WITH_DEFAULT, "enable_thinking", {None: "~", True: "~", False: "[/no_think]~"}),
+    (EFFORT_IN_MACRO, "reasoning_effort", {None: "[effort medium]~", "high": "[effort high]~"}),
+    (EFFORT_OR_NONE, "reasoning_effort", {None: "[effort none]~", "high": "[effort high]~"}),
+    (BUDGET, "thinking_budget", {None: "~", 0: "[budget 0]~", 512: "[budget 512]~"}),
+])  # fmt: skip
+def test_thinking_is_switched_by_the_variable_that_a_template_has(
+    source: str, name: str, texts: dict[object, str]
+) -> None:
+    """In the texts `~` stands for the conversation."""
+    template = ChatTemplate(source)
+    template._process = WORKER
+    for value, text in texts.items():
+        variables = {} if value is None else {name: value}
+        template.check_variables(variables)
+        assert template.render([USER], variables=variables) == text.replace("~", "[user]hi[assistant]")
+    others = {"enable_thinking", "thinking", "reasoning_effort", "thinking_budget", "effort"} - {name}
+    for other in sorted(others):
+        with pytest.raises(UsageError, match=f"'{other}': this model's chat template does not read it") as error:
+            template.check_variables({other: False})
+        assert error.value.hint == f"It reads {name}."
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        TURNS,
+        TURNS + "{# enable_thinking #}",
+        TURNS + "enable_thinking",
+        TURNS + "{{ messages[0].enable_thinking }}",
+        TURNS + "{% set enable_thinking = true %}{{ enable_thinking }}{{ bos_token }}",
+    ],
+)
+def test_a_template_without_a_switch_says_so(source: str) -> None:
+    """Names in comments, texts and messages are no variables, nor is what the template sets itself."""
+    template = ChatTemplate(source, {"bos_token": "<s>"})
+    template._process = WORKER
+    with pytest.raises(UsageError, match="does not read it") as error:
+        template.check_variables({"enable_thinking": False})
+    assert error.value.hint == "It reads none, so that no variable switches anything."
+
+
+@pytest.mark.parametrize("value", ["false", "off", "no", "0", ""])
+def test_a_text_is_no_switch(value: str) -> None:
+    template = ChatTemplate(DEFAULT_ON)
+    template._process = WORKER
+    with pytest.raises(UsageError, match="expected true or false, found the text") as error:
+        template.check_variables({"enable_thinking": value})
+    assert error.value.hint == "For example: enable_thinking=false."
+
+
+def test_what_does_not_parse_is_told_where_it_is_rendered() -> None:
+    template = ChatTemplate("{% if %}")
+    template._process = WORKER
+    template.check_variables({"enable_thinking": False})
+    with pytest.raises(StoreError, match="does not parse"):
+        template.render([USER], variables={"enable_thinking": False})
+
+
 def test_modules_in_the_current_folder_do_not_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jinja2.py").write_text("raise SystemExit(3)")
     (tmp_path / "json.py").write_text("raise SystemExit(3)")

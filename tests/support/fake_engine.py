@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.lossy import EXACT
 from edgemoe.engine.phase import Turn
+from edgemoe.engine.prompt_times import PromptTimes, PromptWork
 from edgemoe.kernels.backend import Pause
 
 LAYERS, EXPERTS = 4, 8
@@ -48,6 +50,9 @@ class FakeEngine:
             context_length=context_length, chunk_tokens=128, kv_format="f16", all_resident=False,
             experts_bytes=16 * 4096, planned_bytes=60 << 20, embedding_resident=True, fixed_state_bytes=0,
         )  # fmt: skip
+        self.prompt_times = PromptTimes(
+            PromptWork(1.0, {}, 0, 0, 128), "fake", None, lambda: 0, lambda: (10.0, math.inf)
+        )
         self.calls: list[list[int]] = []
         self.pause: Pause | None = None
         self.closed = False

@@ -19,6 +19,8 @@ def random_rows(row_type: str, rows: int, columns: int, random: np.random.Genera
     data = random.integers(0, 256, (rows, row_bytes(row_type, columns))).astype(np.uint8)
     blocks = data.reshape(rows, -1, kind.bytes)
     shape = blocks.shape[:2]
+    if row_type == "IQ1_M":
+        put_scales(blocks, random.normal(0, 1, shape))
     for at in scale_places(kind):
         blocks[:, :, at : at + 2] = random.normal(0, 1, shape).astype("<f2")[:, :, None].view(np.uint8)
     if FORMATS[kind.twin].scale == "e8m0":
@@ -34,3 +36,11 @@ def scale_places(kind: RowType) -> list[int]:
     if fmt.scale != "f16":
         return []
     return [kind.scale, kind.minimum] if fmt.has_minimums else [kind.scale]
+
+
+def put_scales(blocks: np.ndarray, scales: np.ndarray) -> None:
+    """Write the scales of blocks of IQ1_M, a nibble at the top of each of four words."""
+    bits = scales.astype("<f2").view(np.uint16)
+    for word in range(4):
+        top = blocks[:, :, 49 + 2 * word]
+        top[...] = top & 15 | (bits >> 4 * word & 15) << 4

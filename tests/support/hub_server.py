@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
@@ -9,8 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import HfApi
 
 COMMIT = "5c1e7f00" * 5
 
@@ -24,6 +29,8 @@ class Fault:
     content: bytes | None = None
     """Send this in place of the file."""
     status: int | None = None
+    code: str = ""
+    """The hub's name for the reason, with a status."""
     seconds: float = 0.0
     """Wait so long before the first byte."""
     times: int = 1 << 30
@@ -40,6 +47,7 @@ class Repository:
     answer: bytes | None = None
     """The body that the server sends in place of the model's description."""
     with_sha256: bool = True
+    with_ranges: bool = True
     faults: dict[str, Fault] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, file and Range of each request of a file, in order."""
@@ -83,6 +91,14 @@ def hub_server() -> Iterator[HubServer]:
         server.server_close()
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
+    """The hub of this process is that server, and its cache that folder; waits between attempts are skipped."""
+    monkeypatch.setattr("edgemoe.conversion.hub_repository.HfApi", functools.partial(HfApi, endpoint=url))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
@@ -114,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._file(model, "/".join(parts[4:]))
 
     def _file(self, model: Repository, name: str) -> None:
-        span = self.headers.get("Range")
+        span = self.headers.get("Range") if model.with_ranges else None
         if model.moved_to and name in model.files:
             return self._send(302, b"", {"Location": model.moved_to + self.path, "X-Repo-Commit": model.commit})
         model.requests.append((self.command, name, span))
@@ -128,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault.times -= 1
             threading.Event().wait(fault.seconds)  # not time.sleep, which a test may have patched
             if fault.status is not None:
-                return self._refuse(fault.status, "")
+                return self._refuse(fault.status, fault.code)
             content = content if fault.content is None else fault.content
         else:
             fault = None
@@ -164,7 +180,7 @@ def _description(model_id: str, model: Repository) -> dict[str, Any]:
     siblings = []
     for name, content in model.files.items():
         sibling: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": "0" * 40}
-        if name.endswith(".safetensors") and model.with_sha256:
+        if name.endswith((".safetensors", ".gguf")) and model.with_sha256:
             digest = hashlib.sha256(content).hexdigest()
             sibling["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
         siblings.append(sibling)

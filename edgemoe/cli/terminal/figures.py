@@ -31,6 +31,14 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def format_age(seconds: float) -> str:
+    """Say how long ago something was, such as `3 days ago`."""
+    for unit, length_s in (("year", 31_557_600), ("month", 2_629_800), ("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if (count := int(seconds / length_s)) > 0:
+            return f"{count} {unit}{'s' * (count > 1)} ago"
+    return "just now"
+
+
 def format_rate(value: float | None, unit: str) -> str:
     """Format a rate; a dash for None."""
     return "-" if value is None else f"{value:.1f} {unit}"

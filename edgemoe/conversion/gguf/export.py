@@ -64,6 +64,7 @@ _READ_BACK = frozenset({*WINDOWED, *MAMBA, *KDA, *LATENT, COMPRESSED, GATED, LIG
 _FILE_TYPES = {
     **{"f32": 0, "f16": 1, "q4": 2, "q4m": 3, "q8": 7, "q5": 8, "q5m": 9, "q2k": 10, "q3k": 12, "q4k": 15, "q5k": 17},
     **{"q6k": 18, "iq4nl": 25, "iq4xs": 30, "tq2": 37, "m4": 38, "nv4": 39, "q1": 40, "q2": 41},
+    **{"iq2xxs": 19, "iq2xs": 20, "iq3xxs": 23, "iq1s": 24, "iq3s": 26, "iq2s": 28, "iq1m": 31},
 }
 """llama.cpp's number for a file of mostly one format (`general.file_type`); of mixes, that of the middle one (M)."""
 _I32 = 26
@@ -191,8 +192,10 @@ def _troubles_on_the_way_back(partial: Path, spec: ModelSpec, tensors: dict[str,
     try:
         os.truncate(partial, written + room)  # a hole: the reader refuses tensors that lie beyond the end of the file
         back = model_spec(GgufSource(partial).config)
-        # Several families may share an architecture, and no file says in how many parts a checkpoint had a table.
-        if replace(in_one_part(back), family=spec.family) != in_one_part(spec):
+        # Several families may share an architecture, and no file says in how many parts a checkpoint had a table, or
+        # what it is that ends the context.
+        back = replace(in_one_part(back), family=spec.family, positions_limit=spec.positions_limit)
+        if back != in_one_part(spec):
             yield "edgemoe would convert this file to another model: the format cannot hold all of its settings."
     except SourceError as problem:
         reason = problem.message.removeprefix(f"{partial}: ")

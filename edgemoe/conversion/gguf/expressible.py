@@ -58,8 +58,6 @@ _COMPUTED_OTHERWISE = {
     "phimoe": "root-mean-square norms and weights of experts by softmax, in place of layer norms and SparseMixer",
 }
 """Families that llama.cpp has, and runs as another model."""
-_WITHOUT_INDEXER = frozenset({"deepseek_v32", "glm_moe_dsa"})
-"""Families whose indexers llama.cpp needs, and stores leave out."""
 NO_GGUF = "Use the store with edgemoe; no GGUF of this model is possible."
 
 
@@ -68,14 +66,8 @@ def check_expressible(spec: ModelSpec) -> None:
     if spec.family in _COMPUTED_OTHERWISE:
         otherwise = _COMPUTED_OTHERWISE[spec.family]
         raise StoreError(f"this model cannot be a GGUF: llama.cpp's {spec.family} computes {otherwise}.", NO_GGUF)
-    if spec.family in _WITHOUT_INDEXER:
-        raise StoreError(
-            f"this model cannot be a GGUF: llama.cpp's {ARCHITECTURES[spec.family]} needs the tensors of its indexer,"
-            " which stores leave out.",
-            "Use the store with edgemoe; llama.cpp's own program makes a GGUF of the checkpoint.",
-        )
     if spec.family not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES.keys() - _WITHOUT_INDEXER))
+        known = ", ".join(sorted(ARCHITECTURES))
         raise StoreError(
             f"this model cannot be a GGUF: expected a family that edgemoe writes for llama.cpp, one of {known};"
             f" found {spec.family[:80]}.",

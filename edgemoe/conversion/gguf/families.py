@@ -648,8 +648,10 @@ ARCHITECTURES = {
 } | {
     "bailing_moe": "bailingmoe2",
     "deepseek_v2": "deepseek2",
+    "deepseek_v32": "deepseek2",
     "granitemoeshared": "granitemoe",
     "glm4_moe_lite": "deepseek2",
+    "glm_moe_dsa": "deepseek2",
     "kimi_k2": "deepseek2",
     "kimi_k25": "deepseek2",
     "llama4_text": "llama4",
@@ -661,7 +663,8 @@ ARCHITECTURES = {
     "solar_open": "glm4moe",
     "step3p7": "step35",
 }
-"""GGUF architecture of each family that is written, by `model_type`."""
+"""GGUF architecture of each family that is written, by `model_type`; without their indexers, which stores leave out,
+DeepSeek-V3.2 and GLM-5 are as DeepSeek-V3."""
 
 INTERLEAVED = frozenset(ARCHITECTURES[family.model_type] for family in FAMILIES.values() if family.interleaved_rotation)
 """Architectures that rotate neighbouring pairs: their rows of query and key are in the order of `pairs_order`."""

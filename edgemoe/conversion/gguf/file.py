@@ -68,10 +68,10 @@ class GgufTensor:
     row_bytes: int
     """Bytes of one row of `shape[-1]` elements."""
     scales: tuple[float, ...] = ()
-    """What multiplies each of its matrices, or all of them; nothing for none."""
+    """The number that multiplies each of its matrices, or all of them; nothing for none."""
 
     def scale(self, matrix: int) -> float:
-        """What multiplies the blocks of one of its matrices."""
+        """The number that multiplies the blocks of one of its matrices."""
         if len(self.scales) > 1:
             return self.scales[matrix]
         return self.scales[0] if self.scales else 1.0
@@ -136,6 +136,11 @@ def read_gguf(path: Path) -> GgufFile:
             return _Header(path, file, status.st_size, status.st_mtime_ns).parse()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}.", CHECK_THE_FILE) from error
+
+
+def read_gguf_from(path: Path, file: BinaryIO, size: int) -> GgufFile:
+    """As `read_gguf`, for a file of `size` bytes that is read elsewhere; `path` is its name in messages."""
+    return _Header(path, file, size, 0).parse()
 
 
 class _Header:

@@ -200,7 +200,8 @@ class FileTensor:
     blocks: list[int] = field(default_factory=list)
     """How many rows a block of each of its places has."""
     scales: list[float] = field(default_factory=list)
-    """What multiplies the matrix at each place, for types that leave that open; a tensor without places is these."""
+    """The number that multiplies the matrix at each place, for types that leave that open; a tensor without places is
+    these."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Latent attention in GGUF files: the keys of llama.cpp's deepseek2, which has DeepSeek-V2, V3 and their like; of
 mistral4, which is that graph with queries that grow with their position; and of deepseek32 and glm-dsa, whose indexers
-choose the tokens that are seen. These two are read alone: stores have no indexers (`expressible.py`).
+choose the tokens that are seen. These two are read alone: stores have no indexers, and as far as those would choose all
+tokens, the same model is written as deepseek2.
 
 The model of a file of deepseek2 follows from its gating function: softmax is V2's, sigmoid V3's. Since 2025 files have
 the two parts of `kv_b_proj` apart, and heads as attention over the latents sees them; older ones have it whole, and the
@@ -192,15 +193,20 @@ def _moe_problems(moe: Moe) -> Iterator[str]:
         yield "shared experts but ungated ones of the width of the routed experts"
 
 
-def latent_remark(spec: ModelSpec) -> str | None:
-    """Say what llama.cpp computes a little differently, if it does."""
+def latent_remarks(spec: ModelSpec) -> Iterator[str]:
+    """Say what llama.cpp computes a little differently, or beyond some number of tokens."""
     own = latent_of(spec)[0].latent_epsilon
-    if own == spec.norm_epsilon:
-        return None
-    return (
-        f"llama.cpp takes the epsilon of other norms, {spec.norm_epsilon:g}, for those of latents too, whose own is"
-        f" {own:g}: results differ a little, as in every GGUF of it."
-    )
+    if own != spec.norm_epsilon:
+        yield (
+            f"llama.cpp takes the epsilon of other norms, {spec.norm_epsilon:g}, for those of latents too, whose own is"
+            f" {own:g}: results differ a little, as in every GGUF of it."
+        )
+    if spec.positions_limit == "indexer":
+        yield (
+            f"The file holds the model up to {spec.max_positions:,} tokens, as many as its indexer chooses, which"
+            " stores leave out: in a longer context llama.cpp would run another model from it, in which every token"
+            " sees all before it."
+        )
 
 
 def write_latent(writer: GGUFWriter, spec: ModelSpec) -> None:

@@ -14,7 +14,7 @@ from edgemoe.conversion.gguf.family import Family
 from edgemoe.conversion.gguf.gated import gated_remark, write_gated
 from edgemoe.conversion.gguf.gated_tensors import ARCHITECTURE as GATED
 from edgemoe.conversion.gguf.kda import KDA, kda_remark, write_kda
-from edgemoe.conversion.gguf.latent import LATENT, latent_remark, write_latent
+from edgemoe.conversion.gguf.latent import LATENT, latent_remarks, write_latent
 from edgemoe.conversion.gguf.layers import (
     attention_and_ffn,
     attention_interval,
@@ -170,8 +170,8 @@ def remarks(spec: ModelSpec) -> Iterator[str]:
         )
     if ARCHITECTURES[spec.family] == GATED:
         yield gated_remark(spec)
-    if ARCHITECTURES[spec.family] in LATENT and (remark := latent_remark(spec)):
-        yield remark
+    if ARCHITECTURES[spec.family] in LATENT:
+        yield from latent_remarks(spec)
     if ARCHITECTURES[spec.family] in KDA:
         yield from kda_remark(spec)
     if has_rope(spec) and rope_of(spec).parameters.get("truncate") == 0:

@@ -44,7 +44,7 @@ class FilePart(NamedTuple):
     offset: int
     bytes: int
     scale: float = 1.0
-    """What multiplies its blocks, where their type leaves that open."""
+    """The number that multiplies its blocks, where their type leaves that open."""
 
 
 class GgufSource:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.expert_operations import Choice, Score
-from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Format, Matrix, group_count, panel_count
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, group_count, panel_count
 from edgemoe.kernels.jit import attention, experts, layers, products, streams
 from edgemoe.kernels.operations import (
     PAGE_TOKENS,
@@ -82,8 +82,8 @@ class JitBackend(StepwiseBackend):
         return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
-        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`."""
-        if matrix.format.name not in _FORMATS:
+        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`; the reference's if it has a grid."""
+        if matrix.format.grid != "none":
             return REFERENCE.matmul(values, matrix)
         output = np.empty((len(values), matrix.rows), np.float32)
         product = _quantised_product if matrix.format.quantised else _float_product
@@ -93,18 +93,11 @@ class JitBackend(StepwiseBackend):
 
     def embed(self, ids: Integers, matrix: Matrix, scale: float) -> Floats:
         """Look up rows of the embedding: `(T,)` to `(T, D)`."""
-        if matrix.format.name not in _FORMATS:
+        if matrix.format.grid != "none":
             return REFERENCE.embed(ids, matrix, scale)
         output = np.empty((len(ids), matrix.columns), np.float32)
-        data = matrix.data.reshape(panel_count(matrix.rows), -1)
-        halves = data.view(np.uint16)
-        if matrix.format.quantised:
-            groups = group_count(matrix.columns)
-            products.embed_quantised(ids, data, halves, groups, *_shape(matrix.format), scale, output)
-        elif matrix.format.name == "f32":
-            products.embed_f32(ids, data.view(np.float32), scale, output)
-        else:
-            products.embed_f16(ids, halves, scale, output)
+        look_up = products.embed_quantised if matrix.format.quantised else products.embed_floats
+        look_up(ids, products.panels_of(matrix), scale, output)
         return output
 
     def rms_norm(self, values: Floats, weight: Floats | None, epsilon: float, gate: Floats | None = None) -> Floats:
@@ -444,24 +437,13 @@ def _cached_floats(
         attention.float_caches(key_cache, value_cache, pages, head, keys, values)
 
 
-_FORMATS = ("f32", "f16", "q8", "q4", "q4m", "m4")
-"""The formats whose products are compiled; the reference multiplies by the others."""
-
-
-def _shape(fmt: Format) -> tuple[int, float, bool, bool]:
-    """Return a quantised format's parameters for the kernels: bits, zero point, has minimums, is microscaled (m4)."""
-    return 8 if fmt.name == "q8" else 4, 8.0 if fmt.name == "q4" else 0.0, fmt.has_minimums, fmt.name == "m4"
-
-
 def _quantised_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
     tokens, groups = len(values), group_count(matrix.columns)
     integers = np.empty((tokens, groups * GROUP_COLUMNS), np.int32)
-    scales, sums = np.empty((2, tokens, groups), np.float32)
+    scales, sums = np.empty((tokens, groups), np.float32), np.empty((tokens, groups, 2), np.int32)
     products.quantise_activations(values, integers, scales, sums)
-    data = matrix.data.reshape(panel_count(matrix.rows), -1)
-    views = (data.view(np.uint32), data.view(np.uint16), data)
-    inputs = (integers, scales, sums, *views, *_shape(matrix.format))
-    return lambda first, last: products.quantised_product(*inputs, first, last, output)
+    panels = products.panels_of(matrix)
+    return lambda first, last: products.quantised_product(integers, scales, sums, panels, first, last, output)
 
 
 def _float_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
@@ -469,7 +451,5 @@ def _float_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
     if matrix.columns % GROUP_COLUMNS:
         inputs = np.zeros((len(values), group_count(matrix.columns) * GROUP_COLUMNS), np.float32)
         inputs[:, : matrix.columns] = values
-    data = matrix.data.reshape(panel_count(matrix.rows), -1)
-    if matrix.format.name == "f32":
-        return lambda first, last: products.f32_product(inputs, data.view(np.float32), first, last, output)
-    return lambda first, last: products.f16_product(inputs, data.view(np.uint16), first, last, output)
+    panels = products.panels_of(matrix)
+    return lambda first, last: products.float_product(inputs, panels, first, last, output)

@@ -7,10 +7,12 @@ innermost loop runs over a panel's 16 rows, so it vectorises although sums keep 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS
+from edgemoe.kernels.formats import E4M3, GROUP_COLUMNS, PANEL_ROWS, TABLES, Format, Matrix, group_count, panel_count
 from edgemoe.kernels.jit.compile import jit
 from edgemoe.kernels.jit.numbers import half_to_float, halved_scale
 from edgemoe.kernels.operations import Floats, Integers
@@ -24,11 +26,69 @@ _LARGEST = np.float32(127)
 _SMALLEST_ACTIVATION = np.float32(1e-35)  # `reference.SMALLEST_ACTIVATION`
 
 
+_QUADS = GROUP_COLUMNS // 4
+_NONE, _HALF, _E8M0, _SINGLE = range(4)
+_SCALES = {"none": _NONE, "f16": _HALF, "e8m0": _E8M0, "f32": _SINGLE}
+_INT8, _NIBBLE, _E4M3 = range(1, 4)
+_FACTORS = {"none": _NONE, "int8": _INT8, "nibble": _NIBBLE, "e4m3": _E4M3}
+
+
+class Panels(NamedTuple):
+    """A matrix `(panels, panel bytes)` in several types, and what its format has where in a panel."""
+
+    bytes: Bytes
+    words: Words
+    halves: Halves
+    floats: Floats
+    bits: int
+    scale: int
+    share: int
+    """Groups that share a scale."""
+    scales_at: int
+    """Where scales begin in a panel, in bytes; the others follow: minimums, factors, offsets."""
+    has_minimums: bool
+    factor: int
+    parts: int
+    """Factors of a group."""
+    has_offsets: bool
+    zero: int
+    table: Bytes
+    """The values of codes, with `zero` added; empty where codes are their own."""
+
+
+def panels_of(matrix: Matrix) -> Panels:
+    """A matrix as the functions of this module take it."""
+    fmt: Format = matrix.format
+    data = matrix.data.reshape(panel_count(matrix.rows), -1)
+    share = min(fmt.scale_columns // GROUP_COLUMNS, group_count(matrix.columns))
+    # Values are unsigned bytes here: Numba's products of those are three times as fast.
+    table, zero = np.empty(0, np.uint8), 128 if fmt.name == "q8" else fmt.zero
+    if fmt.table != "none":
+        table, zero = (TABLES[fmt.table] + np.int16(128)).astype(np.uint8), 128
+    return Panels(
+        data,
+        data.view(np.uint32),
+        data.view(np.uint16),
+        data.view(np.float32),
+        fmt.bits,
+        _SCALES[fmt.scale],
+        share,
+        group_count(matrix.columns) * fmt.payload_bytes,
+        fmt.has_minimums,
+        _FACTORS[fmt.factor],
+        GROUP_COLUMNS // fmt.factor_columns,
+        fmt.has_offsets,
+        zero,
+        table,
+    )
+
+
 @jit
-def quantise_activations(values: Floats, integers: Integers, scales: Floats, sums: Floats) -> None:
+def quantise_activations(values: Floats, integers: Integers, scales: Floats, sums: Integers) -> None:
     """Same as the reference's: values `(T, columns)` to integers `(T, groups * 32)` and scales `(T, groups)`.
 
-    `sums` `(T, groups)` receives scale times the sum of the integers, by which a zero point or minimum is multiplied.
+    `sums` `(T, groups, 2)` receives the sums of the integers of both halves of a group, by which zero points and
+    minimums are multiplied.
     """
     tokens, columns = values.shape
     for t in range(tokens):
@@ -41,141 +101,184 @@ def quantise_activations(values: Floats, integers: Integers, scales: Floats, sum
             if largest < _SMALLEST_ACTIVATION:
                 largest = _ZERO
             inverse = _LARGEST / largest if largest > _ZERO else _ZERO
-            total = 0
             for c in range(start, end):
                 integers[t, c] = np.rint(values[t, c] * inverse)
-                total += integers[t, c]
             for c in range(end, start + GROUP_COLUMNS):
                 integers[t, c] = 0
+            for half in range(2):
+                total = 0
+                for c in range(start + half * 16, start + half * 16 + 16):
+                    total += integers[t, c]
+                sums[t, g, half] = total
             scales[t, g] = largest / _LARGEST
-            sums[t, g] = scales[t, g] * np.float32(total)
 
 
 @jit
-def _to_floats(halves: Halves, floats: Floats) -> None:
-    for i in range(len(halves)):
+def _unpack_plane(lines: Words, bits: int, low: int, codes: Words) -> None:
+    """Add the bits of a plane (`formats.PLANES`) to the codes of a group, `(8 quads * 16 rows,)`, four in a word."""
+    mask = np.uint32(((1 << bits) - 1) * 0x01010101)
+    up = np.uint32(low)
+    for field in range(_QUADS // bits):
+        of_field = codes[field * len(lines) : (field + 1) * len(lines)]
+        down = np.uint32(field * bits)
+        for i in range(len(lines)):
+            code = np.uint32(np.uint32(np.uint32(lines[i] >> down) & mask) << up)
+            of_field[i] = np.uint32(of_field[i] | code)
+
+
+@jit
+def _unpack_group(words: Words, g: int, bits: int, table: Bytes, codes: Words) -> None:
+    """The values of a group as unsigned bytes, `zero` not yet taken off: `(8 quads * 16 rows,)`, four in a word.
+
+    `words` are a panel.
+    """
+    payload = words[g * bits * PANEL_ROWS : (g + 1) * bits * PANEL_ROWS]
+    if bits == 8:
+        for i in range(len(payload)):
+            codes[i] = np.uint32(payload[i] ^ np.uint32(0x80808080))
+        return
+    codes[:] = 0
+    low_bits = 4 if bits > 4 else 2 if bits == 3 else bits
+    _unpack_plane(payload[: low_bits * PANEL_ROWS], low_bits, 0, codes)
+    if bits > low_bits:
+        _unpack_plane(payload[low_bits * PANEL_ROWS :], bits - low_bits, low_bits, codes)
+    if len(table):
+        each = codes.view(np.uint8)
+        for i in range(len(each)):
+            each[i] = table[each[i]]
+
+
+@jit
+def _halves_to_floats(halves: Halves, floats: Floats) -> None:
+    for i in range(len(floats)):
         floats[i] = half_to_float(halves[i])
 
 
 @jit
-def _scales_to_floats(scales: Bytes, floats: Floats) -> None:
-    for i in range(len(scales)):
-        floats[i] = halved_scale(scales[i])
+def _load_scales(matrix: Panels, panel: int, scales: Floats) -> None:
+    """All scales of a panel, `(shared groups * 16,)`."""
+    if matrix.scale == _HALF:
+        _halves_to_floats(matrix.halves[panel, matrix.scales_at // 2 :], scales)
+    elif matrix.scale == _SINGLE:
+        scales[:] = matrix.floats[panel, matrix.scales_at // 4 : matrix.scales_at // 4 + len(scales)]
+    else:
+        e8m0 = matrix.bytes[panel, matrix.scales_at :]
+        for i in range(len(scales)):
+            scales[i] = halved_scale(e8m0[i])
 
 
 @jit
-def _q8_dot(words: Words, x: Integers, dots: Integers) -> None:
-    """`dots[r]` = the sum over a group's columns of weight times activation; a word is 4 columns of a row."""
-    for r in range(PANEL_ROWS):
-        total = np.int32(0)
-        for quad in range(8):
-            word = np.int32(words[quad * PANEL_ROWS + r])
-            for k in range(4):
-                weight = np.int32(word << np.int32(24 - 8 * k)) >> np.int32(24)
-                total = np.int32(total + weight * x[quad * 4 + k])
-        dots[r] = total
+def _load_numbers(matrix: Panels, panel: int, scales: Floats, factors: Floats, offsets: Floats) -> None:
+    """The factors of the dots of each part of each group, and what the sums of activations: `(groups, parts, 16)`.
+
+    `scales` is `(2, shared groups * 16)`, to be overwritten: scales and minimums.
+    """
+    groups, shared = len(factors), scales.shape[1]
+    minimums_at = matrix.scales_at + shared * (2 if matrix.scale == _HALF else 4 if matrix.scale == _SINGLE else 1)
+    factors_at = minimums_at + (2 * shared if matrix.has_minimums else 0)
+    offsets_at = factors_at + (groups * matrix.parts * PANEL_ROWS if matrix.factor else 0)
+    _load_scales(matrix, panel, scales[0])
+    if matrix.has_minimums:
+        _halves_to_floats(matrix.halves[panel, minimums_at // 2 :], scales[1])
+    elif matrix.has_offsets:
+        scales[1] = scales[0]
+    else:
+        scales[1] = _ZERO
+    of_factors, of_offsets = matrix.bytes[panel, factors_at:], matrix.bytes[panel, offsets_at:]
+    for g in range(groups):
+        first = g // matrix.share * PANEL_ROWS
+        scale, minimum = scales[0, first : first + PANEL_ROWS], scales[1, first : first + PANEL_ROWS]
+        for part in range(matrix.parts):
+            factor, offset = factors[g, part], offsets[g, part]
+            own = (g * matrix.parts + part) * PANEL_ROWS
+            bytes_ = of_factors[own : own + PANEL_ROWS]
+            factor[:] = scale
+            offset[:] = minimum
+            if matrix.factor == _INT8:
+                for r in range(PANEL_ROWS):
+                    factor[r] *= np.float32(np.int8(bytes_[r]))
+            elif matrix.factor == _NIBBLE:
+                for r in range(PANEL_ROWS):
+                    factor[r] *= np.float32(bytes_[r] & 15)
+                    offset[r] *= np.float32(-np.int32(bytes_[r] >> 4))
+            elif matrix.factor == _E4M3:
+                for r in range(PANEL_ROWS):
+                    factor[r] *= E4M3[bytes_[r]] * np.float32(0.5)
+            if matrix.has_offsets and matrix.factor != _NIBBLE:
+                own_offsets = of_offsets[own : own + PANEL_ROWS]
+                for r in range(PANEL_ROWS):
+                    offset[r] *= np.float32(-np.int32(own_offsets[r]))
 
 
 @jit
-def _q4_dot(words: Words, x: Integers, dots: Integers) -> None:
-    """Same as `_q8_dot`, with columns 0-15 in the low nibbles and 16-31 in the high ones."""
+def _dot_halves(codes: Words, x: Integers, first: Integers, second: Integers) -> None:
+    """The dots of each row over both halves of a group; a word of `codes` is 4 columns of a row."""
     for r in range(PANEL_ROWS):
         total = np.int32(0)
         for quad in range(4):
-            word = words[quad * PANEL_ROWS + r]
+            word = codes[quad * PANEL_ROWS + r]
             for k in range(4):
-                low = np.int32((word >> np.uint32(8 * k)) & np.uint32(15))
-                high = np.int32((word >> np.uint32(8 * k + 4)) & np.uint32(15))
-                total = np.int32(total + low * x[quad * 4 + k])
-                total = np.int32(total + high * x[16 + quad * 4 + k])
-        dots[r] = total
-
-
-@jit
-def _doubled(code: np.int32) -> np.int32:
-    """Look up `formats.E2M1_DOUBLED` by comparisons, which vectorise."""
-    size = np.int32(code & np.int32(7))
-    value = np.int32(size + np.int32(size > 4) + np.int32(size > 5) + np.int32(3) * np.int32(size > 6))
-    return np.int32(-value) if code > 7 else value
-
-
-@jit
-def _m4_dot(words: Words, x: Integers, dots: Integers) -> None:
-    """Same as `_q4_dot`, with the doubled values of e2m1 codes."""
+                total = np.int32(total + np.int32((word >> np.uint32(8 * k)) & np.uint32(255)) * x[quad * 4 + k])
+        first[r] = total
     for r in range(PANEL_ROWS):
         total = np.int32(0)
-        for quad in range(4):
-            word = words[quad * PANEL_ROWS + r]
+        for quad in range(4, 8):
+            word = codes[quad * PANEL_ROWS + r]
             for k in range(4):
-                low = np.int32((word >> np.uint32(8 * k)) & np.uint32(15))
-                high = np.int32((word >> np.uint32(8 * k + 4)) & np.uint32(15))
-                total = np.int32(total + _doubled(low) * x[quad * 4 + k])
-                total = np.int32(total + _doubled(high) * x[16 + quad * 4 + k])
-        dots[r] = total
+                total = np.int32(total + np.int32((word >> np.uint32(8 * k)) & np.uint32(255)) * x[quad * 4 + k])
+        second[r] = total
+
+
+@jit
+def _add_part(
+    dots: Integers, x_sum: int, scale: np.float32, zero: int, factors: Floats, offsets: Floats, totals: Floats
+) -> None:
+    """Add the share of a group, or of half of it, to the sums of a panel's rows."""
+    start = np.int32(zero * x_sum)
+    scaled_sum = np.float32(scale * np.float32(x_sum))
+    for r in range(PANEL_ROWS):
+        totals[r] += np.float32(dots[r] - start) * (factors[r] * scale) + offsets[r] * scaled_sum
+
+
+@jit
+def _shared_count(matrix: Panels, groups: int) -> int:
+    """The number of scales of a panel."""
+    return (groups + matrix.share - 1) // matrix.share * PANEL_ROWS
 
 
 @jit
 def quantised_product(
-    integers: Integers,
-    scales: Floats,
-    sums: Floats,
-    words: Words,
-    halves: Halves,
-    payload: Bytes,
-    bits: int,
-    zero_point: float,
-    has_minimums: bool,
-    microscaled: bool,
-    first: int,
-    last: int,
-    output: Floats,
+    integers: Integers, scales: Floats, sums: Integers, matrix: Panels, first: int, last: int, output: Floats
 ) -> None:
-    """`(T, columns)` quantised activations times panels of a q8 (`bits` 8), q4, q4m or m4 matrix (4) to `(T, rows)`.
-
-    `words`, `halves` and `payload` are views of the matrix, `(panels, panel bytes / 4)`, `(panels, panel bytes / 2)`
-    and `(panels, panel bytes)`; `microscaled` is true for m4.
-    """
+    """`(T, columns)` quantised activations times panels of a matrix of a quantised format, to `(T, rows)`."""
     tokens, groups = scales.shape
     rows = output.shape[1]
-    group_words = PANEL_ROWS * bits
-    per_group = groups * PANEL_ROWS
-    factors = np.empty((groups, PANEL_ROWS), np.float32)
-    offsets = np.empty((groups, PANEL_ROWS), np.float32)
-    dots = np.empty(PANEL_ROWS, np.int32)
-    totals = np.empty(PANEL_ROWS, np.float32)
+    factors = np.empty((groups, matrix.parts, PANEL_ROWS), np.float32)
+    offsets = np.empty((groups, matrix.parts, PANEL_ROWS), np.float32)
+    shared = np.empty((2, _shared_count(matrix, groups)), np.float32)
+    codes = np.empty(_QUADS * PANEL_ROWS, np.uint32)
+    first_dots, second_dots = np.empty(PANEL_ROWS, np.int32), np.empty(PANEL_ROWS, np.int32)
+    bits, zero, table, parts = matrix.bits, matrix.zero, matrix.table, matrix.parts
+    totals = np.empty((tokens, PANEL_ROWS), np.float32)
     for panel in range(first, last):
-        scales_at = groups * group_words * 2
-        if microscaled:
-            _scales_to_floats(payload[panel, 2 * scales_at : 2 * scales_at + per_group], factors.reshape(-1))
-        else:
-            _to_floats(halves[panel, scales_at : scales_at + per_group], factors.reshape(-1))
-        if has_minimums:
-            section = halves[panel, scales_at + per_group : scales_at + 2 * per_group]
-            _to_floats(section, offsets.reshape(-1))
-        else:
-            for g in range(groups):
+        _load_numbers(matrix, panel, shared, factors, offsets)
+        totals[:] = _ZERO
+        panel_words = matrix.words[panel]
+        for g in range(groups):
+            _unpack_group(panel_words, g, bits, table, codes)
+            for t in range(tokens):
+                _dot_halves(codes, integers[t, g * GROUP_COLUMNS : (g + 1) * GROUP_COLUMNS], first_dots, second_dots)
+                scale, first_sum, second_sum, total = scales[t, g], sums[t, g, 0], sums[t, g, 1], totals[t]
+                if parts == 2:
+                    _add_part(first_dots, first_sum, scale, zero, factors[g, 0], offsets[g, 0], total)
+                    _add_part(second_dots, second_sum, scale, zero, factors[g, 1], offsets[g, 1], total)
+                    continue
                 for r in range(PANEL_ROWS):
-                    offsets[g, r] = -np.float32(zero_point) * factors[g, r]
-        panel_words = words[panel]
+                    first_dots[r] = np.int32(first_dots[r] + second_dots[r])
+                _add_part(first_dots, first_sum + second_sum, scale, zero, factors[g, 0], offsets[g, 0], total)
         for t in range(tokens):
-            for r in range(PANEL_ROWS):
-                totals[r] = _ZERO
-            for g in range(groups):
-                # Slices, not offsets: with slices Numba knows that no index is negative, and vectorises.
-                group = panel_words[g * group_words : (g + 1) * group_words]
-                x = integers[t, g * GROUP_COLUMNS : (g + 1) * GROUP_COLUMNS]
-                if bits == 8:
-                    _q8_dot(group, x, dots)
-                elif microscaled:
-                    _m4_dot(group, x, dots)
-                else:
-                    _q4_dot(group, x, dots)
-                scale, total = scales[t, g], sums[t, g]
-                factor, offset = factors[g], offsets[g]
-                for r in range(PANEL_ROWS):
-                    totals[r] += np.float32(dots[r]) * (factor[r] * scale) + offset[r] * total
             for r in range(min(PANEL_ROWS, rows - panel * PANEL_ROWS)):
-                output[t, panel * PANEL_ROWS + r] = totals[r]
+                output[t, panel * PANEL_ROWS + r] = totals[t, r]
 
 
 @jit
@@ -195,76 +298,65 @@ def _float_panel(x: Floats, weights: Floats, rows: int, output: Floats) -> None:
 
 
 @jit
-def f32_product(values: Floats, floats: Floats, first: int, last: int, output: Floats) -> None:
-    """`(T, groups * 32)` activations times panels of an f32 matrix `(panels, panel bytes / 4)` to `(T, rows)`."""
-    tokens, rows = output.shape
-    for panel in range(first, last):
-        row = panel * PANEL_ROWS
-        for t in range(tokens):
-            _float_panel(values[t], floats[panel], min(PANEL_ROWS, rows - row), output[t, row:])
+def embed_quantised(ids: Integers, matrix: Panels, scale: float, output: Floats) -> None:
+    """Rows `ids` of a matrix of a quantised format, times `scale`: `(T, columns)`."""
+    columns = output.shape[1]
+    groups = (columns + GROUP_COLUMNS - 1) // GROUP_COLUMNS
+    factors = np.empty((groups, matrix.parts, PANEL_ROWS), np.float32)
+    offsets = np.empty((groups, matrix.parts, PANEL_ROWS), np.float32)
+    shared = np.empty((2, _shared_count(matrix, groups)), np.float32)
+    codes = np.empty(_QUADS * PANEL_ROWS, np.uint32)
+    values = codes.view(np.uint8)
+    for t in range(len(ids)):
+        panel, r = ids[t] // PANEL_ROWS, ids[t] % PANEL_ROWS
+        _load_numbers(matrix, panel, shared, factors, offsets)
+        for g in range(groups):
+            _unpack_group(matrix.words[panel], g, matrix.bits, matrix.table, codes)
+            for c in range(min(GROUP_COLUMNS, columns - g * GROUP_COLUMNS)):
+                value = np.int32(values[c // 4 * 4 * PANEL_ROWS + r * 4 + c % 4]) - np.int32(matrix.zero)
+                part = c * matrix.parts // GROUP_COLUMNS
+                weight = np.float32(value) * factors[g, part, r] + offsets[g, part, r]
+                output[t, g * GROUP_COLUMNS + c] = weight * np.float32(scale)
 
 
 @jit
-def f16_product(values: Floats, halves: Halves, first: int, last: int, output: Floats) -> None:
-    """Same as `f32_product`, for an f16 matrix `(panels, panel bytes / 2)`."""
+def _float_weights(matrix: Panels, panel: int, weights: Floats) -> None:
+    """The weights of a panel of a floating-point format, `(columns * 16,)`."""
+    if matrix.bits == 32:
+        weights[:] = matrix.floats[panel, : len(weights)]
+    elif matrix.bits == 16:
+        halves = matrix.halves[panel]
+        for i in range(len(weights)):
+            weights[i] = half_to_float(halves[i])
+    else:
+        scales = np.empty(_shared_count(matrix, len(weights) // (PANEL_ROWS * GROUP_COLUMNS)), np.float32)
+        _load_scales(matrix, panel, scales)
+        scales *= np.float32(2 if matrix.scale == _E8M0 else 1)
+        for column in range(len(weights) // PANEL_ROWS):
+            scale = scales[column // (GROUP_COLUMNS * matrix.share) * PANEL_ROWS :]
+            codes = matrix.bytes[panel, column * PANEL_ROWS : (column + 1) * PANEL_ROWS]
+            for r in range(PANEL_ROWS):
+                weights[column * PANEL_ROWS + r] = E4M3[codes[r]] * scale[r]
+
+
+@jit
+def float_product(values: Floats, matrix: Panels, first: int, last: int, output: Floats) -> None:
+    """`(T, groups * 32)` activations times panels of a matrix of a floating-point format, to `(T, rows)`."""
     tokens, rows = output.shape
-    weights = np.empty(halves.shape[1], np.float32)
+    weights = np.empty(values.shape[1] * PANEL_ROWS, np.float32)
     for panel in range(first, last):
-        _to_floats(halves[panel], weights)
+        _float_weights(matrix, panel, weights)
         row = panel * PANEL_ROWS
         for t in range(tokens):
             _float_panel(values[t], weights, min(PANEL_ROWS, rows - row), output[t, row:])
 
 
 @jit
-def embed_quantised(
-    ids: Integers,
-    payload: Bytes,
-    halves: Halves,
-    groups: int,
-    bits: int,
-    zero_point: float,
-    has_minimums: bool,
-    microscaled: bool,
-    factor: float,
-    output: Floats,
-) -> None:
-    """Rows `ids` of a q8, q4, q4m or m4 matrix, times `factor`; `payload` is the matrix `(panels, panel bytes)`."""
+def embed_floats(ids: Integers, matrix: Panels, scale: float, output: Floats) -> None:
+    """Rows `ids` of a matrix of a floating-point format, times `scale`: `(T, columns)`."""
+    groups = (output.shape[1] + GROUP_COLUMNS - 1) // GROUP_COLUMNS
+    weights = np.empty(groups * GROUP_COLUMNS * PANEL_ROWS, np.float32)
     for t in range(len(ids)):
-        panel, r = ids[t] // PANEL_ROWS, ids[t] % PANEL_ROWS
-        per_group = groups * PANEL_ROWS
-        scales_at = per_group * bits * 2
+        _float_weights(matrix, ids[t] // PANEL_ROWS, weights)
         for c in range(output.shape[1]):
-            g, column = c // GROUP_COLUMNS, c % GROUP_COLUMNS
-            within = column if bits == 8 else column % 16
-            byte = payload[panel, g * PANEL_ROWS * bits * 4 + within // 4 * 64 + r * 4 + within % 4]
-            if bits == 8:
-                value = np.float32(np.int8(byte))
-            else:
-                nibble = np.int32(byte & 15) if column < 16 else np.int32(byte >> 4)
-                value = np.float32(_doubled(nibble)) if microscaled else np.float32(nibble) - np.float32(zero_point)
-            if microscaled:
-                weight = value * halved_scale(payload[panel, 2 * scales_at + g * PANEL_ROWS + r])
-            else:
-                weight = value * half_to_float(halves[panel, scales_at + g * PANEL_ROWS + r])
-            if has_minimums:
-                weight += half_to_float(halves[panel, scales_at + per_group + g * PANEL_ROWS + r])
-            output[t, c] = weight * np.float32(factor)
-
-
-@jit
-def embed_f32(ids: Integers, floats: Floats, factor: float, output: Floats) -> None:
-    """Rows `ids` of an f32 matrix `(panels, panel bytes / 4)`, times `factor`."""
-    for t in range(len(ids)):
-        for c in range(output.shape[1]):
-            weight = floats[ids[t] // PANEL_ROWS, c * PANEL_ROWS + ids[t] % PANEL_ROWS]
-            output[t, c] = weight * np.float32(factor)
-
-
-@jit
-def embed_f16(ids: Integers, halves: Halves, factor: float, output: Floats) -> None:
-    """Rows `ids` of an f16 matrix `(panels, panel bytes / 2)`, times `factor`."""
-    for t in range(len(ids)):
-        for c in range(output.shape[1]):
-            weight = half_to_float(halves[ids[t] // PANEL_ROWS, c * PANEL_ROWS + ids[t] % PANEL_ROWS])
-            output[t, c] = weight * np.float32(factor)
+            output[t, c] = weights[c * PANEL_ROWS + ids[t] % PANEL_ROWS] * np.float32(scale)

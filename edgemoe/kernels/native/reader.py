@@ -16,12 +16,10 @@ from edgemoe.kernels.reads import (
     MAKE_ANEW,
     NOT_AS_WRITTEN,
     NOT_FINITE,
+    PIECE_BYTES,
     RecordRead,
 )
 from edgemoe.process import no_threads
-
-PIECE_BYTES = 1 << 20
-"""Reader threads split a record into pieces of this size, a multiple of the alignment of direct I/O."""
 
 
 class NativeReader:

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "../kernels.h"
+#include "grid256.h"
 #include "lookahead.h"
 
 enum {
@@ -64,39 +65,55 @@ INLINE __m512 load_scales(const uint8_t *at, int format) {
     return _mm512_castsi512_ps(_mm512_max_epi32(normal, below_normal));
 }
 
-/* What multiplies the integer dots of 16 rows, and what multiplies sums of activations; for each half of a group. */
+/* The numbers of 16 rows for one group. */
 typedef struct row_numbers {
-    __m512 scales[2], minimums[2];
+    __m512 scales[2], minimum; /* the second scale is that of the second half, where factors are e4m3 */
+    __m512 factors[2], offsets[2]; /* of both halves (em_has_half_factors) */
 } row_numbers;
+
+/* Those of a format with a grid. */
+INLINE row_numbers grid_numbers(const uint8_t *panel, em_sections at, int32_t g, int format) {
+    __m256 scales[2];
+    __m256i factors[2];
+    for (int side = 0; side < 2; side++) {
+        scales[side] = grid_scale(panel, at, g, side, format);
+        if (em_numbers(format).halves == 2) factors[side] = grid_half_factors(panel, at, g, side, format);
+        else scales[side] = grid_times_factors(scales[side], panel, at, g, side, format);
+    }
+    const __m512 scale = _mm512_insertf32x8(_mm512_castps256_ps512(scales[0]), scales[1], 1);
+    row_numbers rows = {.scales = {scale, scale}, .minimum = scale};
+    if (em_numbers(format).halves == 2) {
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(factors[0]), factors[1], 1);
+        rows.factors[0] = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff)));
+        rows.factors[1] = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 16));
+    }
+    return rows;
+}
 
 INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int format) {
     const em_format_numbers numbers = em_numbers(format);
-    const size_t shared = (size_t)(g >> numbers.scale_shift);
+    if (numbers.grid != EM_GRID_NONE) return grid_numbers(panel, at, g, format);
+    const size_t shared = (size_t)(g >> numbers.scale_shift), number = (size_t)g * numbers.halves * EM_PANEL_ROWS;
+    const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
     const __m512 scale = load_scales(panel + at.scales + shared * em_scales_bytes(format), format);
-    __m512 minimum = scale;
-    if (numbers.has_minimums) minimum = load_halves(panel + at.minimums + shared * em_minimums_bytes(format));
-    row_numbers rows;
-    for (int half = 0; half < numbers.halves; half++) {
-        const size_t number = ((size_t)g * numbers.halves + half) * EM_PANEL_ROWS;
-        const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
-        rows.scales[half] = scale;
-        rows.minimums[half] = minimum;
-        __m512i offset = _mm512_setzero_si512();
-        if (numbers.factor == EM_FACTOR_INT8) {
-            const __m512i factor = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)factors));
-            rows.scales[half] = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(factor));
-        } else if (numbers.factor == EM_FACTOR_NIBBLE) {
-            const __m512i both = load_bytes(factors), factor = _mm512_and_si512(both, _mm512_set1_epi32(15));
-            rows.scales[half] = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(factor));
-            offset = _mm512_srli_epi32(both, 4);
+    row_numbers rows = {.scales = {scale, scale}, .minimum = scale};
+    if (numbers.has_minimums) rows.minimum = load_halves(panel + at.minimums + shared * em_minimums_bytes(format));
+    for (int half = 0; half < numbers.halves; half++, factors += EM_PANEL_ROWS) {
+        const __m512i byte = numbers.factor == EM_FACTOR_NONE ? _mm512_setzero_si512() : load_bytes(factors);
+        if (numbers.factor == EM_FACTOR_NIBBLE) {
+            rows.factors[half] = _mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(15)));
+            rows.offsets[half] = _mm512_cvtepi32_ps(_mm512_srli_epi32(byte, 4));
+        } else if (numbers.factor == EM_FACTOR_INT8) {
+            const __m512 factor = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(byte, 24), 24));
+            if (em_has_half_factors(format)) rows.factors[half] = factor;
+            else rows.scales[half] = _mm512_mul_ps(scale, factor);
         } else if (numbers.factor == EM_FACTOR_E4M3) {
             const __m512 factor = _mm512_mul_ps(load_e4m3(factors), _mm512_set1_ps(EM_E4M3_HALVED));
             rows.scales[half] = _mm512_mul_ps(scale, factor);
         }
-        if (!numbers.has_offsets) continue;
-        if (numbers.factor != EM_FACTOR_NIBBLE) offset = load_bytes(offsets);
-        const __m512 product = _mm512_mul_ps(minimum, _mm512_cvtepi32_ps(offset));
-        rows.minimums[half] = _mm512_xor_ps(product, _mm512_set1_ps(-0.0f));
+    }
+    if (numbers.has_offsets && numbers.halves == 1) {
+        rows.minimum = _mm512_mul_ps(rows.minimum, _mm512_cvtepi32_ps(load_bytes(offsets)));
     }
     return rows;
 }
@@ -114,6 +131,16 @@ INLINE __m512i plane_quad(const uint8_t *payload, int bits, int quad, int to) {
 /* The weights of 16 rows x 32 columns as unsigned bytes, one vector per quad of columns. */
 INLINE void unpack(const uint8_t *payload, int format, __m512i weights[QUADS]) {
     const int bits = em_numbers(format).bits, low_bits = bits > 4 ? 4 : bits == 3 ? 2 : bits, high_bits = bits - low_bits;
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        for (int first = 0; first < QUADS; first += GRID_HALF_QUADS) {
+            __m256i sides[2][GRID_HALF_QUADS];
+            for (int side = 0; side < 2; side++) grid_unpack(payload, side, format, first, sides[side]);
+            for (int i = 0; i < GRID_HALF_QUADS; i++) {
+                weights[first + i] = _mm512_inserti64x4(_mm512_castsi256_si512(sides[0][i]), sides[1][i], 1);
+            }
+        }
+        return;
+    }
     if (bits == 8) {
         const __m512i sign = _mm512_set1_epi8((char)0x80);
         for (int quad = 0; quad < QUADS; quad++) {
@@ -142,20 +169,25 @@ INLINE __m512i first_sums(const em_group *group, int half, int format) {
     return _mm512_set1_epi32(em_numbers(format).halves == 2 ? em_half_start(group, half, zero) : em_start(group, zero));
 }
 
-/* `sum` and one group's share. */
+/* `sum` and the share of one group, in which products of whole numbers below 2^24 are exact as floats. */
 INLINE __m512 add_group(__m512 sum, const __m512i dots[2], const em_group *group, const row_numbers *rows, int format) {
     const em_format_numbers numbers = em_numbers(format);
     const __m512 scale = _mm512_set1_ps(group->scale);
+    if (em_has_half_factors(format)) {
+        const __m512 first = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0]), rows->factors[0]);
+        const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1]), rows->factors[1], first);
+        sum = _mm512_fmadd_ps(both, _mm512_mul_ps(rows->scales[0], scale), sum);
+        if (!numbers.has_offsets) return sum;
+        const __m512 one = _mm512_mul_ps(rows->offsets[0], _mm512_set1_ps((float)group->half_sums[0]));
+        const __m512 offset = _mm512_fmadd_ps(rows->offsets[1], _mm512_set1_ps((float)group->half_sums[1]), one);
+        return _mm512_fnmadd_ps(offset, _mm512_mul_ps(rows->minimum, scale), sum);
+    }
     for (int half = 0; half < numbers.halves; half++) {
         sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[half]), _mm512_mul_ps(rows->scales[half], scale), sum);
     }
-    if (!numbers.has_minimums && !numbers.has_offsets) return sum;
-    if (numbers.halves == 1) return _mm512_fmadd_ps(rows->minimums[0], _mm512_set1_ps(group->scaled_sum), sum);
-    for (int half = 0; half < 2; half++) {
-        const __m512 of_half = _mm512_set1_ps(group->scale * (float)group->half_sums[half]);
-        sum = _mm512_fmadd_ps(rows->minimums[half], of_half, sum);
-    }
-    return sum;
+    const __m512 scaled_sum = _mm512_set1_ps(group->scaled_sum);
+    if (numbers.has_offsets) return _mm512_fnmadd_ps(rows->minimum, scaled_sum, sum);
+    return numbers.has_minimums ? _mm512_fmadd_ps(rows->minimum, scaled_sum, sum) : sum;
 }
 
 /* One activation row times one panel, with prefetches ahead in the stream of panels. */

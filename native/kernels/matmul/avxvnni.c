@@ -6,10 +6,16 @@
  *   8 bits    w ^ 0x80 is w + 128 as unsigned */
 #include <immintrin.h>
 
+#include "grid256.h"
 #include "quads256.h"
 
 /* The weights of 8 rows x 16 columns as unsigned bytes, one vector per quad of columns, from quad `first` (0 or 4) on. */
-INLINE void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]) {
+INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m256i weights[QUADS_TOGETHER]) {
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        grid_unpack(payload, side, format, first, weights);
+        return;
+    }
+    payload += side * (EM_LINE_BYTES / 2);
     if (em_numbers(format).bits == 8) {
         const __m256i sign = _mm256_set1_epi8((char)0x80);
         for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
@@ -29,21 +35,28 @@ INLINE __m256i add_quads(__m256i sums, const __m256i weights[QUADS_TOGETHER], co
     return sums;
 }
 
-/* Where the sums of half `half` begin, or those of the group, of which there is one half then. */
+/* Where the sums of a group begin, or of half `half` of it where each has its own. */
 INLINE __m256i start_of(const em_group *group, int half, int format) {
     const int32_t zero = em_unsigned_zero(format);
-    if (zero == 0) return _mm256_setzero_si256();
+    if (zero == 0 || em_has_half_factors(format)) return _mm256_setzero_si256();
     return _mm256_set1_epi32(em_numbers(format).halves == 2 ? em_half_start(group, half, zero) : em_start(group, zero));
 }
 
 /* The first half of a group's dots. */
-INLINE __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group, int format) {
-    return add_quads(start_of(group, 0, format), weights, x);
+INLINE __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group, __m256i factors,
+                          int format) {
+    const __m256i dots = add_quads(start_of(group, 0, format), weights, x);
+    if (!em_has_half_factors(format)) return dots;
+    return _mm256_mullo_epi32(dots, _mm256_srai_epi32(_mm256_slli_epi32(factors, 16), 16));
 }
 
 INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
-                        int format) {
-    return add_quads(em_numbers(format).halves == 2 ? start_of(group, 1, format) : begun, weights, x);
+                        __m256i factors, int format) {
+    if (em_has_half_factors(format)) {
+        const __m256i dots = add_quads(_mm256_setzero_si256(), weights, x);
+        return _mm256_add_epi32(begun, _mm256_mullo_epi32(dots, _mm256_srai_epi32(factors, 16)));
+    }
+    return add_quads(em_numbers(format).factor == EM_FACTOR_E4M3 ? start_of(group, 1, format) : begun, weights, x);
 }
 
 #include "vectors256.h"

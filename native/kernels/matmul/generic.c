@@ -8,6 +8,7 @@
 
 #include "../half.h"
 #include "../kernels.h"
+#include "grid.h"
 
 enum { QUAD = 4, QUADS_PER_GROUP = EM_GROUP_COLUMNS / QUAD, QUAD_BYTES = EM_LINE_BYTES, NIBBLES = 15 };
 
@@ -43,6 +44,10 @@ static inline int8_t doubled(int code) {
 static inline void unpack(const uint8_t *payload, int32_t format, int8_t *values) {
     static const int8_t iq4[16] = {EM_IQ4_SIGNED};
     uint8_t codes[EM_PANEL_ROWS * EM_GROUP_COLUMNS];
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        em_grid_unpack(payload, format, values);
+        return;
+    }
     unpack_codes(payload, format, codes);
     for (int i = 0; i < EM_PANEL_ROWS * EM_GROUP_COLUMNS; i++) {
         switch (em_numbers(format).table) {
@@ -102,59 +107,86 @@ static inline void load_scales(const uint8_t *section, int32_t g, int32_t format
     for (int i = 0; i < EM_PANEL_ROWS; i++) scales[i] = em_from_bits((uint32_t)em_e8m0_half_bits(at[i]));
 }
 
-/* What multiplies the integer dots of 16 rows, and what multiplies the sum of activations; for half `half` of group g. */
-typedef struct row_numbers {
-    float scales[EM_PANEL_ROWS], minimums[EM_PANEL_ROWS];
-} row_numbers;
+static inline int factor_of(uint8_t byte, int32_t format) {
+    return em_numbers(format).factor == EM_FACTOR_NIBBLE ? byte & NIBBLES : (int8_t)byte;
+}
 
-static inline void load_row_numbers(const uint8_t *panel, em_sections at, int32_t g, int half, int32_t format,
-                                    row_numbers *rows) {
+/* Adds the share of group g of a format with a grid: see add_group. */
+static inline void add_grid_group(const uint8_t *panel, em_sections at, int32_t g, const em_group *group,
+                                  int32_t dots[2][EM_PANEL_ROWS], int32_t format, float *sums) {
+    for (int i = 0; i < EM_PANEL_ROWS; i++) {
+        const float scale = em_grid_scale(panel, at, format, g, i);
+        const int factor = em_grid_factor(panel, at, format, g, 0, i);
+        if (em_has_half_factors(format)) {
+            const int32_t dot = factor * dots[0][i] + em_grid_factor(panel, at, format, g, 1, i) * dots[1][i];
+            sums[i] = fmaf((float)dot, scale * group->scale, sums[i]);
+        } else {
+            sums[i] = fmaf((float)dots[0][i], scale * (float)factor * group->scale, sums[i]);
+        }
+    }
+}
+
+/* Adds the share of group g, whose dots of each half are `dots`, or of the whole group the first of them. */
+static inline void add_group(const uint8_t *panel, em_sections at, int32_t g, const em_group *group,
+                             int32_t dots[2][EM_PANEL_ROWS], int32_t format, float *sums) {
     const em_format_numbers numbers = em_numbers(format);
-    const size_t number = ((size_t)g * numbers.halves + half) * EM_PANEL_ROWS;
-    const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
-    load_scales(panel + at.scales, g, format, rows->scales);
+    if (numbers.grid != EM_GRID_NONE) {
+        add_grid_group(panel, at, g, group, dots, format, sums);
+        return;
+    }
+    const uint8_t *factors[2], *offsets[2];
+    float scales[EM_PANEL_ROWS], minimums[EM_PANEL_ROWS];
+    load_scales(panel + at.scales, g, format, scales);
+    memcpy(minimums, scales, sizeof minimums);
     if (numbers.has_minimums) {
-        load_numbers(panel + at.minimums + (size_t)(g >> numbers.scale_shift) * em_minimums_bytes(format), EM_F16,
-                     rows->minimums);
+        load_numbers(panel + at.minimums + (size_t)(g >> numbers.scale_shift) * em_minimums_bytes(format), EM_F16, minimums);
+    }
+    for (int half = 0; half < 2; half++) {
+        const size_t number = ((size_t)g * numbers.halves + (size_t)(half % numbers.halves)) * EM_PANEL_ROWS;
+        factors[half] = panel + at.factors + number;
+        offsets[half] = panel + at.offsets + number;
     }
     for (int i = 0; i < EM_PANEL_ROWS; i++) {
-        if (numbers.has_offsets) {
-            const int offset = numbers.factor == EM_FACTOR_NIBBLE ? factors[i] >> 4 : offsets[i];
-            rows->minimums[i] = -((numbers.has_minimums ? rows->minimums : rows->scales)[i] * (float)offset);
+        if (em_has_half_factors(format)) {
+            const int32_t dot = factor_of(factors[0][i], format) * dots[0][i] + factor_of(factors[1][i], format) * dots[1][i];
+            sums[i] = fmaf((float)dot, scales[i] * group->scale, sums[i]);
+            if (!numbers.has_offsets) continue;
+            const int32_t sum = (factors[0][i] >> 4) * group->half_sums[0] + (factors[1][i] >> 4) * group->half_sums[1];
+            sums[i] = fmaf(-(float)sum, minimums[i] * group->scale, sums[i]);
+            continue;
         }
-        if (numbers.factor == EM_FACTOR_INT8) rows->scales[i] *= (float)(int8_t)factors[i];
-        if (numbers.factor == EM_FACTOR_NIBBLE) rows->scales[i] *= (float)(factors[i] & NIBBLES);
-        if (numbers.factor == EM_FACTOR_E4M3) rows->scales[i] *= e4m3(factors[i]) * EM_E4M3_HALVED;
+        if (numbers.factor == EM_FACTOR_E4M3) {
+            for (int half = 0; half < 2; half++) {
+                const float scale = scales[i] * (e4m3(factors[half][i]) * EM_E4M3_HALVED);
+                sums[i] = fmaf((float)dots[half][i], scale * group->scale, sums[i]);
+            }
+            continue;
+        }
+        const float scale = numbers.factor == EM_FACTOR_NONE ? scales[i] : scales[i] * (float)factor_of(factors[0][i], format);
+        sums[i] = fmaf((float)dots[0][i], scale * group->scale, sums[i]);
+        if (numbers.has_offsets) minimums[i] = -(minimums[i] * (float)offsets[0][i]);
+        if (numbers.has_offsets || numbers.has_minimums) sums[i] = fmaf(minimums[i], group->scaled_sum, sums[i]);
     }
 }
 
 static inline void quantised_product(const uint8_t *panel, const em_activations *x, int32_t row, int32_t format,
                                      float *sums) {
-    const em_format_numbers numbers = em_numbers(format);
+    const int halves = em_numbers(format).halves, quads = QUADS_PER_GROUP / halves;
     const em_sections at = em_sections_of(format, x->group_count);
     const em_group *groups = x->groups + (size_t)row * x->group_count;
     const int8_t *input = x->values + (size_t)row * x->group_count * EM_GROUP_COLUMNS;
-    const int32_t zero = em_signed_zero(format), quads = QUADS_PER_GROUP / numbers.halves;
+    const int32_t zero = em_signed_zero(format);
     memset(sums, 0, EM_PANEL_ROWS * sizeof *sums);
-    for (int32_t g = 0; g < x->group_count; g++) {
+    for (int32_t g = 0; g < x->group_count; g++, input += EM_GROUP_COLUMNS) {
         int8_t values[EM_PANEL_ROWS * EM_GROUP_COLUMNS];
-        row_numbers rows[2];
+        int32_t dots[2][EM_PANEL_ROWS];
         unpack(panel + (size_t)g * em_payload_bytes(format), format, values);
-        for (int half = 0; half < numbers.halves; half++) {
-            int32_t dots[EM_PANEL_ROWS];
-            const int32_t start = numbers.halves == 1 ? em_start(groups + g, zero) : em_half_start(groups + g, half, zero);
-            dot_quads(values + half * quads * QUAD_BYTES, input + (size_t)g * EM_GROUP_COLUMNS + half * quads * QUAD, quads,
-                      dots);
-            load_row_numbers(panel, at, g, half, format, &rows[half]);
-            for (int i = 0; i < EM_PANEL_ROWS; i++) {
-                sums[i] = fmaf((float)(dots[i] + start), rows[half].scales[i] * groups[g].scale, sums[i]);
-            }
+        for (int half = 0; half < halves; half++) {
+            const int32_t start = halves == 1 ? em_start(groups + g, zero) : em_half_start(groups + g, half, zero);
+            dot_quads(values + half * quads * QUAD_BYTES, input + half * quads * QUAD, quads, dots[half]);
+            for (int i = 0; i < EM_PANEL_ROWS; i++) dots[half][i] += start;
         }
-        for (int half = 0; half < numbers.halves && (numbers.has_minimums || numbers.has_offsets); half++) {
-            const float sum = numbers.halves == 1 ? groups[g].scaled_sum
-                                                  : groups[g].scale * (float)groups[g].half_sums[half];
-            for (int i = 0; i < EM_PANEL_ROWS; i++) sums[i] = fmaf(rows[half].minimums[i], sum, sums[i]);
-        }
+        add_group(panel, at, g, groups + g, dots, format, sums);
     }
 }
 

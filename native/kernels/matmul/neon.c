@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "../neon.h"
+#include "grid_neon.h"
 #include "lookahead.h"
 
 enum {
@@ -48,6 +49,10 @@ INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t we
     const uint8_t *at = payload + quarter * (EM_LINE_BYTES / QUARTERS);
     const int bits = em_numbers(format).bits, low_bits = bits > 4 ? 4 : bits == 3 ? 2 : bits, high_bits = bits - low_bits;
     const int table = em_numbers(format).table;
+    if (em_numbers(format).grid != EM_GRID_NONE) {
+        grid_unpack(payload, quarter, format, weights);
+        return;
+    }
     if (bits == 8) {
         for (int quad = 0; quad < QUADS; quad++) weights[quad] = vreinterpretq_s8_u8(vld1q_u8(at + quad * EM_LINE_BYTES));
         return;
@@ -76,8 +81,8 @@ INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t we
 typedef struct group_input {
     int8x16_t x[2];     /* columns 0-15 and 16-31 */
     int32x4_t first[2]; /* where the integer sums of the group, or of its halves, begin */
-    float scale;
-    float sums[2]; /* by which minimums are multiplied: of the group, or of its halves */
+    float scale, scaled_sum;
+    int32_t half_sums[2];
 } group_input;
 
 INLINE group_input load_input(const int8_t *values, const em_group *group, int format) {
@@ -86,15 +91,12 @@ INLINE group_input load_input(const int8_t *values, const em_group *group, int f
         .x = {vld1q_s8(values), vld1q_s8(values + EM_HALF_COLUMNS)},
         .first = {vdupq_n_s32(0), vdupq_n_s32(0)},
         .scale = group->scale,
-        .sums = {group->scaled_sum, 0},
+        .scaled_sum = group->scaled_sum,
+        .half_sums = {group->half_sums[0], group->half_sums[1]},
     };
-    if (em_numbers(format).halves == 1) {
-        if (zero != 0) in.first[0] = vdupq_n_s32(em_start(group, zero));
-        return in;
-    }
-    for (int half = 0; half < 2; half++) {
-        if (zero != 0) in.first[half] = vdupq_n_s32(em_half_start(group, half, zero));
-        in.sums[half] = group->scale * (float)group->half_sums[half];
+    if (zero != 0 && em_numbers(format).halves == 1) in.first[0] = vdupq_n_s32(em_start(group, zero));
+    for (int half = 0; half < 2 && zero != 0 && em_numbers(format).halves == 2; half++) {
+        in.first[half] = vdupq_n_s32(em_half_start(group, half, zero));
     }
     return in;
 }
@@ -107,9 +109,10 @@ INLINE int32x4_t dot_quads(int32x4_t sums, const int8x16_t weights[QUADS / 2], i
     return vdotq_laneq_s32(sums, weights[3], x, 3);
 }
 
-/* What multiplies the integer dots of 4 rows, and what multiplies sums of activations; for each half of a group. */
+/* The numbers of 4 rows for one group. */
 typedef struct row_numbers {
-    float32x4_t scales[2], minimums[2];
+    float32x4_t scales[2], minimum;   /* the second scale is that of the second half, where factors are e4m3 */
+    int32x4_t factors[2], offsets[2]; /* of both halves (em_has_half_factors) */
 } row_numbers;
 
 INLINE int32x4_t load_bytes(const uint8_t *at) {
@@ -136,54 +139,74 @@ INLINE float32x4_t load_scales(const uint8_t *at, int format) {
     return vreinterpretq_f32_s32(vmaxq_s32(normal, below_normal));
 }
 
+/* Those of a format with a grid. */
+INLINE row_numbers grid_numbers(const uint8_t *panel, em_sections at, int32_t g, int quarter, int format) {
+    const int32x4_t none = vdupq_n_s32(0);
+    float32x4_t scale = grid_scale(panel, at, g, quarter, format);
+    row_numbers rows = {{scale, scale}, scale, {none, none}, {none, none}};
+    for (int half = 0; half < em_numbers(format).halves; half++) {
+        rows.factors[half] = grid_factors(panel, at, g, half, quarter, format);
+    }
+    if (em_numbers(format).halves == 1) rows.scales[0] = vmulq_f32(scale, vcvtq_f32_s32(rows.factors[0]));
+    return rows;
+}
+
 INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int quarter, int format) {
     const em_format_numbers numbers = em_numbers(format);
+    if (numbers.grid != EM_GRID_NONE) return grid_numbers(panel, at, g, quarter, format);
     const size_t shared = (size_t)(g >> numbers.scale_shift), scales_bytes = em_scales_bytes(format);
     const uint8_t *scales = panel + at.scales + shared * scales_bytes + (size_t)quarter * (scales_bytes / QUARTERS);
     const float32x4_t scale = load_scales(scales, format);
-    float32x4_t minimum = scale;
+    const int32x4_t none = vdupq_n_s32(0);
+    row_numbers rows = {{scale, scale}, scale, {none, none}, {none, none}};
     if (numbers.has_minimums) {
         const size_t bytes = em_minimums_bytes(format);
-        minimum = em_load_four_halves(panel + at.minimums + shared * bytes + (size_t)quarter * (bytes / QUARTERS));
+        rows.minimum = em_load_four_halves(panel + at.minimums + shared * bytes + (size_t)quarter * (bytes / QUARTERS));
     }
-    row_numbers rows = {{scale, scale}, {minimum, minimum}};
     for (int half = 0; half < numbers.halves; half++) {
         const size_t number = ((size_t)g * numbers.halves + half) * EM_PANEL_ROWS + (size_t)quarter * QUARTER_ROWS;
         const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
-        int32x4_t offset = vdupq_n_s32(0);
         if (numbers.factor == EM_FACTOR_INT8) {
-            const int32x4_t factor = vshrq_n_s32(vshlq_n_s32(load_bytes(factors), 24), 24);
-            rows.scales[half] = vmulq_f32(scale, vcvtq_f32_s32(factor));
+            rows.factors[half] = vshrq_n_s32(vshlq_n_s32(load_bytes(factors), 24), 24);
+            if (numbers.halves == 1) rows.scales[0] = vmulq_f32(scale, vcvtq_f32_s32(rows.factors[0]));
         } else if (numbers.factor == EM_FACTOR_NIBBLE) {
             const int32x4_t both = load_bytes(factors);
-            rows.scales[half] = vmulq_f32(scale, vcvtq_f32_s32(vandq_s32(both, vdupq_n_s32(15))));
-            offset = vshrq_n_s32(both, 4);
+            rows.factors[half] = vandq_s32(both, vdupq_n_s32(15));
+            rows.offsets[half] = vshrq_n_s32(both, 4);
         } else if (numbers.factor == EM_FACTOR_E4M3) {
             rows.scales[half] = vmulq_f32(scale, vmulq_n_f32(load_e4m3(factors), EM_E4M3_HALVED));
         }
-        if (!numbers.has_offsets) continue;
-        if (numbers.factor != EM_FACTOR_NIBBLE) offset = load_bytes(offsets);
-        rows.minimums[half] = vnegq_f32(vmulq_f32(minimum, vcvtq_f32_s32(offset)));
+        if (numbers.has_offsets && numbers.halves == 1) {
+            rows.minimum = vmulq_f32(rows.minimum, vcvtq_f32_s32(load_bytes(offsets)));
+        }
     }
     return rows;
 }
 
-/* `sum` and one group's share: the integer dots of 4 rows by their scales, and minimums. */
+/* `sum` and the share of one group. */
 INLINE float32x4_t add_group(float32x4_t sum, const int8x16_t weights[QUADS], const group_input *in,
                              const row_numbers *rows, int format) {
     const em_format_numbers numbers = em_numbers(format);
     int32x4_t dots = dot_quads(in->first[0], weights, in->x[0]);
-    if (numbers.halves == 2) {
-        sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(rows->scales[0], in->scale));
-        dots = in->first[1];
+    const int last = numbers.factor == EM_FACTOR_E4M3;
+    if (em_has_half_factors(format)) {
+        const int32x4_t second = dot_quads(in->first[1], weights + QUADS / 2, in->x[1]);
+        dots = vmlaq_s32(vmulq_s32(dots, rows->factors[0]), second, rows->factors[1]);
+    } else {
+        if (last) {
+            sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(rows->scales[0], in->scale));
+            dots = in->first[1];
+        }
+        dots = dot_quads(dots, weights + QUADS / 2, in->x[1]);
     }
-    const int last = numbers.halves - 1;
-    dots = dot_quads(dots, weights + QUADS / 2, in->x[1]);
     sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(rows->scales[last], in->scale));
-    for (int half = 0; half < numbers.halves && (numbers.has_minimums || numbers.has_offsets); half++) {
-        sum = vfmaq_n_f32(sum, rows->minimums[half], in->sums[half]);
+    if (em_has_half_factors(format) && numbers.has_offsets) {
+        const int32x4_t first = vmulq_n_s32(rows->offsets[0], in->half_sums[0]);
+        const int32x4_t offset = vmlaq_n_s32(first, rows->offsets[1], in->half_sums[1]);
+        return vfmsq_f32(sum, vcvtq_f32_s32(offset), vmulq_n_f32(rows->minimum, in->scale));
     }
-    return sum;
+    if (numbers.has_offsets) return vfmsq_n_f32(sum, rows->minimum, in->scaled_sum);
+    return numbers.has_minimums ? vfmaq_n_f32(sum, rows->minimum, in->scaled_sum) : sum;
 }
 
 /* One activation row times one panel, with prefetches ahead in the stream of panels. */

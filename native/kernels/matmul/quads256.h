@@ -54,4 +54,11 @@ INLINE void look_up(__m128i table, __m256i codes[QUADS_TOGETHER]) {
     for (int quad = 0; quad < QUADS_TOGETHER; quad++) codes[quad] = _mm256_shuffle_epi8(values, codes[quad]);
 }
 
+/* The factors of the first (0) or the second half of each row, twice. */
+INLINE __m256i half_factors(__m256i factors, int half) {
+    const __m256i from = half ? _mm256_set1_epi32(0x03020302) : _mm256_set1_epi32(0x01000100);
+    const __m256i rows = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+    return _mm256_shuffle_epi8(factors, _mm256_add_epi8(from, rows));
+}
+
 #endif

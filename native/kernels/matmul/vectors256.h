@@ -1,14 +1,15 @@
 /* Panel products with 256-bit vectors; the same bits as matmul/generic.c. An including file says before what one group's
  * integer dots are, in two halves of four quads each (`weights` and `x` are those of the half):
  *
- *   static inline void unpack(const uint8_t *payload, int format, int first, __m256i weights[QUADS_TOGETHER]);
+ *   static inline void unpack(const uint8_t *payload, int side, int format, int first, __m256i weights[QUADS_TOGETHER]);
  *   static inline __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
- *                                    int format);
+ *                                    __m256i factors, int format);
  *   static inline __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x,
- *                                  const em_group *group, int format);
+ *                                  const em_group *group, __m256i factors, int format);
  *
- * What a group has is end_dots's result. Where factors are of 16 columns each half has its own: begin_dots has the first's,
- * and end_dots takes none of it.
+ * What a group has is end_dots's result. Of formats with half factors (em_has_half_factors), `factors` has those of both
+ * halves for each row, as int16, and multiplies dots from which zero points have not been taken off. Where factors are
+ * e4m3, begin_dots has the first half's dots, and end_dots those of the second half alone.
  *
  * A 32-byte vector of a quantised payload holds 8 rows x 4 columns, so a panel has two sides of 8 rows; the 4 activations
  * of those columns are broadcast to every row (vpbroadcastd from memory, a load port only).
@@ -23,11 +24,12 @@
 #ifndef EDGEMOE_VECTORS256_H
 #define EDGEMOE_VECTORS256_H
 
+#include "grid256.h"
+#include "grid_row256.h"
 #include "lookahead.h"
 
 enum {
     SIDE_ROWS = 8,
-    SIDE_BYTES = EM_LINE_BYTES / 2,
     ROWS_TOGETHER = 32,
     GROUPS_TOGETHER = 32, /* as many fit the second-level cache well, with their weights; 48 KiB of stack */
     SIDES = 2,
@@ -62,58 +64,88 @@ INLINE __m256 load_scales(const uint8_t *at, int format) {
     return _mm256_castsi256_ps(_mm256_max_epi32(normal, below_normal));
 }
 
-/* What multiplies the integer dots of 8 rows, and what multiplies sums of activations; for each half of a group. */
+/* Bytes of both halves for 8 rows, those of a row beside each other, as int16. */
+INLINE __m256i load_pairs(const uint8_t *at, int is_signed) {
+    const __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)at);
+    const __m128i second = _mm_loadl_epi64((const __m128i *)(const void *)(at + EM_PANEL_ROWS));
+    const __m128i pairs = _mm_unpacklo_epi8(first, second);
+    return is_signed ? _mm256_cvtepi8_epi16(pairs) : _mm256_cvtepu8_epi16(pairs);
+}
+
+/* The numbers of 8 rows for one group. */
 typedef struct row_numbers {
-    __m256 scales[2], minimums[2];
+    __m256 scales[2], minimum; /* the second scale is that of the second half, where factors are e4m3 */
+    __m256i factors, offsets;  /* of both halves (load_pairs) */
 } row_numbers;
 
 INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int side, int format) {
     const em_format_numbers numbers = em_numbers(format);
     const size_t shared = (size_t)(g >> numbers.scale_shift), scales_bytes = em_scales_bytes(format);
-    const __m256 scale = load_scales(panel + at.scales + shared * scales_bytes + side * (scales_bytes / 2), format);
-    __m256 minimum = scale;
-    if (numbers.has_minimums) minimum = load_halves(panel + at.minimums + shared * 32 + (size_t)side * 16);
+    const size_t number = (size_t)g * numbers.halves * EM_PANEL_ROWS + (size_t)side * SIDE_ROWS;
+    const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
     row_numbers rows;
-    for (int half = 0; half < numbers.halves; half++) {
-        const size_t number = ((size_t)g * numbers.halves + half) * EM_PANEL_ROWS + (size_t)side * SIDE_ROWS;
-        const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
-        rows.scales[half] = scale;
-        rows.minimums[half] = minimum;
-        __m256i offset = _mm256_setzero_si256();
-        if (numbers.factor == EM_FACTOR_INT8) {
-            const __m256i factor = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)factors));
-            rows.scales[half] = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor));
-        } else if (numbers.factor == EM_FACTOR_NIBBLE) {
-            const __m256i both = load_bytes(factors);
-            const __m256i factor = _mm256_and_si256(both, _mm256_set1_epi32(15));
-            rows.scales[half] = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor));
-            offset = _mm256_srli_epi32(both, 4);
-        } else if (numbers.factor == EM_FACTOR_E4M3) {
-            const __m256 factor = _mm256_mul_ps(load_e4m3(factors), _mm256_set1_ps(EM_E4M3_HALVED));
+    rows.factors = rows.offsets = _mm256_setzero_si256();
+    if (numbers.grid != EM_GRID_NONE) {
+        const __m256 of_grid = grid_scale(panel, at, g, side, format);
+        if (numbers.halves == 2) rows.factors = grid_half_factors(panel, at, g, side, format);
+        rows.scales[0] = numbers.halves == 2 ? of_grid : grid_times_factors(of_grid, panel, at, g, side, format);
+        rows.scales[1] = rows.minimum = rows.scales[0];
+        return rows;
+    }
+    const __m256 scale = load_scales(panel + at.scales + shared * scales_bytes + side * (scales_bytes / 2), format);
+    rows.scales[0] = rows.scales[1] = rows.minimum = scale;
+    if (numbers.has_minimums) rows.minimum = load_halves(panel + at.minimums + shared * 32 + (size_t)side * 16);
+    if (numbers.factor == EM_FACTOR_NIBBLE) {
+        const __m256i both = load_pairs(factors, 0);
+        rows.factors = _mm256_and_si256(both, _mm256_set1_epi16(15));
+        rows.offsets = _mm256_srli_epi16(both, 4);
+    } else if (em_has_half_factors(format)) {
+        rows.factors = load_pairs(factors, 1);
+    } else if (numbers.factor == EM_FACTOR_E4M3) {
+        for (int half = 0; half < 2; half++) {
+            const __m256 factor = _mm256_mul_ps(load_e4m3(factors + half * EM_PANEL_ROWS), _mm256_set1_ps(EM_E4M3_HALVED));
             rows.scales[half] = _mm256_mul_ps(scale, factor);
         }
-        if (!numbers.has_offsets) continue;
-        if (numbers.factor != EM_FACTOR_NIBBLE) offset = load_bytes(offsets);
-        const __m256 product = _mm256_mul_ps(minimum, _mm256_cvtepi32_ps(offset));
-        rows.minimums[half] = _mm256_xor_ps(product, _mm256_set1_ps(-0.0f));
+    } else if (numbers.factor == EM_FACTOR_INT8) {
+        const __m256i factor = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)factors));
+        rows.scales[0] = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(factor));
+    }
+    if (numbers.has_offsets && numbers.halves == 1) {
+        rows.minimum = _mm256_mul_ps(rows.minimum, _mm256_cvtepi32_ps(load_bytes(offsets)));
     }
     return rows;
 }
 
-/* `sum` and the share of one group, whose dots are `dots` or, of halves, `begun` and `dots`. */
+/* The share of a group in formats with half factors. */
+INLINE __m256 add_halves(__m256 sum, __m256i dots, const em_group *group, const row_numbers *rows, int format) {
+    const em_format_numbers numbers = em_numbers(format);
+    const __m256 scale = _mm256_set1_ps(group->scale);
+    int32_t both;
+    memcpy(&both, group->half_sums, sizeof both);
+    const __m256i half_sums = _mm256_set1_epi32(both);
+    const int32_t zero = em_unsigned_zero(format);
+    if (zero) {
+        const __m256i times = _mm256_set1_epi16((int16_t)zero); /* at most 32 * 128 */
+        const __m256i zeros = _mm256_madd_epi16(_mm256_mullo_epi16(rows->factors, times), half_sums);
+        dots = _mm256_sub_epi32(dots, zeros);
+    }
+    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(rows->scales[0], scale), sum);
+    if (!numbers.has_offsets) return sum;
+    const __m256 offset = _mm256_cvtepi32_ps(_mm256_madd_epi16(rows->offsets, half_sums));
+    return _mm256_fnmadd_ps(offset, _mm256_mul_ps(rows->minimum, scale), sum);
+}
+
+/* `sum` and the share of one group. */
 INLINE __m256 add_group(__m256 sum, __m256i begun, __m256i dots, const em_group *group, const row_numbers *rows, int format) {
     const em_format_numbers numbers = em_numbers(format);
+    if (em_has_half_factors(format)) return add_halves(sum, dots, group, rows, format);
     const __m256 scale = _mm256_set1_ps(group->scale);
     const int last = numbers.halves - 1;
     if (last) sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(begun), _mm256_mul_ps(rows->scales[0], scale), sum);
     sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(rows->scales[last], scale), sum);
-    if (!numbers.has_minimums && !numbers.has_offsets) return sum;
-    if (!last) return _mm256_fmadd_ps(rows->minimums[0], _mm256_set1_ps(group->scaled_sum), sum);
-    for (int half = 0; half < 2; half++) {
-        const __m256 of_half = _mm256_set1_ps(group->scale * (float)group->half_sums[half]);
-        sum = _mm256_fmadd_ps(rows->minimums[half], of_half, sum);
-    }
-    return sum;
+    const __m256 scaled_sum = _mm256_set1_ps(group->scaled_sum);
+    if (numbers.has_offsets) return _mm256_fnmadd_ps(rows->minimum, scaled_sum, sum);
+    return numbers.has_minimums ? _mm256_fmadd_ps(rows->minimum, scaled_sum, sum) : sum;
 }
 
 INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t row, float *out, int format) {
@@ -127,13 +159,13 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     for (int32_t g = 0; g < group_count; g++, group++, values += EM_GROUP_COLUMNS) {
         em_prefetch_group(&next, format);
         for (int side = 0; side < SIDES; side++) {
-            const uint8_t *payload = panel + (size_t)g * payload_bytes + (size_t)side * SIDE_BYTES;
-            __m256i weights[QUADS_TOGETHER];
-            unpack(payload, format, 0, weights);
-            const __m256i begun = begin_dots(weights, values, group, format);
-            unpack(payload, format, QUADS_TOGETHER, weights);
-            const __m256i dots = end_dots(begun, weights, values + EM_HALF_COLUMNS, group, format);
+            const uint8_t *payload = panel + (size_t)g * payload_bytes;
             const row_numbers numbers = load_numbers(panel, at, g, side, format);
+            __m256i weights[QUADS_TOGETHER];
+            unpack(payload, side, format, 0, weights);
+            const __m256i begun = begin_dots(weights, values, group, numbers.factors, format);
+            unpack(payload, side, format, QUADS_TOGETHER, weights);
+            const __m256i dots = end_dots(begun, weights, values + EM_HALF_COLUMNS, group, numbers.factors, format);
             sums[side] = add_group(sums[side], begun, dots, group, &numbers, format);
         }
     }
@@ -180,21 +212,25 @@ INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_
         em_prefetch_group(&next, format);
         const uint8_t *payload = panel + (size_t)g * payload_bytes;
         __m256i weights[SIDES][QUADS_TOGETHER];
-        for (int side = 0; side < SIDES; side++) unpack(payload + side * SIDE_BYTES, format, 0, weights[side]);
-        for (int32_t i = 0; i < count; i++) {
-            for (int side = 0; side < SIDES; side++) {
-                begun[i][side] = begin_dots(weights[side], values + i * EM_GROUP_COLUMNS, group + i, format);
-            }
-        }
         row_numbers numbers[SIDES];
         for (int side = 0; side < SIDES; side++) {
-            unpack(payload + side * SIDE_BYTES, format, QUADS_TOGETHER, weights[side]);
+            unpack(payload, side, format, 0, weights[side]);
             numbers[side] = load_numbers(panel, at, g, side, format);
+        }
+        for (int32_t i = 0; i < count; i++) {
+            for (int side = 0; side < SIDES; side++) {
+                begun[i][side] = begin_dots(weights[side], values + i * EM_GROUP_COLUMNS, group + i, numbers[side].factors,
+                                            format);
+            }
+        }
+        for (int side = 0; side < SIDES; side++) {
+            unpack(payload, side, format, QUADS_TOGETHER, weights[side]);
         }
         for (int32_t i = 0; i < count; i++) {
             const int8_t *x = values + i * EM_GROUP_COLUMNS + EM_HALF_COLUMNS;
             for (int side = 0; side < SIDES; side++) {
-                const __m256i dots = end_dots(begun[i][side], weights[side], x, group + i, format);
+                const __m256i factors = numbers[side].factors;
+                const __m256i dots = end_dots(begun[i][side], weights[side], x, group + i, factors, format);
                 sums[i][side] = add_group(sums[i][side], begun[i][side], dots, group + i, &numbers[side], format);
             }
         }
@@ -210,7 +246,9 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
                              const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     if (count == 1) {
         for (int32_t p = 0; p < panel_count; p++) {
-            quantised_row(em_panel(matrix, first_panel + p, format), x, rows[0], out + p * EM_PANEL_ROWS, format);
+            const uint8_t *panel = em_panel(matrix, first_panel + p, format);
+            const int has_grid = em_numbers(format).grid != EM_GRID_NONE;
+            (has_grid ? grid_row : quantised_row)(panel, x, rows[0], out + p * EM_PANEL_ROWS, format);
         }
         return;
     }
@@ -262,62 +300,89 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     }
 }
 
-/* The same with e4m3 weights, whose scales multiply the sums of whole groups. */
-INLINE void e4m3_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
-                      size_t out_stride, int format) {
-    const em_format_numbers numbers = em_numbers(format);
-    const size_t scales_bytes = em_scales_bytes(format);
-    const uint8_t *scales = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+/* A group of e4m3 weights as floats divided by 256: column beside column. */
+INLINE void decode_e4m3(const uint8_t *codes, int32_t columns, float *weights) {
+    for (int32_t at = 0; at < columns * EM_PANEL_ROWS; at += SIDE_ROWS) _mm256_storeu_ps(weights + at, load_e4m3(codes + at));
+}
+
+/* Adds to `out` what one group, whose scales are `scales`, has for `count` activation rows, at most FLOAT_ROWS_TOGETHER.
+ * The weights are codes or, where `decoded` is not NULL, those. */
+INLINE void add_e4m3_group(const uint8_t *codes, const float *decoded, const __m256 scales[SIDES], const em_activations *x,
+                           int32_t first, int32_t columns, const int32_t *rows, int count, float *out, size_t out_stride) {
     const float *inputs[FLOAT_ROWS_TOGETHER];
-    __m256 sums[FLOAT_ROWS_TOGETHER][SIDES];
+    __m256 partial[FLOAT_ROWS_TOGETHER][SIDES];
     for (int t = 0; t < count; t++) {
-        inputs[t] = x->floats + (size_t)rows[t] * x->columns;
-        sums[t][0] = sums[t][1] = _mm256_setzero_ps();
+        inputs[t] = x->floats + (size_t)rows[t] * x->columns + first;
+        partial[t][0] = partial[t][1] = _mm256_setzero_ps();
     }
-    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
-        const int32_t end = x->columns - first < EM_GROUP_COLUMNS ? x->columns : first + EM_GROUP_COLUMNS;
-        const size_t shared = (size_t)(first / EM_GROUP_COLUMNS >> numbers.scale_shift);
-        __m256 partial[FLOAT_ROWS_TOGETHER][SIDES];
-        for (int t = 0; t < count; t++) partial[t][0] = partial[t][1] = _mm256_setzero_ps();
-        for (int32_t column = first; column < end; column++) {
-            const uint8_t *codes = panel + (size_t)column * EM_PANEL_ROWS;
-            if (count == 1 && column % 4 == 0) __builtin_prefetch(codes + FLOAT_BYTES_AHEAD);
-            const __m256 low = load_e4m3(codes), high = load_e4m3(codes + SIDE_ROWS);
-            for (int t = 0; t < count; t++) {
-                const __m256 input = _mm256_set1_ps(inputs[t][column]);
-                partial[t][0] = _mm256_fmadd_ps(low, input, partial[t][0]);
-                partial[t][1] = _mm256_fmadd_ps(high, input, partial[t][1]);
-            }
+    for (int32_t column = 0; column < columns; column++) {
+        const size_t at = (size_t)column * EM_PANEL_ROWS;
+        const __m256 low = decoded ? _mm256_loadu_ps(decoded + at) : load_e4m3(codes + at);
+        const __m256 high = decoded ? _mm256_loadu_ps(decoded + at + SIDE_ROWS) : load_e4m3(codes + at + SIDE_ROWS);
+        for (int t = 0; t < count; t++) {
+            const __m256 input = _mm256_set1_ps(inputs[t][column]);
+            partial[t][0] = _mm256_fmadd_ps(low, input, partial[t][0]);
+            partial[t][1] = _mm256_fmadd_ps(high, input, partial[t][1]);
         }
+    }
+    for (int t = 0; t < count; t++) {
         for (int side = 0; side < SIDES; side++) {
-            const __m256 given = load_scales(scales + shared * scales_bytes + side * (scales_bytes / 2), format);
-            const __m256 scale = _mm256_mul_ps(given, _mm256_set1_ps(em_e4m3_unit(format)));
-            for (int t = 0; t < count; t++) sums[t][side] = _mm256_fmadd_ps(partial[t][side], scale, sums[t][side]);
+            float *sum = out + (size_t)t * out_stride + side * SIDE_ROWS;
+            _mm256_storeu_ps(sum, _mm256_fmadd_ps(partial[t][side], scales[side], _mm256_loadu_ps(sum)));
         }
-    }
-    for (int t = 0; t < count; t++) {
-        for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + t * out_stride + side * SIDE_ROWS, sums[t][side]);
     }
 }
 
-INLINE void some_float_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int count, float *out,
-                            size_t out_stride, int format) {
-    (format == EM_F8 || format == EM_M8 ? e4m3_rows : float_rows)(panel, x, rows, count, out, out_stride, format);
+/* Any number of activation rows times one panel of e4m3 weights, whose scales multiply the sums of whole groups. */
+INLINE void e4m3_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
+                       size_t out_stride, int format) {
+    enum { STEP = FLOAT_ROWS_TOGETHER };
+    const size_t scales_bytes = em_scales_bytes(format);
+    const uint8_t *scale_section = panel + em_sections_of(format, em_group_count(x->columns)).scales;
+    for (int32_t i = 0; i < count; i++) memset(out + (size_t)i * out_stride, 0, EM_PANEL_ROWS * sizeof *out);
+    for (int32_t first = 0; first < x->columns; first += EM_GROUP_COLUMNS) {
+        const int32_t columns = x->columns - first < EM_GROUP_COLUMNS ? x->columns - first : EM_GROUP_COLUMNS;
+        const size_t shared = (size_t)(first / EM_GROUP_COLUMNS >> em_numbers(format).scale_shift);
+        const uint8_t *codes = panel + (size_t)first * EM_PANEL_ROWS, *at = scale_section + shared * scales_bytes;
+        __m256 scales[SIDES];
+        for (int side = 0; side < SIDES; side++) {
+            const __m256 scale = load_scales(at + side * (scales_bytes / 2), format);
+            scales[side] = _mm256_mul_ps(scale, _mm256_set1_ps(em_e4m3_unit(format)));
+        }
+        if (count == 1) {
+            for (int32_t line = 0; line < columns * EM_PANEL_ROWS; line += EM_LINE_BYTES) {
+                __builtin_prefetch(codes + line + FLOAT_BYTES_AHEAD);
+            }
+            add_e4m3_group(codes, NULL, scales, x, first, columns, rows, 1, out, out_stride);
+            continue;
+        }
+        float decoded[EM_GROUP_COLUMNS * EM_PANEL_ROWS];
+        decode_e4m3(codes, columns, decoded);
+        int32_t i = 0;
+        for (; i + STEP <= count; i += STEP) {
+            float *to = out + (size_t)i * out_stride;
+            add_e4m3_group(codes, decoded, scales, x, first, columns, rows + i, STEP, to, out_stride);
+        }
+        for (; i < count; i++) {
+            add_e4m3_group(codes, decoded, scales, x, first, columns, rows + i, 1, out + (size_t)i * out_stride, out_stride);
+        }
+    }
 }
 
 INLINE void float_panel(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count, float *out,
                         size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
     for (; count >= STEP; count -= STEP, rows += STEP, out += STEP * out_stride) {
-        some_float_rows(panel, x, rows, STEP, out, out_stride, format);
+        float_rows(panel, x, rows, STEP, out, out_stride, format);
     }
-    for (; count > 0; count--, rows++, out += out_stride) some_float_rows(panel, x, rows, 1, out, out_stride, format);
+    for (; count > 0; count--, rows++, out += out_stride) float_rows(panel, x, rows, 1, out, out_stride, format);
 }
 
 INLINE void float_panels(const em_matrix *matrix, int32_t first, int32_t panel_count, const em_activations *x,
                          const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     for (int32_t p = 0; p < panel_count; p++, out += EM_PANEL_ROWS) {
-        float_panel(em_panel(matrix, first + p, format), x, rows, count, out, out_stride, format);
+        const uint8_t *panel = em_panel(matrix, first + p, format);
+        (em_scales_bytes(format) ? e4m3_panel : float_panel)(panel, x, rows, count, out, out_stride, format);
     }
 }
 

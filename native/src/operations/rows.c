@@ -7,6 +7,7 @@
 
 #include "../../kernels/exponential.h"
 #include "../../kernels/half.h"
+#include "../../kernels/matmul/grid.h"
 
 enum {
     /* A chunk of fewer numbers than this costs more to hand out than to do. */
@@ -68,6 +69,12 @@ static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count
     if (format == EM_F32) return float_at(panel, at);
     const em_sections sections = em_sections_of(format, group_count);
     const int32_t c = column % EM_GROUP_COLUMNS;
+    if (numbers.grid != EM_GRID_NONE) {
+        const int half = c * numbers.halves / EM_GROUP_COLUMNS;
+        const int value = em_grid_value(panel + group * em_payload_bytes(format), format, row, c);
+        const int factor = em_grid_factor(panel, sections, format, (int32_t)group, half, row);
+        return em_grid_scale(panel, sections, format, (int32_t)group, row) * (float)(factor * value);
+    }
     const float value = numbers.floating ? e4m3(panel[at], em_e4m3_unit(format))
                                          : value_at(panel + group * em_payload_bytes(format), format, row, c);
     const size_t number = (group >> numbers.scale_shift) * EM_PANEL_ROWS + row;

@@ -198,8 +198,19 @@ def test_a_file_with_an_indexer_is_the_model_as_far_as_it_chooses_all(family: st
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a" / "model.gguf").tensors}
     np.testing.assert_array_equal(weights["layers.2.query_latent"], tensors["blk.2.attn_q_a.weight"])
     assert not any("indexer" in name for name in weights)
-    with pytest.raises(StoreError, match="needs the tensors of its indexer, which stores leave out"):
-        export_gguf(Store.open(store), tmp_path / "m.gguf", name="x", tokenizer=False)
+    told: list[str] = []
+    exported = export_gguf(Store.open(store), tmp_path / "m.gguf", name="x", tokenizer=False, notice=told.append)
+    (text,) = told
+    assert text.startswith("The file holds the model up to 96 tokens, as many as its indexer chooses")
+    fields = gguf.GGUFReader(exported).fields
+    assert fields["general.architecture"].contents() == "deepseek2"
+    assert fields["deepseek2.context_length"].contents() == 96
+    assert not any("indexer" in name for name in fields)
+    back = model_spec(GgufSource(exported).config)
+    assert replace(back, family=family, positions_limit="indexer") == spec
+    again = convert_checkpoint(str(exported), tmp_path / "again", experts="f32", dense="f32")
+    for name, values in store_weights(Store.open(again)).items():
+        np.testing.assert_array_equal(values, weights[name], err_msg=name)
     with pytest.raises(SourceError, match=r"expert_gating_func: expected 2 \(sigmoid\), found 1"):
         GgufSource(write_indexed(tmp_path / "b", config, metadata={"expert_gating_func": 1}))
 

@@ -17,10 +17,12 @@ from edgemoe.kernels.paging import RECORD, CacheStatistics
 NATIVE = Path(edgemoe.__file__).parents[1] / "native"
 
 
-def test_the_committed_header_is_that_of_the_definitions() -> None:
+def test_the_committed_headers_are_those_of_the_definitions() -> None:
     script = runpy.run_path(str(NATIVE / "write_header.py"))
     expected: str = script["header_text"]()
     assert (NATIVE / "include" / "edgemoe_operations.h").read_text() == expected, "run `make header` and commit it"
+    grids: str = script["grid_header_text"]()
+    assert (NATIVE / "kernels" / "matmul" / "grid_tables.h").read_text() == grids, "run `make header` and commit it"
 
 
 def test_every_operation_has_its_struct_and_its_place_in_the_enumeration() -> None:

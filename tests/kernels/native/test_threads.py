@@ -16,11 +16,12 @@ from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.kernels.builders import CACHE_FORMATS, aligned, empty_cache, fill_cache, numbers, places, random_matrix
 from tests.kernels.test_runs import TinyLayer, assert_same_bits, run_layer
+from tests.support.pairs import some
 
 TOKENS = np.arange(37, dtype=np.int32)
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", some(FORMATS))
 def test_threads_and_isas_change_no_bit(format_name: str) -> None:
     expected = None
     for isa in available_isas():
@@ -34,7 +35,7 @@ def test_threads_and_isas_change_no_bit(format_name: str) -> None:
     assert np.isfinite(expected["residual"]).all()
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", some(FORMATS))
 def test_rows_of_many_groups_have_the_same_bits_in_company_and_alone(format_name: str) -> None:
     """There are more groups, rows and panels than kernels take at a time, and an odd number of each is left."""
     random = np.random.default_rng(3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edgemoe.conversion import hub
-from edgemoe.conversion.folder import FolderSource
 from edgemoe.conversion.forecast import forecast_store
-from edgemoe.conversion.mxfp4 import join_names, join_pairs
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.conversion.source import TensorInfo
+from edgemoe.conversion.quantised.source import shown_dtypes, with_blocks
+from edgemoe.conversion.source import Source, TensorInfo
 from edgemoe.errors import SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise, pack
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.store.reader import Store
+from tests.support.bytes_source import BytesSource
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.every_case import every_case
-from tests.support.hub_server import Repository, hub_server
+from tests.support.hub_server import Repository, hub_server, use_hub
 from tests.support.mxfp4_checkpoints import mxfp4_weights, random_mxfp4, write_packed_checkpoint
 from tests.support.stores import store_weights
 
@@ -73,7 +72,7 @@ def test_codes_of_a_store_are_those_of_the_checkpoint_minus_zero_too(tmp_path: P
     write_packed_checkpoint(tmp_path / "model", CONFIG, is_packed)
     store = Store.open(convert_checkpoint(str(tmp_path / "model"), tmp_path / "store"))
     query = store.load_dense()["layers.1.query"]
-    source = FolderSource(tmp_path / "model")
+    source = open_source(str(tmp_path / "model"))
     blocks = source.read_rows("model.layers.1.self_attn.q_proj.weight", None, 0, query.rows)
     assert isinstance(blocks, Blocks)
     assert (blocks.values == 8).any()
@@ -81,20 +80,20 @@ def test_codes_of_a_store_are_those_of_the_checkpoint_minus_zero_too(tmp_path: P
 
 
 @pytest.fixture
-def stacked(tmp_path: Path) -> Iterator[tuple[FolderSource, np.ndarray[Any, Any]]]:
+def stacked(tmp_path: Path) -> Iterator[tuple[Source, np.ndarray[Any, Any]]]:
     """A source with the experts of a layer of gpt-oss, 3 x (10, 64), and their weights."""
     write_checkpoint(tmp_path / "model", CONFIG)
     codes, scales = random_mxfp4((3, 10, 64), np.random.default_rng(2))
     pair = {f"{NAME}_blocks": codes.reshape(3, 10, 2, 16), f"{NAME}_scales": scales}
     save_file(pair, tmp_path / "model" / "model.safetensors")
-    source = FolderSource(tmp_path / "model")
+    source = open_source(str(tmp_path / "model"))
     yield source, mxfp4_weights(codes, scales)
     source.close()
 
 
-def test_stacked_experts_are_read_by_rows(stacked: tuple[FolderSource, np.ndarray[Any, Any]]) -> None:
+def test_stacked_experts_are_read_by_rows(stacked: tuple[Source, np.ndarray[Any, Any]]) -> None:
     source, weights = stacked
-    assert dict(source.tensors()) == {f"{NAME}_blocks": TensorInfo((3, 10, 64), "MXFP4", "model.safetensors")}
+    assert dict(source.tensors()) == {f"{NAME}_blocks": TensorInfo((3, 10, 64), "m4", "model.safetensors")}
     for index in range(3):
         for start, stop in ((0, 10), (3, 4), (9, 10)):
             rows = source.read_rows(f"{NAME}_blocks", index, start, stop)
@@ -111,8 +110,10 @@ def test_one_block_by_hand() -> None:
     assert weights[0].tolist() == [*positive, *(-number for number in positive), *[0] * 16]
 
 
-def info(*shape: int, dtype: str = "U8", shard: str = "a") -> TensorInfo:
-    return TensorInfo(shape, dtype, shard)
+def shown(arrays: dict[str, Any], shards: dict[str, str] | None = None, dtypes: dict[str, str] | None = None) -> Source:
+    """The source that is shown of zeros of these shapes, or of these arrays."""
+    made = {name: np.zeros(value, np.uint8) if isinstance(value, tuple) else value for name, value in arrays.items()}
+    return with_blocks(BytesSource(made, {}, dtypes, shards))
 
 
 @every_case(
@@ -126,69 +127,68 @@ def info(*shape: int, dtype: str = "U8", shard: str = "a") -> TensorInfo:
     ],
 )
 def test_a_pair_whose_shapes_do_not_fit_is_refused(codes: tuple[int, ...], scales: tuple[int, ...]) -> None:
-    with pytest.raises(SourceError, match=rf"{NAME}_blocks: expected 16 bytes .*{NAME}_scales, found the shapes"):
-        join_pairs({f"{NAME}_blocks": info(*codes), f"{NAME}_scales": info(*scales)}, ["a"])
+    with pytest.raises(SourceError, match=rf"all: {NAME}_scales: expected .* to fit {NAME}_blocks of .* found"):
+        shown({f"{NAME}_blocks": codes, f"{NAME}_scales": scales})
 
 
 def test_a_matrix_in_two_forms_is_refused() -> None:
-    tensors = {"x.weight": info(4, 32), "x.weight_packed": info(4, 16), "x.weight_scale": info(4, 1)}
     with pytest.raises(SourceError, match=r"x\.weight_packed: expected this or x\.weight, found both"):
-        join_pairs(tensors, ["a"])
+        shown({"x.weight": np.zeros((4, 32), np.float32), "x.weight_packed": (4, 16), "x.weight_scale": (4, 1)})
 
 
 @every_case(
-    "tensors",
+    "arrays",
     [
-        {"x.weight_packed": info(4, 16, dtype="I32"), "x.weight_scale": info(4, 1, dtype="BF16")},
-        {"x.weight_packed": info(4, 16), "x.weight_scale": info(4, 2, dtype="F8_E4M3")},
-        {"x.weight_packed": info(4, 16)},
-        {"x_blocks": info(4, 1, 16, dtype="F32")},
-        {"x_scales": info(4, 1)},
+        {"x.weight_packed": np.zeros((4, 16), np.int32), "x.weight_scale": np.zeros((4, 1), np.uint16)},
+        {"x_blocks": np.zeros((4, 1, 16), np.float32)},
+        {"x_scales": (4, 1)},
     ],
 )
-def test_what_is_no_pair_is_left_as_it_is(tensors: dict[str, TensorInfo]) -> None:
-    joined = join_pairs(tensors, ["a"])
-    assert dict(joined.tensors) == tensors
-    assert not joined.pairs
+def test_what_is_no_pair_is_left_as_it_is(arrays: dict[str, Any]) -> None:
+    assert isinstance(shown(arrays), BytesSource)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "words"),
+    ("arrays", "words"),
     [
-        ({"x_blocks": info(4, 1, 16)}, "x_scales: missing; x_blocks has codes of MXFP4"),
+        ({"x_blocks": (4, 1, 16)}, "x_scales: missing; x_blocks has codes of MXFP4"),
+        ({"x.weight_packed": (4, 16)}, "x.weight_scale: missing; x.weight_packed has codes of MXFP4"),
         (
-            {"x_blocks": info(4, 1, 16), "x_scales": info(4, 1, dtype="F32")},
-            "x_scales: expected bytes of MXFP4 .U8 or F8_E8M0., found F32",
-        ),
-        (
-            {"x_blocks": info(4, 1, 16, dtype="I8"), "x_scales": info(4, 1)},
-            "x_blocks: expected bytes of MXFP4 .U8., found I8",
+            {"x_blocks": (4, 1, 16), "x_scales": np.zeros((4, 1), np.float32)},
+            r"x_scales: expected MXFP4 with U8 or F8_E8M0, .*found F32",
         ),
     ],
 )
-def test_half_a_pair_of_gpt_oss_is_refused(tensors: dict[str, TensorInfo], words: str) -> None:
+def test_half_a_pair_is_refused(arrays: dict[str, Any], words: str) -> None:
     with pytest.raises(SourceError, match=words):
-        join_pairs(tensors, ["a"])
+        shown(arrays)
 
 
 def test_codes_without_scales_are_refused_by_their_names_alone() -> None:
     with pytest.raises(SourceError, match="x_scales: missing"):
-        join_names(["x_blocks", "y_blocks", "y_scales"])
+        shown_dtypes({}, ["x_blocks", "y_blocks", "y_scales"])
 
 
 def test_a_pair_lies_in_the_later_of_its_shards_and_the_order_is_kept() -> None:
-    tensors = {
-        "a.weight": info(3, dtype="F32"),
-        "x.weight_packed": info(4, 16, shard="b"),
-        "x.weight_scale": info(4, 1, dtype="F8_E8M0"),
-        "z.weight": info(3, dtype="F32"),
+    arrays = {
+        "a.weight": np.zeros(3, np.float32),
+        "x.weight_packed": (4, 16),
+        "x.weight_scale": (4, 1),
+        "z.weight": np.zeros(3, np.float32),
     }
-    joined = join_pairs(tensors, ["b", "a"])
-    assert list(joined.tensors) == ["a.weight", "x.weight", "z.weight"]
-    assert joined.tensors["x.weight"] == TensorInfo((4, 32), "MXFP4", "a")
-    assert list(joined.may_go({"b"})) == []
-    assert list(joined.may_go({"a"})) == ["a"]
-    assert list(joined.may_go({"a", "b"})) == ["a", "b"]
+    source = BytesSource(
+        {name: np.zeros(value, np.uint8) if isinstance(value, tuple) else value for name, value in arrays.items()},
+        {},
+        {"x.weight_scale": "F8_E8M0"},
+        {"x.weight_packed": "a", "x.weight_scale": "b", "a.weight": "b", "z.weight": "b"},
+    )
+    joined = with_blocks(source)
+    assert list(joined.tensors()) == ["a.weight", "x.weight", "z.weight"]
+    assert joined.tensors()["x.weight"] == TensorInfo((4, 32), "m4", "b")
+    joined.release("a")
+    assert source.released == []
+    joined.release("b")
+    assert source.released == ["a", "b"]
 
 
 def test_scales_without_codes_and_codes_without_scales_are_refused_by_name(tmp_path: Path) -> None:
@@ -196,20 +196,21 @@ def test_scales_without_codes_and_codes_without_scales_are_refused_by_name(tmp_p
     path = tmp_path / "model" / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     name = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
-    for missing in ("_packed", "_scale"):
+    without_codes = r"experts\.2\.w2\.weight_scale: expected unquantised weights, found"
+    without_scales = r"experts\.2\.w2\.weight_scale: missing; .*\.weight_packed has codes of MXFP4, which need it"
+    for missing, words in (("_packed", without_codes), ("_scale", without_scales)):
         left = {key: shard for key, shard in index["weight_map"].items() if key != name + missing}
         path.write_text(json.dumps(index | {"weight_map": left}))
-        with pytest.raises(SourceError, match=r"experts\.2\.w2\.weight_\w+: expected unquantised weights, found"):
+        with pytest.raises(SourceError, match=words):
             convert_checkpoint(str(tmp_path / "model"), tmp_path / "store")
 
 
 def test_each_shard_is_downloaded_once_though_pairs_lie_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_packed_checkpoint(tmp_path / "model", CONFIG, is_packed, apart=True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with hub_server() as server:
         files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
         repository = server.models[MODEL] = Repository(files)
-        monkeypatch.setattr(hub, "HubSource", functools.partial(hub.HubSource, endpoint=server.url))
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
         convert_checkpoint(MODEL, tmp_path / "store")
         for number in (1, 2):
             assert len(repository.gets(f"model-{number}-of-2.safetensors")) == 1
