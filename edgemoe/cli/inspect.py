@@ -91,6 +91,7 @@ def describe(store: Store) -> dict[str, Any]:
     """All facts about a store that need no read of its weights. Sizes are in bytes."""
     from edgemoe.model.description import store_spec
     from edgemoe.session.floor import floor_plan
+    from edgemoe.store.mixture import expert_mixtures, mixtures
 
     spec, manifest = store_spec(store), store.manifest
     plan = floor_plan(store)
@@ -117,6 +118,8 @@ def describe(store: Store) -> dict[str, Any]:
             "slot_bytes": store.slot_bytes,
         },
         "parts": dict(manifest.quantisation),
+        "mixtures": mixtures(manifest),
+        "expert_mixtures": {str(layer): counts for layer, counts in expert_mixtures(manifest).items()},
         "files": {file.name: file.bytes for file in manifest.files},
         "total_bytes": manifest.total_bytes,
         "checked_when_read": store.manifest.checked_when_read,
@@ -131,6 +134,7 @@ def describe(store: Store) -> dict[str, Any]:
 def _show(screen: Screen, description: dict[str, Any]) -> None:
     from edgemoe.cli.info import NO_CHECKSUMS, when_checked
     from edgemoe.sizes import format_size
+    from edgemoe.store.mixture import ranges
 
     experts, count = description["experts"], description["encoder_layers"]
     encoder = f", of which the first {count} are the encoder's" if count else ""
@@ -164,6 +168,11 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
                 + (f", relative error {part['relative_error']:.4f}" if "relative_error" in part else ""),
             )
         )
+    for name, formats in description["mixtures"].items():
+        where = (f"{fmt} in {'layer' if len(own) == 1 else 'layers'} {ranges(own)}" for fmt, own in formats.items())
+        rows.append((f"mix of {name}", "; ".join(where)))
+    for layer, counts in description["expert_mixtures"].items():
+        rows.append((f"experts of layer {layer}", "; ".join(f"{count} with {name}" for name, count in counts.items())))
     rows += [(name, format_size(size)) for name, size in description["files"].items()]
     rows += [
         ("on disk", format_size(description["total_bytes"])),

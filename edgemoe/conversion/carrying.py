@@ -77,7 +77,8 @@ def _holds(fmt: Format, source: Format) -> bool:
         return False
     (low, high), (least, most) = _range(source), _range(fmt)
     if fmt.has_minimums and not source.has_minimums:
-        return source.factor == "none" and high - low <= most
+        exact = -low & (-low - 1) == 0  # a power of two, whose products with scales are float16 too
+        return exact and source.factor == "none" and high - low <= most
     return fmt.has_minimums == source.has_minimums and least <= low and high <= most
 
 

@@ -36,6 +36,7 @@ def mix_formats(mix: str, spec: ModelSpec, formats: Mapping[str, Format | None])
     """The formats of the tensors of a model, where those given say which of them stay vectors and float32."""
     names, layers = spec.tensors(), len(spec.layers)
     values = [name for name in names if name.endswith((".value", ".delta_in"))]
+    num_experts, queries = spec.most_experts, _queries_for_each_key(spec)
     found: dict[str, Format | None] = {}
     for name, fmt in formats.items():
         if fmt is None or fmt.name == "f32":
@@ -43,11 +44,10 @@ def mix_formats(mix: str, spec: ModelSpec, formats: Mapping[str, Format | None])
             continue
         chosen = MIXES[mix]
         layer = int(name.split(".")[1]) if name.startswith("layers.") else 0
-        num_experts = max((layer.routed.num_experts for layer in spec.layers if layer.routed), default=0)
         if name == ("head" if "head" in names else "embedding"):
             chosen = "q6k"
-        elif name in values:
-            chosen = _of_values(mix, _queries_for_each_key(spec), values.index(name), len(values))
+        elif name.endswith((".value", ".delta_in")):
+            chosen = _of_values(mix, queries, values.index(name), len(values))
             chosen = "q8" if num_experts == 8 else chosen
         elif name.endswith(".key") and num_experts == 8:
             chosen = "q8"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +70,11 @@ class GgufSource:
         )
         # Convert the tokenizer now: an unsupported one should be reported at the start, not after an hour.
         self._side_files = side_files(first.path, first.metadata)
-        self._notices = [*notices(first.path, first.metadata), *latent_notices(metadata, first.path)]
+        self._notices = [
+            *notices(first.path, first.metadata),
+            *latent_notices(metadata, first.path),
+            *_rounded_columns(self._views.values(), first.path),
+        ]
 
     @property
     def name(self) -> str:
@@ -231,6 +235,23 @@ def _carries(view: TensorView) -> bool:
     if view.turns is None or not view.turns.columns:
         return True
     return view.turns.width % block_columns(view.parts[0].type_name) == 0
+
+
+def _rounded_columns(views: Iterable[TensorView], path: Path) -> Iterator[str]:
+    """Yield a paragraph about matrices whose blocks do not survive the order of their columns."""
+    cut = sorted(
+        {
+            part.name.rpartition("blk.")[2].partition(".")[2] + " of " + part.type_name
+            for view in views
+            if not _carries(view)
+            for part in view.parts
+        }
+    )
+    if cut:
+        yield (
+            f"{path}: {', '.join(cut)}: the model has the columns in another order, which cuts these blocks. They are"
+            " read as floats, and rounded to the format of other dense weights."
+        )
 
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:

@@ -1,0 +1,142 @@
+"""Types of blocks in GGUF files: scales beside them, columns that move, and what has no type or no common format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgemoe
+from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.gguf.file import read_gguf
+from edgemoe.conversion.gguf.source import GgufSource
+from edgemoe.conversion.synthetic import synthesise
+from edgemoe.errors import SourceError, StoreError
+from edgemoe.kernels.blocks import Blocks, dequantise
+from edgemoe.kernels.row_types import ROW_TYPES, TYPE_NAMES
+from edgemoe.session.stores import open_store
+from edgemoe.store.mixture import expert_mixtures, mixtures, ranges
+from edgemoe.store.reader import Store
+from tests.conversion.gguf.test_source import CONFIGS
+from tests.support.checkpoints import read_tensors, write_checkpoint
+from tests.support.every_case import every_case
+from tests.support.gguf_files import write_gguf
+from tests.support.pairs import some
+from tests.support.stores import store_weights
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+UP = "blk.0.ffn_up_exps"
+
+
+def wide(folder: Path, kinds: dict[str, str], family: str = "mixtral", **options: Any) -> Path:
+    config = CONFIGS[family] | WIDE
+    write_checkpoint(folder / "checkpoint", config, dtype="F32")
+    tensors = read_tensors(folder / "checkpoint")
+    return write_gguf(folder / "m.gguf", config, tensors, kinds={"gate_inp": "F32"} | kinds, **options)
+
+
+@pytest.mark.parametrize("fmt", some(name for name, kind in TYPE_NAMES.items() if ROW_TYPES[kind].columns > 1))
+def test_a_store_comes_back_from_its_file_to_the_bit(fmt: str, tmp_path: Path) -> None:
+    narrow = ROW_TYPES[TYPE_NAMES[fmt]].columns > 128  # the experts of this shape have 128 columns
+    store = Store.open(synthesise("tiny", tmp_path / "store", layers=1, experts="q8" if narrow else fmt, dense=fmt))
+    path = export_gguf(store, tmp_path / "m.gguf", name="m")
+    back = Store.open(edgemoe.convert(path, tmp_path / "back"))
+    assert [layout.matrices for layout in back.manifest.layouts] == [
+        layout.matrices for layout in store.manifest.layouts
+    ]
+    assert {tensor.name: tensor.format for tensor in back.manifest.dense} == {
+        tensor.name: tensor.format for tensor in store.manifest.dense
+    }
+    expected = store_weights(store)
+    for name, values in store_weights(back).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    for name, tensor in read_gguf(export_gguf(back, tmp_path / "again.gguf", name="m")).tensors.items():
+        again = tensor.read(0, tensor.rows)
+        np.testing.assert_array_equal(again, read_gguf(path).tensors[name].read(0, tensor.rows), err_msg=name)
+
+
+def test_scales_of_matrices_multiply_them(tmp_path: Path) -> None:
+    scales = np.array([0.5, -2, 3, 7 * 2.0**-20, 1], np.float32)
+    kinds = {"_exps.weight": "NVFP4", ".": "F32"}
+    beside = {f"{UP}.scale": scales, f"{UP}.input_scale": scales, "blk.0.ffn_down_exps.scale": scales[:1]}
+    path = wide(tmp_path, kinds, beside=beside)
+    (tmp_path / "plain").mkdir()
+    plain = GgufSource(wide(tmp_path / "plain", kinds))
+    source = GgufSource(path)
+    prefix = "model.layers.0.block_sparse_moe.experts"
+    for expert, scale in enumerate(scales):
+        for matrix, own in (("w3", scale), ("w2", scales[0]), ("w1", np.float32(1))):
+            name = f"{prefix}.{expert}.{matrix}.weight"
+            rows, without = (one.read_rows(name, None, 0, 40) for one in (source, plain))
+            assert isinstance(rows, Blocks)
+            assert isinstance(without, Blocks)
+            np.testing.assert_array_equal(dequantise(rows), dequantise(without) * own)
+    store = Store.open(edgemoe.convert(path, tmp_path / "store"))
+    back = read_gguf(export_gguf(store, tmp_path / "back.gguf", name="back")).tensors
+    np.testing.assert_array_equal(back[f"{UP}.scale"].read(0, 1).view("<f4")[0], scales)
+    with edgemoe.load(path, warm_start=False) as opened, edgemoe.load(store.path, warm_start=False) as kept:
+        np.testing.assert_array_equal(opened.logits([1, 5, 9]), kept.logits([1, 5, 9]))
+
+
+@every_case(
+    ("scales", "message"),
+    [
+        (np.ones(3, np.float32), f"{UP}.scale: expected 5 scales of F32, .* {UP}.weight, found 3 of F32"),
+        (np.full(5, np.nan, np.float32), f"{UP}.scale: expected finite numbers, found nan"),
+    ],
+)
+def test_scales_that_do_not_fit(scales: np.ndarray, message: str, tmp_path: Path) -> None:
+    path = wide(tmp_path, {"_exps.weight": "NVFP4", ".": "F32"}, beside={f"{UP}.scale": scales})
+    with pytest.raises(SourceError, match=f"m.gguf: {message}"):
+        GgufSource(path)
+
+
+def test_gate_and_up_of_two_types(tmp_path: Path) -> None:
+    kinds = {"ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q5_K", ".": "Q6_K"}
+    path = wide(tmp_path, kinds)
+    with pytest.raises(SourceError, match="found Q4_K, which would become q5k"):
+        open_store(path)
+    store = Store.open(edgemoe.convert(path, tmp_path / "store"))
+    assert store.manifest.quantisation["experts"]["relative_error"] == 0
+    (tmp_path / "other").mkdir()
+    path = wide(tmp_path / "other", kinds | {"ffn_up_exps": "Q3_K"})
+    with pytest.raises(SourceError, match=r"experts\.0\.gate: .* found Q3_K and Q4_K\.") as caught:
+        edgemoe.convert(path, tmp_path / "other" / "store")
+    assert caught.value.hint == "Name the format that they are rounded to, such as `experts=q8`."
+    rounded = Store.open(edgemoe.convert(path, tmp_path / "other" / "store", experts="q8"))
+    assert rounded.manifest.quantisation["experts"]["relative_error"] > 0
+
+
+def test_columns_that_move_by_less_than_a_block_are_rounded_and_told(tmp_path: Path) -> None:
+    """Qwen3.5: heads of 32 values, and blocks of 256 columns."""
+    config = CONFIGS["qwen3_5_moe"]
+    heads = 256 // config["linear_value_head_dim"]
+    config = config | {"hidden_size": 256, "linear_num_value_heads": heads, "linear_num_key_heads": heads // 2}
+    write_checkpoint(tmp_path / "checkpoint", config, dtype="F32")
+    path = write_gguf(
+        tmp_path / "m.gguf", config, read_tensors(tmp_path / "checkpoint"), kinds={"ssm_out": "Q4_K", ".": "F32"}
+    )
+    source = GgufSource(path)
+    [name] = [name for name in source.tensors() if name.endswith("layers.0.linear_attn.out_proj.weight")]
+    assert source.tensors()[name].dtype == "F32"
+    assert any("ssm_out" in text and "Q4_K" in text for text in source.notices())
+    store = Store.open(edgemoe.convert(path, tmp_path / "store"))
+    assert next(tensor.format for tensor in store.manifest.dense if tensor.name == "layers.0.delta_out").name == "q8"
+
+
+def test_what_no_type_has_is_not_exported(tmp_path: Path) -> None:
+    store = Store.open(synthesise("tiny", tmp_path / "store", layers=1, experts="q4k"))
+    with pytest.raises(StoreError, match=r"experts.0.down: expected a multiple of 256 columns, as blocks of Q4_K have"):
+        export_gguf(store, tmp_path / "m.gguf", name="m")
+
+
+def test_mixtures_are_listed(tmp_path: Path) -> None:
+    store = Store.open(synthesise("tiny", tmp_path / "store", mix="q4_k_m"))
+    assert mixtures(store.manifest) == {
+        "value": {"q4k": [0, 1], "q6k": [2, 3]},
+        "experts.down": {"q5": [0, 1], "q8": [2, 3]},
+    }
+    assert expert_mixtures(store.manifest) == {}
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
