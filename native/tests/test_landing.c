@@ -434,6 +434,22 @@ static void test_finite_numbers(void) {
     }
 }
 
+/* Blocks of any bits, as a damaged file has: whatever they mean, nothing but the panels is written. */
+static void test_any_bits(void) {
+    for (size_t n = 0; n < KINDS; n++) {
+        const kind *k = &kinds[n];
+        for (int round = 0; round < 20; round++) {
+            const int32_t rows = 1 + (int32_t)(random_bits() % 40), blocks = k->block_columns == 1 ? 70 : 1 + round % 3;
+            const em_part part = matrix_part(k, rows, blocks * k->block_columns, 64, 1);
+            for (int64_t i = 0; i < part.bytes; i++) content[i] = (uint8_t)random_bits();
+            memset(slot, PADDING, SLOT_BYTES);
+            em_part_land(&part, 1, 0, part.bytes, content, slot);
+            for (int64_t i = 0; i < 64; i++) CHECK(slot[i] == PADDING);
+            for (int64_t i = em_part_end(&part); i < SLOT_BYTES; i++) CHECK(slot[i] == PADDING);
+        }
+    }
+}
+
 int main(void) {
     const int64_t rooms[] = {4 * EM_PAGE_BYTES, 5 * EM_PAGE_BYTES, 64 * EM_PAGE_BYTES};
     for (int i = 0; i < 3; i++) {
@@ -442,5 +458,6 @@ int main(void) {
     test_direct_reads();
     test_failures();
     test_finite_numbers();
+    test_any_bits();
     return 0;
 }

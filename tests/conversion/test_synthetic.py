@@ -232,7 +232,7 @@ def test_unknown_shapes_and_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'olmo': unknown shape; expected one of tiny, olmoe-1b-7b, "):
         synthesise("olmo", tmp_path / "store")
     with pytest.raises(UsageError, match="`dense`: expected one of"):
-        synthesise("tiny", tmp_path / "store", dense="q5")
+        synthesise("tiny", tmp_path / "store", dense="q7")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -179,6 +179,7 @@ def _read_files(path: Path) -> list[GgufFile]:
                 f"{part}: missing; the model is split into {count} files.", "Download it beside the first."
             )
         files.append(read_gguf(part))
+        _check_part(files[-1], first, number, count)
     expected = first.metadata.get("split.tensors.count")
     found = sum(len(file.tensors) for file in files)
     if expected not in (None, found):
@@ -186,6 +187,20 @@ def _read_files(path: Path) -> list[GgufFile]:
             f"{path}: expected {expected} tensors in {count} files, found {found}.", "Download the files again."
         )
     return files
+
+
+def _check_part(part: GgufFile, first: GgufFile, number: int, count: int) -> None:
+    """Raise SourceError for a file that says it is another part, or one of another model."""
+    expected = {"split.no": number - 1, "split.count": count}
+    expected |= {key: first.metadata[key] for key in ("general.architecture",) if key in first.metadata}
+    for key, value in expected.items():
+        found = part.metadata.get(key, value)
+        if found != value:
+            raise SourceError(
+                f"{part.path}: expected part {number} of {count} of {first.path.name}, with {key} {value!r};"
+                f" found {found!r}.",
+                "Download the files of one model again, under their original names.",
+            )
 
 
 def _dtype(view: TensorView) -> str:

@@ -445,6 +445,21 @@ def test_gate_and_up_of_two_types_are_decoded(checkpoints: dict[str, Checkpoint]
     np.testing.assert_array_equal(rows, np.concatenate(expected))
 
 
+def test_parts_of_two_models_are_told(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    folders = tmp_path / "one", tmp_path / "other"
+    for folder, name, files in zip(folders, ("olmoe", "qwen3_moe"), (3, 2), strict=True):
+        folder.mkdir()
+        checkpoint = checkpoints[name]
+        first = write_gguf(folder / "m.gguf", checkpoint.config, checkpoint.tensors, files=files)
+    one, other = folders[0] / "m-00001-of-00003.gguf", first
+    (tmp_path / "one" / "m-00002-of-00003.gguf").write_bytes((other.parent / "m-00002-of-00002.gguf").read_bytes())
+    with pytest.raises(SourceError, match=r"m-00002-of-00003.gguf: expected part 2 of 3 of .*split.count 3; found 2"):
+        GgufSource(one)
+    (tmp_path / "one" / "m-00002-of-00003.gguf").write_bytes((tmp_path / "one" / "m-00003-of-00003.gguf").read_bytes())
+    with pytest.raises(SourceError, match=r"m-00002-of-00003.gguf: expected part 2 of 3 of .*split.no 1; found 2"):
+        GgufSource(one)
+
+
 def test_split_files(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     checkpoint = checkpoints["mixtral"]
     first = write_gguf(tmp_path / "m.gguf", checkpoint.config, checkpoint.tensors, files=3)
