@@ -102,7 +102,7 @@ static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, i
         return em_grid_value(panel + g * em_payload_bytes(format), format, row, (int)c) * factor *
                (double)em_grid_scale(panel, at, format, (int32_t)g, row);
     }
-    int code = panel[(size_t)column * 16 + r];
+    int code = numbers.floating ? panel[(size_t)column * 16 + r] : 0;
     if (!numbers.floating) {
         const uint8_t *plane = panel + g * 64 * numbers.bits;
         int low = 0;
