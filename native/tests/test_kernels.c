@@ -106,7 +106,6 @@ static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, i
     if (!numbers.floating) {
         const uint8_t *plane = panel + g * 64 * numbers.bits;
         int low = 0;
-        code = 0;
         for (int p = 0; p < 2 && planes[numbers.bits][p]; p++) {
             const int bits = planes[numbers.bits][p], span = 4 * bits; /* columns before a field begins anew */
             code |= (plane[c % span / 4 * 64 + r * 4 + c % 4] >> (c / span * bits) & ((1 << bits) - 1)) << low;
