@@ -13,7 +13,8 @@ from edgemoe.cli.export import write_gguf
 from edgemoe.conversion.shapes import SHAPES
 
 DRAWN_HELP = (
-    f"{FORMATS_HELP}; or one of GGUF's types: q5, q5m, q2k, q3k, q4k, q5k, q6k, iq4nl, iq4xs, nv4, tq2, q2 or q1"
+    f"{FORMATS_HELP}; or one of GGUF's types: q5, q5m, q2k, q3k, q4k, q5k, q6k, iq4nl, iq4xs, nv4, tq2, q2, q1,"
+    " iq1s, iq1m, iq2xxs, iq2xs, iq2s, iq3xxs or iq3s"
 )
 
 

@@ -82,13 +82,13 @@ def decode(codes: Array, marks: Array, fmt: Format) -> npt.NDArray[np.int8]:
     if fmt.grid == "iq1":
         return values + np.int8(1) - np.int8(2) * each.astype(np.int8)
     if fmt.name in _PARITY_FORMATS:
-        each = np.repeat(whole_signs(marks), 8, axis=1)[:, : values.shape[1]]
+        each = np.repeat(_whole_signs(marks), 8, axis=1)[:, : values.shape[1]]
     shifts = np.arange(each.shape[1], dtype=np.uint8) % 8
     negative = (each >> shifts & 1).astype(bool)
     return np.where(negative, -values, values)
 
 
-def whole_signs(bytes_: Array) -> Array:
+def _whole_signs(bytes_: Array) -> Array:
     """Bytes of signs whose bit 7 is made to follow from the others."""
     parity = bytes_ & np.uint8(127)
     for shift in (4, 2, 1):

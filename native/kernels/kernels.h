@@ -11,6 +11,7 @@
  *       sum = fma((float)(factor_0 * dot_0 + factor_1 * dot_1), weight_scale * input_scale, sum)
  *       with offsets then: sum = fma(-(float)(offset_0 * sum_0 + offset_1 * sum_1), minimum * input_scale, sum)
  *     (these integers are exact too: at most 2 * 128 * 32 * 127 * 16 < 2^24)
+ *     (of formats with a grid a factor is 2k + 1, and weight_scale the scale times the format's unit, all exact)
  *   where factors of 16 columns are e4m3, for one half after the other:
  *       sum = fma((float)dot, (weight_scale * factor) * input_scale, sum)
  *   product with f16 or f32 weights, over the columns in order:

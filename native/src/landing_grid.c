@@ -6,6 +6,9 @@
 
 #include "../kernels/kernels.h"
 
+/* The format is a constant wherever this is inlined. */
+#define INLINE static inline __attribute__((always_inline))
+
 enum { GROUPS = 8, /* of a block of 256 columns */ CODES_MOST = 8 /* of a row in a group */, BLOCKS = 4 /* of 8 columns */ };
 
 /* A row of one group, as a file has it. */
@@ -15,27 +18,27 @@ typedef struct group_row {
     uint8_t factors[2];
 } group_row;
 
-static uint32_t load_32(const uint8_t *from) {
+INLINE uint32_t load_32(const uint8_t *from) {
     uint32_t value;
     memcpy(&value, from, sizeof value);
     return value;
 }
 
-static unsigned load_16(const uint8_t *from) { return from[0] | (unsigned)from[1] << 8; }
+INLINE unsigned load_16(const uint8_t *from) { return from[0] | (unsigned)from[1] << 8; }
 
 /* Four bytes of seven signs, and the factor above them. */
-static void put_seven_signs(group_row *row, uint32_t word) {
+INLINE void put_seven_signs(group_row *row, uint32_t word) {
     for (int n = 0; n < BLOCKS; n++) row->marks[n] = word >> 7 * n & 127;
     row->factors[0] = (uint8_t)(word >> 28);
 }
 
-static void put_nibbles(group_row *row, uint8_t byte) {
+INLINE void put_nibbles(group_row *row, uint8_t byte) {
     row->factors[0] = byte & 15;
     row->factors[1] = byte >> 4;
 }
 
 /* Group g of a block; the factors of iq1m stand with its scale. */
-static group_row read_group(int32_t format, const uint8_t *block, int g) {
+INLINE group_row read_group(int32_t format, const uint8_t *block, int g) {
     group_row row = {0};
     for (int n = 0; n < CODES_MOST; n++) {
         switch (format) {
@@ -78,7 +81,7 @@ static group_row read_group(int32_t format, const uint8_t *block, int g) {
 }
 
 /* Puts a row of a group into a payload of zeros. */
-static void write_group(int32_t format, uint8_t *payload, int r, const group_row *row) {
+INLINE void write_group(int32_t format, uint8_t *payload, int r, const group_row *row) {
     const em_format_numbers numbers = em_numbers(format);
     uint8_t *after = payload + (size_t)EM_LINE_BYTES * numbers.bits, *signs = after - EM_LINE_BYTES;
     const int codes = numbers.bits == 3 ? CODES_MOST : BLOCKS, is_iq1 = numbers.grid == EM_GRID_IQ1;
@@ -104,8 +107,8 @@ static void write_group(int32_t format, uint8_t *payload, int r, const group_row
 
 static bool is_finite_half(unsigned half) { return (half & 0x7c00) != 0x7c00; }
 
-bool em_land_grid_rows(int32_t format, int32_t columns, int32_t block_bytes, int32_t rows, const uint8_t *from,
-                       uint8_t *panel) {
+INLINE bool land_rows(int32_t format, int32_t columns, int32_t block_bytes, int32_t rows, const uint8_t *from,
+                      uint8_t *panel) {
     const em_format_numbers numbers = em_numbers(format);
     const int32_t blocks = columns / (GROUPS * EM_GROUP_COLUMNS);
     const em_sections at = em_sections_of(format, blocks * GROUPS);
@@ -138,4 +141,18 @@ bool em_land_grid_rows(int32_t format, int32_t columns, int32_t block_bytes, int
         }
     }
     return finite;
+}
+
+bool em_land_grid_rows(int32_t format, int32_t columns, int32_t block_bytes, int32_t rows, const uint8_t *from,
+                       uint8_t *panel) {
+    switch (format) {
+    case EM_IQ2XXS: return land_rows(EM_IQ2XXS, columns, block_bytes, rows, from, panel);
+    case EM_IQ2XS: return land_rows(EM_IQ2XS, columns, block_bytes, rows, from, panel);
+    case EM_IQ2S: return land_rows(EM_IQ2S, columns, block_bytes, rows, from, panel);
+    case EM_IQ3XXS: return land_rows(EM_IQ3XXS, columns, block_bytes, rows, from, panel);
+    case EM_IQ3S: return land_rows(EM_IQ3S, columns, block_bytes, rows, from, panel);
+    case EM_IQ1S: return land_rows(EM_IQ1S, columns, block_bytes, rows, from, panel);
+    case EM_IQ1M: return land_rows(EM_IQ1M, columns, block_bytes, rows, from, panel);
+    default: return false;
+    }
 }

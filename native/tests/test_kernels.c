@@ -102,11 +102,10 @@ static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, i
         return em_grid_value(panel + g * em_payload_bytes(format), format, row, (int)c) * factor *
                (double)em_grid_scale(panel, at, format, (int32_t)g, row);
     }
-    int code = panel[(size_t)column * 16 + r];
+    int code = numbers.floating ? panel[(size_t)column * 16 + r] : 0;
     if (!numbers.floating) {
         const uint8_t *plane = panel + g * 64 * numbers.bits;
         int low = 0;
-        code = 0;
         for (int p = 0; p < 2 && planes[numbers.bits][p]; p++) {
             const int bits = planes[numbers.bits][p], span = 4 * bits; /* columns before a field begins anew */
             code |= (plane[c % span / 4 * 64 + r * 4 + c % 4] >> (c / span * bits) & ((1 << bits) - 1)) << low;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from edgemoe.kernels.blocks import Blocks
@@ -9,12 +11,18 @@ from edgemoe.kernels.formats import group_count, panel_count
 from edgemoe.kernels.grids import GRIDS
 
 
+@functools.cache
+def entries_by_start(name: str, count: int) -> dict[tuple[int, ...], int]:
+    """The first entry that begins with each `count` values that some entry begins with."""
+    starts = [tuple(entry[:count]) for entry in GRIDS[name].entries.tolist()]
+    return {start: n for n, start in reversed([*enumerate(starts)])}
+
+
 def entry_of(values: list[int], name: str) -> tuple[int, int]:
     """The entry that 8 or 4 values are, the first of those that begin with fewer, and their marks."""
-    grid = GRIDS[name]
     mark = int(name == "iq1" and values[0] % 8 == 7)
-    wanted = [value + 2 * mark - 1 if name == "iq1" else abs(value) for value in values]
-    [code, *_] = [n for n, entry in enumerate(grid.entries.tolist()) if entry[: len(wanted)] == wanted]
+    wanted = tuple(value + 2 * mark - 1 if name == "iq1" else abs(value) for value in values)
+    code = entries_by_start(name, len(values))[wanted]
     signs = sum((value < 0) << i for i, value in enumerate(values))
     return code, mark if name == "iq1" else signs
 

@@ -375,6 +375,10 @@ INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_ac
     void em_panels_##name##_avx512(const em_matrix *matrix, int32_t first, int32_t panel_count,                    \
                                    const em_activations *x, const int32_t *rows, int32_t count, float *out,        \
                                    size_t out_stride) {                                                            \
+        if (count == 1 && em_numbers(EM_##NAME).grid != EM_GRID_NONE) { /* entries are loaded one by one */      \
+            em_panels_##name##_avx2(matrix, first, panel_count, x, rows, count, out, out_stride);                  \
+            return;                                                                                                \
+        }                                                                                                          \
         products(em_panel(matrix, first, EM_##NAME), panel_count, x, rows, count, out, out_stride, EM_##NAME);     \
     }
 

@@ -36,8 +36,8 @@ INLINE void grid_put_codes(uint16_t *codes, __m256i low, __m256i high) {
 /* Where the code of byte p of a line is among them. Eight neighbours stay together. */
 INLINE int grid_place(int p) { return p / 16 * 8 + p / 8 % 2 * 16 + p % 8; }
 
-/* The high bits of a line's codes, from a side's 8 bytes of them: byte n * 8 + r has those of code n of row r, which are `bits`
- * bits of byte r, the first of them from bit `first` on. */
+/* The high bits of a line's codes, from a side's 8 bytes of them: byte n * 8 + r has those of code n of row r, which are
+ * `bits` bits of byte r, the first of them from bit `first` on. */
 INLINE __m256i grid_high(const uint8_t *payload, int side, int format, int first, int bits) {
     int64_t bytes;
     memcpy(&bytes, em_grid_after(payload, format) + side * 8, sizeof bytes);
@@ -70,8 +70,8 @@ INLINE void grid_prepare(grid_side *prepared, const uint8_t *payload, int side, 
         grid_put_codes(prepared->codes, low, _mm256_and_si256(nibbles, _mm256_set1_epi8(7)));
         __m256i marks = nibbles;
         if (format == EM_IQ1S) { /* the last nibble's for all */
-            marks = _mm256_shuffle_epi8(marks, _mm256_setr_epi8(3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11, 15, 15, 15, 15, 3, 3, 3,
-                                                                3, 7, 7, 7, 7, 11, 11, 11, 11, 15, 15, 15, 15));
+            const __m128i last = _mm_setr_epi8(3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11, 15, 15, 15, 15);
+            marks = _mm256_shuffle_epi8(marks, _mm256_broadcastsi128_si256(last));
         }
         const __m256i taken = _mm256_and_si256(_mm256_srli_epi16(marks, 2), _mm256_set1_epi8(2));
         prepared->marks = _mm256_sub_epi8(_mm256_set1_epi8(2), taken);
@@ -104,8 +104,7 @@ INLINE __m128i grid_two(const uint64_t *first, const uint64_t *second) {
     return _mm_castpd_si128(_mm_loadh_pd(low, (const double *)(const void *)second));
 }
 
-/* Four entries, each of which lies there twice. It is loaded to where it belongs, with its neighbours, and blended in: that is
- * cheaper than an insertion. */
+/* Four entries, each of which lies there twice. It is loaded to where it belongs, with its neighbours, and blended in. */
 INLINE __m128i grid_four(const uint64_t *a, const uint64_t *b, const uint64_t *c, const uint64_t *d) {
     const __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)a);
     const __m128i two = _mm_blend_epi32(first, _mm_loadu_si128((const __m128i *)(const void *)b), 2);
@@ -114,7 +113,8 @@ INLINE __m128i grid_four(const uint64_t *a, const uint64_t *b, const uint64_t *c
 }
 
 /* The bytes of the grid for a block's two quads. */
-INLINE void grid_entries(const grid_side *prepared, const uint8_t *payload, int side, int block, int format, __m256i quads[2]) {
+INLINE void grid_entries(const grid_side *prepared, const uint8_t *payload, int side, int block, int format,
+                         __m256i quads[2]) {
     if (em_grid_is_iq3(format)) {
         const uint64_t *grid = em_grid_of_four(format);
         for (int quad = 0; quad < 2; quad++) {
@@ -135,9 +135,9 @@ INLINE void grid_entries(const grid_side *prepared, const uint8_t *payload, int 
 
 /* The byte of marks that each byte of a block's quads has. */
 INLINE __m256i grid_marks(const grid_side *prepared, int block) {
-    const __m256i places = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8,
-                                            12, 12, 12, 12);
-    return _mm256_shuffle_epi8(prepared->marks, _mm256_add_epi8(places, _mm256_set1_epi8((char)block)));
+    const __m128i first = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    const __m256i places = _mm256_broadcastsi128_si256(_mm_add_epi8(first, _mm_set1_epi8((char)block)));
+    return _mm256_shuffle_epi8(prepared->marks, places);
 }
 
 /* -1 in each byte of a quad whose weight is negative, else 0. */
@@ -147,7 +147,8 @@ INLINE __m256i grid_negative(__m256i marks, int quad) {
 }
 
 /* The weights of 8 rows x 8 columns as unsigned bytes. */
-INLINE void grid_unpack_block(const grid_side *prepared, const uint8_t *payload, int side, int block, int format, __m256i weights[2]) {
+INLINE void grid_unpack_block(const grid_side *prepared, const uint8_t *payload, int side, int block, int format,
+                              __m256i weights[2]) {
     grid_entries(prepared, payload, side, block, format, weights);
     const __m256i marks = grid_marks(prepared, block), zero = _mm256_set1_epi8((char)em_unsigned_zero(format));
     for (int quad = 0; quad < 2; quad++) {

@@ -16,7 +16,8 @@ enum {
 };
 
 /* A block's products, pairs of them added in int16. */
-INLINE __m256i grid_pairs(const grid_side *prepared, const uint8_t *payload, int side, int block, int format, const int8_t *x) {
+INLINE __m256i grid_pairs(const grid_side *prepared, const uint8_t *payload, int side, int block, int format,
+                          const int8_t *x) {
     __m256i bytes[2], inputs[2] = {broadcast_quad(x, 2 * block), broadcast_quad(x, 2 * block + 1)};
     grid_entries(prepared, payload, side, block, format, bytes);
     const __m256i marks = grid_marks(prepared, block), ones = _mm256_set1_epi8(1);
