@@ -53,6 +53,10 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
     error; m4 follows the OCP rule (`_shared_exponents`). Raises EdgemoeError for weights that are not finite, or
     outside the range of the format.
     """
+    if fmt.name not in TARGETS:
+        raise EdgemoeError(
+            f"Expected a format that weights can be quantised to ({', '.join(TARGETS)}), found {fmt.name}."
+        )
     _check_finite(values)
     if fmt.name == "f32":
         return Blocks(fmt, values)

@@ -65,7 +65,7 @@ RUN = ("mixtral", "gpt_oss")
 WIDE = {"hidden_size": 256, "intermediate_size": 256}
 """Sizes of whole blocks of any type."""
 PAIRS = [
-    *default_pairs(RUN, [*ROW_TYPES]),
+    *default_pairs(RUN, [*ROW_TYPES], every=3),
     *(pytest.param(name, "Q4_0", marks=pytest.mark.slow) for name in ROUTED if name not in RUN),
 ]
 

@@ -469,7 +469,8 @@ def test_an_unknown_operation_is_refused(any_backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "format_name"), default_pairs([name for name in BACKENDS if not name.endswith("threads")], FORMAT_NAMES)
+    ("kind", "format_name"),
+    default_pairs([name for name in BACKENDS if not name.endswith("threads")], FORMAT_NAMES, every=3),
 )
 def test_threads_change_no_bit(kind: str, format_name: str) -> None:
     tokens = np.arange(23, dtype=np.int32)
@@ -481,7 +482,9 @@ def test_threads_change_no_bit(kind: str, format_name: str) -> None:
     assert_same_bits(*results)
 
 
-@pytest.mark.parametrize(("name", "format_name"), default_pairs(["reference", "jit", "jit 3 threads"], FORMAT_NAMES))
+@pytest.mark.parametrize(
+    ("name", "format_name"), default_pairs(["reference", "jit", "jit 3 threads"], FORMAT_NAMES, every=4)
+)
 def test_scratch_stays_within_what_is_announced(name: str, format_name: str) -> None:
     backend = make_backend(name)
     layer = TinyLayer(format_name, 40, 0)
