@@ -470,7 +470,7 @@ def test_an_unknown_operation_is_refused(any_backend: Backend) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "format_name"),
-    default_pairs([name for name in BACKENDS if not name.endswith("threads")], FORMAT_NAMES, every=3),
+    default_pairs([name for name in BACKENDS if not name.endswith("threads")], FORMAT_NAMES, every=7),
 )
 def test_threads_change_no_bit(kind: str, format_name: str) -> None:
     tokens = np.arange(23, dtype=np.int32)
