@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -21,14 +22,16 @@ class BytesSource(Source, Protocol):
         """Fill memory with what lies in a tensor. Raises SourceError."""
 
 
-class SafetensorsRows:
+class SafetensorsRows(ABC):
     """The methods of a `Source` that give numbers, over one that reads bytes."""
 
+    @abstractmethod
     def tensors(self) -> Mapping[str, TensorInfo]:
-        raise NotImplementedError
+        """All tensors by name."""
 
+    @abstractmethod
     def read_spans(self, tensor: str, spans: Spans) -> None:
-        raise NotImplementedError
+        """Fill memory with what lies in a tensor. Raises SourceError."""
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> npt.NDArray[np.float32]:
         info = self.tensors()[tensor]
