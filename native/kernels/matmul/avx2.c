@@ -76,27 +76,20 @@ INLINE int is_small(int format) { return em_unsigned_most(format) <= 15 && em_nu
 
 INLINE int32_t zero_of(int format) { return is_signed(format) ? em_signed_zero(format) : em_unsigned_zero(format); }
 
-/* Where the sums of a group begin, or of half `half` of it where each has its own. */
-INLINE __m256i start_of(const em_group *group, int half, int format) {
-    const int32_t zero = zero_of(format);
-    if (zero == 0 || em_has_half_factors(format)) return _mm256_setzero_si256();
-    return _mm256_set1_epi32(em_numbers(format).halves == 2 ? em_half_start(group, half, zero) : em_start(group, zero));
-}
-
 /* The first half of a group's dots; of small weights still int16. */
 INLINE __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group, __m256i factors,
                           int format) {
     if (is_small(format)) return add_quads(_mm256_setzero_si256(), weights, x, 0, QUADS_TOGETHER);
-    return four_quads(start_of(group, 0, format), weights, x, 0, factors, format);
+    return four_quads(start_of(group, 0, zero_of(format), format), weights, x, 0, factors, format);
 }
 
 INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group,
                         __m256i factors, int format) {
     if (is_small(format)) {
         const __m256i sum = widen(add_quads(begun, weights, x, 0, QUADS_TOGETHER));
-        return zero_of(format) == 0 ? sum : _mm256_add_epi32(sum, start_of(group, 0, format));
+        return zero_of(format) == 0 ? sum : _mm256_add_epi32(sum, start_of(group, 0, zero_of(format), format));
     }
-    if (em_numbers(format).factor == EM_FACTOR_E4M3) begun = start_of(group, 1, format);
+    if (em_numbers(format).factor == EM_FACTOR_E4M3) begun = start_of(group, 1, zero_of(format), format);
     return four_quads(begun, weights, x, 1, factors, format);
 }
 

@@ -35,17 +35,10 @@ INLINE __m256i add_quads(__m256i sums, const __m256i weights[QUADS_TOGETHER], co
     return sums;
 }
 
-/* Where the sums of a group begin, or of half `half` of it where each has its own. */
-INLINE __m256i start_of(const em_group *group, int half, int format) {
-    const int32_t zero = em_unsigned_zero(format);
-    if (zero == 0 || em_has_half_factors(format)) return _mm256_setzero_si256();
-    return _mm256_set1_epi32(em_numbers(format).halves == 2 ? em_half_start(group, half, zero) : em_start(group, zero));
-}
-
 /* The first half of a group's dots. */
 INLINE __m256i begin_dots(const __m256i weights[QUADS_TOGETHER], const int8_t *x, const em_group *group, __m256i factors,
                           int format) {
-    const __m256i dots = add_quads(start_of(group, 0, format), weights, x);
+    const __m256i dots = add_quads(start_of(group, 0, em_unsigned_zero(format), format), weights, x);
     if (!em_has_half_factors(format)) return dots;
     return _mm256_mullo_epi32(dots, _mm256_srai_epi32(_mm256_slli_epi32(factors, 16), 16));
 }
@@ -56,7 +49,8 @@ INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], co
         const __m256i dots = add_quads(_mm256_setzero_si256(), weights, x);
         return _mm256_add_epi32(begun, _mm256_mullo_epi32(dots, _mm256_srai_epi32(factors, 16)));
     }
-    return add_quads(em_numbers(format).factor == EM_FACTOR_E4M3 ? start_of(group, 1, format) : begun, weights, x);
+    if (em_numbers(format).factor == EM_FACTOR_E4M3) begun = start_of(group, 1, em_unsigned_zero(format), format);
+    return add_quads(begun, weights, x);
 }
 
 #include "vectors256.h"

@@ -61,4 +61,10 @@ INLINE __m256i half_factors(__m256i factors, int half) {
     return _mm256_shuffle_epi8(factors, _mm256_add_epi8(from, rows));
 }
 
+/* Where the sums of a group begin, or of half `half` of it where each has its own, so that `zero` is taken off. */
+INLINE __m256i start_of(const em_group *group, int half, int32_t zero, int format) {
+    if (zero == 0 || em_has_half_factors(format)) return _mm256_setzero_si256();
+    return _mm256_set1_epi32(em_numbers(format).halves == 2 ? em_half_start(group, half, zero) : em_start(group, zero));
+}
+
 #endif
