@@ -122,7 +122,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         four_bits = folder / "four-bits"
         four_bits.symlink_to(find_model())
         with edgemoe.load(four_bits) as loaded:
-            token_ids = loaded.encode((ROOT / "ARCHITECTURE.md").read_text("utf-8"))[:POSITIONS]
+            text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")[: 10 * POSITIONS]
+            token_ids = loaded.encode(text)[:POSITIONS]
+            assert len(token_ids) == POSITIONS
     edgemoe.convert(as_gguf(four_bits), folder / "floats", experts="f32", dense="f32")
     return Model(four_bits, folder / "floats", token_ids)
 
