@@ -20,6 +20,7 @@ from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.definition import Field
 from edgemoe.kernels.formats import (
+    EXPERT_FORMATS,
     FORMATS,
     GROUP_COLUMNS,
     WHOLE_ROW,
@@ -88,7 +89,7 @@ def _operation_names() -> list[str]:
 
 
 def _enumeration() -> list[str]:
-    members = [f"EM_{fmt.name.upper()} = {fmt.code}" for fmt in FORMATS.values()]
+    members = [f"EM_{fmt.name.upper()} = {fmt.code}" for fmt in EXPERT_FORMATS.values()]
     return [
         "/* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */",
         f"typedef enum em_format {{ {', '.join(members)}, EM_FORMAT_COUNT = {len(members)} }} em_format;",
@@ -105,9 +106,17 @@ def _enumeration() -> list[str]:
         ),
         *_macro(
             "EM_QUANTISED_FORMATS(FORMAT)",
-            [f"FORMAT({fmt.name.upper()}, {fmt.name})" for fmt in FORMATS.values() if fmt.quantised],
+            [
+                f"FORMAT({fmt.name.upper()}, {fmt.name})"
+                for fmt in FORMATS.values()
+                if fmt.quantised and not fmt.varying
+            ],
         ),
         *_macro("EM_FORMATS(FORMAT)", [f"FORMAT({_numbers(fmt)})" for fmt in FORMATS.values()]),
+        "/* Likewise, of formats whose panels differ in length, and which have kernels of their own. */",
+        *_macro(
+            "EM_VARYING_FORMATS(FORMAT)", [f"FORMAT({_numbers(fmt)})" for fmt in EXPERT_FORMATS.values() if fmt.varying]
+        ),
         "",
         *_row_types(),
         "",

@@ -54,11 +54,15 @@ The weight is `scale * factor * value`, where the value is `code - zero`, or wha
     iq3s        3.25  grid          f16 (256)                 pairs (32)                 3.4375
     iq1s        1.5   grid          f16 (256)                 inner / 8 (32)             1.5625
     iq1m        1.5   grid          words (256)               inner / 8 (16)             1.75
+    sub1        1     trit          minus, plus (the row)                                0.7, and more with fewer zeros
 
 The blocks of GGUF carry over bit for bit: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4, NVFP4, IQ4_NL, IQ4_XS, Q2_K to Q6_K,
 TQ1_0 and TQ2_0 (tq2), Q2_0 and Q1_0, and all types whose codes choose entries of a grid, for which `grid_blocks.py` has
 the layout. So do checkpoints of GPTQ and AWQ (q4z), MLX (q4m, q5m, q8m), FP8 (f8) and MXFP8 (m8). A nibble factor has
 its offset in the high nibble of its byte.
+
+sub1 has a layout of its own (`sub1.py`), in which panels, and so matrices, differ in length: one knows its bytes once
+it is encoded. Experts' matrices may have it, and no others.
 
 m4 is MXFP4 of the OCP Microscaling Formats specification (MX) 1.0: an element of 4 bits is a sign, two bits of
 exponent and one of mantissa (0, 0.5, 1, 1.5, 2, 3, 4, 6), a scale is a power of two. Products want integers, so the
@@ -80,7 +84,7 @@ import numpy.typing as npt
 FormatName = Literal[
     "f32", "f16", "q8", "q4", "q4m", "m4", "q5", "q5m", "q8m", "q4z", "iq4nl", "iq4xs",
     "q2k", "q3k", "q4k", "q5k", "q6k", "nv4", "tq2", "q2", "q1", "f8", "m8",
-    "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1s", "iq1m",
+    "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1s", "iq1m", "sub1",
 ]  # fmt: skip
 ScaleKind = Literal["none", "f16", "e8m0", "f32", "words"]
 FactorKind = Literal["none", "int8", "nibble", "e4m3", "pairs", "inner"]
@@ -160,6 +164,8 @@ class Format:
     """Bytes of a row in a group behind the lines, which have high bits of the codes."""
     factor_unit: float = 1
     """The number that multiplies the factors of a grid: one of 2, 4 and 8 parts."""
+    varying: bool = False
+    """Whether matrices of one shape differ in length (sub1): sizes that follow from a shape are rough ones then."""
 
     @property
     def quantised(self) -> bool:
@@ -268,6 +274,12 @@ FORMATS: dict[str, Format] = {
 }
 
 
+SUB1 = Format("sub1", 30, 1, varying=True)
+
+EXPERT_FORMATS = FORMATS | {SUB1.name: SUB1}
+"""The formats that matrices of experts may have. In `FORMATS` are those in which a matrix's bytes follow from its shape."""
+
+
 def panel_count(rows: int) -> int:
     """Number of panels of 16 rows that hold `rows` rows."""
     return -(-rows // PANEL_ROWS)
@@ -284,7 +296,10 @@ def _round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Matrix:
-    """A matrix in kernel layout: `data` is uint8, `matrix_bytes(rows, columns)` long, 64-byte aligned."""
+    """A matrix in kernel layout: `data` is uint8, `matrix_bytes(rows, columns)` long, 64-byte aligned.
+
+    Data of a format whose matrices differ in length may go on behind the matrix.
+    """
 
     data: npt.NDArray[np.uint8]
     format: Format
@@ -302,4 +317,6 @@ class Matrix:
 
     @property
     def nbytes(self) -> int:
+        if self.format.varying and self.data is not None:
+            return self.data.size
         return self.format.matrix_bytes(self.rows, self.columns)

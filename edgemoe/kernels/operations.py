@@ -166,6 +166,9 @@ class Embed(Operation, code=0):
     output: Annotated[Floats, rows("copies*D"), OUTPUT]
     copies: int = 1
 
+    def check(self, sizes: Sizes) -> None:
+        require(not self.matrix.format.varying, "matrix", "panels of one length", self.matrix.format.name)
+
     def weight_bytes(self) -> int:
         return self.matrix.nbytes // self.matrix.rows
 
@@ -285,6 +288,7 @@ class HeadLinear(Operation, code=19):
     output: Annotated[Floats, rows("H*W"), output(apart_from="input")]
 
     def check(self, sizes: Sizes) -> None:
+        require(not self.matrix.format.varying, "matrix", "panels of one length", self.matrix.format.name)
         width, expected = sizes.letters["W"], sizes.letters["N"] + sizes.letters.get("R", 0)
         require(width == expected, "output", f"heads of {expected} channels", width)
 

@@ -26,7 +26,6 @@ is 0.63. Signs are incompressible, so what this code saves is on places; see doc
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,19 +187,43 @@ def panel_starts(data: Bytes, header: Header) -> npt.NDArray[np.int64]:
     return starts
 
 
-def unpack_trits(data: Bytes) -> tuple[Trits, npt.NDArray[np.float32]]:
-    """The inverse of `pack_trits`; data may go on behind the matrix.
+def fault(data: Bytes, rows: int, columns: int) -> str | None:
+    """What of a matrix is not as kernels must find it: they trust its sizes and the places of its panels."""
+    try:
+        header = read_header(data)
+        panel_starts(data, header)
+    except EdgemoeError as problem:
+        return problem.message
+    if (header.rows, header.columns) != (rows, columns):
+        return f"Expected {rows} rows and {columns} columns, found {header.rows} and {header.columns}."
+    return None
+
+
+def matrix_bytes(data: Bytes) -> int:
+    """The bytes of a matrix, where data goes on behind it. Raises EdgemoeError where that is no such matrix."""
+    return int(panel_starts(data, read_header(data))[-1]) + TAIL_BYTES
+
+
+def unpack_trits(data: Bytes, panels: slice = slice(None)) -> tuple[Trits, npt.NDArray[np.float32]]:
+    """The inverse of `pack_trits`, or its rows in some panels; data may go on behind the matrix.
 
     Raises EdgemoeError where a panel has another length than its classes say.
     """
     header = read_header(data)
     starts = panel_starts(data, header)
-    trits = np.empty((header.panels * PANEL_ROWS, header.columns), np.int8)
-    levels = np.empty((header.panels * PANEL_ROWS, 2), np.float32)
-    for panel, (start, end) in enumerate(itertools.pairwise(starts)):
-        rows = slice(panel * PANEL_ROWS, (panel + 1) * PANEL_ROWS)
-        trits[rows], levels[rows] = _unpack_panel(data[start:end], header, panel)
-    return trits[: header.rows], levels[: header.rows]
+    chosen = range(header.panels)[panels]
+    trits = np.empty((len(chosen) * PANEL_ROWS, header.columns), np.int8)
+    levels = np.empty((len(chosen) * PANEL_ROWS, 2), np.float32)
+    for number, panel in enumerate(chosen):
+        rows = slice(number * PANEL_ROWS, (number + 1) * PANEL_ROWS)
+        trits[rows], levels[rows] = _unpack_panel(data[starts[panel] : starts[panel + 1]], header, panel)
+    rows_left = header.rows - chosen.start * PANEL_ROWS
+    return trits[:rows_left], levels[:rows_left]
+
+
+def weights_of(trits: Trits, levels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The weights `(rows, columns)` of trits and of the levels of their rows."""
+    return np.where(trits > 0, levels[:, 1:], np.where(trits < 0, levels[:, :1], np.float32(0)))
 
 
 def _unpack_panel(data: Bytes, header: Header, panel: int) -> tuple[Trits, npt.NDArray[np.float32]]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
-from edgemoe.kernels.sub1 import Trits, pack_trits, unpack_trits
+from edgemoe.kernels.sub1 import Trits, pack_trits, unpack_trits, weights_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,11 +34,6 @@ def decode(data: bytes) -> Floats:
     """The weights `(rows, columns)` that were encoded. Raises EdgemoeError for bytes that are no such code."""
     trits, levels = unpack_trits(np.frombuffer(data, np.uint8))
     return weights_of(trits, levels)
-
-
-def weights_of(trits: Trits, levels: Floats) -> Floats:
-    """The weights `(rows, columns)` of trits and of the levels of their rows."""
-    return np.where(trits > 0, levels[:, 1:], np.where(trits < 0, levels[:, :1], np.float32(0)))
 
 
 def quantise(values: Floats) -> tuple[Trits, Floats]:

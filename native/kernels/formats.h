@@ -31,7 +31,7 @@ typedef struct em_format_numbers {
 /* Where the format is known when a kernel is compiled, so are its numbers. */
 static inline em_format_numbers em_numbers(int32_t format) {
 #define EM_NUMBERS(NAME, name, ...) [EM_##NAME] = {__VA_ARGS__},
-    static const em_format_numbers all[EM_FORMAT_COUNT] = {EM_FORMATS(EM_NUMBERS)};
+    static const em_format_numbers all[EM_FORMAT_COUNT] = {EM_FORMATS(EM_NUMBERS) EM_VARYING_FORMATS(EM_NUMBERS)};
 #undef EM_NUMBERS
     return all[format];
 }
@@ -97,6 +97,7 @@ static inline em_sections em_sections_of(int32_t format, int32_t group_count) {
     return at;
 }
 
+/* Bytes of a panel; about as many, where panels of a format differ in length. */
 static inline size_t em_panel_bytes(int32_t format, int32_t columns) {
     const size_t used = em_sections_of(format, em_group_count(columns)).end;
     return (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;

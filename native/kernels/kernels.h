@@ -188,6 +188,7 @@ struct em_kernels {
     em_panels_kernel em_panels_##name##_generic, em_panels_##name##_avx2, em_panels_##name##_avxvnni,                 \
         em_panels_##name##_avx512, em_panels_##name##_neon;
 EM_FORMATS(EM_DECLARE_PANELS)
+EM_VARYING_FORMATS(EM_DECLARE_PANELS)
 #undef EM_DECLARE_PANELS
 
 #define EM_DECLARE_VECTORS(isa)                                                                                       \

@@ -11,12 +11,12 @@
 #define PANELS_avx512(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx512,
 #define PANELS_neon(NAME, name, ...) [EM_##NAME] = em_panels_##name##_neon,
 
-/* Products use one instruction set, recurrent states another, all else a third: short and rare operations gain nothing from
+/* Products use one instruction set (but those of formats whose panels differ in length), recurrent states another, all else a third: short and rare operations gain nothing from
  * wider vectors. */
 #define KERNELS_OF(name, matmul, states, vectors)                                                              \
     {                                                                                                          \
         .isa = name,                                                                                           \
-        .panels = {EM_FORMATS(PANELS_##matmul)},                                                               \
+        .panels = {EM_FORMATS(PANELS_##matmul) EM_VARYING_FORMATS(PANELS_##vectors)},                                                               \
         .quantise = em_quantise_##vectors,                                                                     \
         .sum_squares = em_sum_squares_##vectors,                                                               \
         .exponentials = em_exponentials_##vectors,                                                             \

@@ -420,6 +420,7 @@ int main(int argc, char **argv) {
     const int32_t columns[] = {1, 31, 32, 33, 64, 100, 257};
     const int32_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 21, 32, 37};
     for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {
+        if (format == EM_SUB1) continue; /* test_sub1.c */
         /* All pairs in the formats that differ most; in the others each number of columns with two numbers of rows, as an
          * emulator takes minutes for more. */
         const int all = format <= EM_M4 || format == EM_Q2K || format == EM_Q6K || format == EM_NV4;
@@ -431,6 +432,7 @@ int main(int argc, char **argv) {
         test_panels(format, 640, 1); /* more groups than prefetches go ahead */
     }
     for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {
+        if (format == EM_SUB1) continue; /* test_sub1.c */
         /* More groups than kernels take at a time, alone, and with more rows than they take at a time. */
         test_panels(format, 1057, 1);
         test_panels(format, 1057, 37);

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS
-from edgemoe.kernels.sub1 import HEADER_BYTES, MAGIC, TAIL_BYTES, unpack_trits
-from edgemoe.quant.sub1 import decode, encode, quantise, weights_of
+from edgemoe.kernels.sub1 import HEADER_BYTES, MAGIC, TAIL_BYTES, unpack_trits, weights_of
+from edgemoe.quant.sub1 import decode, encode, quantise
 from tests.support.every_case import every_case
 from tests.support.examples import examples
 from tests.support.pair_dictionary import PairDictionary, encoded_bytes

@@ -82,8 +82,8 @@ class JitBackend(StepwiseBackend):
         return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
-        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`; the reference's if it has a grid."""
-        if matrix.format.grid != "none":
+        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`; the reference's of a grid or sub1."""
+        if matrix.format.grid != "none" or matrix.format.varying:
             return REFERENCE.matmul(values, matrix)
         output = np.empty((len(values), matrix.rows), np.float32)
         product = _quantised_product if matrix.format.quantised else _float_product

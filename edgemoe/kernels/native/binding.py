@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import sub1
 from edgemoe.kernels.definition import (
     NO_LIMIT,
     Definition,
@@ -199,6 +200,9 @@ class _Binder:
         address = self.address(name, matrix.data, _BYTE)
         if matrix.data.size != matrix.nbytes or matrix.data.ndim != 1:
             raise Misfit(name, f"data of shape ({matrix.nbytes},)", matrix.data.shape)
+        if matrix.format.varying:
+            found = sub1.fault(matrix.data, matrix.rows, matrix.columns)
+            require(found is None, name, "a matrix in the code sub1", found)
         if address is not None:
             _check_aligned(name, address)
         struct.data = address

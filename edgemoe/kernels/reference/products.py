@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import sub1
 from edgemoe.kernels.blocks import dequantise, unpack
 from edgemoe.kernels.definition import Sizes
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, group_count, panel_count
@@ -52,15 +53,23 @@ def matmul(values: Floats, matrix: Matrix) -> Floats:
         integers, scales = quantise_activations(values)
         grouped = integers * scales.astype(np.float64)[:, :, None]
         inputs = grouped.reshape(len(values), -1)[:, : matrix.columns]
-    panel_bytes = matrix.format.panel_bytes(matrix.columns)
     products = np.empty((len(values), matrix.rows), np.float64)
     for first in range(0, panel_count(matrix.rows), PANELS_AT_ONCE):
-        rows = slice(first * PANEL_ROWS, min(matrix.rows, (first + PANELS_AT_ONCE) * PANEL_ROWS))
-        packed = matrix.data[first * panel_bytes : (first + PANELS_AT_ONCE) * panel_bytes]
-        blocks = unpack(packed, matrix.format, rows.stop - rows.start, matrix.columns)
+        weights = weights_of_panels(matrix, first, PANELS_AT_ONCE)
+        rows = slice(first * PANEL_ROWS, first * PANEL_ROWS + len(weights))
         # A stack of matrix-vector products: in one matrix product a token's rounding depends on the number of tokens.
-        products[:, rows] = np.matmul(dequantise(blocks).astype(np.float64), inputs[:, :, None])[:, :, 0]
+        products[:, rows] = np.matmul(weights.astype(np.float64), inputs[:, :, None])[:, :, 0]
     return single(products)
+
+
+def weights_of_panels(matrix: Matrix, first: int, count: int) -> Floats:
+    """The weights of `count` panels, or of those that are left, from panel `first` on."""
+    if matrix.format.varying:
+        return sub1.weights_of(*sub1.unpack_trits(matrix.data, slice(first, first + count)))
+    panel_bytes = matrix.format.panel_bytes(matrix.columns)
+    packed = matrix.data[first * panel_bytes : (first + count) * panel_bytes]
+    rows = min(matrix.rows, (first + count) * PANEL_ROWS) - first * PANEL_ROWS
+    return dequantise(unpack(packed, matrix.format, rows, matrix.columns))
 
 
 def _linear_scratch(kernels: StepwiseBackend, o: op.Linear, sizes: Sizes) -> int:

@@ -1,0 +1,102 @@
+"""Products straight from the code sub1, on every backend, against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgemoe.errors import EdgemoeError
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.formats import SUB1, Matrix
+from edgemoe.kernels.native.library import available_isas
+from edgemoe.kernels.reference.backend import REFERENCE
+from edgemoe.kernels.reference.products import quantise_activations
+from edgemoe.kernels.sub1 import HEADER_BYTES, pack_trits, unpack_trits, weights_of
+from tests.kernels import tolerance
+from tests.kernels.builders import aligned, aligned_copy, column_counts, few_examples, kinds, numbers, row_counts, seeds
+from tests.kernels.conftest import make_backend
+from tests.support.agreeing import AgreeingBackends
+from tests.support.trits import draw_levels, draw_trits
+
+shares = st.sampled_from([0.0, 0.5, 0.885, 1.0])
+token_counts = st.sampled_from([1, 2, 3, 4, 7, 33])
+
+
+@pytest.fixture(scope="module")
+def native() -> Iterator[Backend]:
+    """The native kernels of every instruction set."""
+    made = AgreeingBackends({isa: make_backend(f"native {isa}") for isa in available_isas()})
+    yield made
+    made.close()
+
+
+def matrix_of(trits: np.ndarray, levels: np.ndarray) -> Matrix:
+    return Matrix(aligned_copy(pack_trits(trits, levels)), SUB1, *trits.shape)
+
+
+def bound(values: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """What float32 sums of plus and of minus may be off: each is rounded once for every group, and three times more."""
+    weights = np.abs(weights_of(*unpack_trits(matrix.data))).astype(np.float64)
+    integers, scales = quantise_activations(values)
+    inputs = np.abs(integers * scales.astype(np.float64)[:, :, None]).reshape(len(values), -1)[:, : matrix.columns]
+    return (integers.shape[1] + 3) * 2.0**-23 * (inputs @ weights.T) + 1e-37
+
+
+@few_examples
+@given(row_counts, column_counts, token_counts, shares, kinds, st.booleans(), seeds)
+def test_products(
+    backend: Backend, rows: int, columns: int, tokens: int, zeros: float, kind: str, single: bool, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    levels = draw_levels(random, rows) * np.float32(1.1 if single else 1)
+    matrix = matrix_of(draw_trits(random, (rows, columns), zeros), levels)
+    values = numbers(kind, (tokens, columns), random)
+    output = aligned((tokens, rows), np.float32)
+    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(tokens)
+    tolerance.assert_within(output, REFERENCE.matmul(values, matrix), bound(values, matrix))
+
+
+@pytest.mark.parametrize("columns", [2080, 1024])
+def test_long_rows_alone_and_in_company(backend: Backend, columns: int) -> None:
+    random = np.random.default_rng(columns)
+    matrix = matrix_of(draw_trits(random, (35, columns)), draw_levels(random, 35))
+    values = random.standard_normal((5, columns)).astype(np.float32)
+    output, alone = aligned((5, 35), np.float32), aligned((1, 35), np.float32)
+    backend.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(5)
+    tolerance.assert_within(output, REFERENCE.matmul(values, matrix), bound(values, matrix))
+    for t in range(5):
+        one = np.ascontiguousarray(values[t : t + 1])
+        backend.program([op.Linear(one, (op.LinearPart(matrix, None, alone),))]).run(1)
+        np.testing.assert_array_equal(alone[0], output[t])
+
+
+def test_native_kernels_refuse_a_matrix_whose_panels_lie_outside(native: Backend) -> None:
+    matrix = matrix_of(np.ones((20, 40), np.int8), np.ones((20, 2), np.float32))
+    values, output = np.ones((1, 40), np.float32), aligned((1, 20), np.float32)
+    for place in (4, 8, 12, HEADER_BYTES, HEADER_BYTES + 4, HEADER_BYTES + 8):
+        changed = aligned_copy(matrix.data)
+        changed[place + 2] = 1  # 65536 more
+        with pytest.raises(EdgemoeError):
+            native.program([op.Linear(values, (op.LinearPart(Matrix(changed, SUB1, 20, 40), None, output),))])
+
+
+@few_examples
+@given(seeds, st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
+def test_native_kernels_agree_on_altered_panels(native: Backend, seed: int, changes: list[tuple[int, int]]) -> None:
+    random = np.random.default_rng(seed)
+    matrix = matrix_of(draw_trits(random, (32, 96), 0.7), draw_levels(random, 32))
+    panels = HEADER_BYTES + 4 * 3 + 64  # behind the first levels, which might become infinite
+    for place, byte in changes:
+        matrix.data[panels + place % (len(matrix.data) - panels - 64)] = byte
+    values, output = random.standard_normal((3, 96)).astype(np.float32), aligned((3, 32), np.float32)
+    native.program([op.Linear(values, (op.LinearPart(matrix, None, output),))]).run(3)
+    try:
+        expected = REFERENCE.matmul(values, matrix)
+    except EdgemoeError:
+        return
+    tolerance.assert_within(output[:, :16], expected[:, :16], bound(values, matrix)[:, :16])
