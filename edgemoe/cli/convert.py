@@ -33,7 +33,7 @@ def convert(
         typer.Option(
             "--experts",
             metavar="FORMAT",
-            help=f"Weight format of the experts: {FORMATS_HELP}{KEEP_HELP}.",
+            help=f"Weight format of the experts: {FORMATS_HELP}, sub1{KEEP_HELP}.",
             show_default="q4",
         ),
     ] = None,

@@ -34,7 +34,10 @@ def synth(
     experts: Annotated[
         str | None,
         typer.Option(
-            "--experts", metavar="FORMAT", help=f"Weight format of the experts: {DRAWN_HELP}.", show_default="q4"
+            "--experts",
+            metavar="FORMAT",
+            help=f"Weight format of the experts: {DRAWN_HELP}; or sub1.",
+            show_default="q4",
         ),
     ] = None,
     dense: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,12 @@ from edgemoe.errors import EdgemoeError, SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise, pack
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
+from edgemoe.kernels.sub1 import pack_panels, weights_of
+from edgemoe.quant import sub1
 from edgemoe.quant.quantise import quantise
+
+LEVEL_BYTES = 2
+"""Bytes of a level of experts in sub1."""
 
 _DAMAGED = "Was the checkpoint damaged? Download it again."
 
@@ -25,6 +31,8 @@ class Encoded:
     data: npt.NDArray[np.uint8]
     squared_error: float
     squared_weight: float
+    panels: Sequence[bytes] = ()
+    """The same bytes, panel by panel, of a format whose panels differ in length."""
 
 
 def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
@@ -55,6 +63,8 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
             return Encoded(pack(carried), error, _sum_of_squares(values))
     else:
         values = rows
+    if fmt.varying:
+        return _encode_trits(values, tensor)
     try:
         blocks = quantise(values, fmt)
     except SourceError:
@@ -65,6 +75,23 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
     if fmt.name == "f32":
         return Encoded(pack(blocks), 0.0, squared_weight)
     return Encoded(pack(blocks), _sum_of_squares(dequantise(blocks) - values), squared_weight)
+
+
+def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
+    """Round rows to trits, with levels of float16: all of a matrix must have one type, and its rows come in pieces."""
+    _check_finite(values, tensor)
+    trits, exact = sub1.quantise(values)
+    with np.errstate(over="ignore"):
+        levels = exact.astype(np.float16).astype(np.float32)
+    if not np.isfinite(levels).all():
+        largest = float(np.abs(exact).max())
+        raise SourceError(
+            f"{tensor}: expected weights within the range of float16, found one of magnitude {largest:.3g}.",
+            "Convert it with another format of `experts`.",
+        )
+    panels = pack_panels(trits, levels, LEVEL_BYTES)
+    error = _sum_of_squares(weights_of(trits, levels) - values)
+    return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels)
 
 
 def _with_halves(blocks: Blocks) -> Blocks | None:

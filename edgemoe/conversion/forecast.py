@@ -28,7 +28,8 @@ from edgemoe.conversion.quantised.schemes import scheme_of
 from edgemoe.conversion.quantised.source import shown_dtypes
 from edgemoe.conversion.source import Source
 from edgemoe.conversion.tailed import without_tails
-from edgemoe.errors import SourceError
+from edgemoe.errors import SourceError, UsageError
+from edgemoe.kernels.formats import SUB1
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
 
@@ -59,6 +60,12 @@ def forecast_store(
     """
     choice = FormatChoice(experts, dense, head)
     choice.check()
+    if choice.experts == SUB1.name:
+        raise UsageError(
+            f"`experts={SUB1.name}`: expected a format whose sizes follow from shapes; those of {SUB1.name} are known"
+            " once the weights are encoded.",
+            "Convert the checkpoint, and plan with the store.",
+        )
     path = Path(os.path.expanduser(source))  # noqa: PTH111 (leaves an unknown ~user unchanged)
     path = checkpoint_folder(path) if source else path
     config = _config_alone(path)

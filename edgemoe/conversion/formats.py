@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgemoe.conversion.carrying import common_format
 from edgemoe.errors import SourceError, UsageError
-from edgemoe.kernels.formats import FORMATS, Format
+from edgemoe.kernels.formats import EXPERT_FORMATS, FORMATS, SUB1, Format
 from edgemoe.kernels.row_types import BLOCK_FORMATS
 from edgemoe.quant.quantise import TARGETS
 from edgemoe.store.manifest import is_table
@@ -57,10 +57,11 @@ class FormatChoice:
     """The format of the matrix that gives the logits, if it is not that of other dense weights."""
 
     def check(self, names: Sequence[str] = (*TARGETS, KEEP)) -> None:
-        """Raises UsageError, naming the parameter, for a format that is not one of these names."""
+        """Raises UsageError, naming the parameter, for a format that is not one of these names (sub1: of experts)."""
         for parameter, value in vars(self).items():
-            if value is not None and value not in names:
-                raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")
+            allowed = (*names, SUB1.name) if parameter == "experts" else names
+            if value is not None and value not in allowed:
+                raise UsageError(f"`{parameter}`: expected one of {', '.join(allowed)}, found {value!r}.")
 
 
 BY_DEFAULT = FormatChoice()
@@ -121,7 +122,7 @@ def choose_formats(
         carried = _carried(names, dtypes) if option in (None, KEEP) else None
         if option == KEEP:
             option = carried or ("f16" if {dtypes[name] for name in names} == {"F16"} else "f32")
-        formats |= dict.fromkeys(names, FORMATS[option or carried or default])
+        formats |= dict.fromkeys(names, EXPERT_FORMATS[option or carried or default])
     return formats
 
 

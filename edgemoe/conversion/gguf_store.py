@@ -33,13 +33,14 @@ from edgemoe.conversion.source import read_slice
 from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.io.direct import allocate_pages
+from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
 from edgemoe.kernels.landing import TWINS, time_mark
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.row_types import ROW_TYPES
 from edgemoe.process import start_threads
 from edgemoe.store.dense import DenseValue
-from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
+from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import DenseTensor, FileEntry, Manifest, is_table
 from edgemoe.store.reader import Store
 from edgemoe.store.records import PartPlaces

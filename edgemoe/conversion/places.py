@@ -30,6 +30,13 @@ class Place:
     format: Format | None
     panel_stride: int
     """Bytes from one panel to the next: gate and up are interleaved."""
+    share_bytes: int = 0
+    """Of a matrix in a record whose length varies: its share of that, by weights. `offset` is then the record's."""
+
+    @property
+    def varying(self) -> bool:
+        """Whether panels differ in length, so that a record is written as a whole."""
+        return self.format is not None and self.format.varying
 
     @property
     def panel_bytes(self) -> int:
@@ -37,6 +44,8 @@ class Place:
 
     @property
     def stored_bytes(self) -> int:
+        if self.varying:
+            return self.share_bytes
         return self.format.matrix_bytes(self.rows, self.columns) if self.format else 4 * self.rows
 
     def row_slices(self, multiple: int = PANEL_ROWS) -> Iterator[tuple[int, int]]:
@@ -62,13 +71,17 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
     for name, shape in shapes.items():
         expert, last = expert_of(name), name.rpartition(".")[2]
         part = record_name(expert[0], expert[1]) if expert else stored_name(name, shapes)
-        file, offset, _ = ranges[part]
+        file, offset, length = ranges[part]
         layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
         if layout is None:
             fmt = formats[part]
         else:
             fmt = None if len(shape) == 1 else layout.down_format if last == "down" else layout.gate_up_format
         columns = shape[1] if len(shape) == 2 else 1
+        if layout is not None and fmt is not None and fmt.varying:
+            share = length // (3 if layout.gated else 2)
+            places[name] = Place(part, file, offset, shape[0], columns, fmt, 0, share)
+            continue
         panel_bytes = fmt.panel_bytes(columns) if fmt else 0
         interleaved = last in ("gate", "up") and (layout.gated if layout else part != name)
         if last == "up" and interleaved:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, embedding_copies, model_spec, resolve
 from edgemoe.conversion.formats import FormatChoice, block_format, choose_formats, class_of, expert_of, stored_name
 from edgemoe.conversion.places import Place, part_ranges, tensor_places
+from edgemoe.conversion.records import measure_records
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
@@ -75,7 +76,9 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     copies = embedding_copies(source.config, found)
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: _dtype_of(places[name], infos) for name in shapes}, choice)
-    manifest = plan_manifest(spec, shapes, formats, provenance)
+    varying = any(fmt is not None and fmt.varying for fmt in formats.values())
+    lengths = measure_records(source, spec, places) if varying else None
+    manifest = plan_manifest(spec, shapes, formats, provenance, lengths)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
     tensors = [(name, place, False) for name, place in places.items()]
@@ -124,8 +127,12 @@ def plan_manifest(
     shapes: Mapping[str, tuple[int, ...]],
     formats: Mapping[str, Format | None],
     provenance: Mapping[str, Any],
+    lengths: Sequence[int] | None = None,
 ) -> Manifest:
-    """Every place in the store of a model whose tensors have these shapes and formats; no checksum yet."""
+    """Every place in the store of a model whose tensors have these shapes and formats; no checksum yet.
+
+    `lengths` are those of all records, where they do not follow from shapes and formats.
+    """
     dense: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
         if expert_of(name) is None:
@@ -141,8 +148,9 @@ def plan_manifest(
             up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
             assert up is not None
             assert down is not None
-            experts[number].append(packed_layout(width, routed.intermediate_size, up, down, routed.bias, routed.gated))
-    return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
+            sizes = width, routed.intermediate_size
+            experts[number].append(packed_layout(*sizes, up, down, routed.bias, routed.gated, max(lengths or [0])))
+    return plan_store(spec.to_json(), list(dense.values()), experts, provenance, lengths=lengths)
 
 
 def _check(piece: Piece, info: TensorInfo) -> None:

@@ -25,6 +25,9 @@ from edgemoe.kernels.grids import GRIDS
 _COUNTER_BYTES = 32
 """Bytes that the generator gives for each step of its counter."""
 
+_ZEROS = 0.885
+"""The share of zeros among weights for sub1, as among those of QMoE's models."""
+
 _ONE_E4M3 = 0x38
 """The byte of 1, after which come 1.125 to 1.875."""
 
@@ -44,6 +47,16 @@ def draw_bytes(key: str, rows: slice, row_bytes: int) -> npt.NDArray[np.uint8]:
     words = generator.random_raw(count * steps * (_COUNTER_BYTES // 8))
     drawn: npt.NDArray[np.uint8] = np.asarray(words).view(np.uint8).reshape(count, steps * _COUNTER_BYTES)
     return drawn[:, :row_bytes]
+
+
+def draw_ternary(key: str, rows: slice, columns: int, deviation: float) -> npt.NDArray[np.float32]:
+    """Weights of that standard deviation, 88.5 % of them zeros and the others of one size in each row, in float16."""
+    drawn = draw_bytes(key + " values", rows, 2 * columns).view(np.uint16)
+    middle = deviation / math.sqrt(1 - _ZEROS)
+    spread = (draw_bytes(key + " levels", rows, 1).astype(np.float32) - 127.5) / 512
+    levels = (middle * (1 + spread)).astype(np.float16).astype(np.float32)
+    signs = np.where(drawn & 1, levels, -levels)
+    return np.where(drawn >> 1 < _ZEROS * (1 << 15), np.float32(0), signs)
 
 
 def draw_blocks(key: str, rows: slice, columns: int, deviation: float, fmt: Format) -> Blocks:

@@ -17,7 +17,8 @@ To measure decoding, give such a model tokens: what it generates may go in circl
 embedding it repeats one token, since nothing answers a token's own row better than itself.
 
 For formats of blocks these themselves are drawn at random (`random_blocks.py`), so no quantisation search or rounding
-takes place. A mix gives the formats of llama.cpp's quantised files (`mixes.py`).
+takes place. Weights for sub1 are ternary, so that rounding changes none. A mix gives the formats of llama.cpp's
+quantised files (`mixes.py`).
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from edgemoe.conversion.formats import BY_DEFAULT, DEFAULT_DENSE, DEFAULT_EXPERT
 from edgemoe.conversion.mixes import check_mix, mix_formats
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.conversion.progress import Callback
-from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes
+from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes, draw_ternary
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.formats import FORMATS, SUB1
 from edgemoe.kernels.row_types import BLOCK_FORMATS, TYPE_NAMES
 from edgemoe.model.spec import ModelSpec
 from edgemoe.quant.quantise import TARGETS
@@ -82,7 +83,8 @@ def synthesise(
         choice = FormatChoice(experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE, head)
         choice.check(_DRAWN)
     source = SyntheticSource(shape, seed, choice, layers, mix)
-    choice = FormatChoice(*(name if name in TARGETS else None for name in vars(choice).values()))  # blocks are kept
+    encoded = (*TARGETS, SUB1.name)
+    choice = FormatChoice(*(name if name in encoded else None for name in vars(choice).values()))  # blocks are kept
     return convert_source(lambda downloads: source, destination, choice=choice, force=force, progress=progress)
 
 
@@ -107,12 +109,15 @@ class SyntheticSource:
             formats = mix_formats(mix, spec, formats)
         self._tensors: dict[str, TensorInfo] = {}
         self._deviations: dict[str, float] = {}
+        self._ternary: set[str] = set()
         for name, place in resolve(self.config, shapes).items():
             layer = name.split(".")[1] if name.startswith("layers.") else None
             shard = f"layer {layer}" if layer else "embedding and head"
             chosen = formats[name]
             dtype = TYPE_NAMES[chosen.name] if chosen and chosen.name in BLOCK_FORMATS.values() else "F32"
             self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
+            if chosen == SUB1:
+                self._ternary.add(place.tensor)
             self._deviations[place.tensor] = _deviation(spec, name, shapes[place.tensor][-1])
 
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -130,6 +135,8 @@ class SyntheticSource:
         rows, columns = slice(row_start, row_stop), info.shape[-1]
         key = f"{self._seed} {tensor} {index}"
         deviation = self._deviations[tensor]
+        if tensor in self._ternary:
+            return draw_ternary(key, rows, columns, deviation)
         if info.dtype not in BLOCK_FORMATS:
             return _draw_floats(key, rows, columns, deviation)
         return draw_blocks(key, rows, columns, deviation, FORMATS[BLOCK_FORMATS[info.dtype]])

@@ -22,6 +22,7 @@ from edgemoe.conversion.encoding import Encoded, encode
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan
 from edgemoe.conversion.progress import Callback, ProgressMeter
+from edgemoe.conversion.records import join_record
 from edgemoe.conversion.source import Source, read_slice
 from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError
@@ -57,6 +58,10 @@ class Transfer:
         self._errors: dict[int, tuple[float, float]] = {}
         self._checksums: dict[str, Checksums] = {}
         self._unnoted_bytes = 0
+        self._unjoined: dict[str, dict[str, list[bytes]]] = {}
+        """The panels so far of records that are written as a whole, by the record's name and the matrix's."""
+        self._waiting: dict[str, dict[int, tuple[float, float]]] = {}
+        """What `_errors` will have of the pieces of these records."""
 
     def run(self) -> None:
         """Write every piece that is missing, shard by shard. Raises SourceError or OSError."""
@@ -111,12 +116,16 @@ class Transfer:
         encoded = work.result() if isinstance(work, Future) else work
         if piece.repeats:
             self._compare(piece, start, stop, encoded.data)
+        elif piece.place.varying:
+            matrices = self._unjoined.setdefault(piece.place.part, {})
+            matrices.setdefault(piece.name.rpartition(".")[2], []).extend(encoded.panels)
         elif piece.place.format is None:
             self._writer.write(piece.place.file, piece.place.offset + 4 * start, encoded.data)
         else:
             self._write_panels(piece, _panel_offset(piece, start), encoded.data)
-        error, weight = self._errors.get(piece.number, (0.0, 0.0))
-        self._errors[piece.number] = (error + encoded.squared_error, weight + encoded.squared_weight)
+        errors = self._waiting.setdefault(piece.place.part, {}) if piece.place.varying else self._errors
+        error, weight = errors.get(piece.number, (0.0, 0.0))
+        errors[piece.number] = (error + encoded.squared_error, weight + encoded.squared_weight)
         self._unnoted_bytes += len(encoded.data)
         self._meter.advance(shard, len(encoded.data))
         if stop == piece.place.rows:
@@ -155,9 +164,19 @@ class Transfer:
     def _end_piece(self, piece: Piece) -> None:
         self._pieces_left[piece.place.part] -= 1
         if not self._pieces_left[piece.place.part]:
+            if piece.place.varying:
+                self._write_record(piece)
             self._take_checksum(piece.place.part)
         if self._unnoted_bytes >= CHECKPOINT_BYTES:
             self._checkpoint()
+
+    def _write_record(self, last: Piece) -> None:
+        """Write a record of which all panels are there; before, an interruption leaves nothing of its pieces."""
+        panels = self._unjoined.pop(last.place.part)
+        sizes = (last.place.rows, last.place.columns)
+        hidden_size, intermediate_size = sizes if last.name.endswith(".down") else sizes[::-1]
+        self._writer.write(last.place.file, last.place.offset, join_record(panels, hidden_size, intermediate_size))
+        self._errors |= self._waiting.pop(last.place.part)
 
     def _take_checksum(self, name: str) -> None:
         part = self._plan.parts[name]

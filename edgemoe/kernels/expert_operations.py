@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from edgemoe.kernels import sub1
 from edgemoe.kernels.definition import Misfit, Sizes, require
 from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 from edgemoe.kernels.marks import (
@@ -167,6 +168,9 @@ class Capacity(Operation, code=30):
         require(self.capacity >= 1, "capacity", "1 or more", self.capacity)
 
 
+MATRIX_ALIGNMENT_BYTES = 64
+"""What the places of matrices in a record are multiples of."""
+
 MOST_LAYOUTS = 16
 """The most layouts that the records of one layer may have."""
 
@@ -176,7 +180,8 @@ class ExpertLayout:
     """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`; biases if there are any.
 
     Biases are float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes. Experts that are
-    not `gated` have no gate and no bias of it: their `gate_up` is up alone.
+    not `gated` have no gate and no bias of it: their `gate_up` is up alone. Behind a `gate_up` in the code sub1, which
+    differs in length from expert to expert, `down` begins at the next multiple of 64 bytes; then `down_offset` is 0.
     """
 
     hidden_size: Annotated[int, size("D")]
@@ -192,6 +197,11 @@ class ExpertLayout:
         """Rows of `gate_up`: gate's and up's, each rounded up to whole panels; or those of up."""
         F = self.intermediate_size
         return 2 * PANEL_ROWS * panel_count(F) if self.gated else F
+
+    @property
+    def varying(self) -> bool:
+        """Whether records of this layout differ in length."""
+        return self.gate_up_format.varying or self.down_format.varying
 
     @property
     def gate_up_bytes(self) -> int:
@@ -217,7 +227,11 @@ class ExpertLayout:
 
     def weights(self, record: Bytes) -> tuple[Matrix, Matrix, FfnBiases | None]:
         """Return the `gate_up` and `down` matrices and the biases of an expert's record, as views."""
-        down = record[self.down_offset : self.down_offset + self.down_bytes]
+        first, second = record[: self.gate_up_bytes], record[self.down_offset :]
+        if self.gate_up_format.varying:
+            first = record[: sub1.matrix_bytes(record)]
+            second = record[_aligned(len(first)) :]
+        down = second[: sub1.matrix_bytes(second) if self.down_format.varying else self.down_bytes]
         biases = None
         if self.biases_offset:
             starts, F = self.bias_offsets(), self.intermediate_size
@@ -227,10 +241,14 @@ class ExpertLayout:
             }
             biases = FfnBiases(views.get("gate"), views["up"], views["down"])
         return (
-            Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.hidden_size),
+            Matrix(first, self.gate_up_format, self.gate_up_rows, self.hidden_size),
             Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),
             biases,
         )
+
+
+def _aligned(size: int) -> int:
+    return -(-size // MATRIX_ALIGNMENT_BYTES) * MATRIX_ALIGNMENT_BYTES
 
 
 def _vector_bytes(elements: int) -> int:
@@ -329,6 +347,9 @@ class Experts(Operation, code=11):
             if layout.intermediate_size != intermediate_size:
                 raise Misfit(f"layouts[{number}].intermediate_size", intermediate_size, layout.intermediate_size)
             require(layout.gated == self.activation.gated, f"layouts[{number}].gated", not layout.gated, layout.gated)
+            if layout.varying:
+                _check_varying(layout, number)
+                continue
             if offset < least or offset % 64:
                 raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
             if layout.biases_offset:
@@ -350,6 +371,15 @@ class Experts(Operation, code=11):
     def weights(self, expert: int, slot: int) -> tuple[Matrix, Matrix, FfnBiases | None]:
         """Return `gate_up`, `down` and biases of an expert whose record is in a slot, as views of it."""
         return self.layouts[int(self.layout_of[expert])].weights(self.arena[slot])
+
+
+def _check_varying(layout: ExpertLayout, number: int) -> None:
+    """Check what is known of records that differ in length; the rest is checked where a record is used."""
+    expected = 0 if layout.gate_up_format.varying else _aligned(layout.gate_up_bytes)
+    require(layout.down_offset == expected, f"layouts[{number}].down_offset", expected, layout.down_offset)
+    require(
+        not layout.biases_offset, f"layouts[{number}].biases_offset", "0, for experts in sub1", layout.biases_offset
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -277,7 +277,7 @@ FORMATS: dict[str, Format] = {
 SUB1 = Format("sub1", 30, 1, varying=True)
 
 EXPERT_FORMATS = FORMATS | {SUB1.name: SUB1}
-"""The formats that matrices of experts may have. In `FORMATS` are those in which a matrix's bytes follow from its shape."""
+"""The formats that matrices of experts may have. Those of `FORMATS` have as many bytes as follow from a shape."""
 
 
 def panel_count(rows: int) -> int:

@@ -26,6 +26,7 @@ is 0.63. Signs are incompressible, so what this code saves is on places; see doc
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,21 +94,36 @@ def pack_trits(trits: Trits, levels: npt.NDArray[np.float32]) -> Bytes:
         )
     with np.errstate(over="ignore"):
         halves = levels.astype(np.float16)
+    level_bytes = 2 if np.array_equal(halves, levels) else 4
     rows, columns = trits.shape
-    header = Header(rows, columns, 2 if np.array_equal(halves, levels) else 4)
-    stored = np.zeros((header.panels * PANEL_ROWS, 2), LEVEL_DTYPES[header.level_bytes])
-    stored[: header.rows] = levels
+    return join_panels(rows, columns, level_bytes, pack_panels(trits, levels, level_bytes))
+
+
+def pack_panels(trits: Trits, levels: npt.NDArray[np.float32], level_bytes: int) -> list[bytes]:
+    """The panels of a matrix, or of rows of one from a panel's first row on, with levels of that many bytes."""
+    rows = len(trits)
+    stored = np.zeros((panel_count(rows) * PANEL_ROWS, 2), LEVEL_DTYPES[level_bytes])
+    stored[:rows] = levels
     of_panels = stored.reshape(-1, PANEL_ROWS, 2).transpose(0, 2, 1)
-    pieces = [
+    return [
         _pack_panel(trits[first : first + PANEL_ROWS], of_panels[first // PANEL_ROWS])
-        for first in range(0, header.rows, PANEL_ROWS)
+        for first in range(0, rows, PANEL_ROWS)
     ]
-    starts = header.first_panel + np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int64)
+
+
+def joined_bytes(panels: Iterable[bytes]) -> int:
+    """The bytes of a matrix of these panels."""
+    lengths = [len(panel) for panel in panels]
+    return HEADER_BYTES + 4 * (len(lengths) + 1) + sum(lengths) + TAIL_BYTES
+
+
+def join_panels(rows: int, columns: int, level_bytes: int, panels: Sequence[bytes]) -> Bytes:
+    """The matrix of all its panels. Raises EdgemoeError where it takes 4 GiB."""
+    header = Header(rows, columns, level_bytes)
+    starts = header.first_panel + np.cumsum([0, *(len(panel) for panel in panels)], dtype=np.int64)
     if starts[-1] + TAIL_BYTES >= _MOST_BYTES:
-        raise EdgemoeError(
-            f"A matrix of {header.rows} x {header.columns}: expected less than 4 GiB, found {starts[-1]} bytes."
-        )
-    data = header.to_bytes() + starts.astype("<u4").tobytes() + b"".join(pieces) + bytes(TAIL_BYTES)
+        raise EdgemoeError(f"A matrix of {rows} x {columns}: expected less than 4 GiB, found {starts[-1]} bytes.")
+    data = header.to_bytes() + starts.astype("<u4").tobytes() + b"".join(panels) + bytes(TAIL_BYTES)
     return np.frombuffer(data, np.uint8)
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from edgemoe.errors import StoreError
 from edgemoe.io.bulk import BulkRead, Span, SpanAlteredError
 from edgemoe.io.direct import PageReadError, allocate_pages
+from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES
 from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES
 from edgemoe.store.manifest import DenseTensor
 from edgemoe.store.manifest_parser import DAMAGED_HINT
 

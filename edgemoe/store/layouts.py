@@ -17,12 +17,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgemoe.kernels.expert_operations import ExpertLayout
+from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES, ExpertLayout
 from edgemoe.kernels.formats import FORMATS, Format
 from edgemoe.kernels.landing import PART, Parts, part_of_matrix, part_of_vector
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-
-MATRIX_ALIGNMENT_BYTES = 64
 
 AS_IS, IN_PARTS = "as is", "in parts"
 """The landings. A store on disk has records that land as they are, and no others."""
@@ -51,7 +49,7 @@ class RecordLayout:
     intermediate_size: int
     sections: tuple[Section, ...]
     slot_bytes: int
-    """Bytes that a record takes in memory, a multiple of 4096."""
+    """Bytes that a record takes in memory, a multiple of 4096; of records that differ in length, the longest one."""
     row_types: tuple[tuple[str, str], ...] = ()
     """For a record in parts: the name (`gate`, `up`, `down`, `gate_bias` ...) of each, and its type in the file."""
 
@@ -98,7 +96,9 @@ class RecordLayout:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all matrices and biases, without padding: what kernels read of a record."""
+        """Bytes of all matrices and biases, without padding: what kernels read of a record (or of the longest)."""
+        if self.matrices.varying:
+            return self.slot_bytes
         return sum(self._bytes_of(section) for section in self.sections)
 
     def fault(self) -> str | None:
@@ -113,6 +113,8 @@ class RecordLayout:
             )
         if self.slot_bytes % PAGE_BYTES:
             return f"expected a length that is a multiple of {PAGE_BYTES}, found {self.slot_bytes}."
+        if self.matrices.varying:
+            return self._varying_fault()
         end, before = 0, ""
         for section in sorted(self.sections, key=lambda section: section.offset):
             leads = section.name in (GATED_SECTIONS[0], PLAIN_SECTIONS[0])
@@ -126,6 +128,15 @@ class RecordLayout:
             end, before = section.offset + self._bytes_of(section), section.name
             if end > self.slot_bytes:
                 return f"section {section.name} ends at byte {end}, beyond the record's {self.slot_bytes} bytes."
+        return None
+
+    def _varying_fault(self) -> str | None:
+        """The fault of a layout whose records differ in length, and so say where what lies in them."""
+        own = self.matrices
+        expected = 0 if own.gate_up_format.varying else round_up(own.gate_up_bytes, MATRIX_ALIGNMENT_BYTES)
+        found = [section.offset for section in self.sections]
+        if self.has_biases or found != [0, expected]:
+            return f"expected sections at the bytes 0 and {expected}, and no biases, found them at {found}."
         return None
 
     def _bytes_of(self, section: Section) -> int:
@@ -143,12 +154,17 @@ def packed_layout(
     down_format: Format,
     bias: bool = False,
     gated: bool = True,
+    longest: int = 0,
 ) -> RecordLayout:
     """The layout that conversion writes: gate and up, or up alone where experts are not `gated`, directly followed by
-    down, then biases, padded to whole pages.
+    down, then biases, padded to whole pages. `longest` is the longest record, where records differ in length.
     """
     matrices = ExpertLayout(hidden_size, intermediate_size, up_format, down_format, 0, gated=gated)
     first, second = GATED_SECTIONS if gated else PLAIN_SECTIONS
+    if matrices.varying:
+        offset = 0 if up_format.varying else matrices.gate_up_bytes
+        own = Section(first, up_format, 0), Section(second, down_format, offset)
+        return RecordLayout(hidden_size, intermediate_size, own, longest)
     sections = [Section(first, up_format, 0), Section(second, down_format, matrices.gate_up_bytes)]
     end = matrices.gate_up_bytes + matrices.down_bytes
     if bias:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.formats import FORMATS, Format, panel_count
+from edgemoe.kernels.formats import EXPERT_FORMATS, FORMATS, Format, panel_count
 from edgemoe.store.headers import parse_json
 from edgemoe.store.layouts import AS_IS, RecordLayout, Section
 from edgemoe.store.manifest import (
@@ -296,9 +296,9 @@ class _Parser:
 
     def _format(self, table: Mapping[str, Any], key: str, where: str) -> Format:
         name = self._text(table, key, where)
-        if name not in FORMATS:
+        if name not in EXPERT_FORMATS:
             self._fail(f"{where}.{key}", f"is an unknown format {_shown(name)}.")
-        return FORMATS[name]
+        return EXPERT_FORMATS[name]
 
     def _text(self, table: Mapping[str, Any], key: str, where: str) -> str:
         value = table.get(key)

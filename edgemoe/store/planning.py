@@ -39,27 +39,29 @@ def plan_store(
     experts: Sequence[Sequence[RecordLayout]],
     provenance: Mapping[str, Any] | None = None,
     file_limit_bytes: int | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> Manifest:
     """Make a manifest with all places and no checksums.
 
     `dense` gives (name, format, rows, columns) of each tensor; format None is a float32 vector of `rows`.
     Tables that stay on disk go first, with their checksums, then matrices, then vectors. `experts` gives the layout of
     each expert's record, layer by layer; a dense layer has none. Records go layer by layer into files of at most
-    `file_limit_bytes`.
+    `file_limit_bytes`. `lengths` are those of all records, where they are not their slots'.
     """
     tensors = _place_dense(model, dense)
     every = [layout for layer in experts for layout in layer]
     layouts = {layout: number for number, layout in enumerate(dict.fromkeys(every))}
+    sizes = [layout.slot_bytes for layout in every] if lengths is None else lengths
     dense_file = FileEntry(DENSE_NAME, tensors[-1].offset + tensors[-1].bytes)
     if file_limit_bytes is None:
-        total = dense_file.bytes + sum(layout.slot_bytes for layout in every)
+        total = dense_file.bytes + sum(sizes)
         file_limit_bytes = SMALL_FILE_BYTES if total < SMALL_STORE_BYTES else LARGE_FILE_BYTES
-    files = _share_out([layout.slot_bytes for layout in every], file_limit_bytes)
+    files = _share_out(sizes, file_limit_bytes)
     records = RecordTable(
         first=first_rows([len(layer) for layer in experts]),
         file=np.array(files, np.int32),
         offset=np.zeros(len(every), np.int64),
-        length=np.array([layout.slot_bytes for layout in every], np.int64),
+        length=np.array(sizes, np.int64),
         layout=np.array([layouts[layout] for layout in every], np.int32),
         sha256=np.zeros((len(every), 32), np.uint8),
         crc32c=np.zeros(len(every), np.uint32),

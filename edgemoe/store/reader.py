@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.expert_operations import MOST_LAYOUTS, RecordLayouts
+from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES, MOST_LAYOUTS, RecordLayouts
 from edgemoe.kernels.formats import panel_count
 from edgemoe.kernels.landing import Parts, staging_bytes
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.store.dense import DenseReading, DenseValue, DenseWeights, read_vector, unreadable
 from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
-from edgemoe.store.layouts import MATRIX_ALIGNMENT_BYTES, RecordLayout
+from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import MANIFEST_NAME, TABLE_CHECKSUMS, DenseTensor, FileEntry, Manifest, is_table
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
 from edgemoe.store.records import record_name

@@ -171,7 +171,15 @@ class RecordTable:
                 f" found byte {self.offset[row]}."
             )
         expected = np.array([layout.slot_bytes for layout in layouts], np.int64)[self.layout]
-        row = _first(self.length != expected)
+        varying = np.array([layout.matrices.varying for layout in layouts], np.bool_)[self.layout]
+        row = _first(
+            varying & ((self.length < PAGE_BYTES) | (self.length > expected) | (self.length % PAGE_BYTES != 0))
+        )
+        if row is not None:
+            return (
+                f"{self.name(row)}: expected up to the {expected[row]} bytes of its layout, found {self.length[row]}."
+            )
+        row = _first(~varying & (self.length != expected))
         if row is not None:
             return f"{self.name(row)}: expected the {expected[row]} bytes of its layout, found {self.length[row]}."
         ends = self.offset + self.length

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "../../kernels/sub1/layout.h"
 #include "../pager.h"
 #include "ffn.h"
 
@@ -41,17 +42,28 @@ static em_ffn_biases biases_of(const em_expert_layout *layout, const uint8_t *re
     return (em_ffn_biases){first, first + padded, first + 2 * padded};
 }
 
-/* The matrices and biases of an expert, where its layout says that they lie in its slot. */
-static ffn ffn_of(const em_experts *e, int32_t expert, int32_t first, int32_t count) {
+/* The matrices and biases of an expert, where its layout says that they lie in its slot. Returns false for matrices in sub1
+ * that are not as they must be: these say themselves how long they are, and where their panels lie. */
+static bool find_ffn(const em_experts *e, int32_t expert, int32_t first, int32_t count, ffn *found) {
     const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
     const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
     const int32_t width = layout->intermediate_size;
     const int32_t gate_up_rows = layout->gated ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
-    return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
-                 .down = {record + layout->down_offset, layout->down_format, layout->hidden_size, layout->intermediate_size},
-                 .biases = biases_of(layout, record),
-                 .first = first,
-                 .count = count};
+    size_t down = (size_t)layout->down_offset;
+    const size_t room = (size_t)e->slot_bytes;
+    if (layout->gate_up_format == EM_SUB1) {
+        const size_t bytes = em_sub1_bytes(record, gate_up_rows, layout->hidden_size, room);
+        down = (bytes + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
+        const size_t of_down = (size_t)em_panel_count(layout->hidden_size) * em_panel_bytes(layout->down_format, width);
+        if (bytes == 0 || down > room || (layout->down_format != EM_SUB1 && of_down > room - down)) return false;
+    }
+    if (layout->down_format == EM_SUB1 && !em_sub1_bytes(record + down, layout->hidden_size, width, room - down)) return false;
+    *found = (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
+                   .down = {record + down, layout->down_format, layout->hidden_size, width},
+                   .biases = biases_of(layout, record),
+                   .first = first,
+                   .count = count};
+    return true;
 }
 
 size_t em_experts_scratch_bytes(const em_experts *e, int32_t tokens) {
@@ -87,7 +99,8 @@ static void begin_states(const em_experts *e, int32_t tokens, ffn_memory memory)
     }
 }
 
-/* Sorts the (token, rank) pairs of the experts that are ready by expert; returns how many experts there are. */
+/* Sorts the (token, rank) pairs of the experts that are ready by expert; returns how many experts there are, or -1 where one
+ * is not as it must be. */
 static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memory) {
     const int32_t choices = tokens * e->top_k;
     memset(memory.starts, 0, ((size_t)e->num_experts + 1) * sizeof *memory.starts);
@@ -100,7 +113,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
         const int32_t count = memory.starts[expert + 1];
         memory.starts[expert + 1] += memory.starts[expert];
         if (count == 0) continue;
-        memory.ffns[ffn_count++] = ffn_of(e, expert, memory.starts[expert], count);
+        if (!find_ffn(e, expert, memory.starts[expert], count, &memory.ffns[ffn_count++])) return -1;
     }
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
@@ -113,13 +126,15 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
 }
 
 /* Computes the experts that are ready. */
-static void run_ready(const em_experts *e, const em_run *run, ffn_memory memory) {
+static int32_t run_ready(const em_experts *e, const em_run *run, ffn_memory memory) {
     const int32_t ffn_count = group_pairs(e, run->tokens, memory);
+    if (ffn_count < 0) return EM_BAD_EXPERT;
     const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
     em_ffn_run(run, sizes_of_experts(e), memory, e->activation, e->input, e->output, ffn_count, pairs);
     for (int32_t i = 0; i < e->num_experts; i++) {
         if (memory.states[i] == READY) memory.states[i] = NOTHING;
     }
+    return EM_OK;
 }
 
 /* Marks awaited experts of a wave whose reads have ended as ready. `*ready` becomes their number, `*awaited` the number of
@@ -156,8 +171,8 @@ static int32_t run_wave(const em_experts *e, const em_run *run, expert_wave wave
     int32_t awaited, ready;
     int32_t status = take_arrivals(e, wave, memory, &awaited, &ready);
     while (status == EM_OK) {
-        run_ready(e, run, memory);
-        if (awaited == 0) break;
+        status = run_ready(e, run, memory);
+        if (status != EM_OK || awaited == 0) break;
         status = take_arrivals(e, wave, memory, &awaited, &ready);
         if (status == EM_OK && ready == 0) {
             status = await_arrival(e, wave, memory);
@@ -218,8 +233,7 @@ int32_t em_run_experts(const em_experts *e, const em_run *run) {
     if (!e->paged.pager) {
         begin_states(e, run->tokens, memory);
         em_ffn_quantise_input(run, sizes, memory, e->input);
-        run_ready(e, run, memory);
-        return EM_OK;
+        return run_ready(e, run, memory);
     }
     const uint64_t waited_ns = em_pager_waited_ns(e->paged.pager);
     const int32_t status = run_paged(e, run, memory);
