@@ -54,7 +54,7 @@ def test_records_differ_in_length_and_hold_the_weights_of_the_checkpoint(checkpo
     assert len(set(lengths.tolist())) > 1
     assert opened.slot_bytes == lengths.max()
     assert opened.manifest.quantisation["experts"]["relative_error"] == 0
-    assert verify_store(store)
+    assert verify_store(opened) == []
     source = {name: tensor for path in checkpoint.glob("*.safetensors") for name, tensor in load_file(path).items()}
     for layer, expert in ((0, 0), (2, 7)):
         place = opened.record(layer, expert)

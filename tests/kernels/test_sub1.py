@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemoe.errors import EdgemoeError
+from edgemoe.conversion.records import join_record
+from edgemoe.errors import EdgemoeError, KernelError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import SUB1, Matrix
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.reference.backend import REFERENCE
 from edgemoe.kernels.reference.products import quantise_activations
-from edgemoe.kernels.sub1 import HEADER_BYTES, pack_trits, unpack_trits, weights_of
+from edgemoe.kernels.sub1 import HEADER_BYTES, pack_panels, pack_trits, unpack_trits, weights_of
 from tests.kernels import tolerance
 from tests.kernels.builders import aligned, aligned_copy, column_counts, few_examples, kinds, numbers, row_counts, seeds
 from tests.kernels.conftest import make_backend
@@ -83,6 +85,31 @@ def test_native_kernels_refuse_a_matrix_whose_panels_lie_outside(native: Backend
         changed[place + 2] = 1  # 65536 more
         with pytest.raises(EdgemoeError):
             native.program([op.Linear(values, (op.LinearPart(Matrix(changed, SUB1, 20, 40), None, output),))])
+
+
+def test_experts_whose_record_is_none_are_named(native: Backend) -> None:
+    random = np.random.default_rng(4)
+    hidden, width = 40, 24
+    panels = {
+        name: pack_panels(draw_trits(random, (rows, columns)), draw_levels(random, rows), 2)
+        for name, rows, columns in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width))
+    }
+    arena = aligned_copy(join_record(panels, hidden, width)).reshape(1, -1)
+    layout = ex.ExpertLayout(hidden, width, SUB1, SUB1, 0)
+    values, output = random.standard_normal((2, hidden)).astype(np.float32), aligned((2, 1, hidden), np.float32)
+    chosen, slots, layout_of = np.zeros((2, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.uint8)
+    program = native.program([ex.Experts(values, chosen, slots, arena, (layout,), layout_of, output)])
+    program.run(2)
+    gate_up, down, _ = layout.weights(arena[0])
+    expected = REFERENCE.gated_ffn(values, gate_up, down)
+    assert np.abs(output[:, 0] - expected).max() < 0.02 * np.abs(expected).max()
+    begin_of_down = down.data.ctypes.data - arena.ctypes.data
+    for place in (0, 6, HEADER_BYTES + 2, HEADER_BYTES + 10, begin_of_down, begin_of_down + 18):
+        before = arena[0, place]
+        arena[0, place] ^= 1
+        with pytest.raises(KernelError, match="slot, layout or record is not as it must be"):
+            program.run(2)
+        arena[0, place] = before
 
 
 @few_examples
