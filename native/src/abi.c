@@ -38,7 +38,7 @@ const char *em_status_text(int32_t status) {
     case EM_BAD_OPERATION: return "unknown kind of operation or weight format";
     case EM_BAD_POSITION: return "a row's position, sequence or page does not exist";
     case EM_BAD_TOKEN_ID: return "a token id is outside the vocabulary";
-    case EM_BAD_EXPERT: return "an expert's number, slot, layout or record is not as it must be";
+    case EM_BAD_EXPERT: return "an expert number, its slot or its layout is out of range, or its record contradicts itself";
     case EM_SMALL_SCRATCH: return "the scratch memory is too small";
     case EM_TIMEOUT: return "not finished in time";
     case EM_CANCELLED: return "cancelled";

@@ -107,7 +107,7 @@ def test_experts_whose_record_is_none_are_named(native: Backend) -> None:
     for place in (0, 6, HEADER_BYTES + 2, HEADER_BYTES + 10, begin_of_down, begin_of_down + 18):
         before = arena[0, place]
         arena[0, place] ^= 1
-        with pytest.raises(KernelError, match="slot, layout or record is not as it must be"):
+        with pytest.raises(KernelError, match="its record contradicts itself"):
             program.run(2)
         arena[0, place] = before
 
