@@ -31,7 +31,7 @@ class Place:
     panel_stride: int
     """Bytes from one panel to the next: gate and up are interleaved."""
     share_bytes: int = 0
-    """Of a matrix in a record whose length varies: its share of that, by weights. `offset` is then the record's."""
+    """The share, by weights, of a matrix in a record whose length varies; `offset` is then the record's."""
 
     @property
     def varying(self) -> bool:

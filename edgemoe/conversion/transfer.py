@@ -61,7 +61,7 @@ class Transfer:
         self._unjoined: dict[str, dict[str, list[bytes]]] = {}
         """The panels so far of records that are written as a whole, by the record's name and the matrix's."""
         self._waiting: dict[str, dict[int, tuple[float, float]]] = {}
-        """What `_errors` will have of the pieces of these records."""
+        """The sums that `_errors` gets once these records are written."""
 
     def run(self) -> None:
         """Write every piece that is missing, shard by shard. Raises SourceError or OSError."""

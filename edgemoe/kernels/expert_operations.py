@@ -169,7 +169,7 @@ class Capacity(Operation, code=30):
 
 
 MATRIX_ALIGNMENT_BYTES = 64
-"""What the places of matrices in a record are multiples of."""
+"""Places of matrices in a record are multiples of this."""
 
 MOST_LAYOUTS = 16
 """The most layouts that the records of one layer may have."""

@@ -204,7 +204,7 @@ def panel_starts(data: Bytes, header: Header) -> npt.NDArray[np.int64]:
 
 
 def fault(data: Bytes, rows: int, columns: int) -> str | None:
-    """What of a matrix is not as kernels must find it: they trust its sizes and the places of its panels."""
+    """Describe the first fault of a matrix; None if kernels, which trust sizes and places of panels, may read it."""
     try:
         header = read_header(data)
         panel_starts(data, header)

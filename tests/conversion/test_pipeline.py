@@ -244,7 +244,9 @@ def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_p
 
 
 def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`experts`: expected one of q4, q4m, m4, q8, f16, f32, keep, found 'q7'"):
+    with pytest.raises(
+        UsageError, match="`experts`: expected one of q4, q4m, m4, q8, f16, f32, keep, sub1, found 'q7'"
+    ):
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q7")
 
 

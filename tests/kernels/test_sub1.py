@@ -42,7 +42,7 @@ def matrix_of(trits: np.ndarray, levels: np.ndarray) -> Matrix:
 
 
 def bound(values: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """What float32 sums of plus and of minus may be off: each is rounded once for every group, and three times more."""
+    """The error of float32 sums of plus and of minus: each is rounded once for every group, and three times more."""
     weights = np.abs(weights_of(*unpack_trits(matrix.data))).astype(np.float64)
     integers, scales = quantise_activations(values)
     inputs = np.abs(integers * scales.astype(np.float64)[:, :, None]).reshape(len(values), -1)[:, : matrix.columns]

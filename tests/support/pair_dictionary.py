@@ -1,4 +1,4 @@
-"""QMoE's code for ternary matrices, from its description (arXiv 2310.16795): what sub1 is compared with.
+"""QMoE's code for ternary matrices, from its description (arXiv 2310.16795), with which sub1 is compared.
 
 A dictionary of 2^16 sequences of up to 14 pairs of trits, the most probable ones of independent trits; tests of its
 own take a smaller one, which is made faster. A row is cut, from the left, into the longest sequences that the
