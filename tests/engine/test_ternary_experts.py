@@ -123,7 +123,7 @@ def test_a_record_is_never_longer_than_its_slot(store: Path) -> None:
 
 
 def test_random_weights_lose_nothing(tmp_path: Path) -> None:
-    found = Store.open(synthesise("tiny", tmp_path / "tiny", experts="sub1"))
+    found = Store.open(synthesise("tiny", tmp_path / "tiny", layers=1, experts="sub1"))
     experts = found.manifest.quantisation["experts"]
     assert (experts["formats"], experts["relative_error"]) == (["sub1"], 0)
     assert experts["bits_per_weight"] < 1.1  # of which pages fill up a third, in experts of 8 KB
