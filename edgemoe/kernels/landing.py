@@ -35,8 +35,10 @@ TWINS: dict[str, tuple[str, ...]] = {
 VECTOR, PANELS = 0, 1
 """`em_landing`: a vector becomes float32, filled up to a multiple of 16 elements; a matrix becomes panels."""
 
-STAGING_BYTES = 256 << 10
-"""The most bytes of a part that a thread lands in one go, unless a panel has more: they stay in its cache."""
+STAGING_BYTES = 512 << 10
+"""The buffer from which a thread lands, unless a panel needs more: what it reads stays in its cache until it has
+landed, and the buffers of all threads fill huge pages. A disk of a virtual machine may take requests of a few hundred
+pieces of memory in all at a time, and a read into a huge page is one piece."""
 
 PART = np.dtype(
     [
@@ -95,8 +97,12 @@ def staging_bytes(parts: Parts) -> int:
     units = [_unit_bytes(part) for part in parts]
     if not units:
         return 0
-    room = max(STAGING_BYTES, *units)
-    return round_up(room, PAGE_BYTES) + 2 * PAGE_BYTES  # with the rest of the pages at both ends
+    return max(STAGING_BYTES, _with_pages(max(units)))
+
+
+def row_staging_bytes(row_type: str, columns: int) -> int:
+    """Bytes of a buffer from which the rows of one panel land."""
+    return _with_pages(PANEL_ROWS * row_bytes(row_type, columns))
 
 
 def steps(part: np.void, room: int) -> Iterator[Step]:
@@ -144,3 +150,8 @@ def _unit_bytes(part: np.void) -> int:
     """Bytes of what lands by itself: the rows of a panel, or 16 elements of a vector."""
     columns = int(part["columns"])
     return PANEL_ROWS * row_bytes(_TYPES[part["type"]], columns)
+
+
+def _with_pages(size: int) -> int:
+    """The most bytes of whole pages around so many bytes of a file."""
+    return round_up(size, PAGE_BYTES) + 2 * PAGE_BYTES

@@ -145,6 +145,27 @@ def test_a_model_has_its_text(checkpoints: Path, tmp_path: Path) -> None:
         assert opened.folder.is_dir()
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "IQ4_NL"])
+def test_an_embedding_left_in_its_file(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    opened = open_store(file_of(checkpoints, tmp_path, "mixtral", {"token_embd": kind, "_exps": "Q4_0", ".": "Q8_0"}))
+    panels = opened.embedding_panels
+    assert panels is not None
+    assert opened.dense_bytes() - opened.dense_bytes(embedding=False) >= panels.count * panels.panel_bytes
+    for portable in (False, True):
+        if portable:
+            use_portable_reader(monkeypatch)
+        expected = logits(opened, 4)
+        with engine_with_slots(opened, 4, embedding_resident=False, warm_start=False) as engine:
+            pieces = np.concatenate([engine.forward(piece, all_logits=True) for piece in (IDS[:5], IDS[5:])])
+            np.testing.assert_array_equal(pieces, expected)
+            os.utime(panels.path, ns=(0, 10**18))
+            with pytest.raises(ReadError, match=r"The embedding of tokens \d+ to \d+: its file was changed"):
+                engine.forward(IDS)
+            os.utime(panels.path, ns=(0, opened.modified_ns(0)))
+
+
 def test_experts_that_cannot_be_used_as_they_are(checkpoints: Path, tmp_path: Path) -> None:
     path = file_of(checkpoints, tmp_path, "mixtral", {"ffn_gate_exps": "Q4_0", "_exps": "Q8_0", ".": "F32"})
     with pytest.raises(SourceError, match=r"expected experts .* found Q4_0, which would become q8") as caught:

@@ -154,7 +154,7 @@ def test_a_part_lands_in_steps_of_whole_panels() -> None:
     found = list(steps(part, 2 * PAGE + 2 * 16 * 36 + 5))
     assert [step.begin for step in found] == [0, 1152, 2304, 3456]
     assert sum(step.bytes for step in found) == 3600 == part["bytes"]
-    assert staging_bytes(np.array([part])) == (256 << 10) + 2 * PAGE
+    assert staging_bytes(np.array([part])) == 512 << 10
     wide = part_of_matrix("F32", "f32", 16, 1 << 15, 0, FORMATS["f32"].panel_bytes(1 << 15))
     assert staging_bytes(wide) == (2 << 20) + 2 * PAGE  # the rows of one panel
     assert staging_bytes(wide[:0]) == 0
