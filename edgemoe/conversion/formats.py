@@ -74,7 +74,7 @@ def expert_of(name: str) -> tuple[int, int, str] | None:
 
 
 def stored_name(name: str, names: Container[str]) -> str:
-    """The name of the stored matrix that holds a tensor of a model with these: gate and up share one matrix."""
+    """The name of the stored matrix that holds a dense tensor of a model with these: gate and up share one matrix."""
     head, _, last = name.rpartition(".")
     return f"{head}.gate_up" if last in ("gate", "up") and f"{head}.gate" in names else name
 
@@ -99,8 +99,9 @@ def choose_formats(
     """The format of each tensor of the model; None for a vector.
 
     `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Gate
-    and up, which the store keeps as one matrix, get one format. Experts of a layer may get unlike ones: each keeps the
-    quantised blocks that it comes with. Raises SourceError for gate and up in blocks that no format holds.
+    and up of a dense FFN, which the store keeps as one matrix, get one format. Matrices of experts may get unlike ones:
+    each keeps the quantised blocks that it comes with. Raises SourceError for such gate and up in blocks that no format
+    holds.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -112,7 +113,7 @@ def choose_formats(
         elif is_table(name):  # the parts of a table have one format
             groups.setdefault(name.rpartition(".")[0], []).append(name)
         else:
-            groups.setdefault(stored_name(name, shapes), []).append(name)
+            groups.setdefault(name if expert_of(name) else stored_name(name, shapes), []).append(name)
     head = "head" if "head" in shapes else "embedding"
     for names in groups.values():
         option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
@@ -141,11 +142,9 @@ def _carried(names: Sequence[str], dtypes: Mapping[str, str]) -> str | None:
         return None
     found = common_format(blocks)
     if found is None:
-        layer = expert_of(names[0])
-        parameter = "experts" if layer else "dense"
         raise SourceError(
             f"{names[0]}: expected blocks that one format holds exactly, as {' and '.join(names)} share a matrix; found"
             f" {' and '.join(types)}.",
-            f"Name the format that they are rounded to, such as `{parameter}=q8`.",
+            "Name the format that they are rounded to, such as `dense=q8`.",
         )
     return found

@@ -282,7 +282,7 @@ def _manifest(source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -
 def _part(source: GgufSource, where: SourceSlice, tensor: str, layout: RecordLayout, name: str) -> FilePart:
     """The place of one matrix or bias of an expert. Raises SourceError if it does not land as it is."""
     part, own = source.file_part(where), layout.matrices
-    fmt = "f32" if name.endswith("_bias") else (own.down_format if name == "down" else own.gate_up_format).name
+    fmt = "f32" if name.endswith("_bias") else own.format_of(name).name
     if part is not None and part.type_name in ROW_TYPES and fmt in TWINS[part.type_name]:
         return part
     found = "rows that lie apart" if part is None else f"{part.type_name}, which would become {fmt}"

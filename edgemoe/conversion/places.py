@@ -64,20 +64,19 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
         part = record_name(expert[0], expert[1]) if expert else stored_name(name, shapes)
         file, offset, _ = ranges[part]
         layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
+        columns = shape[1] if len(shape) == 2 else 1
         if layout is None:
             fmt = formats[part]
-        else:
-            fmt = None if len(shape) == 1 else layout.down_format if last == "down" else layout.gate_up_format
-        columns = shape[1] if len(shape) == 2 else 1
-        panel_bytes = fmt.panel_bytes(columns) if fmt else 0
-        interleaved = last in ("gate", "up") and (layout.gated if layout else part != name)
-        if last == "up" and interleaved:
-            offset += panel_bytes
-        elif layout is not None and last == "down":
-            offset += layout.down_offset
-        elif layout is not None and fmt is None:
+            stride = panel_bytes = fmt.panel_bytes(columns) if fmt else 0
+            if part != name:  # gate and up, panel by panel in turn
+                offset, stride = offset + panel_bytes * (last == "up"), 2 * panel_bytes
+        elif len(shape) == 1:
+            fmt, stride = None, 0
             offset += layout.bias_offsets()[last.removesuffix("_bias")]
-        stride = panel_bytes * 2 if interleaved else panel_bytes
+        else:
+            fmt = layout.format_of(last)
+            place, stride = layout.panels_of(last)
+            offset += place
         places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
     return places
 

@@ -138,10 +138,13 @@ def plan_manifest(
         for expert in range(routed.num_experts if routed else 0):
             assert routed is not None
             width = routed.width(spec.hidden_size)
-            up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
+            gate, up, down = (
+                formats.get(f"layers.{number}.experts.{expert}.{part}") for part in ("gate", "up", "down")
+            )
             assert up is not None
             assert down is not None
-            experts[number].append(packed_layout(width, routed.intermediate_size, up, down, routed.bias, routed.gated))
+            sizes = width, routed.intermediate_size
+            experts[number].append(packed_layout(*sizes, up, down, routed.bias, routed.gated, gate))
     return plan_store(spec.to_json(), list(dense.values()), experts, provenance)
 
 

@@ -344,15 +344,17 @@ typedef struct em_prefetch {
     int32_t top_k;          /* K */
 } em_prefetch;
 
-/* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset; biases if there are any. */
+/* Where an expert's matrices lie in its record: gate and up at 0, down at down_offset; biases if there are any. */
 typedef struct em_expert_layout {
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
-    int32_t gate_up_format;
+    int32_t gate_format;
+    int32_t up_format;
     int32_t down_format;
     int64_t down_offset;
     int64_t biases_offset;
     int32_t gated;
+    int64_t up_offset;
 } em_expert_layout;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
@@ -820,9 +822,10 @@ typedef struct em_choose_blocks {
         FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
     STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
-        FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
-        FIELD(em_expert_layout, down_offset) FIELD(em_expert_layout, biases_offset) \
-        FIELD(em_expert_layout, gated) \
+        FIELD(em_expert_layout, gate_format) FIELD(em_expert_layout, up_format) \
+        FIELD(em_expert_layout, down_format) FIELD(em_expert_layout, down_offset) \
+        FIELD(em_expert_layout, biases_offset) FIELD(em_expert_layout, gated) \
+        FIELD(em_expert_layout, up_offset) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \

@@ -25,6 +25,7 @@ from edgemoe.quant.quantise import quantise
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, read_tensors, write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.homes import without_home
 from tests.support.matrices import quantisation_error
 from tests.support.quantised_source import QuantisedSource
@@ -417,18 +418,16 @@ def test_quantised_blocks_carry_over_exactly(
     assert statistics["router"]["formats"] == ["f32"]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "fmt", "own"),
-    [("Q4_0", "Q4_1", "q4m", "q4"), ("Q4_0", "Q8_0", "q8", "q4"), ("MXFP4", "Q4_0", "q8", "m4")],
-)
-def test_gate_and_up_of_two_dtypes_carry_over_exactly_into_the_wider(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, fmt: str, own: str
+@every_case(("first", "second", "formats"), [("Q4_0", "Q4_1", ("q4", "q4m")), ("MXFP4", "Q4_0", ("m4", "q4"))])
+def test_gate_and_up_of_two_dtypes_carry_over_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, formats: tuple[str, str]
 ) -> None:
     source = QuantisedSource(lambda name: second if ".w3." in name else first)
     store = _convert(source, tmp_path, monkeypatch)
     _assert_weights(store, source)
     layout = store.layouts_of_layers[0][0].matrices
-    assert (layout.gate_up_format.name, layout.down_format.name) == (fmt, own)
+    assert (layout.gate_format.name, layout.up_format.name, layout.down_format.name) == (*formats, formats[0])
+    assert [section.name for section in store.manifest.layouts[0].sections] == ["gate", "up", "down"]
 
 
 def test_experts_of_one_layer_keep_their_own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +435,7 @@ def test_experts_of_one_layer_keep_their_own_blocks(tmp_path: Path, monkeypatch:
     source = QuantisedSource(lambda name: dtypes[int(name.split(".")[5])] if ".experts." in name else "Q8_0")
     store = _convert(source, tmp_path, monkeypatch)
     _assert_weights(store, source)
-    formats = [store.manifest.layouts[record.layout].matrices.gate_up_format.name for record in store.manifest.records]
+    formats = [store.manifest.layouts[record.layout].matrices.up_format.name for record in store.manifest.records]
     assert formats == ["q4", "q8", "q4m", "q4"] * 2
     assert store.manifest.quantisation["experts"]["formats"] == ["q4", "q4m", "q8"]
     assert store.manifest.quantisation["experts"]["relative_error"] == 0

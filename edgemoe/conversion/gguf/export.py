@@ -151,7 +151,7 @@ def _check_space(path: Path, needed: int) -> None:
 
 def _write_metadata(writer: GGUFWriter, store: Store, spec: ModelSpec, name: str, tokenizer: bool) -> None:
     layouts = store.manifest.layouts
-    mostly = layouts[0].matrices.gate_up_format.name if layouts else store.dense_format
+    mostly = layouts[0].matrices.up_format.name if layouts else store.dense_format
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[mostly])

@@ -16,7 +16,6 @@ from edgemoe.conversion.synthetic import synthesise
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.row_types import ROW_TYPES, TYPE_NAMES
-from edgemoe.session.stores import open_store
 from edgemoe.store.mixture import expert_mixtures, mixtures, ranges
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
@@ -96,17 +95,26 @@ def test_scales_that_do_not_fit(scales: np.ndarray, message: str, tmp_path: Path
 def test_gate_and_up_of_two_types(tmp_path: Path) -> None:
     kinds = {"ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q5_K", ".": "Q6_K"}
     path = wide(tmp_path, kinds)
-    with pytest.raises(SourceError, match="found Q4_K, which would become q5k"):
-        open_store(path)
     store = Store.open(edgemoe.convert(path, tmp_path / "store"))
     assert store.manifest.quantisation["experts"]["relative_error"] == 0
+    back = export_gguf(store, tmp_path / "back.gguf", name="back")
+    for name, tensor in read_gguf(path).tensors.items():
+        np.testing.assert_array_equal(read_gguf(back).tensors[name].read(0, tensor.rows), tensor.read(0, tensor.rows))
+
+
+def test_dense_gate_and_up_of_two_types(tmp_path: Path) -> None:
+    """They share a matrix, which has the wider format; where no format has both, a person names one."""
+    kinds = {"ffn_gate": "Q4_K", "ffn_up": "Q5_K", ".": "Q6_K"}
+    path = wide(tmp_path, kinds, "llama")
+    store = Store.open(edgemoe.convert(path, tmp_path / "store"))
+    assert store.manifest.quantisation["ffn"]["relative_error"] == 0
     (tmp_path / "other").mkdir()
-    path = wide(tmp_path / "other", kinds | {"ffn_up_exps": "Q3_K"})
-    with pytest.raises(SourceError, match=r"experts\.0\.gate: .* found Q3_K and Q4_K\.") as caught:
+    path = wide(tmp_path / "other", kinds | {"ffn_up": "Q3_K"}, "llama")
+    with pytest.raises(SourceError, match=r"ffn\.gate: .* found Q3_K and Q4_K\.") as caught:
         edgemoe.convert(path, tmp_path / "other" / "store")
-    assert caught.value.hint == "Name the format that they are rounded to, such as `experts=q8`."
-    rounded = Store.open(edgemoe.convert(path, tmp_path / "other" / "store", experts="q8"))
-    assert rounded.manifest.quantisation["experts"]["relative_error"] > 0
+    assert caught.value.hint == "Name the format that they are rounded to, such as `dense=q8`."
+    rounded = Store.open(edgemoe.convert(path, tmp_path / "other" / "store", dense="q8"))
+    assert rounded.manifest.quantisation["ffn"]["relative_error"] > 0
 
 
 def test_columns_that_move_by_less_than_a_block_are_rounded_and_told(tmp_path: Path) -> None:
