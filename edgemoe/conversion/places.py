@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from edgemoe.conversion.formats import expert_of, stored_name
+from edgemoe.conversion.formats import expert_of
 from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import PANEL_ROWS, Format
 from edgemoe.store.manifest import Manifest
@@ -61,7 +61,9 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
     places = {}
     for name, shape in shapes.items():
         expert, last = expert_of(name), name.rpartition(".")[2]
-        part = record_name(expert[0], expert[1]) if expert else stored_name(name, shapes)
+        part = record_name(expert[0], expert[1]) if expert else name
+        if part not in ranges:  # gate and up are one matrix
+            part = f"{name.removesuffix(last)}gate_up"
         file, offset, _ = ranges[part]
         layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
         columns = shape[1] if len(shape) == 2 else 1

@@ -129,7 +129,7 @@ def plan_manifest(
     dense: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
         if expert_of(name) is None:
-            stored = stored_name(name, shapes)
+            stored = stored_name(name, formats)
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
             dense[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     experts: list[list[RecordLayout]] = [[] for _ in spec.layers]

@@ -310,14 +310,21 @@ typedef struct em_ffn_biases {
     const float *down; /* (D,) */
 } em_ffn_biases;
 
+/* Gate and up of two formats. */
+typedef struct em_unlike_matrices {
+    em_matrix gate; /* (F, D) */
+    em_matrix up;   /* (F, D) */
+} em_unlike_matrices;
+
 /* output = down (activation(gate input, up input)), each product plus its bias if there are biases. */
 typedef struct em_gated_ffn {
     const float *input;        /* (T, D) */
-    em_matrix gate_up;         /* (2*up16(F), D) */
+    em_matrix gate_up;         /* (2*up16(F), D), or all zeros */
     em_matrix down;            /* (D, F) */
     float *output;             /* (T, D) */
     em_activation activation;
     em_ffn_biases biases;      /* all zeros if there are none */
+    em_unlike_matrices apart;  /* all zeros if there are none */
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
 } em_gated_ffn;
@@ -814,9 +821,10 @@ typedef struct em_choose_blocks {
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
+    STRUCT(em_unlike_matrices) FIELD(em_unlike_matrices, gate) FIELD(em_unlike_matrices, up) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, activation) FIELD(em_gated_ffn, biases) \
-        FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
+        FIELD(em_gated_ffn, apart) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
     STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \
     STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
         FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \

@@ -351,6 +351,10 @@ def test_gate_and_up_may_lie_apart(
         assert np.array_equal(together[rows, ranks], alone)
         bound = tolerance.gated_ffn(own, gate, down, biases, activation, up)
         tolerance.assert_within(alone, REFERENCE.gated_ffn(own, gate, down, biases, activation, up), bound)
+        by_itself = aligned((len(rows), width), np.float32)
+        unlike = op.UnlikeMatrices(gate, up)
+        backend.program([op.GatedFfn(own, None, down, by_itself, activation, biases, unlike)]).run(len(rows))
+        assert np.array_equal(alone, by_itself)
         if gate.format == up.format:
             both = aligned_copy(interleave_panels(gate.data, up.data, panel_count(intermediate_size)))
             gate_up = Matrix(both, gate.format, 2 * PANEL_ROWS * panel_count(intermediate_size), width)

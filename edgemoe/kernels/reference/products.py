@@ -184,7 +184,8 @@ def _ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn | op.PlainFfn, sizes: 
 
 @means(op.GatedFfn, "gated_ffn", _ffn_scratch)
 def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
-    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)
+    first, apart = (o.gate_up, ()) if o.apart is None else (o.apart.gate, (o.apart.up,))
+    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], first, o.down, o.biases, o.activation, *apart)
 
 
 @means(op.PlainFfn, "plain_ffn", _ffn_scratch)

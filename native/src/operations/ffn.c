@@ -111,7 +111,7 @@ static up_products multiply_up(const ffn_task *task, const ffn *f, int32_t group
     const em_kernels *kernels = task->run->kernels;
     const int32_t *rows = task->memory.input_rows + pair;
     const int32_t panel = group * panels_per_group(task);
-    if (f->up_apart.data) {
+    if (f->up_apart.rows) {
         const int32_t each = panels / 2;
         float *up = products + (size_t)each * EM_PANEL_ROWS;
         kernels->panels[f->first.format](&f->first, panel / 2, each, &task->input, rows, count, products, stride);
@@ -206,7 +206,7 @@ static size_t panel_bytes_of(const em_matrix *matrix) { return em_panel_bytes(ma
 static size_t group_bytes_of(const ffn_task *task, const ffn *f) {
     const int32_t panels = panels_per_group(task);
     const size_t first = panel_bytes_of(&f->first);
-    return f->up_apart.data ? panels / 2 * (first + panel_bytes_of(&f->up_apart)) : panels * first;
+    return f->up_apart.rows ? panels / 2 * (first + panel_bytes_of(&f->up_apart)) : panels * first;
 }
 
 void em_ffn_quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input) {
@@ -245,7 +245,8 @@ void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_format, int32_t up_format
 
 static ffn_sizes sizes_of(const ffn *f) {
     ffn_sizes sizes = {.hidden_size = f->first.columns, .intermediate_size = f->down.columns};
-    em_ffn_add_formats(&sizes, f->first.format, f->first.format, f->down.format);
+    const int32_t up_format = f->up_apart.rows ? f->up_apart.format : f->first.format;
+    em_ffn_add_formats(&sizes, f->first.format, up_format, f->down.format);
     return sizes;
 }
 
@@ -269,7 +270,10 @@ static int32_t run_one(const em_run *run, ffn f, em_activation activation, const
     return EM_OK;
 }
 
-static ffn gated_ffn(const em_gated_ffn *f) { return (ffn){.first = f->gate_up, .down = f->down, .biases = f->biases}; }
+static ffn gated_ffn(const em_gated_ffn *f) {
+    const em_matrix first = f->gate_up.rows ? f->gate_up : f->apart.gate;
+    return (ffn){.first = first, .up_apart = f->apart.up, .down = f->down, .biases = f->biases};
+}
 
 size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *f, int32_t tokens) {
     return scratch_bytes_of_one(gated_ffn(f), tokens);
