@@ -18,6 +18,9 @@ DEFAULT_DENSE = "q8"
 KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
 
+_FLOATS = {"F16": "f16", "BF16": "bf16"}
+"""The formats of floats that are kept, by their dtypes; others are kept as f32."""
+
 _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads")
 """Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
 
@@ -121,7 +124,8 @@ def choose_formats(
             option = choice.head or choice.dense
         carried = _carried(names, dtypes) if option in (None, KEEP) else None
         if option == KEEP:
-            option = carried or ("f16" if {dtypes[name] for name in names} == {"F16"} else "f32")
+            kinds = {dtypes[name] for name in names}
+            option = carried or (_FLOATS.get(kinds.pop(), "f32") if len(kinds) == 1 else "f32")
         formats |= dict.fromkeys(names, FORMATS[option or carried or default])
     return formats
 
@@ -142,6 +146,8 @@ def _carried(names: Sequence[str], dtypes: Mapping[str, str]) -> str | None:
     blocks = [found for name in types if (found := block_format(name))]
     if len(blocks) < len(types):
         return None
+    if len(blocks) == 1:
+        return blocks[0]
     found = common_format(blocks)
     if found is None:
         raise SourceError(
