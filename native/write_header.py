@@ -203,7 +203,8 @@ def _struct(made: st.Made) -> list[str]:
 def _members(field: Field) -> list[tuple[str, str]]:
     """Return the declarations of a field and their comments."""
     mark, name = field.mark, field.name
-    note = f"{field.shape}{', or NULL' * field.optional}" if mark.kind in SHAPED else ""
+    absent = "all zeros" if mark.kind == "matrix" else "NULL"
+    note = f"{field.shape}{f', or {absent}' * field.optional}" if mark.kind in SHAPED else ""
     if mark.kind == "buffer":
         assert field.dtype is not None
         const = "" if field.role.writes else "const "

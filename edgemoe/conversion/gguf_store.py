@@ -34,7 +34,7 @@ from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
-from edgemoe.kernels.landing import TWINS, time_mark
+from edgemoe.kernels.landing import time_mark
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.row_types import ROW_TYPES
 from edgemoe.process import start_threads
@@ -300,9 +300,10 @@ def _manifest(source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -
 
 def _part(source: GgufSource, where: SourceSlice, tensor: str, layout: RecordLayout, name: str) -> FilePart:
     """The place of one matrix or bias of an expert. Raises SourceError if it does not land as it is."""
-    part, own = source.file_part(where), layout.matrices
-    fmt = "f32" if name.endswith("_bias") else (own.down_format if name == "down" else own.gate_up_format).name
-    if part is not None and part.type_name in ROW_TYPES and fmt in TWINS[part.type_name]:
+    part = source.file_part(where)
+    fmt = "f32" if name.endswith("_bias") else layout.matrices.format_of(name).name
+    kind = None if part is None else ROW_TYPES.get(part.type_name)
+    if part is not None and kind is not None and (kind.is_float if name.endswith("_bias") else kind.twin == fmt):
         return part
     found = "rows that lie apart" if part is None else f"{part.type_name}, which would become {fmt}"
     path = source.files[0].path

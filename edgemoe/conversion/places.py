@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from edgemoe.conversion.formats import expert_of, stored_name
+from edgemoe.conversion.formats import expert_of
 from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import PANEL_ROWS, Format
 from edgemoe.store.manifest import Manifest
@@ -61,23 +61,24 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
     places = {}
     for name, shape in shapes.items():
         expert, last = expert_of(name), name.rpartition(".")[2]
-        part = record_name(expert[0], expert[1]) if expert else stored_name(name, shapes)
+        part = record_name(expert[0], expert[1]) if expert else name
+        if part not in ranges:  # gate and up are one matrix
+            part = f"{name.removesuffix(last)}gate_up"
         file, offset, _ = ranges[part]
         layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
+        columns = shape[1] if len(shape) == 2 else 1
         if layout is None:
             fmt = formats[part]
-        else:
-            fmt = None if len(shape) == 1 else layout.down_format if last == "down" else layout.gate_up_format
-        columns = shape[1] if len(shape) == 2 else 1
-        panel_bytes = fmt.panel_bytes(columns) if fmt else 0
-        interleaved = last in ("gate", "up") and (layout.gated if layout else part != name)
-        if last == "up" and interleaved:
-            offset += panel_bytes
-        elif layout is not None and last == "down":
-            offset += layout.down_offset
-        elif layout is not None and fmt is None:
+            stride = panel_bytes = fmt.panel_bytes(columns) if fmt else 0
+            if part != name:  # gate and up, panel by panel in turn
+                offset, stride = offset + panel_bytes * (last == "up"), 2 * panel_bytes
+        elif len(shape) == 1:
+            fmt, stride = None, 0
             offset += layout.bias_offsets()[last.removesuffix("_bias")]
-        stride = panel_bytes * 2 if interleaved else panel_bytes
+        else:
+            fmt = layout.format_of(last)
+            place, stride = layout.panels_of(last)
+            offset += place
         places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
     return places
 

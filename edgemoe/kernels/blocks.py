@@ -34,8 +34,8 @@ _SCALE_DTYPES: dict[str, Any] = {"f16": np.float16, "e8m0": np.uint8, "f32": np.
 class Blocks:
     """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
 
-    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127), and for formats with
-    a grid, whose entries with their signs they are; else uint8 codes.
+    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; uint16, its bits, for bf16; int8 for q8
+    (-128..127), and for formats with a grid, whose entries with their signs they are; else uint8 codes.
     `scales` and `minimums` `(rows, scale_count)`: float16, but the scales of m4 and m8 are uint8 (e8m0), and those of
     nv4 and f8 float32. `factors` `(rows, factor_count)`: int8, but uint8 where they are nibbles or e4m3. `offsets`
     likewise, uint8. None for what the format lacks. Columns need not be a multiple of 32; the last group is then
@@ -200,7 +200,7 @@ def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) ->
     cut = groups * fmt.payload_bytes
     payload = np.ascontiguousarray(panel_view[:, :cut])
     if fmt.floating:
-        dtype: Any = {32: np.float32, 16: np.float16, 8: np.uint8}[fmt.bits]
+        dtype: Any = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}.get(fmt.name, np.uint8)
         tiles = payload.view(dtype).reshape(panels, groups, GROUP_COLUMNS, PANEL_ROWS).transpose(0, 3, 1, 2)
     else:
         lines = payload.reshape(panels, groups, fmt.bits, PANEL_ROWS, 4)
@@ -269,11 +269,20 @@ def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
     return weights - minimums * spread(blocks.offsets.astype(np.float32), fmt.factor_columns)
 
 
+def float_blocks(values: npt.NDArray[np.float32], fmt: Format) -> Blocks:
+    """The blocks of f32, f16 or bf16 of numbers that the format has."""
+    if fmt.name == "bf16":
+        return Blocks(fmt, (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16))
+    return Blocks(fmt, values.astype(np.float16) if fmt.name == "f16" else values)
+
+
 def float_values(blocks: Blocks) -> npt.NDArray[np.float32]:
     """The values of the codes, `(rows, columns)`, before they are multiplied by anything."""
     fmt = blocks.format
     values: npt.NDArray[np.float32]
-    if fmt.floating and fmt.bits == 8:
+    if fmt.name == "bf16":
+        values = (blocks.values.astype(np.uint32) << 16).view(np.float32)
+    elif fmt.floating and fmt.bits == 8:
         values = E4M3[blocks.values] * np.float32(2 if fmt.scale == "e8m0" else 1)
     elif fmt.table != "none":
         values = TABLES[fmt.table].astype(np.float32)[blocks.values]

@@ -8,7 +8,7 @@ Defined as those of `operations.py` are, and with its letters and invariants.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -171,35 +171,66 @@ MOST_LAYOUTS = 16
 """The most layouts that the records of one layer may have."""
 
 
+class ExpertWeights(NamedTuple):
+    """The matrices and biases of an expert."""
+
+    first: Matrix
+    """Gate and up, panel by panel in turn; gate alone where up is apart, and up where there is no gate."""
+    down: Matrix
+    biases: FfnBiases | None
+    up: Matrix | None
+    """Up where it is apart from gate."""
+
+
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`; biases if there are any.
+    """Where an expert's matrices lie in its record: gate and up at 0, `down` at `down_offset`; biases if there are any.
 
-    Biases are float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes. Experts that are
-    not `gated` have no gate and no bias of it: their `gate_up` is up alone.
+    Gate and up of one format lie panel by panel in turn; up of another format lies apart, at `up_offset`. Biases are
+    float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes. Experts that are not `gated`
+    have no gate and no bias of it: up lies at 0.
     """
 
     hidden_size: Annotated[int, size("D")]
     intermediate_size: Annotated[int, size("F")]
-    gate_up_format: Format
+    gate_format: Format
+    up_format: Format
     down_format: Format
     down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
     biases_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: no biases
     gated: bool = True
+    up_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: up is not apart from gate
 
     @property
-    def gate_up_rows(self) -> int:
-        """Rows of `gate_up`: gate's and up's, each rounded up to whole panels; or those of up."""
-        F = self.intermediate_size
-        return 2 * PANEL_ROWS * panel_count(F) if self.gated else F
+    def gate_bytes(self) -> int:
+        """Bytes of gate: 0 without one."""
+        return self.gate_format.matrix_bytes(self.intermediate_size, self.hidden_size) if self.gated else 0
+
+    @property
+    def up_bytes(self) -> int:
+        return self.up_format.matrix_bytes(self.intermediate_size, self.hidden_size)
 
     @property
     def gate_up_bytes(self) -> int:
-        return self.gate_up_format.matrix_bytes(self.gate_up_rows, self.hidden_size)
+        """Bytes of gate and up, or of up without a gate."""
+        return self.gate_bytes + self.up_bytes
 
     @property
     def down_bytes(self) -> int:
         return self.down_format.matrix_bytes(self.hidden_size, self.intermediate_size)
+
+    def format_of(self, name: str) -> Format:
+        """The format of `gate`, `up` or `down`."""
+        return {"gate": self.gate_format, "up": self.up_format, "down": self.down_format}[name]
+
+    def panels_of(self, name: str) -> tuple[int, int]:
+        """The place in the record of the first panel of `gate`, `up` or `down`, and the bytes from one to the next."""
+        if name == "down":
+            return self.down_offset, self.down_format.panel_bytes(self.intermediate_size)
+        panel_bytes = self.format_of(name).panel_bytes(self.hidden_size)
+        if self.gated and not self.up_offset:
+            return panel_bytes * (name == "up"), 2 * panel_bytes
+        return self.up_offset * (name == "up"), panel_bytes
 
     def bias_offsets(self) -> dict[str, int]:
         """The place in the record of the biases of gate, up and down, in bytes, and of the `end` behind them."""
@@ -215,22 +246,26 @@ class ExpertLayout:
     def bias_bytes(self) -> int:
         return self.bias_offsets()["end"] - self.biases_offset if self.biases_offset else 0
 
-    def weights(self, record: Bytes) -> tuple[Matrix, Matrix, FfnBiases | None]:
-        """Return the `gate_up` and `down` matrices and the biases of an expert's record, as views."""
+    def weights(self, record: Bytes) -> ExpertWeights:
+        """Return the matrices and the biases of an expert's record, as views."""
+        D, F = self.hidden_size, self.intermediate_size
         down = record[self.down_offset : self.down_offset + self.down_bytes]
+        up = None
+        if self.up_offset:
+            first = Matrix(record[: self.gate_bytes], self.gate_format, F, D)
+            up = Matrix(record[self.up_offset : self.up_offset + self.up_bytes], self.up_format, F, D)
+        else:
+            rows = 2 * PANEL_ROWS * panel_count(F) if self.gated else F
+            first = Matrix(record[: self.gate_up_bytes], self.up_format, rows, D)
         biases = None
         if self.biases_offset:
-            starts, F = self.bias_offsets(), self.intermediate_size
-            sizes = {"gate": F, "up": F, "down": self.hidden_size}
+            starts = self.bias_offsets()
+            sizes = {"gate": F, "up": F, "down": D}
             views = {
                 name: record[starts[name] :][: 4 * n].view(np.float32) for name, n in sizes.items() if name in starts
             }
             biases = FfnBiases(views.get("gate"), views["up"], views["down"])
-        return (
-            Matrix(record[: self.gate_up_bytes], self.gate_up_format, self.gate_up_rows, self.hidden_size),
-            Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),
-            biases,
-        )
+        return ExpertWeights(first, Matrix(down, self.down_format, D, F), biases, up)
 
 
 def _vector_bytes(elements: int) -> int:
@@ -324,11 +359,19 @@ class Experts(Operation, code=11):
         check_activation(self.activation, self.layouts[0].gated)
         slot_bytes, intermediate_size = sizes.letters["B"], self.layouts[0].intermediate_size
         for number, layout in enumerate(self.layouts):
-            least, offset = layout.gate_up_bytes, layout.down_offset
+            least, offset, apart = layout.gate_up_bytes, layout.down_offset, layout.up_offset
             end = offset + layout.down_bytes
             if layout.intermediate_size != intermediate_size:
                 raise Misfit(f"layouts[{number}].intermediate_size", intermediate_size, layout.intermediate_size)
             require(layout.gated == self.activation.gated, f"layouts[{number}].gated", not layout.gated, layout.gated)
+            if apart:
+                require(layout.gated, f"layouts[{number}].up_offset", "0 without a gate", apart)
+                least = apart + layout.up_bytes
+                if apart < layout.gate_bytes or apart % 64:
+                    expected = f"0, or a multiple of 64, at least {layout.gate_bytes}"
+                    raise Misfit(f"layouts[{number}].up_offset", expected, apart)
+            elif layout.gate_format != layout.up_format:
+                raise Misfit(f"layouts[{number}].gate_format", layout.up_format.name, layout.gate_format.name)
             if offset < least or offset % 64:
                 raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
             if layout.biases_offset:
@@ -347,8 +390,8 @@ class Experts(Operation, code=11):
         top_k: int = self.experts.shape[1]
         return top_k * (total // len(self.layout_of))
 
-    def weights(self, expert: int, slot: int) -> tuple[Matrix, Matrix, FfnBiases | None]:
-        """Return `gate_up`, `down` and biases of an expert whose record is in a slot, as views of it."""
+    def weights(self, expert: int, slot: int) -> ExpertWeights:
+        """Return the matrices and biases of an expert whose record is in a slot, as views of it."""
         return self.layouts[int(self.layout_of[expert])].weights(self.arena[slot])
 
 

@@ -25,7 +25,8 @@ The weight is `scale * factor * value`, where the value is `code - zero`, or wha
 `+ minimum`, or `- minimum * offset` where there are offsets, or `- scale * offset` where there are only those.
 
     format      bits  value         scale (columns)  minimum  factor (columns)  offset  bits for a weight, all told
-    f32, f16    32,16 the float                                                          32, 16
+    f32         32    the float                                                          32
+    f16, bf16   16    the float                                                          16
     q8          8     int8          f16 (32)                                             8.5
     q4          4     code - 8      f16 (32)                                             4.5
     q4m         4     code          f16 (32)         f16                                 5
@@ -66,7 +67,7 @@ values are kept doubled and the scale halved: a weight is `value * 2**(e - 128)`
 0 makes a scale below float32's normal numbers, exact all the same. `e` = 255 means NaN in MX: no store holds it, as
 conversion refuses it. Code 8 is minus zero: its bits are kept, its value is 0. nv4 is NVFP4, with the same elements:
 half of its factor multiplies the doubled values. m8 is MXFP8 (E4M3), whose values are doubled too, and whose scales
-are those of m4.
+are those of m4. bf16 is the upper half of a float32: its bits, shifted by 16, are those of the number.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ import numpy.typing as npt
 FormatName = Literal[
     "f32", "f16", "q8", "q4", "q4m", "m4", "q5", "q5m", "q8m", "q4z", "iq4nl", "iq4xs",
     "q2k", "q3k", "q4k", "q5k", "q6k", "nv4", "tq2", "q2", "q1", "f8", "m8",
-    "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1s", "iq1m",
+    "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1s", "iq1m", "bf16",
 ]  # fmt: skip
 ScaleKind = Literal["none", "f16", "e8m0", "f32", "words"]
 FactorKind = Literal["none", "int8", "nibble", "e4m3", "pairs", "inner"]
@@ -163,7 +164,7 @@ class Format:
 
     @property
     def quantised(self) -> bool:
-        """True if products use int8 activations, false if float32 ones (f32, f16, f8, m8)."""
+        """True if products use int8 activations, false if float32 ones (f32, f16, bf16, f8, m8)."""
         return not self.floating
 
     @property
@@ -264,6 +265,7 @@ FORMATS: dict[str, Format] = {
         _grid("iq3s", 27, 3, "pairs", 32, "iq3s", 1, 1),
         _grid("iq1s", 28, 1, "inner", 32, "iq1", 2, 1 / 8),
         _grid("iq1m", 29, 1, "inner", 16, "iq1", 2, 1 / 8, "words"),
+        Format("bf16", 30, 16, floating=True),
     )
 }
 

@@ -15,22 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.blocks import Blocks, float_blocks, pack
 from edgemoe.kernels.file_rows import decode_rows, scaled
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.row_types import BLOCK_FORMATS, ROW_TYPES, row_bytes
+from edgemoe.kernels.row_types import ROW_TYPES, row_bytes
 
 _TYPES = tuple(ROW_TYPES)
 """The types of rows that land, by their numbers in C (`em_rows`)."""
-
-TWINS: dict[str, tuple[str, ...]] = {
-    "F32": ("f32",),
-    "F16": ("f16", "f32"),
-    "BF16": ("f32",),
-    **{name: (fmt,) for name, fmt in BLOCK_FORMATS.items()},
-}
-"""The formats that hold all weights of each type exactly, and that it lands in; the smallest first."""
 
 VECTOR, PANELS = 0, 1
 """`em_landing`: a vector becomes float32, filled up to a multiple of 16 elements; a matrix becomes panels."""
@@ -80,7 +72,7 @@ def part_of_matrix(
     row_type: str, fmt: str, rows: int, columns: int, place: int, panel_stride: int
 ) -> npt.NDArray[np.void]:
     """The element of `PART` for a matrix of rows that becomes panels of a format with that type's weights."""
-    assert fmt in TWINS[row_type]
+    assert fmt == ROW_TYPES[row_type].twin
     size = rows * row_bytes(row_type, columns)
     fields = (size, place, panel_stride, PANELS, _TYPES.index(row_type), FORMATS[fmt].code, rows, columns, 0)
     return np.array([fields], PART)
@@ -138,7 +130,7 @@ def land(
     else:
         finite = bool(np.isfinite(rows).all())
         with np.errstate(invalid="ignore"):
-            blocks = Blocks(fmt, rows.astype(np.float16) if fmt.name == "f16" else rows)
+            blocks = float_blocks(rows, fmt)
     panel_bytes, stride = fmt.panel_bytes(int(part["columns"])), int(part["panel_stride"])
     for offset, panel in enumerate(pack(blocks).reshape(-1, panel_bytes)):
         first = place + (number + offset) * stride

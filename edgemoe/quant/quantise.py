@@ -18,12 +18,13 @@ from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Format, group_count
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
-TARGETS = ("q4", "q4m", "m4", "q8", "f16", "f32")
+TARGETS = ("q4", "q4m", "m4", "q8", "bf16", "f16", "f32")
 """The names of the formats that weights can be quantised to; the others are those of files, whose blocks are kept."""
 
 _WEIGHTS_AT_ONCE = 1 << 20
 
 _LARGEST_F16 = 65504
+_LARGEST_BF16 = 2.0**128 - 2.0**120
 _SMALLEST_NORMAL_F16 = 2.0**-14
 
 _SYMMETRIC_LEVELS = np.array([-8, -7, -6, -5, -4, 4, 5, 6, 7, -9.25, -8.75, -8.5, -8.25, -7.5, 7.25], np.float32)
@@ -67,6 +68,11 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
             halves[chunk] = _to_f16(values[chunk])
             _check_range(halves[chunk], values[chunk], fmt)
         return Blocks(fmt, halves)
+    if fmt.name == "bf16":
+        upper = np.empty(values.shape, np.uint16)
+        for chunk in _row_chunks(values):
+            upper[chunk] = _to_bf16(values[chunk])
+        return Blocks(fmt, upper)
     integers = np.empty(values.shape, np.int8 if fmt.name == "q8" else np.uint8)
     shape = (rows, group_count(columns))
     scales: Scales = np.zeros(shape, np.uint8) if fmt.name == "m4" else np.zeros(shape, np.float16)
@@ -111,6 +117,18 @@ def _to_f16(values: Floats) -> Halves:
     """Round to the nearest float16; values beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return values.astype(np.float16)
+
+
+def _to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
+    """The bits of the nearest bf16, of two that are as near the even one. Raises EdgemoeError beyond its range."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    upper = ((bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16).astype(np.uint16)
+    if np.any(upper & 0x7F80 == 0x7F80):
+        raise EdgemoeError(
+            f"there are weights as large as {np.abs(values).max():.6g}; bf16 ends at {_LARGEST_BF16:.6g}.",
+            "Store this class of tensors in f32.",
+        )
+    return upper
 
 
 def _check_range(halves: Halves, values: Floats, fmt: Format) -> None:

@@ -27,8 +27,10 @@ MATRIX_ALIGNMENT_BYTES = 64
 AS_IS, IN_PARTS = "as is", "in parts"
 """The landings. A store on disk has records that land as they are, and no others."""
 
-GATED_SECTIONS, PLAIN_SECTIONS = ("gate_up", "down"), ("up", "down")
-"""The sections of a layout: gate and up, interleaved panel by panel, or up of experts without a gate, and down."""
+GATED_SECTIONS, APART_SECTIONS, PLAIN_SECTIONS = ("gate_up", "down"), ("gate", "up", "down"), ("up", "down")
+"""The sections of a layout: gate and up, interleaved panel by panel or, in unlike formats, one after the other; or up
+of experts without a gate; and down."""
+_SECTIONS = (GATED_SECTIONS, APART_SECTIONS, PLAIN_SECTIONS)
 
 BIASES = "biases"
 """The section that a layout has beside them if its experts have biases (`ExpertLayout.bias_offsets`), in f32."""
@@ -69,13 +71,8 @@ class RecordLayout:
         if name.endswith("_bias"):
             matrix = name.removesuffix("_bias")
             return part_of_vector(row_type, D if matrix == "down" else F, own.bias_offsets()[matrix])
-        if name == "down":
-            fmt, offset = own.down_format, own.down_offset
-            return part_of_matrix(row_type, fmt.name, D, F, offset, fmt.panel_bytes(F))
-        panel_bytes = own.gate_up_format.panel_bytes(D)
-        place = panel_bytes if name == "up" and own.gated else 0
-        stride = 2 * panel_bytes if own.gated else panel_bytes
-        return part_of_matrix(row_type, own.gate_up_format.name, F, D, place, stride)
+        fmt, sizes = own.format_of(name), (D, F) if name == "down" else (F, D)
+        return part_of_matrix(row_type, fmt.name, *sizes, *own.panels_of(name))
 
     @functools.cached_property
     def stored_bytes(self) -> int:
@@ -86,11 +83,20 @@ class RecordLayout:
     def matrices(self) -> ExpertLayout:
         """The same layout in the terms of kernels."""
         places = {section.name: section for section in self.sections}
-        gated = "gate_up" in places
-        first, down, biases = places["gate_up" if gated else "up"], places["down"], places.get(BIASES)
+        both, down, biases = places.get("gate_up"), places["down"], places.get(BIASES)
+        gate, up = both or places.get("gate"), both or places["up"]
         offset = biases.offset if biases else 0
-        sizes = self.hidden_size, self.intermediate_size
-        return ExpertLayout(*sizes, first.format, down.format, down.offset, offset, gated)
+        return ExpertLayout(
+            self.hidden_size,
+            self.intermediate_size,
+            (gate or up).format,
+            up.format,
+            down.format,
+            down.offset,
+            offset,
+            gated=gate is not None,
+            up_offset=up.offset,
+        )
 
     @property
     def has_biases(self) -> bool:
@@ -105,17 +111,17 @@ class RecordLayout:
         """Describe the first fault of a layout from a file; None if kernels can use records of this layout."""
         names = tuple(section.name for section in self.sections)
         matrices = sorted(set(names) - {BIASES})
-        if len(names) > len(set(names)) or matrices not in (sorted(GATED_SECTIONS), sorted(PLAIN_SECTIONS)):
+        if len(names) > len(set(names)) or matrices not in map(sorted, _SECTIONS):
             return (
-                f"expected the sections {', '.join(GATED_SECTIONS)} or {', '.join(PLAIN_SECTIONS)}, with or without"
-                f" {BIASES},"
+                f"expected the sections {' or '.join(map(', '.join, _SECTIONS))}, with or without {BIASES},"
                 f" found {', '.join(names)[:80] or 'none'}."
             )
+        first = next(name for name in ("gate_up", "gate", "up") if name in names)
         if self.slot_bytes % PAGE_BYTES:
             return f"expected a length that is a multiple of {PAGE_BYTES}, found {self.slot_bytes}."
         end, before = 0, ""
         for section in sorted(self.sections, key=lambda section: section.offset):
-            leads = section.name in (GATED_SECTIONS[0], PLAIN_SECTIONS[0])
+            leads = section.name == first
             if section.offset % MATRIX_ALIGNMENT_BYTES or (leads and section.offset):
                 place = "byte 0" if leads else f"a multiple of {MATRIX_ALIGNMENT_BYTES} bytes"
                 return f"section {section.name}: expected at {place}, found at byte {section.offset}."
@@ -131,8 +137,8 @@ class RecordLayout:
     def _bytes_of(self, section: Section) -> int:
         own, biases = self.matrices, self.matrices.bias_offsets()
         # `bias_bytes` would be 0 for biases that a damaged file has at byte 0, and hide that they overlap.
-        sizes = {"down": own.down_bytes, BIASES: biases["end"] - own.biases_offset}
-        return sizes.get(section.name, own.gate_up_bytes)
+        sizes = {"gate": own.gate_bytes, "up": own.up_bytes, "down": own.down_bytes}
+        return (sizes | {"gate_up": own.gate_up_bytes, BIASES: biases["end"] - own.biases_offset})[section.name]
 
 
 @functools.cache
@@ -143,13 +149,18 @@ def packed_layout(
     down_format: Format,
     bias: bool = False,
     gated: bool = True,
+    gate_format: Format | None = None,
 ) -> RecordLayout:
     """The layout that conversion writes: gate and up, or up alone where experts are not `gated`, directly followed by
-    down, then biases, padded to whole pages.
+    down, then biases, padded to whole pages. A `gate_format` that is not up's sets gate apart.
     """
-    matrices = ExpertLayout(hidden_size, intermediate_size, up_format, down_format, 0, gated=gated)
-    first, second = GATED_SECTIONS if gated else PLAIN_SECTIONS
-    sections = [Section(first, up_format, 0), Section(second, down_format, matrices.gate_up_bytes)]
+    gate = gate_format or up_format
+    matrices = ExpertLayout(hidden_size, intermediate_size, gate, up_format, down_format, 0, gated=gated)
+    if gate != up_format:
+        sections = [Section("gate", gate, 0), Section("up", up_format, matrices.gate_bytes)]
+    else:
+        sections = [Section("gate_up" if gated else "up", up_format, 0)]
+    sections.append(Section("down", down_format, matrices.gate_up_bytes))
     end = matrices.gate_up_bytes + matrices.down_bytes
     if bias:
         sections.append(Section(BIASES, FORMATS["f32"], end))

@@ -5,7 +5,7 @@
 #define EDGEMOE_OPERATIONS_DEFINED_H
 
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_Q5 = 6, EM_Q5M = 7, EM_Q8M = 8, EM_Q4Z = 9, EM_IQ4NL = 10, EM_IQ4XS = 11, EM_Q2K = 12, EM_Q3K = 13, EM_Q4K = 14, EM_Q5K = 15, EM_Q6K = 16, EM_NV4 = 17, EM_TQ2 = 18, EM_Q2 = 19, EM_Q1 = 20, EM_F8 = 21, EM_M8 = 22, EM_IQ2XXS = 23, EM_IQ2XS = 24, EM_IQ2S = 25, EM_IQ3XXS = 26, EM_IQ3S = 27, EM_IQ1S = 28, EM_IQ1M = 29, EM_FORMAT_COUNT = 30 } em_format;
+typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_Q5 = 6, EM_Q5M = 7, EM_Q8M = 8, EM_Q4Z = 9, EM_IQ4NL = 10, EM_IQ4XS = 11, EM_Q2K = 12, EM_Q3K = 13, EM_Q4K = 14, EM_Q5K = 15, EM_Q6K = 16, EM_NV4 = 17, EM_TQ2 = 18, EM_Q2 = 19, EM_Q1 = 20, EM_F8 = 21, EM_M8 = 22, EM_IQ2XXS = 23, EM_IQ2XS = 24, EM_IQ2S = 25, EM_IQ3XXS = 26, EM_IQ3S = 27, EM_IQ1S = 28, EM_IQ1M = 29, EM_BF16 = 30, EM_FORMAT_COUNT = 31 } em_format;
 
 /* FORMAT(NAME, name, ...) for each format; the numbers that follow are those of em_format_numbers. */
 enum { EM_SCALE_NONE, EM_SCALE_F16, EM_SCALE_E8M0, EM_SCALE_F32, EM_SCALE_WORDS };
@@ -72,7 +72,8 @@ enum { EM_GRID_NONE, EM_GRID_IQ2XXS, EM_GRID_IQ2XS, EM_GRID_IQ2S, EM_GRID_IQ3XXS
         FORMAT(IQ3XXS, iq3xxs, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ3XXS, 0, 2) \
     FORMAT(IQ3S, iq3s, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_PAIRS, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ3S, 1, 0) \
     FORMAT(IQ1S, iq1s, 0, 1, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3) \
-    FORMAT(IQ1M, iq1m, 0, 1, EM_SCALE_WORDS, 3, 0, EM_FACTOR_INNER, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3)
+    FORMAT(IQ1M, iq1m, 0, 1, EM_SCALE_WORDS, 3, 0, EM_FACTOR_INNER, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3) \
+    FORMAT(BF16, bf16, 1, 16, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0)
 
 /* Types of numbers in files (edgemoe/kernels/row_types.py): rows of floats, or of blocks. */
 typedef enum em_rows { EM_ROWS_F32 = 0, EM_ROWS_F16 = 1, EM_ROWS_BF16 = 2, EM_ROWS_Q8_0 = 3, EM_ROWS_Q4_0 = 4, EM_ROWS_Q4_1 = 5, EM_ROWS_MXFP4 = 6, EM_ROWS_Q5_0 = 7, EM_ROWS_Q5_1 = 8, EM_ROWS_Q2_K = 9, EM_ROWS_Q3_K = 10, EM_ROWS_Q4_K = 11, EM_ROWS_Q5_K = 12, EM_ROWS_Q6_K = 13, EM_ROWS_IQ4_NL = 14, EM_ROWS_IQ4_XS = 15, EM_ROWS_NVFP4 = 16, EM_ROWS_TQ1_0 = 17, EM_ROWS_TQ2_0 = 18, EM_ROWS_Q2_0 = 19, EM_ROWS_Q1_0 = 20, EM_ROWS_IQ2_XXS = 21, EM_ROWS_IQ2_XS = 22, EM_ROWS_IQ2_S = 23, EM_ROWS_IQ3_XXS = 24, EM_ROWS_IQ3_S = 25, EM_ROWS_IQ1_S = 26, EM_ROWS_IQ1_M = 27, EM_ROWS_COUNT = 28 } em_rows;
@@ -82,7 +83,7 @@ enum { EM_FACTORS_NONE, EM_FACTORS_BYTES, EM_FACTORS_NIBBLES, EM_FACTORS_PAIRS, 
 #define EM_ROW_TYPES(TYPE) \
     TYPE(F32, EM_F32, 1, 4, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
     TYPE(F16, EM_F16, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
-    TYPE(BF16, EM_F32, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
+    TYPE(BF16, EM_BF16, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
     TYPE(Q8_0, EM_Q8, 32, 34, 0, 0, EM_FACTORS_NONE, 0, 2, 8, 32, 0, 0, 0) \
     TYPE(Q4_0, EM_Q4, 32, 18, 0, 0, EM_FACTORS_NONE, 0, 2, 4, 16, 0, 0, 0) \
     TYPE(Q4_1, EM_Q4M, 32, 20, 0, 2, EM_FACTORS_NONE, 0, 4, 4, 16, 0, 0, 0) \
@@ -310,14 +311,21 @@ typedef struct em_ffn_biases {
     const float *down; /* (D,) */
 } em_ffn_biases;
 
+/* Gate and up of two formats. */
+typedef struct em_unlike_matrices {
+    em_matrix gate; /* (F, D) */
+    em_matrix up;   /* (F, D) */
+} em_unlike_matrices;
+
 /* output = down (activation(gate input, up input)), each product plus its bias if there are biases. */
 typedef struct em_gated_ffn {
     const float *input;        /* (T, D) */
-    em_matrix gate_up;         /* (2*up16(F), D) */
+    em_matrix gate_up;         /* (2*up16(F), D), or all zeros */
     em_matrix down;            /* (D, F) */
     float *output;             /* (T, D) */
     em_activation activation;
     em_ffn_biases biases;      /* all zeros if there are none */
+    em_unlike_matrices apart;  /* all zeros if there are none */
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
 } em_gated_ffn;
@@ -344,15 +352,17 @@ typedef struct em_prefetch {
     int32_t top_k;          /* K */
 } em_prefetch;
 
-/* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset; biases if there are any. */
+/* Where an expert's matrices lie in its record: gate and up at 0, down at down_offset; biases if there are any. */
 typedef struct em_expert_layout {
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
-    int32_t gate_up_format;
+    int32_t gate_format;
+    int32_t up_format;
     int32_t down_format;
     int64_t down_offset;
     int64_t biases_offset;
     int32_t gated;
+    int64_t up_offset;
 } em_expert_layout;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
@@ -812,17 +822,19 @@ typedef struct em_choose_blocks {
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
+    STRUCT(em_unlike_matrices) FIELD(em_unlike_matrices, gate) FIELD(em_unlike_matrices, up) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, activation) FIELD(em_gated_ffn, biases) \
-        FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
+        FIELD(em_gated_ffn, apart) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
     STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \
     STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
         FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
     STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
-        FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
-        FIELD(em_expert_layout, down_offset) FIELD(em_expert_layout, biases_offset) \
-        FIELD(em_expert_layout, gated) \
+        FIELD(em_expert_layout, gate_format) FIELD(em_expert_layout, up_format) \
+        FIELD(em_expert_layout, down_format) FIELD(em_expert_layout, down_offset) \
+        FIELD(em_expert_layout, biases_offset) FIELD(em_expert_layout, gated) \
+        FIELD(em_expert_layout, up_offset) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \

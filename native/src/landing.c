@@ -18,11 +18,6 @@ static const em_row_type *const types = em_row_types;
 
 static bool is_float(const em_row_type *type) { return type->columns == 1; }
 
-/* Whether every number of a type is one of a format. F16 becomes f32 where up or gate beside it is F32. */
-static bool has_twin(int32_t type, int32_t format) {
-    return types[type].format == format || (type == EM_ROWS_F16 && format == EM_F32);
-}
-
 static int64_t row_bytes(const em_part *part) {
     const em_row_type *type = &types[part->type];
     return (int64_t)part->columns / type->columns * type->bytes;
@@ -49,7 +44,7 @@ bool em_part_is_sound(const em_part *part) {
         return part->format == EM_F32 && is_float(type) && part->columns == 1 &&
                part->bytes == (int64_t)part->rows * type->bytes;
     }
-    return part->landing == EM_PANELS && has_twin(part->type, part->format) && part->columns >= 1 &&
+    return part->landing == EM_PANELS && type->format == part->format && part->columns >= 1 &&
            part->columns % type->columns == 0 && part->bytes == part->rows * row_bytes(part) &&
            part->panel_stride >= (int64_t)em_panel_bytes(part->format, part->columns);
 }
@@ -110,14 +105,15 @@ static bool land_floats(const em_part *part, int32_t rows, const uint8_t *from, 
     const int64_t bytes = row_bytes(part), size = types[part->type].bytes;
     const int32_t columns = part->columns, padded = em_group_count(columns) * EM_GROUP_COLUMNS;
     bool finite = true;
-    if (part->format == EM_F16) {
+    if (part->format != EM_F32) {
+        const uint16_t exponent = part->format == EM_F16 ? 0x7c00 : 0x7f80;
         uint16_t *to = (uint16_t *)panel;
-        memset(to, 0, em_panel_bytes(EM_F16, columns));
+        memset(to, 0, em_panel_bytes(part->format, columns));
         for (int32_t column = 0; column < columns; column++) {
             for (int32_t row = 0; row < rows; row++) {
                 const uint16_t half = em_load_16(from + row * bytes + column * size);
                 to[column * EM_PANEL_ROWS + row] = half;
-                finite &= is_finite_half(half);
+                finite &= (half & exponent) != exponent;
             }
         }
         return finite;

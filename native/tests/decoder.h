@@ -357,7 +357,7 @@ static inline void add_moe(model *m) {
         .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1, .gated = 1};
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
     shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
-    shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
+    shared->apart = (em_unlike_matrices){owned_matrix(m, EM_Q8, FFN, WIDTH), owned_matrix(m, EM_F16, FFN, WIDTH)};
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const em_activation squared = {.function = EM_FUNCTION_RELU2};
     em_plain_ffn *plain = &add(m, EM_PLAIN_FFN)->as.plain_ffn;
@@ -382,7 +382,8 @@ static inline void add_moe(model *m) {
         .output = **m->routed,
         .layouts = {{.hidden_size = WIDTH,
                      .intermediate_size = FFN,
-                     .gate_up_format = EM_Q4,
+                     .gate_format = EM_Q4,
+                     .up_format = EM_Q4,
                      .down_format = EM_Q8,
                      .down_offset = gate_up_bytes,
                      .biases_offset = biases_offset,

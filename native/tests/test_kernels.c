@@ -36,7 +36,12 @@ static uint8_t *random_panel(int32_t format, int32_t columns) {
     for (size_t i = 0; i < bytes; i++) panel[i] = (uint8_t)random_bits();
     for (size_t i = 0; numbers.floating && i < at.scales / (numbers.bits / 8); i++) {
         if (numbers.bits == 32) ((float *)(void *)panel)[i] = random_float();
-        if (numbers.bits == 16) put_half(panel + 2 * i, random_float() * (i % 17 == 3 ? 0x1p-20f : 1));
+        const float size = i % 17 == 3 ? 0x1p-20f : 1;
+        if (format == EM_F16) put_half(panel + 2 * i, random_float() * size);
+        if (format == EM_BF16) {
+            const uint16_t upper = (uint16_t)(em_to_bits(random_float() * size) >> 16);
+            memcpy(panel + 2 * i, &upper, sizeof upper);
+        }
         if (numbers.bits == 8 && (panel[i] & 127) == 127) panel[i] = 0; /* a NaN */
     }
     for (size_t i = 0; i < scales && numbers.scale != EM_SCALE_NONE; i++) {
@@ -96,6 +101,11 @@ static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, i
     const size_t groups = em_group_count(columns), g = column / 32, c = column % 32, r = row;
     if (format == EM_F32) return ((const float *)(const void *)panel)[(size_t)column * 16 + r];
     if (format == EM_F16) return half_at(panel, (size_t)column * 16 + r);
+    if (format == EM_BF16) {
+        uint16_t upper;
+        memcpy(&upper, panel + 2 * ((size_t)column * 16 + r), sizeof upper);
+        return em_from_bits((uint32_t)upper << 16);
+    }
     if (numbers.grid != EM_GRID_NONE) { /* tests/kernels/test_products.py holds them to another decoder */
         const em_sections at = em_sections_of(format, (int32_t)groups);
         const int factor = em_grid_factor(panel, at, format, (int32_t)g, (int)(c * numbers.halves / 32), row);

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.blocks import Blocks, float_blocks, pack
 from edgemoe.kernels.formats import FORMATS, Matrix, group_count, panel_count
 from edgemoe.kernels.grid_blocks import decode
 from edgemoe.kernels.grids import GRIDS
@@ -81,7 +81,7 @@ def random_blocks(format_name: str, rows: int, columns: int, random: np.random.G
     fmt = FORMATS[format_name]
     shape = (rows, columns)
     if fmt.bits > 8:
-        return Blocks(fmt, random.standard_normal(shape).astype(np.float32 if fmt.bits == 32 else np.float16))
+        return float_blocks(random.standard_normal(shape).astype(np.float32), fmt)
     values: np.ndarray = random.integers(0, 1 << fmt.bits, shape).astype(np.uint8)
     if fmt.grid != "none":
         grid = GRIDS[fmt.grid]

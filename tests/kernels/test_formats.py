@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from tests.kernels.grid_drawing import packed_grid_slowly
 from tests.support.every_case import every_case
 
 BITS = {
-    "f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25, "q5": 5.5, "q5m": 6, "q8m": 9, "q4z": 4.75,
+    "f32": 32, "f16": 16, "bf16": 16,
+    "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25, "q5": 5.5, "q5m": 6, "q8m": 9, "q4z": 4.75,
     "iq4nl": 4.5, "iq4xs": 4.3125, "q2k": 2.625, "q3k": 3.5625, "q4k": 4.625, "q5k": 5.625, "q6k": 6.5625, "nv4": 4.5,
     "tq2": 2.0625, "q2": 2.25, "q1": 1.125, "f8": 8.25, "m8": 8.25,
     "iq2xxs": 2.0625, "iq2xs": 2.3125, "iq2s": 2.5625, "iq3xxs": 3.0625, "iq3s": 3.4375, "iq1s": 1.5625, "iq1m": 1.75,
@@ -149,6 +151,8 @@ def value_of(format_name: str, code: int | float) -> float:
         return e2m1(int(code))
     if format_name in ("f8", "m8"):
         return e4m3(int(code))
+    if format_name == "bf16":
+        return float(struct.unpack("<f", struct.pack("<I", int(code) << 16))[0])
     if format_name in ("iq4nl", "iq4xs"):
         return (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)[int(code)]
     if format_name == "q1":

@@ -126,14 +126,19 @@ def gated_ffn(
     down: Matrix,
     biases: op.FfnBiases | None = None,
     activation: op.Activation = op.SILU,
+    up_apart: Matrix | None = None,
 ) -> Floats:
     """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`.
 
+    `gate_up` has panels of both in turn, or is gate alone beside `up_apart`.
     Gate, up and hidden values are rounded to float32, since the next product quantises from float32; a bias is added
     to the rounded product, in float32.
     """
-    both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
-    gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
+    if up_apart is None:
+        both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
+        gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
+    else:
+        gate, up = matmul(values, gate_up), matmul(values, up_apart)
     if biases is not None:
         assert biases.gate is not None
         gate, up = gate + biases.gate, up + biases.up
@@ -179,7 +184,8 @@ def _ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn | op.PlainFfn, sizes: 
 
 @means(op.GatedFfn, "gated_ffn", _ffn_scratch)
 def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
-    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)
+    first, apart = (o.gate_up, ()) if o.apart is None else (o.apart.gate, (o.apart.up,))
+    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], first, o.down, o.biases, o.activation, *apart)
 
 
 @means(op.PlainFfn, "plain_ffn", _ffn_scratch)

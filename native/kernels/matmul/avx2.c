@@ -97,6 +97,7 @@ INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], co
 
 DEFINE_PANELS(avx2, F32, f32, float_panels)
 DEFINE_PANELS(avx2, F16, f16, float_panels)
+DEFINE_PANELS(avx2, BF16, bf16, float_panels)
 DEFINE_PANELS(avx2, F8, f8, float_panels)
 DEFINE_PANELS(avx2, M8, m8, float_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(avx2, NAME, name, quantised_panels)

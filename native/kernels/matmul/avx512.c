@@ -293,9 +293,13 @@ INLINE void quantised_panels(const uint8_t *panels, int32_t panel_count, const e
     }
 }
 
-/* 16 rows of one column of f32 or f16 weights. */
+/* 16 rows of one column of f32, f16 or bf16 weights. */
 INLINE __m512 load_weights(const uint8_t *panel, size_t index, int format) {
     if (format == EM_F16) return load_halves(panel + 2 * index);
+    if (format == EM_BF16) {
+        const __m256i upper = _mm256_loadu_si256((const __m256i *)(const void *)(panel + 2 * index));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
+    }
     return _mm512_loadu_ps(panel + 4 * index);
 }
 
@@ -310,7 +314,7 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     }
     for (int32_t column = 0; column < x->columns; column++) {
         if (count == 1) {
-            const size_t column_bytes = format == EM_F16 ? 32 : 64;
+            const size_t column_bytes = format == EM_F32 ? 64 : 32;
             _mm_prefetch((const char *)panel + (size_t)column * column_bytes + FLOAT_BYTES_AHEAD, _MM_HINT_T0);
         }
         const __m512 weights = load_weights(panel, (size_t)column * EM_PANEL_ROWS, format);
@@ -384,6 +388,7 @@ INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_ac
 
 DEFINE_PANELS(F32, f32, float_panels)
 DEFINE_PANELS(F16, f16, float_panels)
+DEFINE_PANELS(BF16, bf16, float_panels)
 DEFINE_PANELS(F8, f8, float_panels)
 DEFINE_PANELS(M8, m8, float_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(NAME, name, quantised_panels)

@@ -57,6 +57,7 @@ INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], co
 
 DEFINE_PANELS(avxvnni, F32, f32, float_panels)
 DEFINE_PANELS(avxvnni, F16, f16, float_panels)
+DEFINE_PANELS(avxvnni, BF16, bf16, float_panels)
 DEFINE_PANELS(avxvnni, F8, f8, float_panels)
 DEFINE_PANELS(avxvnni, M8, m8, float_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(avxvnni, NAME, name, quantised_panels)

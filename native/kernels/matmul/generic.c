@@ -91,7 +91,9 @@ static inline void load_numbers(const uint8_t *at, int32_t format, float *number
     }
     uint16_t halves[EM_PANEL_ROWS];
     memcpy(halves, at, sizeof halves);
-    for (int i = 0; i < EM_PANEL_ROWS; i++) numbers[i] = em_half_to_float(halves[i]);
+    for (int i = 0; i < EM_PANEL_ROWS; i++) {
+        numbers[i] = format == EM_BF16 ? em_from_bits((uint32_t)halves[i] << 16) : em_half_to_float(halves[i]);
+    }
 }
 
 static inline float e4m3(uint8_t code) { return em_half_to_float(em_e4m3_half_bits(code)); }
@@ -231,6 +233,7 @@ static inline void e4m3_product(const uint8_t *panel, const em_activations *x, i
 
 DEFINE_PANELS(em_panels_f32_generic, EM_F32, float_product)
 DEFINE_PANELS(em_panels_f16_generic, EM_F16, float_product)
+DEFINE_PANELS(em_panels_bf16_generic, EM_BF16, float_product)
 DEFINE_PANELS(em_panels_f8_generic, EM_F8, e4m3_product)
 DEFINE_PANELS(em_panels_m8_generic, EM_M8, e4m3_product)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(em_panels_##name##_generic, EM_##NAME, quantised_product)

@@ -287,9 +287,10 @@ INLINE void quantised_panels(const uint8_t *panel, int32_t panel_count, const em
     }
 }
 
-/* 4 rows of one column of f32 or f16 weights. */
+/* 4 rows of one column of f32, f16 or bf16 weights. */
 INLINE float32x4_t load_weights(const uint8_t *panel, size_t index, int format) {
     if (format == EM_F16) return em_load_four_halves(panel + 2 * index);
+    if (format == EM_BF16) return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(panel + 2 * index)), 16));
     return vreinterpretq_f32_u8(vld1q_u8(panel + 4 * index));
 }
 
@@ -297,7 +298,7 @@ INLINE float32x4_t load_weights(const uint8_t *panel, size_t index, int format) 
  * of each sum, so 8 or 16 sums side by side hide the time that a step takes. */
 INLINE void float_tile(const uint8_t *panel, int panels, const em_activations *x, const int32_t *rows, int count,
                        float *out, size_t out_stride, int format) {
-    const size_t panel_bytes = em_panel_bytes(format, x->columns), column_bytes = format == EM_F16 ? 32 : 64;
+    const size_t panel_bytes = em_panel_bytes(format, x->columns), column_bytes = format == EM_F32 ? 64 : 32;
     const float *inputs[FLOAT_ROWS_TOGETHER];
     float32x4_t sums[FLOAT_PANELS_TOGETHER][FLOAT_ROWS_TOGETHER][QUARTERS];
     for (int t = 0; t < count; t++) inputs[t] = x->floats + (size_t)rows[t] * x->columns;
@@ -418,6 +419,7 @@ INLINE void float_panels(const uint8_t *panel, int32_t panel_count, const em_act
 
 DEFINE_PANELS(F32, f32, float_panels)
 DEFINE_PANELS(F16, f16, float_panels)
+DEFINE_PANELS(BF16, bf16, float_panels)
 DEFINE_PANELS(F8, f8, e4m3_panels)
 DEFINE_PANELS(M8, m8, e4m3_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(NAME, name, quantised_panels)

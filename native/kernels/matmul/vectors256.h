@@ -266,9 +266,13 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
     }
 }
 
-/* 8 rows of one column of f32 or f16 weights. */
+/* 8 rows of one column of f32, f16 or bf16 weights. */
 INLINE __m256 load_weights(const uint8_t *panel, size_t index, int format) {
     if (format == EM_F16) return load_halves(panel + 2 * index);
+    if (format == EM_BF16) {
+        const __m128i upper = _mm_loadu_si128((const __m128i *)(const void *)(panel + 2 * index));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(upper), 16));
+    }
     return _mm256_loadu_ps((const float *)(const void *)panel + index);
 }
 
@@ -284,7 +288,7 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     for (int32_t column = 0; column < x->columns; column++) {
         const size_t index = (size_t)column * EM_PANEL_ROWS;
         if (count == 1) {
-            _mm_prefetch((const char *)panel + index * (format == EM_F16 ? 2 : 4) + FLOAT_BYTES_AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)panel + index * (format == EM_F32 ? 4 : 2) + FLOAT_BYTES_AHEAD, _MM_HINT_T0);
         }
         const __m256 low_weights = load_weights(panel, index, format);
         const __m256 high_weights = load_weights(panel, index + SIDE_ROWS, format);

@@ -27,7 +27,7 @@ typedef struct expert_wave {
 static ffn_sizes sizes_of_experts(const em_experts *e) {
     ffn_sizes sizes = {.hidden_size = e->hidden_size, .intermediate_size = e->layouts[0].intermediate_size};
     for (int32_t i = 0; i < e->layouts_count; i++) {
-        em_ffn_add_formats(&sizes, e->layouts[i].gate_up_format, e->layouts[i].down_format);
+        em_ffn_add_formats(&sizes, e->layouts[i].gate_format, e->layouts[i].up_format, e->layouts[i].down_format);
     }
     return sizes;
 }
@@ -46,11 +46,15 @@ static ffn ffn_of(const em_experts *e, int32_t expert, int32_t first, int32_t co
     const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
     const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
     const int32_t width = layout->intermediate_size;
-    const int32_t gate_up_rows = layout->gated ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
-    return (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
+    const bool apart = layout->up_offset != 0;
+    const int32_t rows = layout->gated && !apart ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
+    const em_matrix none = {0};
+    const em_matrix up = {record + layout->up_offset, layout->up_format, width, layout->hidden_size};
+    return (ffn){.first = {record, layout->gate_format, rows, layout->hidden_size},
+                 .up_apart = apart ? up : none,
                  .down = {record + layout->down_offset, layout->down_format, layout->hidden_size, layout->intermediate_size},
                  .biases = biases_of(layout, record),
-                 .first = first,
+                 .first_pair = first,
                  .count = count};
 }
 
@@ -115,7 +119,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
 /* Computes the experts that are ready. */
 static void run_ready(const em_experts *e, const em_run *run, ffn_memory memory) {
     const int32_t ffn_count = group_pairs(e, run->tokens, memory);
-    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
+    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first_pair + memory.ffns[ffn_count - 1].count : 0;
     em_ffn_run(run, sizes_of_experts(e), memory, e->activation, e->input, e->output, ffn_count, pairs);
     for (int32_t i = 0; i < e->num_experts; i++) {
         if (memory.states[i] == READY) memory.states[i] = NOTHING;

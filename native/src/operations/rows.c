@@ -27,11 +27,13 @@ static int32_t run_rows(const void *operation, const em_run *run, em_task *rows,
 
 /* ---- embed -------------------------------------------------------------------------------------------- */
 
-static inline float half_at(const uint8_t *section, size_t index) {
-    uint16_t half;
-    memcpy(&half, section + 2 * index, sizeof half);
-    return em_half_to_float(half);
+static inline uint16_t bits_at(const uint8_t *section, size_t index) {
+    uint16_t bits;
+    memcpy(&bits, section + 2 * index, sizeof bits);
+    return bits;
 }
+
+static inline float half_at(const uint8_t *section, size_t index) { return em_half_to_float(bits_at(section, index)); }
 
 static inline float float_at(const uint8_t *section, size_t index) {
     float value;
@@ -66,6 +68,7 @@ static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count
     const em_format_numbers numbers = em_numbers(format);
     const size_t at = (size_t)column * EM_PANEL_ROWS + row, group = (size_t)column / EM_GROUP_COLUMNS;
     if (format == EM_F16) return half_at(panel, at);
+    if (format == EM_BF16) return em_from_bits((uint32_t)bits_at(panel, at) << 16);
     if (format == EM_F32) return float_at(panel, at);
     const em_sections sections = em_sections_of(format, group_count);
     const int32_t c = column % EM_GROUP_COLUMNS;

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgemoe.conversion.formats import BY_DEFAULT
-from edgemoe.conversion.gguf_names import gguf_models, list_models
-from edgemoe.conversion.hub_cache import CachedGgufSource, open_cached, open_repository
-from edgemoe.conversion.hub_errors import HubUnreachableError
-from edgemoe.conversion.hub_gguf import HubGgufSource
-from edgemoe.conversion.hub_id import HubId
-from edgemoe.conversion.hub_repository import HubRepository
-from edgemoe.conversion.opening import shown
+from edgemoe.conversion.hub.errors import HubUnreachableError
+from edgemoe.conversion.hub.gguf import HubGgufSource
+from edgemoe.conversion.hub.gguf_names import gguf_models, list_models
+from edgemoe.conversion.hub.id import HubId
+from edgemoe.conversion.hub.opening import CachedGgufSource, open_cached, open_repository
+from edgemoe.conversion.hub.repository import HubRepository
 from edgemoe.conversion.plan import plan_conversion
 from edgemoe.conversion.progress import DownloadCallback
+from edgemoe.conversion.showing import shown
 from edgemoe.errors import SourceError
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgemoe.conversion import hub_download
-from edgemoe.conversion.hub import HubSource
-from edgemoe.conversion.hub_id import HubId
-from edgemoe.conversion.hub_repository import HubRepository
+from edgemoe.conversion.hub import download as hub_download
+from edgemoe.conversion.hub.id import HubId
+from edgemoe.conversion.hub.repository import HubRepository
+from edgemoe.conversion.hub.source import HubSource
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Download
@@ -29,7 +29,7 @@ from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpo
 from tests.support.every_case import every_case
 from tests.support.hub_server import COMMIT, Fault, HubServer, Repository, hub_server, use_hub
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 MODEL = "maker/tiny"
 SECOND_SHARD = "model-00002-of-00003.safetensors"

@@ -8,17 +8,17 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from edgemoe.conversion.cached_gguf import find_cached_offline
 from edgemoe.conversion.folder import FolderSource
 from edgemoe.conversion.folder_contents import CONFIG_NAME, checkpoint_folder
 from edgemoe.conversion.gguf.source import GgufSource
-from edgemoe.conversion.gguf_names import choose_model, is_gguf_repository
-from edgemoe.conversion.hub import HubSource
-from edgemoe.conversion.hub_errors import HubUnreachableError
-from edgemoe.conversion.hub_folder import hub_cache_folder, repository_folder
-from edgemoe.conversion.hub_gguf import HubGgufSource
-from edgemoe.conversion.hub_id import HubId
-from edgemoe.conversion.hub_repository import HubRepository
+from edgemoe.conversion.hub.cached_gguf import find_cached_offline
+from edgemoe.conversion.hub.errors import HubUnreachableError
+from edgemoe.conversion.hub.folder import hub_cache_folder, repository_folder
+from edgemoe.conversion.hub.gguf import HubGgufSource
+from edgemoe.conversion.hub.gguf_names import choose_model, is_gguf_repository
+from edgemoe.conversion.hub.id import HubId
+from edgemoe.conversion.hub.repository import HubRepository
+from edgemoe.conversion.hub.source import HubSource
 from edgemoe.conversion.progress import DownloadCallback
 from edgemoe.conversion.safetensors_rows import BytesSource
 from edgemoe.errors import SourceError

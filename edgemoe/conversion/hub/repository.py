@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, ModelInfo, hf_hub_download, hf_hub_url, try_t
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import WeakFileLock, disable_progress_bars  # type: ignore[attr-defined]  # both are public
 
-from edgemoe.conversion.hub_download import (
+from edgemoe.conversion.hub.download import (
     MAX_PLAIN_DOWNLOAD_BYTES,
     MAX_SMALL_FILE_BYTES,
     RemoteFile,
@@ -30,9 +30,9 @@ from edgemoe.conversion.hub_download import (
     remove_with_contents,
     size_of,
 )
-from edgemoe.conversion.hub_errors import explained
-from edgemoe.conversion.hub_folder import hub_cache_folder, partial_name, repository_folder
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.errors import explained
+from edgemoe.conversion.hub.folder import hub_cache_folder, partial_name, repository_folder
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.conversion.progress import Download, DownloadCallback
 from edgemoe.errors import SourceError
 from edgemoe.paths import CACHE_VARIABLE, cache_folder

@@ -17,9 +17,9 @@ from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
-from edgemoe.conversion.gguf_names import GgufModel, best_matches, gguf_models, list_models
-from edgemoe.conversion.hub_folder import hub_cache_folder, repository_folder, unfinished_downloads
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.folder import hub_cache_folder, repository_folder, unfinished_downloads
+from edgemoe.conversion.hub.gguf_names import GgufModel, best_matches, gguf_models, list_models
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.errors import SourceError, UsageError
 
 _MAX_JSON_BYTES = 1 << 26

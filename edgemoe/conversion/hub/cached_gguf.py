@@ -8,15 +8,15 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from edgemoe.conversion.gguf_names import (
+from edgemoe.conversion.hub.folder import cached_snapshots, hub_cache_folder
+from edgemoe.conversion.hub.gguf_names import (
     DEFAULT_QUANTISATION,
     choose_model,
     gguf_models,
     is_gguf_repository,
     list_models,
 )
-from edgemoe.conversion.hub_folder import cached_snapshots, hub_cache_folder
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.errors import SourceError
 
 

@@ -21,9 +21,9 @@ from edgemoe.conversion.folder_contents import (
     no_tokenizer,
     single_before_shards,
 )
-from edgemoe.conversion.gguf_names import gguf_models
-from edgemoe.conversion.hub_errors import AGAIN, explained
-from edgemoe.conversion.hub_repository import HubRepository
+from edgemoe.conversion.hub.errors import AGAIN, explained
+from edgemoe.conversion.hub.gguf_names import gguf_models
+from edgemoe.conversion.hub.repository import HubRepository
 from edgemoe.conversion.rank_shards import named_by_rank, rank_shards
 from edgemoe.conversion.safetensors_rows import SafetensorsRows, Spans
 from edgemoe.conversion.source import TensorInfo

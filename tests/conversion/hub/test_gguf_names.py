@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from edgemoe.conversion.gguf_names import choose_model, gguf_models, is_gguf_repository
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.gguf_names import choose_model, gguf_models, is_gguf_repository
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.errors import SourceError
 from tests.support.every_case import every_case
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public by its documentation
 
-from edgemoe.conversion.hub_errors import AGAIN, FAILURES, http_status, may_pass
+from edgemoe.conversion.hub.errors import AGAIN, FAILURES, http_status, may_pass
 from edgemoe.errors import SourceError
 from edgemoe.sizes import format_size
 

@@ -15,8 +15,8 @@ from typing import BinaryIO, cast
 
 from edgemoe.conversion.gguf.file import read_gguf_from
 from edgemoe.conversion.gguf.source import GgufSource
-from edgemoe.conversion.gguf_names import GgufModel
-from edgemoe.conversion.hub_repository import HubRepository
+from edgemoe.conversion.hub.gguf_names import GgufModel
+from edgemoe.conversion.hub.repository import HubRepository
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
 
