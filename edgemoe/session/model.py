@@ -19,9 +19,9 @@ from edgemoe.model.sampling import (
     read_generation_config,
 )
 from edgemoe.session.chat import ChatSession
+from edgemoe.session.continuation import FinishReason
 from edgemoe.session.conversation import ConversationEncoder, check_message
 from edgemoe.session.generate import (
-    FinishReason,
     Generation,
     GenerationStatistics,
     check_prompt_length,
