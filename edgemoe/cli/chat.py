@@ -119,6 +119,11 @@ def chat(
 
 def greeting(model: Model) -> str:
     """Describe the open model and how it runs, in two quiet lines."""
+    return f"{described(model)}\n/help for commands, Ctrl-D to quit"
+
+
+def described(model: Model) -> str:
+    """Describe the open model and how it runs, in one line."""
     from edgemoe.session.default_model import model_name
     from edgemoe.sizes import format_size
 
@@ -132,8 +137,7 @@ def greeting(model: Model) -> str:
     keys = " · keys and values in 8 bits" if memory.kv_format == "q8" else ""
     return (
         f"{model_name(model.path)} · {experts} · budget {format_size(memory.budget_bytes)}"
-        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}\n"
-        "/help for commands, Ctrl-D to quit"
+        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}"
     )
 
 

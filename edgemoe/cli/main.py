@@ -21,6 +21,7 @@ from edgemoe.process import no_threads, start_threads
 VERBS = {
     "chat": "Chat with a model.",
     "run": "Answer one prompt, or continue a text.",
+    "serve": "Serve a model to programs over HTTP.",
     "pull": "Download a model of the Hugging Face hub.",
     "list": "Show the downloaded models.",
     "rm": "Remove a downloaded model.",

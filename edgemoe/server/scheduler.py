@@ -81,6 +81,8 @@ class _Running:
                 return
             self.figures.prompt_s = time.perf_counter() - self.began_s
             self.sequence.turn.begin_decoding()
+        else:
+            self.figures.decode_steps += 1
         token = written.choose(logits)
         if token is not None:
             piece = written.take(token)
@@ -99,7 +101,7 @@ class _Running:
         figures.decode_s = time.perf_counter() - self.began_s - figures.prompt_s
 
     def _parts(self, piece: str) -> tuple[str, str]:
-        """What is said to the person in the latest piece of text, and what is not."""
+        """The text of a piece that is said to the person, and the text that is not."""
         start = self.written.final_start
         before = len(self.written.text) - len(piece)
         cut = len(piece) if start is None else min(max(0, start - before), len(piece))

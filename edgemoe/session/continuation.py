@@ -1,4 +1,4 @@
-"""What follows a prompt: the tokens that are chosen and their text, one token at a time, until something ends it."""
+"""The continuation of a prompt: tokens that are chosen, and their text, one token at a time, until something ends it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Continuation:
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprobs] = []
-        """Those of `token_ids`, where they were asked for."""
+        """The logprobs of `token_ids`, where they were asked for."""
         self._stop_ids = tokenizer.stop_ids | _special_ids(options.stop, tokenizer)
         self._stop_texts = StopTexts(options.stop)
         self._sampler = Sampler(options, before, self._stop_ids)
