@@ -12,6 +12,10 @@ from starlette.routing import Route
 
 from edgemoe.server.exchange import Dialect, Handler, endpoint
 from edgemoe.server.guard import Guard
+from edgemoe.server.llama_common import LLAMA
+from edgemoe.server.llama_completion import completion
+from edgemoe.server.llama_texts import apply_template, detokenize, health, props, slots, tokenize
+from edgemoe.server.metrics import metrics
 from edgemoe.server.models import model, models
 from edgemoe.server.openai_chat import chat_completions
 from edgemoe.server.openai_common import OPENAI
@@ -28,6 +32,16 @@ PATHS: tuple[Path, ...] = (
     ("POST", "/v1/chat/completions", OPENAI, chat_completions),
     ("POST", "/chat/completions", OPENAI, chat_completions),
     ("POST", "/v1/completions", OPENAI, completions),
+    ("GET", "/health", LLAMA, health),
+    ("GET", "/v1/health", LLAMA, health),
+    ("GET", "/props", LLAMA, props),
+    ("GET", "/slots", LLAMA, slots),
+    ("GET", "/metrics", LLAMA, metrics),
+    ("POST", "/completion", LLAMA, completion),
+    ("POST", "/completions", LLAMA, completion),
+    ("POST", "/tokenize", LLAMA, tokenize),
+    ("POST", "/detokenize", LLAMA, detokenize),
+    ("POST", "/apply-template", LLAMA, apply_template),
 )
 
 

@@ -8,16 +8,14 @@ from typing import Any
 
 from starlette.responses import Response
 
-from edgemoe.errors import EdgemoeError
 from edgemoe.server.answers import Answers, gathered
 from edgemoe.server.exchange import Exchange, event
 from edgemoe.server.fields import Fields, is_text
 from edgemoe.server.jobs import Figures, Finished, Piece
 from edgemoe.server.openai_common import FINISH_REASONS, answer_settings, figures_of, timings_of, usage_of, wants_usage
-from edgemoe.server.refusals import RefusalError, refusal_of
-from edgemoe.server.service import Service, check_ids
+from edgemoe.server.refusals import RefusalError
+from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings
-from edgemoe.session.generate import check_prompt_length
 from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.token_bytes import TokenBytes
 
@@ -65,7 +63,6 @@ async def completions(exchange: Exchange) -> Response:
 
 async def prompt_ids(value: Any, service: Service) -> list[list[int]]:
     """The ids of a prompt: a text, a list of ids, or a list of these. Raises RefusalError."""
-    model = service.model
     listed = value if isinstance(value, list) else [value]
     if listed and all(isinstance(one, int) and not isinstance(one, bool) for one in listed):
         listed = [listed]
@@ -78,11 +75,8 @@ async def prompt_ids(value: Any, service: Service) -> list[list[int]]:
             continue
         if not isinstance(one, list):
             raise Fields({}).wrong("prompt", "a text, token ids, or a list of these", value)
-        found.append(check_ids(one, model.spec.vocab_size, "prompt"))
-        try:
-            check_prompt_length(len(one), model.engine.context_length)
-        except EdgemoeError as error:
-            raise refusal_of(error) from None
+        service.check_room(one)
+        found.append(service.ids(one, "prompt"))
     return found
 
 

@@ -108,6 +108,17 @@ class _Running:
         return piece[cut:], piece[:cut]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A sequence in use."""
+
+    number: int
+    prompt_tokens: int
+    unread_tokens: int
+    """Tokens of the prompt that have not been run."""
+    generated_tokens: int
+
+
 class Scheduler:
     """Waiting and running jobs of one model. Not to be used from several threads at once."""
 
@@ -130,6 +141,13 @@ class Scheduler:
     @property
     def most_running(self) -> int:
         return self._engine.sequences.most
+
+    def places(self) -> list[Place]:
+        """The sequences in use; may be called from any thread."""
+        return [
+            Place(one.sequence.row, len(one.job.prompt_ids), len(one.rest), len(one.written.token_ids))
+            for one in list(self.running)
+        ]
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Let jobs wait for their turn."""

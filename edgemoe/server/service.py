@@ -1,4 +1,4 @@
-"""The service that all interfaces share: the model that is served, the way from their prompts to ids, and the answers to these."""
+"""The service behind all interfaces: the model, the way from their prompts to ids, and the answers to these."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from edgemoe.session.conversation import ConversationEncoder
 from edgemoe.session.default_model import model_name
 from edgemoe.session.generate import check_prompt_length, check_text_fits
 from edgemoe.session.model import Model
+from edgemoe.session.template import template_source
 
 Result = TypeVar("Result")
 
@@ -102,6 +103,24 @@ class Service:
 
         return await self.on_texts(work)
 
+    def ids(self, value: Sequence[Any], where: str) -> list[int]:
+        """Token ids that a client gave as such. Raises RefusalError, naming the field, for other values."""
+        most = self.model.spec.vocab_size
+        if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < most for one in value):
+            raise RefusalError(f"{where}: expected token ids from 0 to {most - 1}.", param=where)
+        return list(value)
+
+    def check_room(self, ids: Sequence[int]) -> None:
+        """Raises RefusalError for a prompt that is empty, or leaves no room for an answer."""
+        try:
+            check_prompt_length(len(ids), self.model.engine.context_length)
+        except EdgemoeError as error:
+            raise refusal_of(error) from None
+
+    @property
+    def has_template(self) -> bool:
+        return template_source(self.model.folder) is not None
+
     def begin(self, prompts: Sequence[Sequence[int]], settings: AnswerSettings) -> Answers:
         """Ask for answers to prompts, as many to each as the settings say. Raises RefusalError for a full queue."""
         answers = Answers(self.engine, prompts, settings)
@@ -114,10 +133,3 @@ class Service:
     def close(self) -> None:
         """End the thread for texts."""
         self._texts.shutdown(wait=False, cancel_futures=True)
-
-
-def check_ids(ids: Any, vocabulary: int, where: str) -> list[int]:
-    """The ids of a prompt that is given as such. Raises RefusalError."""
-    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < vocabulary for one in ids):
-        raise RefusalError(f"{where}: expected token ids from 0 to {vocabulary - 1}.", param=where)
-    return list(ids)

@@ -1,4 +1,4 @@
-"""The continuation of a prompt: tokens that are chosen, and their text, one token at a time, until something ends it."""
+"""The continuation of a prompt: its tokens and their text, one token at a time, until something ends it."""
 
 from __future__ import annotations
 
