@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edgemoe.server.anthropic import ANTHROPIC, count_tokens, messages
 from edgemoe.server.exchange import Dialect, Handler, endpoint
 from edgemoe.server.guard import Guard
 from edgemoe.server.llama_common import LLAMA
@@ -20,6 +21,7 @@ from edgemoe.server.models import model, models
 from edgemoe.server.openai_chat import chat_completions
 from edgemoe.server.openai_common import OPENAI
 from edgemoe.server.openai_completions import completions
+from edgemoe.server.openai_responses import Responses
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.service import Service
 
@@ -32,6 +34,8 @@ PATHS: tuple[Path, ...] = (
     ("POST", "/v1/chat/completions", OPENAI, chat_completions),
     ("POST", "/chat/completions", OPENAI, chat_completions),
     ("POST", "/v1/completions", OPENAI, completions),
+    ("POST", "/v1/messages", ANTHROPIC, messages),
+    ("POST", "/v1/messages/count_tokens", ANTHROPIC, count_tokens),
     ("GET", "/health", LLAMA, health),
     ("GET", "/v1/health", LLAMA, health),
     ("GET", "/props", LLAMA, props),
@@ -48,6 +52,8 @@ PATHS: tuple[Path, ...] = (
 def make_app(service: Service) -> Starlette:
     """The application that answers all requests."""
     settings = service.settings
+    responses = Responses()
+    others = [("POST", path, OPENAI, responses.respond) for path in ("/v1/responses", "/responses")]
     cors = Middleware(
         CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
     )
@@ -55,7 +61,7 @@ def make_app(service: Service) -> Starlette:
     return Starlette(
         routes=[
             Route(path, endpoint(service, dialect, handler), methods=[method])
-            for method, path, dialect, handler in PATHS
+            for method, path, dialect, handler in (*PATHS, *others)
         ],
         middleware=[*([cors] if settings.origins else []), guard],
         exception_handlers={HTTPException: _not_found},

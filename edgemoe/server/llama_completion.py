@@ -33,7 +33,8 @@ UNSUPPORTED = {
 }
 HARMLESS = {"n_keep": (0, -1), "n_cmpl": (1,)}
 SAMPLERS = {
-    "mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0, "dynatemp_range": 0, "top_n_sigma": -1, "repeat_last_n": -1
+    "mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0, "dynatemp_range": 0, "top_n_sigma": -1,
+    "repeat_last_n": -1,
 }  # fmt: skip
 """Samplers that are not there, with the value at which each has no effect."""
 TUNING = (

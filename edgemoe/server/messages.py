@@ -67,7 +67,13 @@ def content_of(value: Any, where: str) -> str:
         return str(value)
     if not isinstance(value, list):
         raise Fields({}).wrong(where, "text or a list of parts", value)
-    return "\n".join(_part(one, f"{where}[{number}]") for number, one in enumerate(value))
+    said = [(number, one) for number, one in enumerate(value) if not _is_thought(one)]
+    return "\n".join(_part(one, f"{where}[{number}]") for number, one in said)
+
+
+def _is_thought(value: Any) -> bool:
+    """Whether a part is what a model said to itself in an earlier turn, which no template wants back."""
+    return isinstance(value, dict) and value.get("type") in ("thinking", "redacted_thinking")
 
 
 def _part(value: Any, where: str) -> str:

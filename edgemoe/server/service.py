@@ -84,7 +84,8 @@ class Service:
         model = self.model
 
         def work() -> list[int]:
-            check_text_fits(text_of(conversation.messages), model.tokenizer, model.engine.context_length)
+            if answers:
+                check_text_fits(text_of(conversation.messages), model.tokenizer, model.engine.context_length)
             ids = self.conversation_encoder(variables).encode(conversation.messages, conversation.continues)
             if answers:
                 check_prompt_length(len(ids), model.engine.context_length)
