@@ -22,6 +22,8 @@ STOP_REASONS: dict[FinishReason, str] = {
     "stop": "end_turn", "length": "max_tokens", "context": "model_context_window_exceeded"
 }  # fmt: skip
 
+NOT_STOPPED = ("stop_reason", "stop_sequence", "stop_details", "container")
+
 
 def error_body(refusal: RefusalError, request_id: str) -> dict[str, Any]:
     """An error in Anthropic's form."""
@@ -99,9 +101,14 @@ async def _thinking(fields: Fields, service: Service) -> dict[str, Any]:
     return {}
 
 
-def usage_of(figures: Figures) -> dict[str, int]:
+def usage_of(figures: Figures) -> dict[str, Any]:
     """Counts of tokens: cached ones are not among `input_tokens`."""
     return {
+        "cache_creation": None,
+        "inference_geo": None,
+        "output_tokens_details": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
         "input_tokens": figures.prompt_tokens - figures.cached_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": figures.cached_tokens,
@@ -111,12 +118,12 @@ def usage_of(figures: Figures) -> dict[str, int]:
 
 def _stop(end: Finished) -> dict[str, Any]:
     reason = "stop_sequence" if end.stop_text is not None else STOP_REASONS[end.reason]
-    return {"stop_reason": reason, "stop_sequence": end.stop_text}
+    return {"stop_reason": reason, "stop_sequence": end.stop_text, "stop_details": None, "container": None}
 
 
 def _content(whole: Whole) -> list[dict[str, Any]]:
     thought = {"type": "thinking", "thinking": whole.thought, "signature": ""}
-    text = {"type": "text", "text": whole.text}
+    text = {"type": "text", "text": whole.text, "citations": None}
     return [thought] * bool(whole.thought) + [text] * bool(whole.text)
 
 
@@ -133,7 +140,7 @@ class _Blocks:
         if kind != self._kind:
             events += self.end()
             self._kind, self._index = kind, self._index + 1
-            block = {"type": kind, field: "", **({"signature": ""} if kind == "thinking" else {})}
+            block = {"type": kind, field: "", **({"signature": ""} if kind == "thinking" else {"citations": None})}
             events.append(self._event("content_block_start", content_block=block))
         events.append(self._event("content_block_delta", delta={"type": f"{field}_delta", field: text}))
         return events
@@ -171,5 +178,5 @@ async def _events(answers: Answers, head: dict[str, Any]) -> AsyncGenerator[byte
 
 def _start(head: dict[str, Any], answers: Answers, cached: int) -> bytes:
     usage = usage_of(Figures(len(answers.jobs[0].prompt_ids), cached))
-    message = {**head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+    message = {**head, "content": [], **dict.fromkeys(NOT_STOPPED), "usage": usage}
     return event({"type": "message_start", "message": message}, "message_start")

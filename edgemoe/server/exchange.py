@@ -71,6 +71,14 @@ class Exchange:
         """The fields of the body. Raises RefusalError for one that is too large, too slow, or no JSON object."""
         return Fields.of_body(await self._body())
 
+    def check_model(self, fields: Fields) -> None:
+        """Raise RefusalError where OpenAI's interface requires a model's name, which may be any.
+
+        llama-server's forms of the same paths, without /v1, do not require it.
+        """
+        if self.request.url.path.startswith("/v1/"):
+            fields.require("model", f"the model's name, such as {self.service.name!r}")
+
     async def whole(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of work that ends if the client leaves. Raises ClientDisconnect then."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(self.request.receive))

@@ -96,6 +96,12 @@ class Fields:
             raise self.wrong(name, f"at most {most} texts", value)
         return tuple(filter(None, listed))
 
+    def require(self, name: str, expected: str) -> None:
+        """Raise RefusalError where a field is missing that changes nothing, but that an interface requires."""
+        if self.text(name) is None:
+            place = self._where + name
+            raise RefusalError(f"{place}: expected {expected}, found nothing.", "Send it.", param=place)
+
     def ignore(self, *names: str) -> None:
         """Accept fields that change nothing here."""
         self._taken.update(names)

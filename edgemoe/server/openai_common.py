@@ -50,6 +50,7 @@ def answer_settings(
     fields: Fields, exchange: Exchange, max_tokens: int | None, top_logprobs: int | None
 ) -> AnswerSettings:
     """The settings of an answer. Raises RefusalError for known fields that cannot be honoured, and for wrong values."""
+    exchange.check_model(fields)
     fields.ignore(*WITHOUT_EFFECT)
     for name, why in UNSUPPORTED.items():
         fields.refuse(name, why)

@@ -41,6 +41,7 @@ class Responses:
         """Answer a conversation."""
         fields = await exchange.fields()
         service = exchange.service
+        exchange.check_model(fields)
         _check(fields)
         before = self._kept.find(fields.text("previous_response_id"))
         conversation = _conversation(fields, before)

@@ -58,12 +58,12 @@ class Client:
         return self.ask("GET", path, **headers)
 
     def post(self, path: str, /, **body: Any) -> Reply:
-        return self.ask("POST", path, body)
+        return self.ask("POST", path, {"model": "letters", **body})
 
     def stream(self, path: str, /, **body: Any) -> list[Frame]:
         connection = self.connect()
         try:
-            response = self._send(connection, "POST", path, {**body, "stream": True}, {})
+            response = self._send(connection, "POST", path, {"model": "letters", **body, "stream": True}, {})
             assert response.status == 200, response.read()
             assert response.headers["content-type"].startswith("text/event-stream")
             return list(frames(response))

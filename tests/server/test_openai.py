@@ -196,6 +196,7 @@ def test_unknown_fields_are_told_in_a_header(client: Client) -> None:
         ({"stream": "yes"}, "stream", "expected true or false"),
         ({"stream_options": True}, "stream_options", "expected an object"),
         ({"top_logprobs": 2}, "top_logprobs", "expected logprobs"),
+        ({"model": None}, "model", "expected the model's name, such as 'letters', found nothing"),
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": "Hi"}, "messages", 'expected a list of messages, found "Hi"'),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "expected system"),
@@ -258,7 +259,7 @@ def test_models(client: Client) -> None:
 
 
 def test_paths_and_methods(client: Client) -> None:
-    assert client.post("/chat/completions", messages=HELLO, max_tokens=1).status == 200
+    assert client.post("/chat/completions", model=None, messages=HELLO, max_tokens=1).status == 200
     assert client.ask("HEAD", "/v1/models").status == 200
     unknown, method = client.get("/v1/wizardry"), client.get(CHAT)
     assert (unknown.status, method.status) == (404, 405)

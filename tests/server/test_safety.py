@@ -146,7 +146,7 @@ def test_a_body_that_is_cut_harms_nobody(client: Client) -> None:
 def test_a_client_that_leaves_frees_the_engine(slow_client: Client, stream: bool) -> None:
     engine = slow_client.server.engine
     connection = slow_client.connect()
-    connection.request("POST", CHAT, json.dumps({**ENDLESS, "stream": stream}))
+    connection.request("POST", CHAT, json.dumps({"model": "letters", **ENDLESS, "stream": stream}))
     if stream:
         assert next(frames(connection.getresponse())).json["choices"]
     assert until(lambda: engine.running == 1, 5)
@@ -161,7 +161,7 @@ def test_a_full_queue_refuses_at_once_and_waiting_clients_may_leave(slow_client:
     engine = slow_client.server.engine
     connections = [slow_client.connect() for _ in range(4)]
     for connection in connections:
-        connection.request("POST", CHAT, json.dumps(ENDLESS))
+        connection.request("POST", CHAT, json.dumps({"model": "letters", **ENDLESS}))
     assert until(lambda: engine.running + engine.waiting == 4, 5)
     began_s = time.monotonic()
     reply = slow_client.post(CHAT, **ENDLESS)
@@ -185,7 +185,7 @@ def test_a_silent_stream_shows_signs_of_life(serve: Callable[..., Client], monke
 
     monkeypatch.setattr(engine, "step", held)
     connection = client.connect()
-    connection.request("POST", CHAT, json.dumps({**ENDLESS, "max_tokens": 1, "stream": True}))
+    connection.request("POST", CHAT, json.dumps({"model": "letters", **ENDLESS, "max_tokens": 1, "stream": True}))
     response = connection.getresponse()
     lines = [response.readline() for _ in range(10)]
     assert lines.count(b": ping\n") >= 3
