@@ -8,6 +8,7 @@ that is a model leaves its distributions in a file without a name, which is gone
 
 from __future__ import annotations
 
+import gc
 import io
 import tempfile
 from collections.abc import Callable, Sequence
@@ -179,7 +180,10 @@ class Evaluation:
         def progress(done: int) -> None:
             self._progress(f"{candidate.name}, {len(windows)} windows", done, len(windows))
 
-        return read_windows(candidate, reading, self._options, self._pause, progress, run, writer)
+        try:
+            return read_windows(candidate, reading, self._options, self._pause, progress, run, writer)
+        finally:
+            gc.collect()  # a closed engine is a circle of objects, whose weights would count in the next one's plan
 
     def _pause(self) -> None:
         if self._stopped:

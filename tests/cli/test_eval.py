@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from edgemoe.bench.evaluation import Evaluation
 from edgemoe.cli.main import run_command
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
+from edgemoe.session.default_model import find_model
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
 
@@ -141,3 +144,16 @@ def test_what_cannot_be_evaluated_is_refused(
     assert says in shown.err
     assert shown.err.startswith("error: ")
     assert shown.out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_models_one_after_the_other_stay_within_the_budget(tmp_path: Path) -> None:
+    model, figures = find_model(None), tmp_path / "figures.json"
+    (tmp_path / "long.txt").write_text(TEXT * 8)
+    arguments = ["eval", str(model), "--text", str(tmp_path / "long.txt"), "--against", str(model), "--ram", "290MiB"]
+    command = [sys.executable, "-m", "edgemoe", *arguments, "--context", "256", "--json", str(figures)]
+    subprocess.run(command, check=True, capture_output=True)
+    (result,) = json.loads(figures.read_text())["models"]
+    assert result["divergence"]["nats"]["mean"] == 0.0
+    assert 190 << 20 < result["peak_rss_bytes"] < 290 << 20
