@@ -46,6 +46,7 @@ def chat(
     presence_penalty: shared.PresencePenaltyOption = None,
     frequency_penalty: shared.FrequencyPenaltyOption = None,
     stop: shared.StopOption = None,
+    logit_bias: shared.LogitBiasOption = None,
     template_var: TemplateVarOption = None,
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
@@ -92,7 +93,7 @@ def chat(
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty, stop=stop,
+            frequency_penalty=frequency_penalty, stop=stop, logit_bias=logit_bias,
         )  # fmt: skip
         limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
         session = opened.chat(system, sampling, limit, variables, literal_prompt)

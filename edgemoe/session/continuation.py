@@ -11,7 +11,7 @@ from edgemoe.session.channels import ChannelTexts, texts_of
 from edgemoe.session.logprobs import LogprobReader, TokenLogprobs
 from edgemoe.session.sampler import Sampler
 from edgemoe.session.stop_texts import StopTexts
-from edgemoe.session.tokenizer import Tokenizer
+from edgemoe.session.tokenizer import Tokenizer, check_token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +38,10 @@ class Continuation:
     ) -> None:
         """`before`: the ids before the answer; `top_logprobs`: how many likeliest tokens to name, None for no logprobs.
 
-        Raises StoreError for stop texts where the model has no tokenizer.
+        Raises UsageError for a bias of a token that the model does not have, StoreError for stop texts where the model
+        has no tokenizer.
         """
+        check_token_ids(list(dict(options.logit_bias)), tokenizer.vocabulary)
         self.token_ids: list[int] = []
         """The chosen tokens, without the one that ended the answer."""
         self.text = ""

@@ -15,6 +15,7 @@ from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.continuation import Continuation, FinishReason
 from edgemoe.session.held_tokens import HeldTokens
+from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.prompt_clock import PromptClock
 from edgemoe.session.tokenizer import Tokenizer, check_token_ids
 
@@ -76,8 +77,11 @@ class Generation:
         prompt_ids: Sequence[int],
         options: SamplingOptions,
         max_tokens: int | None = None,
+        top_logprobs: int | None = None,
     ) -> None:
         """Checks the prompt. Raises UsageError where it is empty, not of this vocabulary, or does not fit.
+
+        `top_logprobs`: how many of the likeliest tokens to name at each place; None keeps no logprobs.
 
         Raises StoreError for stop texts where the model has no tokenizer.
         """
@@ -88,7 +92,9 @@ class Generation:
         self.prompt_ids = list(prompt_ids)
         """The ids of the prompt: those before the answer or, for a model with an encoder, its input."""
         self._before = self.prompt_ids if held.start is None else held.start
-        self._written = Continuation(tokenizer, self._before, options, max_tokens, held.engine.context_length)
+        self._written = Continuation(
+            tokenizer, self._before, options, max_tokens, held.engine.context_length, check_top_logprobs(top_logprobs)
+        )
         self.statistics: GenerationStatistics | None = None
         self.ledger: TimeLedger | None = None
         self._held = held
@@ -107,6 +113,11 @@ class Generation:
     @property
     def text(self) -> str:
         return self._written.text
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """The logprobs of `token_ids`, where they were asked for: the model's own, before any setting acts."""
+        return self._written.logprobs
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -235,6 +246,13 @@ def check_max_tokens(max_tokens: int | None) -> None:
     """Raise UsageError for a limit of an answer that is no whole number above 0."""
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise UsageError(f"`max_tokens`: expected 1 or more, found {max_tokens!r}.", "Leave it out for no limit.")
+
+
+def check_top_logprobs(count: int | None) -> int | None:
+    """The number of likeliest tokens to name; raises UsageError for one that is no whole number from 0 on."""
+    if count is not None and (type(count) is not int or count < 0):
+        raise UsageError(f"`top_logprobs`: expected 0 or more, found {count!r}.", "Leave it out for no logprobs.")
+    return count
 
 
 def check_prompt_length(tokens: int, context_length: int) -> None:
