@@ -25,7 +25,13 @@ class Answers:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self.jobs = [
-            Job(ids, settings.of_choice(choice), settings.max_tokens, self._reporter(number), settings.top_logprobs)
+            Job(
+                ids,
+                settings.sampling.of_answer(choice),
+                settings.max_tokens,
+                self._reporter(number),
+                settings.top_logprobs,
+            )
             for number, (ids, choice) in enumerate(
                 (ids, choice) for ids in prompts for choice in range(settings.choices)
             )

@@ -23,7 +23,6 @@ WITHOUT_EFFECT = ("cache_prompt", "id_slot", "model", "response_fields", "timing
 UNSUPPORTED = {
     "grammar": "grammars are not supported yet",
     "json_schema": "answers in a given form are not supported yet",
-    "logit_bias": "a bias of logits is not supported yet",
     "ignore_eos": "the end of an answer cannot be ignored",
     "image_data": "edgemoe reads text alone",
     "lora": "adapters are not supported",

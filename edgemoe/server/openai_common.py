@@ -24,7 +24,6 @@ WITHOUT_EFFECT = (
 """Fields that change no answer here."""
 
 UNSUPPORTED = {
-    "logit_bias": "a bias of logits is not supported yet",
     "grammar": "grammars are not supported yet",
     "json_schema": "answers in a given form are not supported yet",
 }

@@ -20,6 +20,7 @@ from edgemoe.session.default_model import model_name
 from edgemoe.session.generate import check_prompt_length, check_text_fits
 from edgemoe.session.model import Model
 from edgemoe.session.template import template_source
+from edgemoe.session.tokenizer import check_token_ids
 
 Result = TypeVar("Result")
 
@@ -124,8 +125,9 @@ class Service:
 
     def begin(self, prompts: Sequence[Sequence[int]], settings: AnswerSettings) -> Answers:
         """Ask for answers to prompts, as many to each as the settings say. Raises RefusalError for a full queue."""
-        answers = Answers(self.engine, prompts, settings)
         try:
+            check_token_ids(list(dict(settings.sampling.logit_bias)), self.model.spec.vocab_size)
+            answers = Answers(self.engine, prompts, settings)
             self.engine.submit(answers.jobs)
         except EdgemoeError as error:
             raise refusal_of(error) from None

@@ -68,11 +68,6 @@ class AnswerSettings:
     top_logprobs: int | None = None
     stream: bool = False
 
-    def of_choice(self, number: int) -> SamplingOptions:
-        """The sampling of one choice, whose seed is its own: the first has the request's."""
-        seed = self.sampling.seed
-        return self.sampling if seed is None else self.sampling.changed(seed=(seed + number) % 2**64)
-
 
 def sampling_of(fields: Fields, defaults: SamplingOptions, stop: str = "stop") -> SamplingOptions:
     """The sampling that a request asks for; the model's own where it says nothing. `stop`: the field of stop texts.
@@ -87,8 +82,24 @@ def sampling_of(fields: Fields, defaults: SamplingOptions, stop: str = "stop") -
     given["top_k"] = fields.whole("top_k", -1)
     seed = fields.whole("seed", -(2**63), 2**64 - 1)
     given["seed"] = secrets.randbits(53) if seed is None or seed == -1 else seed % 2**64
+    given["logit_bias"] = _bias(fields)
     given["stop"] = fields.texts(stop, MOST_STOP_TEXTS)
     try:
         return defaults.changed(**given)
     except UsageError as error:
         raise refusal_of(error) from None
+
+
+def _bias(fields: Fields) -> dict[Any, Any] | None:
+    """The biases of tokens: an object, or pairs of an id and a bias, of which false forbids the token (llama-server).
+
+    `SamplingOptions` checks ids and numbers.
+    """
+    value = fields.any("logit_bias")
+    if value is None or isinstance(value, dict):
+        return value
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise fields.wrong("logit_bias", "an object with a bias for each token id", value)
+    if not all(isinstance(token, int) for token, _ in value):
+        raise fields.wrong("logit_bias", "token ids: texts are not supported", value)
+    return {token: -100 if bias is False else bias for token, bias in value}

@@ -165,6 +165,16 @@ def test_parts_and_roles_of_messages(client: Client) -> None:
     assert system["choices"][0]["message"] == developer["choices"][0]["message"]
 
 
+def test_a_bias_makes_tokens_likely(client: Client) -> None:
+    (token,) = client.server.service.model.encode("q")
+    reply = client.post(CHAT, messages=HELLO, logit_bias={str(token): 100}, **SAMPLED).json
+    assert reply["choices"][0]["message"]["content"] == "q" * 12
+    pairs = client.post("/completion", prompt="Hi", logit_bias=[[token, 100]], n_predict=3).json
+    assert pairs["content"] == "qqq"
+    banned = client.post("/completion", prompt="Hi", logit_bias=[[token, 100], [token, False]], n_predict=9).json
+    assert "q" not in banned["content"]
+
+
 def test_null_is_absent(client: Client) -> None:
     names = ("max_completion_tokens", "stop", "tools", "response_format", "n", "logit_bias", "user", "stream", "id")
     reply = client.post(CHAT, messages=HELLO, **SAMPLED, **dict.fromkeys(names))
@@ -186,7 +196,9 @@ def test_unknown_fields_are_told_in_a_header(client: Client) -> None:
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"tool_choice": "required"}, "tool_choice", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "expected a bias from -100 to 100"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "expected token ids, found x"),
+        ({"logit_bias": {"96": 1}}, None, "token id 96: expected 0 to 95"),
         ({"temperature": -1}, "temperature", "expected 0 (greedy) to 100, found -1"),
         ({"temperature": "hot"}, "temperature", 'expected a number, found "hot"'),
         ({"max_tokens": 0}, "max_tokens", "expected a whole number, 1 or more, found 0"),
