@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ class Answers:
     def __init__(self, engine: EngineThread, prompts: Sequence[Sequence[int]], settings: AnswerSettings) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._arrived: deque[tuple[int, Event]] = deque()
+        self._told = False
+        """Whether the event loop knows of events that have arrived: it is woken once for several."""
+        self._wake = asyncio.Event()
         self.jobs = [
             Job(
                 ids,
@@ -47,7 +51,10 @@ class Answers:
         """All events, up to the end of the last answer. Raises the error of the first that fails."""
         left = len(self.jobs)
         while left:
-            number, event = await self._events.get()
+            while not self._arrived:
+                self._wake.clear()
+                await self._wake.wait()
+            number, event = self._arrived.popleft()
             if isinstance(event, Failed):
                 raise event.error
             left -= isinstance(event, Finished)
@@ -55,10 +62,17 @@ class Answers:
 
     def _reporter(self, number: int) -> Callable[[Event], None]:
         def report(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody hears it any more
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+            self._arrived.append((number, event))
+            if not self._told:
+                self._told = True
+                with suppress(RuntimeError):  # the loop is closed: nobody hears it any more
+                    self._loop.call_soon_threadsafe(self._notice)
 
         return report
+
+    def _notice(self) -> None:
+        self._told = False  # before the events are taken: one that arrives meanwhile tells again
+        self._wake.set()
 
 
 @dataclass
