@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from edgemoe.engine.engine import EngineStatistics
 from edgemoe.engine.sequence import Sequence
 from edgemoe.kernels.operations import Floats
@@ -274,6 +272,6 @@ class Scheduler:
 
 def _computes_most_of(job: Job, other: _Running) -> bool:
     """Whether a prompt that is being read begins with most of a job's prompt."""
-    ids, others = np.asarray(job.prompt_ids), np.asarray(other.job.prompt_ids)
+    ids, others = job.prompt_ids, other.job.prompt_ids
     least = len(ids) // 2 + 1
-    return len(others) >= least and bool((ids[:least] == others[:least]).all())
+    return others is ids or (len(others) >= least and ids[:least] == others[:least])

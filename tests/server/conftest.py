@@ -14,18 +14,27 @@ from edgemoe.server.server import Server
 from edgemoe.server.settings import ServerSettings
 from edgemoe.session.model import load
 from tests.server.client import Client
-from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.checkpoints import SMALL_MIXTRAL, SMALL_QWEN, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
+
+
+def _store(folder: Path, config: dict[str, Any]) -> Path:
+    write_checkpoint(folder / "source", {**config, "vocab_size": 96})
+    write_letters_tokenizer(folder / "source")
+    convert_checkpoint(str(folder / "source"), folder / "letters", experts="q4", dense="q8")
+    return folder / "letters"
 
 
 @pytest.fixture(scope="session")
 def letters_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small store of random weights whose tokens are characters."""
-    folder = tmp_path_factory.mktemp("letters")
-    write_checkpoint(folder / "source", {**SMALL_MIXTRAL, "vocab_size": 96})
-    write_letters_tokenizer(folder / "source")
-    convert_checkpoint(str(folder / "source"), folder / "letters", experts="q4", dense="q8")
-    return folder / "letters"
+    return _store(tmp_path_factory.mktemp("letters"), SMALL_MIXTRAL)
+
+
+@pytest.fixture(scope="session")
+def recurrent_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with layers whose state no token can be taken out of again."""
+    return _store(tmp_path_factory.mktemp("recurrent"), SMALL_QWEN)
 
 
 def loader(store: Path, **options: Any) -> Callable[[], Any]:

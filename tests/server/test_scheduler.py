@@ -34,10 +34,19 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["resident", "streamed"])
-def model(letters_store: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
-    ram = "floor" if request.param == "streamed" else None
-    with load(letters_store, EngineOptions(ram=ram, context_length=256, sequences=3)) as opened:
+@pytest.fixture(scope="module", params=["resident", "streamed", "recurrent"])
+def store(letters_store: Path, recurrent_store: Path, request: pytest.FixtureRequest) -> tuple[Path, str | None]:
+    """A store, and the budget within which it is opened."""
+    return (
+        recurrent_store if request.param == "recurrent" else letters_store,
+        "floor" if request.param == "streamed" else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(store: tuple[Path, str | None]) -> Iterator[Model]:
+    path, ram = store
+    with load(path, EngineOptions(ram=ram, context_length=256, sequences=3)) as opened:
         yield opened
 
 
@@ -105,11 +114,11 @@ def test_each_answer_is_the_same_alone_in_company_and_by_generate(model: Model, 
     assert len({tuple(heard.token_ids) for heard in together}) > 6
 
 
-def test_the_words_are_those_of_generate(model: Model, letters_store: Path, scheduler: Scheduler) -> None:
+def test_the_words_are_those_of_generate(model: Model, store: tuple[Path, str | None], scheduler: Scheduler) -> None:
     heard = everyone(model)
     scheduler.add(one.job for one in heard)
     run(scheduler)
-    with load(letters_store, EngineOptions(context_length=256)) as another:
+    with load(store[0], EngineOptions(context_length=256)) as another:
         for one in heard:
             generation = another.stream(one.job.prompt_ids, 12, one.job.options)
             assert "".join(generation) == one.text
