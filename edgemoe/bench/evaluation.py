@@ -36,8 +36,8 @@ from edgemoe.paths import cache_folder
 from edgemoe.sizes import format_size
 
 DEFAULT_TOKENS = 100_000
-TOKENS_MAX = 200_000
-"""The library of tokenizers takes 120 MB for as many: less than any model needs afterwards."""
+TOKENS_MAX = 150_000
+"""The library of tokenizers takes 130 MB for as many: less than any model needs afterwards."""
 
 
 @dataclass(frozen=True)

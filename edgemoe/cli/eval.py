@@ -66,7 +66,7 @@ def eval(
         typer.Option(
             "--tokens",
             metavar="N",
-            help="Read only the first N tokens of the text, 200000 at most.",
+            help="Read only the first N tokens of the text, 150000 at most.",
             show_default="100000, or all of a shorter text",
         ),
     ] = None,

@@ -170,7 +170,7 @@ def test_models_without_perplexity_are_refused(store: Path, tmp_path: Path) -> N
         evaluate(store, text="I")
     with pytest.raises(UsageError, match=r"`context_length`: expected 8 to 256 tokens"):
         evaluate(store, settings=Settings(context_length=257))
-    for name, value in (("tokens", 1), ("tokens", 200_001), ("top", 0)):
+    for name, value in (("tokens", 1), ("tokens", 150_001), ("top", 0)):
         with pytest.raises(UsageError, match=f"`{name}`: expected .*found {value}"):
             Settings(**{name: value})
 

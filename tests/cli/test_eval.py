@@ -123,7 +123,7 @@ look_at = Evaluation._look_at
         (["--text", "{tmp}/binary.txt"], 2, "expected a text, found a binary file (a byte 0 at 3)"),
         (["--text", "{tmp}/good.txt", "--context", "7"], 2, "--context: expected 8 to 256 tokens"),
         (["--text", "{tmp}/good.txt", "--stride", "0"], 2, "--stride: expected 1 to 255"),
-        (["--text", "{tmp}/good.txt", "--tokens", "1"], 2, "--tokens: expected 2 to 200000"),
+        (["--text", "{tmp}/good.txt", "--tokens", "1"], 2, "--tokens: expected 2 to 150000"),
         (["--text", "{tmp}/good.txt", "--top", "0"], 2, "--top: expected 1 or more"),
         (["--text", "{tmp}/good.txt", "--against", "{tmp}/none"], 1, "there is no such folder or model"),
         (["--text", "{tmp}/good.txt", "--save", "{tmp}/none/run"], 2, "cannot be written"),
