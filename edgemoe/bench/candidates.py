@@ -34,7 +34,7 @@ class Candidate:
     """Some tokens' spellings by id, evenly over the vocabulary; unused ids have none."""
 
     @classmethod
-    def of(cls, path: Path, text: str, tokens: int | None) -> Candidate:
+    def of(cls, path: Path, text: str, tokens: int) -> Candidate:
         """Look at a model's files, and cut the first `tokens` tokens of a text with its tokenizer.
 
         Raises UsageError for a model without a tokenizer or with an encoder, and what opening a store raises.

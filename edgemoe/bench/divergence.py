@@ -206,13 +206,15 @@ class Scores:
         """The comparison with the reference; None without one."""
         if not self._compared:
             return None
-        found = self._divergences[: self._compared]
+        ordered = np.sort(self._divergences[: self._compared])
+        places = [percent / 100 * (len(ordered) - 1) for percent in PERCENTILES]
+        values = np.interp(places, np.arange(len(ordered)), ordered).tolist()
         counts = [block.positions for block in self.blocks]
         differences = [block.loss - block.reference_loss for block in self.blocks]
         return Divergence(
             self._over("divergence").within(0.0, np.inf),
-            {f"{percent:g}": float(np.percentile(found, percent)) for percent in PERCENTILES},
-            float(found.max()),
+            {f"{percent:g}": value for percent, value in zip(PERCENTILES, values, strict=True)},
+            float(ordered[-1]),
             self._over("same_top").within(0.0, 1.0),
             Estimate.of(differences, counts) if self._followed else None,
         )

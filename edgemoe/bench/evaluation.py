@@ -35,7 +35,9 @@ from edgemoe.errors import UsageError
 from edgemoe.paths import cache_folder
 from edgemoe.sizes import format_size
 
-TOKENS_MAX = 4_000_000
+DEFAULT_TOKENS = 100_000
+TOKENS_MAX = 150_000
+"""The library of tokenizers takes 130 MB for as many: less than any model needs afterwards."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,16 @@ class Settings:
     stride: int | None = None
     """Tokens that each window after the first one scores; by default half of a window."""
     tokens: int | None = None
-    """Tokens of the text that are read; by default all."""
+    """Tokens of the text that are read; by default 100,000, or all if it has fewer."""
     top: int | None = None
     """How many tokens of each position a run keeps; by default all."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (("tokens", 2, TOKENS_MAX), ("top", 1, 1 << 31)):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UsageError(f"`{name}`: expected {least} to {most}, found {value}.", "Leave it out for all.")
+        if self.tokens is not None and not 2 <= self.tokens <= TOKENS_MAX:
+            way_out = f"Leave it out for {DEFAULT_TOKENS}, or all of a shorter text."
+            raise UsageError(f"`tokens`: expected 2 to {TOKENS_MAX}, found {self.tokens}.", way_out)
+        if self.top is not None and self.top < 1:
+            raise UsageError(f"`top`: expected 1 or more, found {self.top}.", "Leave it out for all tokens.")
 
     def as_in(self, run: RunHeader, name: str) -> Settings:
         """These settings with those of a run in place of all that were left out.
@@ -152,6 +155,7 @@ class Evaluation:
             machine=describe_machine(),
             text=self._name,
             tokens=len(reading.text.ids),
+            whole_text=reading.text.whole,
             head=reading.text.head,
             context=reading.context,
             stride=reading.stride,
@@ -166,7 +170,7 @@ class Evaluation:
         """Return the models, all of which cut the text into the same tokens."""
         candidates = []
         for path in paths:
-            candidate = Candidate.of(path, self._text, settings.tokens)
+            candidate = Candidate.of(path, self._text, settings.tokens or DEFAULT_TOKENS)
             tokens = tokens or Tokens(candidate.name, candidate.vocab_size, candidate.text, candidate.pieces)
             tokens.check(candidate)
             candidates.append(candidate)

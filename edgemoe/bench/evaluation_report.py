@@ -83,6 +83,8 @@ class EvaluationReport:
     machine: Mapping[str, Any]
     text: str
     tokens: int
+    whole_text: bool
+    """Whether these are all tokens of the text."""
     head: Sequence[int]
     """Tokens that stand before every window, such as BOS."""
     context: int

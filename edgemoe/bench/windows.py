@@ -7,7 +7,6 @@ context allows. So after the first window a token is scored with at least `conte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,8 @@ from edgemoe.session.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 512
 LEAST_CONTEXT = 8
-LIKELY_TOKEN_CHARACTERS = 8
-"""A token has about four characters in most languages: so many hold more tokens than are wanted, mostly."""
+LIKELY_TOKEN_CHARACTERS = 4
+"""A token has about four characters in most languages."""
 SPARE_TOKENS = 16
 """Where a text was cut, as many tokens at its end may be others than those of the whole text."""
 
@@ -30,14 +29,23 @@ class TextIds:
 
     ids: npt.NDArray[np.int32]
     head: tuple[int, ...] = ()
+    whole: bool = True
+    """Whether the text has no more tokens."""
 
     @classmethod
-    def of(cls, text: str, tokenizer: Tokenizer, tokens: int | None = None) -> TextIds:
-        """The ids of a text, of which special tokens are text too, or of its first `tokens` tokens.
+    def of(cls, text: str, tokenizer: Tokenizer, tokens: int) -> TextIds:
+        """The ids of the first `tokens` tokens of a text, of which special tokens are text too.
 
-        Of a long text only a beginning is looked at. Raises UsageError as the tokenizer does.
+        Of a long text not much more than these is looked at, since the library takes 600 bytes for each token.
+        Raises UsageError as the tokenizer does.
         """
-        return cls(np.array(_beginning(text, tokenizer, tokens), np.int32), head_of(tokenizer))
+        characters = (tokens + SPARE_TOKENS) * LIKELY_TOKEN_CHARACTERS
+        while True:
+            ids = tokenizer.encode(text[:characters], literal=True)
+            if characters >= len(text) or len(ids) >= tokens + SPARE_TOKENS:
+                whole = characters >= len(text) and len(ids) <= tokens
+                return cls(np.array(ids[:tokens], np.int32), head_of(tokenizer), whole)
+            characters += characters // 2
 
 
 def head_of(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -46,17 +54,6 @@ def head_of(tokenizer: Tokenizer) -> tuple[int, ...]:
     marked = tokenizer.encode("a", special_tokens=True)
     starts = [start for start in range(len(marked)) if marked[start : start + len(some)] == some]
     return tuple(marked[: starts[0]]) if starts else ()
-
-
-def _beginning(text: str, tokenizer: Tokenizer, tokens: int | None) -> Sequence[int]:
-    if tokens is None:
-        return tokenizer.encode(text, literal=True)
-    characters = (tokens + SPARE_TOKENS) * LIKELY_TOKEN_CHARACTERS
-    while True:
-        ids = tokenizer.encode(text[:characters], literal=True)
-        if characters >= len(text) or len(ids) >= tokens + SPARE_TOKENS:
-            return ids[:tokens]
-        characters *= 2
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,12 @@ def eval(
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", metavar="N", help="Read only the first N tokens of the text.", show_default="all"),
+        typer.Option(
+            "--tokens",
+            metavar="N",
+            help="Read only the first N tokens of the text, 150000 at most.",
+            show_default="100000, or all of a shorter text",
+        ),
     ] = None,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,

@@ -133,7 +133,7 @@ def test_the_reference_decides_how_the_text_is_read(store: Path, tmp_path: Path)
     run = tmp_path / "run"
     evaluate(store, save=run, settings=replace(WINDOWS, tokens=100))
     report = evaluate(store, against=run, settings=Settings())
-    assert (report.context, report.stride, report.tokens) == (40, 15, 100)
+    assert (report.context, report.stride, report.tokens, report.whole_text) == (40, 15, 100, False)
     for name, value in (("context_length", 50), ("stride", 16), ("tokens", 101)):
         with pytest.raises(UsageError, match=rf"`{name}`: .*run was made with \d+, found {value}"):
             evaluate(store, against=run, settings=replace(Settings(), **{name: value}))
@@ -170,9 +170,9 @@ def test_models_without_perplexity_are_refused(store: Path, tmp_path: Path) -> N
         evaluate(store, text="I")
     with pytest.raises(UsageError, match=r"`context_length`: expected 8 to 256 tokens"):
         evaluate(store, settings=Settings(context_length=257))
-    for name in ("tokens", "top"):
-        with pytest.raises(UsageError, match=f"`{name}`: expected"):
-            Settings(**{name: 0})
+    for name, value in (("tokens", 1), ("tokens", 150_001), ("top", 0)):
+        with pytest.raises(UsageError, match=f"`{name}`: expected .*found {value}"):
+            Settings(**{name: value})
 
 
 def stop_at(number: int, monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> None:

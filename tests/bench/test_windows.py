@@ -57,8 +57,10 @@ def test_the_beginning_of_a_text_has_the_tokens_of_the_whole(tmp_path: Path) -> 
     write_letters_tokenizer(tmp_path)
     tokenizer = Tokenizer.load(tmp_path, 101)
     text = "a long text, again and again. " * 40
-    whole = TextIds.of(text, tokenizer)
-    assert whole.head == ()
+    whole = TextIds.of(text, tokenizer, 10_000)
+    assert (whole.head, whole.whole) == ((), True)
     assert len(whole.ids) == len(text)
-    for tokens in (2, 100, len(text), len(text) + 7):
-        np.testing.assert_array_equal(TextIds.of(text, tokenizer, tokens).ids, whole.ids[:tokens])
+    for tokens in (2, 100, len(text) - 1, len(text), len(text) + 7):
+        found = TextIds.of(text, tokenizer, tokens)
+        np.testing.assert_array_equal(found.ids, whole.ids[:tokens])
+        assert found.whole == (tokens >= len(text))

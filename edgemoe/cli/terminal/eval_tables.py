@@ -15,7 +15,8 @@ Rows = list[tuple[str, str]]
 def evaluation_tables(report: EvaluationReport) -> list[tuple[str, Rows]]:
     """Tables with their titles: the text, the reference, each model."""
     windows = f"{report.windows} windows of {report.context} tokens, {report.stride} further each"
-    rows = [("text", f"{report.text}, {report.tokens} tokens"), ("read in", windows)]
+    text = f"{report.text}, {'' if report.whole_text else 'its first '}{report.tokens} tokens"
+    rows = [("text", text), ("read in", windows)]
     tables = [("evaluation, with intervals of 95 %", rows)]
     if report.reference is not None:
         name = report.reference.run or model_name(Path(report.reference.model["path"]))
