@@ -79,6 +79,11 @@ class Trellis:
         return 4 + self.step_bits * self.lag
 
     @property
+    def state_bits(self) -> int:
+        """Bits of a window that later ones see too."""
+        return self.window_bits - self.step_bits
+
+    @property
     def block_columns(self) -> int:
         return BLOCK_STEPS * CHAINS * self.step_weights
 
