@@ -150,14 +150,13 @@ def window_values(tables: Values, trellis: Trellis) -> Values:
     return (tables[:, 0, last ^ before] + tables[:, 1, before]).T
 
 
-def stream_windows(codes: Bytes, trellis: Trellis) -> npt.NDArray[np.int64]:
+def stream_windows(codes: Bytes, trellis: Trellis) -> Bytes:
     """The window after each step, of codes `(rows, codes)`: likewise."""
-    rows = len(codes)
-    steps = codes.reshape(rows, -1, CHAINS).astype(np.int64)
-    windows = np.zeros_like(steps)
-    for back in range(-(-trellis.window_bits // trellis.step_bits)):
-        windows[:, back:] |= steps[:, : steps.shape[1] - back] << back * trellis.step_bits
-    return windows.reshape(rows, -1) & ((1 << trellis.window_bits) - 1)
+    steps = codes.shape[1] // CHAINS
+    windows = codes.copy()
+    for back in range(1, min(steps, -(-trellis.window_bits // trellis.step_bits))):
+        windows[:, back * CHAINS :] |= codes[:, : (steps - back) * CHAINS] << np.uint8(back * trellis.step_bits)
+    return windows & np.uint8((1 << trellis.window_bits) - 1)
 
 
 def decode(codes: Bytes, tables: Values, trellis: Trellis) -> Values:

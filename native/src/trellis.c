@@ -33,28 +33,39 @@ uint64_t em_trellis_scratch_bytes(const em_trellis *trellis, int32_t columns) {
     return fits(trellis, 0, columns) ? scratch_floats(trellis, columns) * sizeof(float) : 0;
 }
 
-/* Rows (count, columns) as columns (columns, 16), with zeros for the rows that lack. */
+/* Rows (count, columns) as columns (columns, 16), with zeros for the rows that lack. Line by line of 64 bytes, as all lines of
+ * many rows at once would be too much for the first-level cache. */
 static void turn(const float *rows, int32_t count, int32_t columns, float *turned) {
-    memset(turned, 0, (size_t)columns * EM_PANEL_ROWS * sizeof *turned);
-    for (int32_t r = 0; r < count; r++) {
-        for (int32_t c = 0; c < columns; c++) turned[c * EM_PANEL_ROWS + r] = rows[(size_t)r * (size_t)columns + (size_t)c];
+    for (int32_t first = 0; first < columns; first += EM_PANEL_ROWS) {
+        const int32_t width = columns - first < EM_PANEL_ROWS ? columns - first : EM_PANEL_ROWS;
+        for (int32_t r = 0; r < EM_PANEL_ROWS; r++) {
+            const float *row = rows + (size_t)r * (size_t)columns + first;
+            for (int32_t c = 0; c < width; c++) turned[(first + c) * EM_PANEL_ROWS + r] = r < count ? row[c] : 0;
+        }
     }
 }
 
-/* The codes of row r of the panel: from the cheapest end back along the ways that were kept. */
-static void trace(const em_trellis_panel *panel, int32_t r, int32_t chain, uint8_t *codes) {
+/* The codes of the first `count` rows, row by row `row_codes` apart: from the cheapest ends back along the ways that were
+ * kept, one step of all rows after the other, as each waits for its word. */
+static void trace(const em_trellis_panel *panel, int32_t count, int32_t chain, uint8_t *codes, int32_t row_codes) {
     const em_trellis *t = panel->trellis;
     const int32_t k = t->step_bits, state_bits = em_trellis_state_bits(t), mask = (1 << k) - 1;
-    const int32_t ways = em_trellis_word_ways(k), step_words = em_trellis_step_words(t);
-    int32_t state = 0;
+    const int32_t way_bits = em_trellis_way_bits(k), step_words = em_trellis_step_words(t);
+    int32_t states[EM_PANEL_ROWS] = {0};
     for (int32_t s = 1; s < 1 << state_bits; s++) {
-        if (panel->ends[s * EM_PANEL_ROWS + r] >> k < panel->ends[state * EM_PANEL_ROWS + r] >> k) state = s;
+        const int32_t *ends = panel->ends;
+        for (int32_t r = 0; r < EM_PANEL_ROWS; r++) {
+            if (ends[s * EM_PANEL_ROWS + r] >> k < ends[states[r] * EM_PANEL_ROWS + r] >> k) states[r] = s;
+        }
     }
     for (int32_t i = panel->columns / (EM_TRELLIS_CHAINS * t->step_weights) - 1; i >= 0; i--) {
-        const size_t word = (size_t)(i * step_words + state / ways) * EM_PANEL_ROWS + (size_t)r;
-        const int32_t way = (int32_t)((uint32_t)panel->words[word] >> (ways - 1 - state % ways) * k) & mask;
-        codes[EM_TRELLIS_CHAINS * i + chain] = (uint8_t)(state & mask);
-        state = way << (state_bits - k) | state >> k;
+        const int32_t *words = panel->words + (size_t)(i * step_words) * EM_PANEL_ROWS;
+        for (int32_t r = 0; r < count; r++) {
+            const int32_t state = states[r], place = ~state & ((1 << way_bits) - 1);
+            const uint32_t word = (uint32_t)words[(state >> way_bits) * EM_PANEL_ROWS + r];
+            codes[(size_t)r * (size_t)row_codes + (size_t)(EM_TRELLIS_CHAINS * i + chain)] = (uint8_t)(state & mask);
+            states[r] = (int32_t)(word >> place * k & (uint32_t)mask) << (state_bits - k) | state >> k;
+        }
     }
 }
 
@@ -84,7 +95,7 @@ int32_t em_trellis_search(const em_kernels *kernels, const em_trellis *trellis, 
         turn(gains + (size_t)first * (size_t)groups, count, groups, turned_gains);
         for (int32_t chain = 0; chain < EM_TRELLIS_CHAINS; chain++) {
             kernels->search_trellis(&panel, chain);
-            for (int32_t r = 0; r < count; r++) trace(&panel, r, chain, codes + (size_t)(first + r) * (size_t)row_codes);
+            trace(&panel, count, chain, codes + (size_t)first * (size_t)row_codes, row_codes);
         }
     }
     return EM_OK;

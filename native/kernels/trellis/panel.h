@@ -30,12 +30,12 @@ struct em_trellis_panel {
 /* Bits of the stream that later windows see. */
 static inline int32_t em_trellis_state_bits(const em_trellis *t) { return 4 + t->step_bits * (t->lag - 1); }
 
-/* Ways into states that a word holds, of k bits each: the first is the highest. */
-static inline int32_t em_trellis_word_ways(int32_t step_bits) { return step_bits == 1 ? 32 : step_bits == 2 ? 16 : 8; }
+/* The logarithm of the number of ways into states that a word holds, of k bits each; the first is the highest. */
+static inline int32_t em_trellis_way_bits(int32_t step_bits) { return step_bits == 1 ? 5 : step_bits == 2 ? 4 : 3; }
 
 /* Words of all states. */
 static inline int32_t em_trellis_step_words(const em_trellis *t) {
-    return (1 << em_trellis_state_bits(t)) / em_trellis_word_ways(t->step_bits);
+    return 1 << (em_trellis_state_bits(t) - em_trellis_way_bits(t->step_bits));
 }
 
 #endif

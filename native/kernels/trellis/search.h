@@ -41,7 +41,7 @@ INLINE void fill_costs(INTS *costs, const float *levels, int32_t level_count, FL
  * k, step_weights and state_bits are constants wherever this is inlined. */
 INLINE void take_step(const INTS *before, INTS *after, const INTS *costs, const uint16_t *places, int32_t *words, int32_t k,
                       int32_t step_weights, int32_t state_bits) {
-    const int32_t codes = 1 << k, kept_bits = state_bits - k, ways = em_trellis_word_ways(k);
+    const int32_t codes = 1 << k, kept_bits = state_bits - k, ways = 1 << em_trellis_way_bits(k);
     const INTS low = spread_int(codes - 1), base = before[0];
     for (int32_t first = 0; first < 1 << state_bits; first += ways) {
         INTS word = spread_int(0);
