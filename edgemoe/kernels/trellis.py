@@ -75,7 +75,7 @@ class Trellis:
 
     @property
     def window_bits(self) -> int:
-        """Bits of the stream that a value depends on."""
+        """Bits of the stream that a value depends on: at most 8."""
         return 4 + self.step_bits * self.lag
 
     @property
@@ -145,14 +145,14 @@ def window_values(tables: Values, trellis: Trellis) -> Values:
     return (tables[:, 0, last ^ before] + tables[:, 1, before]).T
 
 
-def stream_windows(codes: Bytes, trellis: Trellis) -> npt.NDArray[np.int64]:
+def stream_windows(codes: Bytes, trellis: Trellis) -> Bytes:
     """The window after each step, of codes `(rows, codes)`: likewise."""
     rows = len(codes)
-    steps = codes.reshape(rows, -1, CHAINS).astype(np.int64)
+    steps = codes.reshape(rows, -1, CHAINS)
     windows = np.zeros_like(steps)
     for back in range(-(-trellis.window_bits // trellis.step_bits)):
-        windows[:, back:] |= steps[:, : steps.shape[1] - back] << back * trellis.step_bits
-    return windows.reshape(rows, -1) & ((1 << trellis.window_bits) - 1)
+        windows[:, back:] |= steps[:, : steps.shape[1] - back] << np.uint8(back * trellis.step_bits)
+    return windows.reshape(rows, -1) & np.uint8((1 << trellis.window_bits) - 1)
 
 
 def decode(codes: Bytes, tables: Values, trellis: Trellis) -> Values:
