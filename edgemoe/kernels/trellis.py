@@ -79,6 +79,11 @@ class Trellis:
         return 4 + self.step_bits * self.lag
 
     @property
+    def state_bits(self) -> int:
+        """Bits of a window that later ones see too."""
+        return self.window_bits - self.step_bits
+
+    @property
     def block_columns(self) -> int:
         return BLOCK_STEPS * CHAINS * self.step_weights
 
@@ -147,12 +152,11 @@ def window_values(tables: Values, trellis: Trellis) -> Values:
 
 def stream_windows(codes: Bytes, trellis: Trellis) -> Bytes:
     """The window after each step, of codes `(rows, codes)`: likewise."""
-    rows = len(codes)
-    steps = codes.reshape(rows, -1, CHAINS)
-    windows = np.zeros_like(steps)
-    for back in range(-(-trellis.window_bits // trellis.step_bits)):
-        windows[:, back:] |= steps[:, : steps.shape[1] - back] << np.uint8(back * trellis.step_bits)
-    return windows.reshape(rows, -1) & np.uint8((1 << trellis.window_bits) - 1)
+    steps = codes.shape[1] // CHAINS
+    windows = codes.copy()
+    for back in range(1, min(steps, -(-trellis.window_bits // trellis.step_bits))):
+        windows[:, back * CHAINS :] |= codes[:, : (steps - back) * CHAINS] << np.uint8(back * trellis.step_bits)
+    return windows & np.uint8((1 << trellis.window_bits) - 1)
 
 
 def decode(codes: Bytes, tables: Values, trellis: Trellis) -> Values:

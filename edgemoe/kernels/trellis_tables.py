@@ -28,3 +28,6 @@ NORMAL_TABLES = {
     "n075": _tables(*_N3 * 4),
 }
 """By the name of the format."""
+
+NORMAL_DEVIATIONS = {"n4": 11.0, "n3": 10.3, "n2": 11.0, "n15": 11.0, "n1": 11.0, "n075": 11.0}
+"""The standard deviation of the weights that the tables stand for, in their steps."""

@@ -999,6 +999,9 @@ typedef struct em_choose_blocks {
         FIELD(em_source, release) \
     STRUCT(em_policy_settings) FIELD(em_policy_settings, rate) FIELD(em_policy_settings, weight) \
         FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
+    STRUCT(em_trellis) FIELD(em_trellis, step_bits) FIELD(em_trellis, step_weights) FIELD(em_trellis, lag) \
+        FIELD(em_trellis, level_count) FIELD(em_trellis, levels) FIELD(em_trellis, numbers) \
+        FIELD(em_trellis, dearest) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
         FIELD(em_record, descriptor) FIELD(em_record, part_count) FIELD(em_record, parts) \
         FIELD(em_record, places) \
