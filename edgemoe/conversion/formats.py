@@ -100,7 +100,9 @@ def choose_formats(
 
     `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Gate
     and up, which the store keeps as one matrix, get one format. Experts of a layer may get unlike ones: each keeps the
-    quantised blocks that it comes with. Raises SourceError for gate and up in blocks that no format holds.
+    quantised blocks that it comes with. Rows that are only looked up, those of tables and of an embedding that is not
+    the head, get the default in place of a format whose matrices have a head, without which a row on disk means
+    nothing. Raises SourceError for gate and up in blocks that no format holds.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -118,6 +120,8 @@ def choose_formats(
         option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
         if names == [head]:
             option = choice.head or choice.dense
+        elif option in FORMATS and FORMATS[option].head_bytes and (names == ["embedding"] or is_table(names[0])):
+            option = None
         carried = _carried(names, dtypes) if option in (None, KEEP) else None
         if option == KEEP:
             option = carried or ("f16" if {dtypes[name] for name in names} == {"F16"} else "f32")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgemoe.conversion.formats import expert_of, stored_name
 from edgemoe.kernels.expert_operations import ExpertLayout
-from edgemoe.kernels.formats import PANEL_ROWS, Format
+from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.records import record_name
 
@@ -30,6 +30,8 @@ class Place:
     format: Format | None
     panel_stride: int
     """Bytes from one panel to the next: gate and up are interleaved."""
+    head_offset: int = 0
+    """Where the head of its matrix begins, if its format has one; gate and up share it."""
 
     @property
     def panel_bytes(self) -> int:
@@ -37,7 +39,7 @@ class Place:
 
     @property
     def stored_bytes(self) -> int:
-        return self.format.matrix_bytes(self.rows, self.columns) if self.format else 4 * self.rows
+        return panel_count(self.rows) * self.panel_bytes if self.format else 4 * self.rows
 
     def row_slices(self, multiple: int = PANEL_ROWS) -> Iterator[tuple[int, int]]:
         """Yield row ranges of about `SLICE_WEIGHTS` weights, in steps of a multiple of `multiple` rows."""
@@ -70,15 +72,17 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
             fmt = None if len(shape) == 1 else layout.down_format if last == "down" else layout.gate_up_format
         columns = shape[1] if len(shape) == 2 else 1
         panel_bytes = fmt.panel_bytes(columns) if fmt else 0
-        interleaved = last in ("gate", "up") and (layout.gated if layout else part != name)
-        if last == "up" and interleaved:
-            offset += panel_bytes
-        elif layout is not None and last == "down":
+        if layout is not None and last == "down":
             offset += layout.down_offset
         elif layout is not None and fmt is None:
             offset += layout.bias_offsets()[last.removesuffix("_bias")]
+        head_offset = offset
+        offset += fmt.head_bytes if fmt else 0
+        interleaved = last in ("gate", "up") and (layout.gated if layout else part != name)
+        if last == "up" and interleaved:
+            offset += panel_bytes
         stride = panel_bytes * 2 if interleaved else panel_bytes
-        places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
+        places[name] = Place(part, file, offset, shape[0], columns, fmt, stride, head_offset)
     return places
 
 

@@ -75,7 +75,7 @@ class Trellis:
 
     @property
     def window_bits(self) -> int:
-        """Bits of the stream that a value depends on."""
+        """Bits of the stream that a value depends on: at most 8."""
         return 4 + self.step_bits * self.lag
 
     @property
