@@ -1,4 +1,4 @@
-"""Quantises weights to trellis formats: the cheapest path for given scales, and the best scales for given paths, in turn.
+"""Quantises weights to trellis formats: the cheapest path for given scales and the best scales for given paths in turn.
 
 The path is that of least squared error, each column's errors weighted by its importance (`trellis_search.py`). Scales
 are of least squared error too, after rounding: for each 256 columns the best of a few is taken, with the factors that
@@ -18,7 +18,6 @@ from edgemoe.errors import EdgemoeError, KernelError
 from edgemoe.kernels import trellis_search
 from edgemoe.kernels.trellis import (
     GROUP_COLUMNS,
-    LARGEST_FACTOR,
     SCALE_COLUMNS,
     Bytes,
     Trellis,
@@ -26,7 +25,6 @@ from edgemoe.kernels.trellis import (
     window_values,
 )
 from edgemoe.kernels.trellis_search import Levels
-from edgemoe.kernels.trellis_tables import NORMAL_DEVIATIONS, NORMAL_TABLES
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -61,18 +59,22 @@ class TrellisRows(NamedTuple):
 
 
 def quantise_rows(
-    weights: Floats, trellis: Trellis, importance: Floats | None = None, tables: Values | None = None
+    weights: Floats,
+    trellis: Trellis,
+    tables: Values,
+    importance: Floats | None = None,
+    search: Search | None = None,
 ) -> TrellisRows:
     """Quantise finite weights `(rows, columns)`; importance `(columns,)` multiplies the squared errors of columns.
 
-    Scales beyond float16 become infinite.
+    `search` finds paths; by default the native library's does. Scales beyond float16 become infinite.
+    Raises EdgemoeError for an importance that is not finite or below 0.
     """
     rows, columns = weights.shape
     from edgemoe.quant import trellis_scales as loops  # imports Numba, which only conversion needs
 
     padded = trellis.padded(columns)
-    chosen = NORMAL_TABLES[trellis.name] if tables is None else tables
-    of_windows = window_values(chosen, trellis)
+    of_windows = window_values(tables, trellis)
     levels = Levels.of(of_windows, trellis)
     own: Floats = np.zeros(padded, np.float32)
     own[:columns] = _mean_one(importance, columns)
@@ -84,22 +86,31 @@ def quantise_rows(
     np.multiply(weights, np.ldexp(np.float32(1), -exponents)[:, None], out=values[:, :columns])
     products, squares = (np.empty((rows, len(mass))) for _ in range(2))
     loops.sizes(values, own, products, squares)
-    deviation = NORMAL_DEVIATIONS[trellis.name] if tables is None else float(np.sqrt(np.square(of_windows * 1.0).mean()))
     # The standard deviation, if weights are normal; larger where some lie far out, whose errors would be largest.
     spread = squares / np.where(products > 0, products * _DEVIATION_TO_MAGNITUDE, 1)
-    wanted, certainty = spread / deviation, np.broadcast_to(mass, spread.shape)
+    wanted, certainty = spread / _deviation(of_windows, trellis), np.broadcast_to(mass, spread.shape)
     codes = np.empty((rows, 0), np.uint8)
     scales, factors = _choose_scales(wanted, certainty, exponents, trellis)
     for _ in range(_PASSES):
         steps = _steps(scales, factors, exponents, len(mass))
         inverses = np.divide(1, steps, out=np.zeros_like(steps), where=steps > 0).astype(np.float32)
-        codes = _implementation()(levels, values, inverses, _gains(steps, mass, peaks, levels), own)
+        codes = (search or _implementation())(levels, values, inverses, _gains(steps, mass, peaks, levels), own)
         loops.fits(values, codes, of_windows.astype(np.float32), own, trellis.step_bits, products, squares)
         wanted, certainty = products / np.where(squares > 0, squares, 1), squares
         scales, factors = _choose_scales(wanted, certainty, exponents, trellis)
     if factors is not None:
         factors = np.ascontiguousarray(factors[:, : trellis.factor_count(columns)])
     return TrellisRows(codes, scales, factors)
+
+
+def _deviation(of_windows: Values, trellis: Trellis) -> float:
+    """The standard deviation, in steps, of normal weights that tables are for.
+
+    Values have less, as each is the mean of the weights that it stands for: by what rate-distortion theory says of as
+    many bits.
+    """
+    mean_square = float(np.square(of_windows, dtype=np.float64).mean())
+    return float(np.sqrt(mean_square / (1 - 4.0 ** -(trellis.step_bits / trellis.step_weights))))
 
 
 def _mean_one(importance: Floats | None, columns: int) -> Floats:
@@ -113,7 +124,8 @@ def _mean_one(importance: Floats | None, columns: int) -> Floats:
     mean = importance.astype(np.float64).mean()
     if mean == 0:
         return np.ones(columns, np.float32)
-    return (importance / mean).astype(np.float32)
+    relative: Floats = (importance / mean).astype(np.float32)
+    return relative
 
 
 def _choose_scales(
@@ -167,7 +179,9 @@ def _gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) -> Flo
     squares = steps * steps
     mean = (squares * mass).sum(axis=1) / max(mass.sum(), 1)
     unit = np.maximum(mean, (squares * peaks).max(axis=1) / _LARGEST_PENALTY)
-    gains: Floats = (squares * (levels.dearest / _DEAREST_AT_MEAN / np.where(unit > 0, unit, 1))[:, None]).astype(np.float32)
+    gains: Floats = (squares * (levels.dearest / _DEAREST_AT_MEAN / np.where(unit > 0, unit, 1))[:, None]).astype(
+        np.float32
+    )
     return gains
 
 
