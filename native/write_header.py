@@ -151,6 +151,8 @@ def _numbers(fmt: Format) -> str:
         f"EM_GRID_{fmt.grid.upper()}",
         fmt.high_bytes,
         round(-math.log2(fmt.factor_unit)),
+        fmt.trellis.lag if fmt.trellis else 0,
+        fmt.trellis.step_weights.bit_length() - 1 if fmt.trellis else 0,
     )
     return f"{fmt.name.upper()}, {fmt.name}, {', '.join(map(str, numbers))}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgemoe.conversion.carrying import carry
 from edgemoe.errors import EdgemoeError, SourceError
-from edgemoe.kernels.blocks import Blocks, dequantise, pack
+from edgemoe.kernels.blocks import Blocks, dequantise, pack_head, pack_panels
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
 from edgemoe.quant.quantise import quantise
@@ -25,6 +25,8 @@ class Encoded:
     data: npt.NDArray[np.uint8]
     squared_error: float
     squared_weight: float
+    head: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """The bytes that stand before the panels of the whole matrix; the same whichever of its rows were encoded."""
 
 
 def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
@@ -52,7 +54,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
             _check_finite(values, tensor)  # finite scales have weights beyond float32
         if carried is not None:
             carried, error = _with_single(carried, values)
-            return Encoded(pack(carried), error, _sum_of_squares(values))
+            return Encoded(pack_panels(carried), error, _sum_of_squares(values), pack_head(carried))
     else:
         values = rows
     try:
@@ -63,8 +65,9 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
     squared_weight = _sum_of_squares(values)
     if fmt.name == "f32":
-        return Encoded(pack(blocks), 0.0, squared_weight)
-    return Encoded(pack(blocks), _sum_of_squares(dequantise(blocks) - values), squared_weight)
+        return Encoded(pack_panels(blocks), 0.0, squared_weight)
+    squared_error = _sum_of_squares(dequantise(blocks) - values)
+    return Encoded(pack_panels(blocks), squared_error, squared_weight, pack_head(blocks))
 
 
 def _with_halves(blocks: Blocks) -> Blocks | None:

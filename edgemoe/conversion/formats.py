@@ -103,8 +103,10 @@ def choose_formats(
     """The format of each tensor of the model; None for a vector.
 
     `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Each
-    matrix keeps the quantised blocks that it comes with. The parts of a table get one format: raises SourceError for
-    such in blocks that no format holds.
+    matrix keeps the quantised blocks that it comes with. Rows that are only looked up, those of tables and of an
+    embedding that is not the head, get the default in place of a format whose matrices have a head, without which a
+    row on disk means nothing. The parts of a table get one format: raises SourceError for such in blocks that no
+    format holds.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -122,6 +124,8 @@ def choose_formats(
         option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
         if names == [head]:
             option = choice.head or choice.dense
+        elif option in FORMATS and FORMATS[option].head_bytes and (names == ["embedding"] or is_table(names[0])):
+            option = None
         carried = _carried(names, dtypes) if option in (None, KEEP) else None
         if option == KEEP:
             kinds = {dtypes[name] for name in names}

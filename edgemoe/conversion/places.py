@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgemoe.conversion.formats import expert_of
 from edgemoe.kernels.expert_operations import ExpertLayout
-from edgemoe.kernels.formats import PANEL_ROWS, Format
+from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.records import record_name
 
@@ -30,6 +30,8 @@ class Place:
     format: Format | None
     panel_stride: int
     """Bytes from one panel to the next: gate and up are interleaved."""
+    head_offset: int = 0
+    """Where the head of its matrix begins, if its format has one; gate and up share it."""
 
     @property
     def panel_bytes(self) -> int:
@@ -37,7 +39,7 @@ class Place:
 
     @property
     def stored_bytes(self) -> int:
-        return self.format.matrix_bytes(self.rows, self.columns) if self.format else 4 * self.rows
+        return panel_count(self.rows) * self.panel_bytes if self.format else 4 * self.rows
 
     def row_slices(self, multiple: int = PANEL_ROWS) -> Iterator[tuple[int, int]]:
         """Yield row ranges of about `SLICE_WEIGHTS` weights, in steps of a multiple of `multiple` rows."""
@@ -69,17 +71,20 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
         columns = shape[1] if len(shape) == 2 else 1
         if layout is None:
             fmt = formats[part]
-            stride = panel_bytes = fmt.panel_bytes(columns) if fmt else 0
+            panel_bytes = fmt.panel_bytes(columns) if fmt else 0
+            head_offset, offset, stride = offset, offset + (fmt.head_bytes if fmt else 0), panel_bytes
             if part != name:  # gate and up, panel by panel in turn
                 offset, stride = offset + panel_bytes * (last == "up"), 2 * panel_bytes
         elif len(shape) == 1:
             fmt, stride = None, 0
             offset += layout.bias_offsets()[last.removesuffix("_bias")]
+            head_offset = offset
         else:
             fmt = layout.format_of(last)
+            head_offset = offset + layout.begin_of(last)
             place, stride = layout.panels_of(last)
             offset += place
-        places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
+        places[name] = Place(part, file, offset, shape[0], columns, fmt, stride, head_offset)
     return places
 
 

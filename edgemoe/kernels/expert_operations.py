@@ -212,8 +212,9 @@ class ExpertLayout:
 
     @property
     def gate_up_bytes(self) -> int:
-        """Bytes of gate and up, or of up without a gate."""
-        return self.gate_bytes + self.up_bytes
+        """Bytes of gate and up, which share the head of their format if they have one; or of up without a gate."""
+        shared = self.up_format.head_bytes if self.gated and self.gate_format == self.up_format else 0
+        return self.gate_bytes + self.up_bytes - shared
 
     @property
     def down_bytes(self) -> int:
@@ -223,14 +224,17 @@ class ExpertLayout:
         """The format of `gate`, `up` or `down`."""
         return {"gate": self.gate_format, "up": self.up_format, "down": self.down_format}[name]
 
+    def begin_of(self, name: str) -> int:
+        """The place in the record of the matrix that has `gate`, `up` or `down`, in bytes."""
+        return {"gate": 0, "up": self.up_offset, "down": self.down_offset}[name]
+
     def panels_of(self, name: str) -> tuple[int, int]:
         """The place in the record of the first panel of `gate`, `up` or `down`, and the bytes from one to the next."""
-        if name == "down":
-            return self.down_offset, self.down_format.panel_bytes(self.intermediate_size)
-        panel_bytes = self.format_of(name).panel_bytes(self.hidden_size)
-        if self.gated and not self.up_offset:
-            return panel_bytes * (name == "up"), 2 * panel_bytes
-        return self.up_offset * (name == "up"), panel_bytes
+        fmt, columns = self.format_of(name), self.intermediate_size if name == "down" else self.hidden_size
+        first, panel_bytes = self.begin_of(name) + fmt.head_bytes, fmt.panel_bytes(columns)
+        if name == "down" or not self.gated or self.up_offset:
+            return first, panel_bytes
+        return first + panel_bytes * (name == "up"), 2 * panel_bytes
 
     def bias_offsets(self) -> dict[str, int]:
         """The place in the record of the biases of gate, up and down, in bytes, and of the `end` behind them."""

@@ -96,6 +96,7 @@ class Panels:
 
     def __init__(self, path: Path, tensor: DenseTensor) -> None:
         assert tensor.format is not None
+        assert not tensor.format.head_bytes, tensor.name
         self.path = path
         self.tensor = tensor
         self.format, self.rows, self.columns = tensor.format, tensor.rows, tensor.columns

@@ -408,7 +408,8 @@ def test_experts_of_one_layer_may_differ_in_formats(
             random_ffn(gate_up, width, intermediate_size, random)[0],
             random_matrix(down, width, intermediate_size, random),
         )
-        for gate_up, down in [(names[n], names[(n + seed) % 6]) for n in range(6)] + [("q4", "q8"), ("f16", "q4")]
+        for gate_up, down in [(names[n], names[(n + seed) % 6]) for n in range(6)]
+        + [("q4", "q8"), ("f16", "q4"), ("n075", "n3")]
     ]
     biases = [random_biases(width, intermediate_size, random) if n % 2 else None for n in range(len(ffns))]
     slots = aligned_copy(random.permutation(len(ffns)).astype(np.int32))

@@ -82,8 +82,8 @@ class JitBackend(StepwiseBackend):
         return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
-        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`; the reference's if it has a grid."""
-        if matrix.format.grid != "none":
+        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`; of some formats the reference's."""
+        if not products.takes(matrix.format):
             return REFERENCE.matmul(values, matrix)
         output = np.empty((len(values), matrix.rows), np.float32)
         product = _quantised_product if matrix.format.quantised else _float_product
@@ -93,7 +93,7 @@ class JitBackend(StepwiseBackend):
 
     def embed(self, ids: Integers, matrix: Matrix, scale: float) -> Floats:
         """Look up rows of the embedding: `(T,)` to `(T, D)`."""
-        if matrix.format.grid != "none":
+        if not products.takes(matrix.format):
             return REFERENCE.embed(ids, matrix, scale)
         output = np.empty((len(ids), matrix.columns), np.float32)
         look_up = products.embed_quantised if matrix.format.quantised else products.embed_floats

@@ -57,6 +57,11 @@ class Panels(NamedTuple):
     is_bf16: bool
 
 
+def takes(fmt: Format) -> bool:
+    """Whether the functions of this module have the format: those with a grid or a trellis they do not."""
+    return fmt.grid == "none" and fmt.trellis is None
+
+
 def panels_of(matrix: Matrix) -> Panels:
     """A matrix as the functions of this module take it."""
     fmt: Format = matrix.format

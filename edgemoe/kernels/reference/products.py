@@ -52,12 +52,11 @@ def matmul(values: Floats, matrix: Matrix) -> Floats:
         integers, scales = quantise_activations(values)
         grouped = integers * scales.astype(np.float64)[:, :, None]
         inputs = grouped.reshape(len(values), -1)[:, : matrix.columns]
-    panel_bytes = matrix.format.panel_bytes(matrix.columns)
     products = np.empty((len(values), matrix.rows), np.float64)
     for first in range(0, panel_count(matrix.rows), PANELS_AT_ONCE):
         rows = slice(first * PANEL_ROWS, min(matrix.rows, (first + PANELS_AT_ONCE) * PANEL_ROWS))
-        packed = matrix.data[first * panel_bytes : (first + PANELS_AT_ONCE) * panel_bytes]
-        blocks = unpack(packed, matrix.format, rows.stop - rows.start, matrix.columns)
+        some = matrix.of_panels(first, first + PANELS_AT_ONCE)
+        blocks = unpack(some.data, some.format, some.rows, some.columns)
         # A stack of matrix-vector products: in one matrix product a token's rounding depends on the number of tokens.
         products[:, rows] = np.matmul(dequantise(blocks).astype(np.float64), inputs[:, :, None])[:, :, 0]
     return single(products)
@@ -90,13 +89,10 @@ def _head_linear_scratch(kernels: StepwiseBackend, o: op.HeadLinear, sizes: Size
 def _head_linear(kernels: Any, o: op.HeadLinear, tokens: int) -> None:
     heads, rows = o.heads, o.matrix.rows // o.heads
     inputs, outputs = (values[:tokens].reshape(tokens, heads, -1) for values in (o.input, o.output))
-    panel_bytes = o.matrix.format.panel_bytes(o.matrix.columns)
     for head in range(heads):
         # The panels that hold the head's rows, of which the first and the last may hold rows of its neighbours too.
         first, end = head * rows // PANEL_ROWS, panel_count((head + 1) * rows)
-        count = min(o.matrix.rows, end * PANEL_ROWS) - first * PANEL_ROWS
-        data = o.matrix.data[first * panel_bytes : end * panel_bytes]
-        own = Matrix(data, o.matrix.format, count, o.matrix.columns)
+        own = o.matrix.of_panels(first, end)
         start = head * rows - first * PANEL_ROWS
         product = kernels.matmul(np.ascontiguousarray(inputs[:, head]), own)
         outputs[:, head, :rows] = product[:, start : start + rows]
@@ -106,12 +102,10 @@ def _head_linear(kernels: Any, o: op.HeadLinear, tokens: int) -> None:
 
 def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
     """Look up rows of the embedding: `(T,)` to `(T, D)`."""
-    panel_bytes = matrix.format.panel_bytes(matrix.columns)
-    panels = matrix.data.reshape(panel_count(matrix.rows), panel_bytes)
-    rows = [
-        dequantise(unpack(panels[i // PANEL_ROWS], matrix.format, PANEL_ROWS, matrix.columns))[i % PANEL_ROWS]
-        for i in ids.tolist()
-    ]
+    rows = []
+    for i in ids.tolist():
+        panel = matrix.of_panels(i // PANEL_ROWS, i // PANEL_ROWS + 1)
+        rows.append(dequantise(unpack(panel.data, panel.format, panel.rows, panel.columns))[i % PANEL_ROWS])
     return np.stack(rows) * np.float32(scale)
 
 

@@ -8,6 +8,7 @@
 
 #include "grid256.h"
 #include "quads256.h"
+#include "trellis256.h"
 
 /* The weights of 8 rows x 16 columns as unsigned bytes, one vector per quad of columns, from quad `first` (0 or 4) on. */
 INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m256i weights[QUADS_TOGETHER]) {
@@ -16,6 +17,10 @@ INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m2
         return;
     }
     payload += side * (EM_LINE_BYTES / 2);
+    if (em_is_trellis(format)) { /* unpacked before (trellis_unpack) */
+        for (int quad = 0; quad < QUADS_TOGETHER; quad++) weights[quad] = load_line(payload, first + quad);
+        return;
+    }
     if (em_numbers(format).bits == 8) {
         const __m256i sign = _mm256_set1_epi8((char)0x80);
         for (int quad = 0; quad < QUADS_TOGETHER; quad++) {

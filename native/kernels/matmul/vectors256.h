@@ -27,6 +27,7 @@
 #include "grid256.h"
 #include "grid_row256.h"
 #include "lookahead.h"
+#include "trellis256.h"
 
 enum {
     SIDE_ROWS = 8,
@@ -37,6 +38,7 @@ enum {
     /* Prefetches go this many groups ahead: somewhat more than memory delivers to a core in the time of one miss. */
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
+    TRELLIS_BYTES_AHEAD = 4096, /* of payloads */
 };
 
 INLINE __m256 load_halves(const uint8_t *at) {
@@ -85,6 +87,10 @@ INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g,
     const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
     row_numbers rows;
     rows.factors = rows.offsets = _mm256_setzero_si256();
+    if (em_is_trellis(format)) {
+        rows.scales[0] = rows.scales[1] = rows.minimum = trellis_scale(panel, at, g, side, format);
+        return rows;
+    }
     if (numbers.grid != EM_GRID_NONE) {
         const __m256 of_grid = grid_scale(panel, at, g, side, format);
         if (numbers.halves == 2) rows.factors = grid_half_factors(panel, at, g, side, format);
@@ -172,6 +178,40 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
 }
 
+/* The same with a trellis. A payload's groups follow one another while its planes are at hand. */
+INLINE void trellis_row(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row, float *out,
+                        int format) {
+    const int32_t group_count = x->group_count;
+    const int each = em_trellis_weights(format), ahead = TRELLIS_BYTES_AHEAD / (int)em_payload_bytes(format) * each;
+    const em_sections at = em_sections_of(format, group_count);
+    const em_group *groups = x->groups + (size_t)row * group_count;
+    const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
+    const trellis_tables tables = trellis_load_tables(head, format);
+    em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, em_panel_bytes(format, x->columns), ahead);
+    __m256 sums[SIDES] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int32_t first = 0; first < group_count; first += each) {
+        const int32_t left = group_count - first, count = left < each ? left : each;
+        for (int32_t i = 0; i < count; i++) em_prefetch_group(&next, format);
+        for (int side = 0; side < SIDES; side++) {
+            __m256i planes[EM_TRELLIS_PLANES + 1];
+            trellis_planes(panel, format, (size_t)(first / each), side, planes);
+            for (int i = 0; i < each; i++) { /* known when this is compiled, as quads have to be */
+                if (i >= count) break;
+                const int32_t g = first + i;
+                const int8_t *input = values + (size_t)g * EM_GROUP_COLUMNS;
+                const row_numbers numbers = load_numbers(panel, at, g, side, format);
+                __m256i weights[QUADS_TOGETHER];
+                trellis_quads(&tables, planes, format, i * QUADS, weights);
+                const __m256i begun = begin_dots(weights, input, groups + g, numbers.factors, format);
+                trellis_quads(&tables, planes, format, i * QUADS + QUADS_TOGETHER, weights);
+                const __m256i dots = end_dots(begun, weights, input + EM_HALF_COLUMNS, groups + g, numbers.factors, format);
+                sums[side] = add_group(sums[side], begun, dots, groups + g, &numbers, format);
+            }
+        }
+    }
+    for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
+}
+
 /* Some groups of some activation rows: row i of group g is number g * count + i. */
 typedef struct packed_rows {
     int8_t values[GROUPS_TOGETHER * ROWS_TOGETHER * EM_GROUP_COLUMNS];
@@ -191,8 +231,13 @@ INLINE void pack(packed_rows *packed, const em_activations *x, const int32_t *ro
 }
 
 /* Adds the products of `count` packed rows with `groups` groups of a panel, from group `first` on. */
-INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_rows *packed, int32_t count,
-                            int32_t first, int32_t groups, float *out, size_t out_stride, int format) {
+INLINE void add_packed_rows(const uint8_t *head, const uint8_t *panel, int32_t columns, const packed_rows *packed,
+                            int32_t count, int32_t first, int32_t groups, float *out, size_t out_stride, int format) {
+    uint8_t unpacked[GROUPS_TOGETHER * TRELLIS_GROUP_BYTES]; /* of a trellis */
+    if (em_is_trellis(format)) {
+        const trellis_tables tables = trellis_load_tables(head, format);
+        trellis_unpack(&tables, panel, format, first, groups, unpacked);
+    }
     const size_t panel_bytes = em_panel_bytes(format, columns);
     const int32_t group_count = em_group_count(columns);
     em_lookahead next = em_look_ahead(panel, group_count, first, groups, format, panel_bytes, GROUPS_AHEAD);
@@ -210,7 +255,8 @@ INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_
     const em_group *group = packed->groups;
     for (int32_t g = first; g < first + groups; g++, values += count * EM_GROUP_COLUMNS, group += count) {
         em_prefetch_group(&next, format);
-        const uint8_t *payload = panel + (size_t)g * payload_bytes;
+        const uint8_t *payload = em_is_trellis(format) ? unpacked + (size_t)(g - first) * TRELLIS_GROUP_BYTES
+                                                       : panel + (size_t)g * payload_bytes;
         __m256i weights[SIDES][QUADS_TOGETHER];
         row_numbers numbers[SIDES];
         for (int side = 0; side < SIDES; side++) {
@@ -248,6 +294,10 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
         for (int32_t p = 0; p < panel_count; p++) {
             const uint8_t *panel = em_panel(matrix, first_panel + p, format);
             const int has_grid = em_numbers(format).grid != EM_GRID_NONE;
+            if (em_is_trellis(format)) {
+                trellis_row(matrix->data, panel, x, rows[0], out + p * EM_PANEL_ROWS, format);
+                continue;
+            }
             (has_grid ? grid_row : quantised_row)(panel, x, rows[0], out + p * EM_PANEL_ROWS, format);
         }
         return;
@@ -259,8 +309,8 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
             const int32_t left = x->group_count - first, groups = left < GROUPS_TOGETHER ? left : GROUPS_TOGETHER;
             pack(&packed, x, rows, now, first, groups);
             for (int32_t p = 0; p < panel_count; p++) {
-                add_packed_rows(em_panel(matrix, first_panel + p, format), x->columns, &packed, now, first, groups,
-                                out + p * EM_PANEL_ROWS, out_stride, format);
+                add_packed_rows(matrix->data, em_panel(matrix, first_panel + p, format), x->columns, &packed, now, first,
+                                groups, out + p * EM_PANEL_ROWS, out_stride, format);
             }
         }
     }
