@@ -75,8 +75,11 @@ def serve(
         from edgemoe.server.server import Server
         from edgemoe.server.settings import ServerSettings
     except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn", "h11"):
+            raise
         raise UsageError(
-            f"edgemoe serve needs the package {error.name}.",
+            f"edgemoe serve needs the package {package}.",
             "Install what it needs: pip install 'edgemoe[serve]', or -e '.[serve]' in a checkout.",
         ) from None
     keys = () if api_key_file is None else read_keys(_key_lines(api_key_file))

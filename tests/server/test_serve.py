@@ -73,13 +73,18 @@ def test_what_would_not_be_safe_is_refused_before_the_model_is_opened(
     assert "at least one API key" in refused(capsys, "--api-key-file", str(keys))
 
 
-def test_a_missing_package_is_told_with_the_way_out(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("edgemoe.server")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "starlette.datastructures", None)
-    assert "pip install 'edgemoe[serve]'" in refused(capsys)
+def test_a_missing_package_is_told_with_the_way_out() -> None:
+    """Another process, since this one has imported what is to be missing."""
+    program = """
+import sys
+sys.modules["starlette"] = None
+from edgemoe.cli.main import run_command
+sys.exit(run_command(["serve"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "edgemoe serve needs the package starlette" in done.stderr
+    assert "pip install 'edgemoe[serve]'" in done.stderr
 
 
 def test_a_model_that_cannot_be_opened_is_an_error_of_the_command(
