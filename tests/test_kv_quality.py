@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def compare(store: Path, kvs: tuple[str | None, str | None], positions: int) -> ModelResult:
     """The second cache against the first, over the beginning of this repository's own texts."""
     text = "\n".join((ROOT / name).read_text("utf-8") for name in ("README.md", "ARCHITECTURE.md"))
-    settings = Settings(context_length=positions, tokens=2 * positions)
+    settings = Settings(context_length=positions, stride=positions - 1, tokens=2 * positions)
     with TemporaryDirectory() as folder:
         run = Path(folder, "run")
         first, second = (Evaluation(text, "README.md", settings, EngineOptions(kv=kv)) for kv in kvs)

@@ -11,6 +11,8 @@ from edgemoe.bench.plot import DOTS_PER_INCH
 from edgemoe.session.default_model import model_name
 
 SIZE_INCHES = (8.0, 5.5)
+ROOM_FOR_LABELS = 1.25
+"""The end of the axis of bytes over the largest model."""
 
 
 def draw_evaluation(report: EvaluationReport, path: Path) -> None:
@@ -33,14 +35,12 @@ def draw_evaluation(report: EvaluationReport, path: Path) -> None:
         label = f"{model_name(Path(result.model.path))}\n{result.model.bits_per_weight:.2f} bits"
         axes.annotate(label, (size, error.mean), xytext=(6, 6), textcoords="offset points", fontsize="small")
     compared = report.models[0].divergence is not None
-    if not compared:
-        axes.set_ylabel("perplexity")
-    else:
-        axes.set_ylabel("KL divergence from the reference, nats")
+    axes.margins(y=0.15)
+    if compared:
         axes.set_ylim(bottom=0)
+    axes.set_ylabel("KL divergence from the reference, nats" if compared else "perplexity")
+    axes.set_xlim(0, ROOM_FOR_LABELS * max(result.model.bytes for result in report.models) / 1e6)
     axes.set_xlabel("MB of weights")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.2, y=0.2)
     axes.grid(alpha=0.3)
     figure.savefig(path)
 
