@@ -62,13 +62,15 @@ def quantise_rows(
     weights: Floats,
     trellis: Trellis,
     tables: Values,
+    deviation: float,
     importance: Floats | None = None,
     search: Search | None = None,
 ) -> TrellisRows:
     """Quantise finite weights `(rows, columns)`; importance `(columns,)` multiplies the squared errors of columns.
 
-    `search` finds paths; by default the native library's does. Scales beyond float16 become infinite.
-    Raises EdgemoeError for an importance that is not finite or below 0.
+    Tables are for normal weights whose standard deviation in steps is `deviation`. `search` finds paths; by default the
+    native library's does. Scales beyond float16 become infinite. Raises EdgemoeError for an importance that is not
+    finite or below 0.
     """
     rows, columns = weights.shape
     from edgemoe.quant import trellis_scales as loops  # imports Numba, which only conversion needs
@@ -88,7 +90,7 @@ def quantise_rows(
     loops.sizes(values, own, products, squares)
     # The standard deviation, if weights are normal; larger where some lie far out, whose errors would be largest.
     spread = squares / np.where(products > 0, products * _DEVIATION_TO_MAGNITUDE, 1)
-    wanted, certainty = spread / _deviation(of_windows, trellis), np.broadcast_to(mass, spread.shape)
+    wanted, certainty = spread / deviation, np.broadcast_to(mass, spread.shape)
     codes = np.empty((rows, 0), np.uint8)
     scales, factors = _choose_scales(wanted, certainty, exponents, trellis)
     for _ in range(_PASSES):
@@ -101,16 +103,6 @@ def quantise_rows(
     if factors is not None:
         factors = np.ascontiguousarray(factors[:, : trellis.factor_count(columns)])
     return TrellisRows(codes, scales, factors)
-
-
-def _deviation(of_windows: Values, trellis: Trellis) -> float:
-    """The standard deviation, in steps, of normal weights that tables are for.
-
-    Values have less, as each is the mean of the weights that it stands for: by what rate-distortion theory says of as
-    many bits.
-    """
-    mean_square = float(np.square(of_windows, dtype=np.float64).mean())
-    return float(np.sqrt(mean_square / (1 - 4.0 ** -(trellis.step_bits / trellis.step_weights))))
 
 
 def _mean_one(importance: Floats | None, columns: int) -> Floats:
