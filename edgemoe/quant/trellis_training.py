@@ -114,7 +114,7 @@ def main() -> None:
     """Train the tables of the format that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("format", choices=TRELLISES)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("seed", type=int, nargs="?", default=1)
     options = parser.parse_args()
     tables, deviation, error = train(TRELLISES[options.format], options.seed)
     print(f"{options.format}: deviation {deviation:.1f}, relative error {error:.4f}")
