@@ -35,7 +35,7 @@ _PASSES = 2
 """Searches for the path, each followed by one for scales. A third lowers the error by 0.3 to 0.7 %."""
 
 _STARTS = np.array([10, 11.5, 13, 14.5, 16, 17])
-"""What the largest group scale of 256 columns is in steps of a candidate for their float16 scale."""
+"""The largest group scale of 256 columns, in candidates for their float16 scale."""
 
 _BLOCK_GROUPS = SCALE_COLUMNS // GROUP_COLUMNS
 
@@ -43,11 +43,11 @@ _DEVIATION_TO_MAGNITUDE = np.sqrt(np.pi / 2)
 """The standard deviation of normal weights in units of their mean magnitude."""
 
 _SMALLEST_EXPONENT = -100
-"""Of rows; smaller weights have no float16 scale."""
+"""The smallest that a row is scaled by: smaller weights have no float16 scale."""
 
 _DEAREST_AT_MEAN = 2.0**14
 _LARGEST_PENALTY = 64.0
-"""Of a weight, in penalties of the row's mean weight, before the others' lose digits."""
+"""The largest of a weight, in penalties of the row's mean weight, before the others' lose digits."""
 
 
 class TrellisRows(NamedTuple):
@@ -167,7 +167,7 @@ def _steps(scales: Halves, factors: Bytes | None, exponents: npt.NDArray[np.int3
 
 
 def _gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) -> Floats:
-    """What an error of one step costs in each group: as many units as leave room for the dearest weight of the row."""
+    """The cost of an error of one step in each group: as many units as leave room for the dearest weight of the row."""
     squares = steps * steps
     mean = (squares * mass).sum(axis=1) / max(mass.sum(), 1)
     unit = np.maximum(mean, (squares * peaks).max(axis=1) / _LARGEST_PENALTY)

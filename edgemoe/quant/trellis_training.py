@@ -34,7 +34,7 @@ Doubles = npt.NDArray[np.float64]
 STARTS, FIRST_ROUNDS, LAST_ROUNDS = 24, 30, 150
 FIRST_SHAPE, LAST_SHAPE = (64, 1024), (512, 1024)
 _DEVIATION = 10.0
-"""Of the weights, in steps, while tables are not rounded: the search takes targets up to 128."""
+"""The standard deviation of weights, in steps, while tables are not rounded: the search takes targets up to 128."""
 _FRACTIONS = np.arange(0.7, 1.001, 0.01)
 """Parts of the largest value that a table is rounded to."""
 
