@@ -35,7 +35,7 @@ class Levels:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.generic], trellis: Trellis) -> Levels:
-        """Those of the values of all windows, `(windows, V)`."""
+        """The levels of the values of all windows, `(windows, V)`."""
         found = [np.unique(column, return_inverse=True) for column in values.astype(np.float32).T]
         count = max(len(levels) for levels, _ in found)
         levels = np.stack([np.pad(own, (0, count - len(own)), mode="edge") for own, _ in found])
@@ -43,7 +43,7 @@ class Levels:
 
     @property
     def dearest(self) -> float:
-        """What a weight may cost at most, so that no sum of costs overflows (`em_trellis.dearest`)."""
+        """The most that a weight may cost, so that no sum of costs overflows (`em_trellis.dearest`)."""
         room = 26 if self.trellis.step_bits == 1 else 28
         return float(2 ** (room - self.trellis.step_bits) // self.trellis.step_weights)
 

@@ -48,3 +48,6 @@ NORMAL_TABLES = {
     ),
 }
 """By the name of the format."""
+
+NORMAL_DEVIATIONS = {"n4": 9.3, "n3": 9.6, "n2": 10.8, "n15": 12.0, "n1": 14.0, "n075": 15.0}
+"""The standard deviation, in steps, of the weights that the tables stand for."""

@@ -15,7 +15,7 @@ from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.blocks import Blocks, Scales
 from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Format, group_count
 from edgemoe.kernels.trellis import TRELLISES, Trellis
-from edgemoe.kernels.trellis_tables import NORMAL_TABLES
+from edgemoe.kernels.trellis_tables import NORMAL_DEVIATIONS, NORMAL_TABLES
 from edgemoe.quant.trellis import quantise_rows
 
 Floats = npt.NDArray[np.float32]
@@ -108,7 +108,7 @@ def _quantise_trellis(values: Floats, fmt: Format, trellis: Trellis, importance:
     tables = NORMAL_TABLES[fmt.name]
     for chunk in _row_chunks(values):
         part = np.ascontiguousarray(values[chunk], np.float32)
-        codes[chunk], scales[chunk], own = quantise_rows(part, trellis, tables, importance)
+        codes[chunk], scales[chunk], own = quantise_rows(part, trellis, tables, NORMAL_DEVIATIONS[fmt.name], importance)
         if factors is not None and own is not None:
             factors[chunk] = own
         _check_range(scales[chunk], part, fmt)

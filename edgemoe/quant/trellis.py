@@ -35,7 +35,7 @@ _PASSES = 2
 """Searches for the path, each followed by one for scales. A third lowers the error by 0.3 to 0.7 %."""
 
 _STARTS = np.array([10, 11.5, 13, 14.5, 16, 17])
-"""What the largest group scale of 256 columns is in steps of a candidate for their float16 scale."""
+"""The largest group scale of 256 columns, in candidates for their float16 scale."""
 
 _BLOCK_GROUPS = SCALE_COLUMNS // GROUP_COLUMNS
 
@@ -43,11 +43,11 @@ _DEVIATION_TO_MAGNITUDE = np.sqrt(np.pi / 2)
 """The standard deviation of normal weights in units of their mean magnitude."""
 
 _SMALLEST_EXPONENT = -100
-"""Of rows; smaller weights have no float16 scale."""
+"""The smallest that a row is scaled by: smaller weights have no float16 scale."""
 
 _DEAREST_AT_MEAN = 2.0**14
 _LARGEST_PENALTY = 64.0
-"""Of a weight, in penalties of the row's mean weight, before the others' lose digits."""
+"""The largest of a weight, in penalties of the row's mean weight, before the others' lose digits."""
 
 
 class TrellisRows(NamedTuple):
@@ -62,13 +62,15 @@ def quantise_rows(
     weights: Floats,
     trellis: Trellis,
     tables: Values,
+    deviation: float,
     importance: Floats | None = None,
     search: Search | None = None,
 ) -> TrellisRows:
     """Quantise finite weights `(rows, columns)`; importance `(columns,)` multiplies the squared errors of columns.
 
-    `search` finds paths; by default the native library's does. Scales beyond float16 become infinite.
-    Raises EdgemoeError for an importance that is not finite or below 0.
+    Tables are for normal weights whose standard deviation in steps is `deviation`. `search` finds paths; by default the
+    native library's does. Scales beyond float16 become infinite. Raises EdgemoeError for an importance that is not
+    finite or below 0.
     """
     rows, columns = weights.shape
     from edgemoe.quant import trellis_scales as loops  # imports Numba, which only conversion needs
@@ -88,7 +90,7 @@ def quantise_rows(
     loops.sizes(values, own, products, squares)
     # The standard deviation, if weights are normal; larger where some lie far out, whose errors would be largest.
     spread = squares / np.where(products > 0, products * _DEVIATION_TO_MAGNITUDE, 1)
-    wanted, certainty = spread / _deviation(of_windows, trellis), np.broadcast_to(mass, spread.shape)
+    wanted, certainty = spread / deviation, np.broadcast_to(mass, spread.shape)
     codes = np.empty((rows, 0), np.uint8)
     scales, factors = _choose_scales(wanted, certainty, exponents, trellis)
     for _ in range(_PASSES):
@@ -101,16 +103,6 @@ def quantise_rows(
     if factors is not None:
         factors = np.ascontiguousarray(factors[:, : trellis.factor_count(columns)])
     return TrellisRows(codes, scales, factors)
-
-
-def _deviation(of_windows: Values, trellis: Trellis) -> float:
-    """The standard deviation, in steps, of normal weights that tables are for.
-
-    Values have less, as each is the mean of the weights that it stands for: by what rate-distortion theory says of as
-    many bits.
-    """
-    mean_square = float(np.square(of_windows, dtype=np.float64).mean())
-    return float(np.sqrt(mean_square / (1 - 4.0 ** -(trellis.step_bits / trellis.step_weights))))
 
 
 def _mean_one(importance: Floats | None, columns: int) -> Floats:
@@ -175,7 +167,7 @@ def _steps(scales: Halves, factors: Bytes | None, exponents: npt.NDArray[np.int3
 
 
 def _gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) -> Floats:
-    """What an error of one step costs in each group: as many units as leave room for the dearest weight of the row."""
+    """The cost of an error of one step in each group: as many units as leave room for the dearest weight of the row."""
     squares = steps * steps
     mean = (squares * mass).sum(axis=1) / max(mass.sum(), 1)
     unit = np.maximum(mean, (squares * peaks).max(axis=1) / _LARGEST_PENALTY)

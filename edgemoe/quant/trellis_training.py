@@ -34,13 +34,13 @@ Doubles = npt.NDArray[np.float64]
 STARTS, FIRST_ROUNDS, LAST_ROUNDS = 24, 30, 150
 FIRST_SHAPE, LAST_SHAPE = (64, 1024), (512, 1024)
 _DEVIATION = 10.0
-"""Of the weights, in steps, while tables are not rounded: the search takes targets up to 128."""
+"""The standard deviation of weights, in steps, while tables are not rounded: the search takes targets up to 128."""
 _FRACTIONS = np.arange(0.7, 1.001, 0.01)
 """Parts of the largest value that a table is rounded to."""
 
 
-def train(trellis: Trellis, seed: int = 1, starts: int = STARTS) -> tuple[Values, float]:
-    """Return tables and their relative error, without that of scales."""
+def train(trellis: Trellis, seed: int = 1, starts: int = STARTS) -> tuple[Values, float, float]:
+    """Return tables, the standard deviation of the weights that they are for, and their error, scales' aside."""
     random = np.random.default_rng(seed)
     trained = []
     for _ in range(starts):
@@ -92,7 +92,7 @@ def _improve(tables: Doubles, weights: Floats, trellis: Trellis) -> tuple[Double
     return better, float(np.sqrt(squares / np.square(weights, dtype=np.float64).sum()))
 
 
-def _round(tables: Doubles, weights: Floats, trellis: Trellis) -> tuple[Values, float]:
+def _round(tables: Doubles, weights: Floats, trellis: Trellis) -> tuple[Values, float, float]:
     """The best of tables rounded at several scales, all of whose values fit."""
     largest = np.abs(tables[:, 0, :, None] + tables[:, 1, None, :]).max()
     offers = []
@@ -105,19 +105,19 @@ def _round(tables: Doubles, weights: Floats, trellis: Trellis) -> tuple[Values, 
         values = window_values(rounded / unit, trellis)[windows]
         by_step = weights.reshape(len(weights), -1, trellis.step_weights, CHAINS).transpose(0, 1, 3, 2)
         error = by_step - values.reshape(by_step.shape)
-        offers.append((float(np.sqrt(np.square(error).mean() / np.square(weights).mean())), rounded))
-    least, rounded = min(offers, key=lambda one: one[0])
-    return rounded.astype(np.int8), least
+        offers.append((float(np.sqrt(np.square(error).mean() / np.square(weights).mean())), unit, rounded))
+    least, unit, rounded = min(offers, key=lambda one: one[0])
+    return rounded.astype(np.int8), unit * _DEVIATION, least
 
 
 def main() -> None:
     """Train the tables of the format that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("format", choices=TRELLISES)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("seed", type=int, nargs="?", default=1)
     options = parser.parse_args()
-    tables, error = train(TRELLISES[options.format], options.seed)
-    print(f"{options.format}: relative error {error:.4f}")
+    tables, deviation, error = train(TRELLISES[options.format], options.seed)
+    print(f"{options.format}: deviation {deviation:.1f}, relative error {error:.4f}")
     for numbers in tables.reshape(-1, 16).tolist():
         print(f"    {tuple(numbers)},")
 

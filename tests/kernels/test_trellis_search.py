@@ -40,7 +40,7 @@ class Case:
         return self.levels, self.weights, self.inverses, self.gains, self.importance
 
     def costs(self, codes: np.ndarray) -> np.ndarray:
-        """What each weight's error costs, `(rows, columns)`."""
+        """The cost of each weight's error, `(rows, columns)`."""
         found = decode(codes, self.tables, self.trellis)
         targets = self.weights * np.repeat(self.inverses, GROUP_COLUMNS, axis=1).astype(np.float64)
         return np.repeat(self.gains, GROUP_COLUMNS, axis=1) * self.importance * (found - targets) ** 2

@@ -10,7 +10,7 @@ from edgemoe.kernels import trellis_search
 from edgemoe.kernels.blocks import dequantise, pack, unpack
 from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.trellis import TRELLISES
-from edgemoe.kernels.trellis_tables import NORMAL_TABLES
+from edgemoe.kernels.trellis_tables import NORMAL_DEVIATIONS, NORMAL_TABLES
 from edgemoe.quant.quantise import quantise
 from edgemoe.quant.trellis import quantise_rows
 from tests.support.matrices import quantisation_error
@@ -63,9 +63,8 @@ def test_rows_do_not_depend_on_their_company(name: str) -> None:
 @every_trellis
 def test_the_codes_are_those_that_numpy_finds(name: str) -> None:
     values, importance = drawn("normal", 3, 200), np.arange(200, dtype=np.float32)
-    trellis, tables = TRELLISES[name], NORMAL_TABLES[name]
-    native = quantise_rows(values, trellis, tables, importance)
-    plain = quantise_rows(values, trellis, tables, importance, search=trellis_search.search)
+    arguments = (values, TRELLISES[name], NORMAL_TABLES[name], NORMAL_DEVIATIONS[name], importance)
+    native, plain = quantise_rows(*arguments), quantise_rows(*arguments, search=trellis_search.search)
     assert np.array_equal(native.codes, plain.codes)
     assert native.scales.tobytes() == plain.scales.tobytes()
     assert native.factors is plain.factors is None or np.array_equal(native.factors, plain.factors)
