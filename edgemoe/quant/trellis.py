@@ -176,7 +176,9 @@ def _gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) -> Flo
     squares = steps * steps
     mean = (squares * mass).sum(axis=1) / max(mass.sum(), 1)
     unit = np.maximum(mean, (squares * peaks).max(axis=1) / _LARGEST_PENALTY)
-    gains: Floats = (squares * (levels.dearest / _DEAREST_AT_MEAN / np.where(unit > 0, unit, 1))[:, None]).astype(np.float32)
+    gains: Floats = (squares * (levels.dearest / _DEAREST_AT_MEAN / np.where(unit > 0, unit, 1))[:, None]).astype(
+        np.float32
+    )
     return gains
 
 
