@@ -77,8 +77,9 @@ def convert(
 ) -> Path:
     """Convert a checkpoint (a folder, a hub id or a GGUF file) into a store; returns the store's path.
 
-    `experts`, `dense` and `head` (the matrix of the logits, by default as `dense`) name formats: q4, q4m, m4, q8, f16
-    or f32, or `keep` for the smallest exact one; left out, blocks that the source has quantised carry over exactly,
+    `experts`, `dense` and `head` (the matrix of the logits, by default as `dense`) name formats: q4, q4m, m4, q8, f16,
+    f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits for a weight), or `keep` for the smallest exact one; left
+    out, blocks that the source has quantised carry over exactly,
     other experts become q4 and other weights q8. `notice` gets, before the weights are read, paragraphs about what the
     checkpoint lacks.
     Raises SourceError, StoreError and UsageError.

@@ -37,7 +37,7 @@ where V is 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,7 @@ _NIBBLE = 15
 
 Bytes = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.int8]
+Number = TypeVar("Number", np.int8, np.float64)
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,15 @@ TRELLISES = {
 }
 
 
-def window_values(tables: Values, trellis: Trellis) -> Values:
+def window_values(tables: npt.NDArray[Number], trellis: Trellis) -> npt.NDArray[Number]:
     """The values of every window of `window_bits` bits, `(windows, V)`, by tables `(V, 2, 16)`.
 
     The newest bits of a window are its lowest.
     """
     windows = np.arange(1 << trellis.window_bits)
     last, before = windows & _NIBBLE, windows >> trellis.step_bits * trellis.lag
-    return (tables[:, 0, last ^ before] + tables[:, 1, before]).T
+    values: npt.NDArray[Number] = (tables[:, 0, last ^ before] + tables[:, 1, before]).T
+    return values
 
 
 def stream_windows(codes: Bytes, trellis: Trellis) -> Bytes:

@@ -99,4 +99,6 @@ def _costs(levels: Levels, v: int, targets: Floats, penalties: Floats) -> npt.ND
     linear = penalties * (targets * np.float32(-2))
     constant = penalties * ((targets * np.float32(2) - nearest) * nearest)
     costs = (penalties[..., None] * own + linear[..., None]) * own + constant[..., None]
-    return np.minimum(costs, np.float32(levels.dearest)).astype(np.int32) << levels.trellis.step_bits
+    whole: npt.NDArray[np.int32] = np.minimum(costs, np.float32(levels.dearest)).astype(np.int32)
+    whole <<= levels.trellis.step_bits
+    return whole

@@ -14,11 +14,14 @@ import numpy.typing as npt
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.blocks import Blocks, Scales
 from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Format, group_count
+from edgemoe.kernels.trellis import TRELLISES, Trellis
+from edgemoe.kernels.trellis_tables import NORMAL_DEVIATIONS, NORMAL_TABLES
+from edgemoe.quant.trellis import quantise_rows
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
-TARGETS = ("q4", "q4m", "m4", "q8", "f16", "f32")
+TARGETS = ("q4", "q4m", "m4", "q8", "f16", "f32", *TRELLISES)
 """The names of the formats that weights can be quantised to; the others are those of files, whose blocks are kept."""
 
 _WEIGHTS_AT_ONCE = 1 << 20
@@ -46,18 +49,21 @@ _REFINEMENTS = 2
 """Rounds of refinement: choose the best integers for the scale, then the best scale for the integers."""
 
 
-def quantise(values: Floats, fmt: Format) -> Blocks:
+def quantise(values: Floats, fmt: Format, importance: Floats | None = None) -> Blocks:
     """Quantise weights `(rows, columns)` to blocks of `fmt`.
 
     q8 maps each group's largest magnitude to 127; q4 and q4m search the scale (and minimum) of least squared
-    error; m4 follows the OCP rule (`_shared_exponents`). Raises EdgemoeError for weights that are not finite, or
-    outside the range of the format.
+    error; m4 follows the OCP rule (`_shared_exponents`). Formats with a trellis search the codes and scales of least
+    squared error, where the importance of columns `(columns,)` multiplies squares; no other format takes it. Raises
+    EdgemoeError for weights that are not finite, or outside the range of the format.
     """
     if fmt.name not in TARGETS:
         raise EdgemoeError(
             f"Expected a format that weights can be quantised to ({', '.join(TARGETS)}), found {fmt.name}."
         )
     _check_finite(values)
+    if fmt.trellis is not None:
+        return _quantise_trellis(values, fmt, fmt.trellis, importance)
     if fmt.name == "f32":
         return Blocks(fmt, values)
     rows, columns = values.shape
@@ -86,6 +92,21 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
             if minimums is not None:
                 minimums[chunk, groups] = found[1]
     return Blocks(fmt, integers, scales, minimums)
+
+
+def _quantise_trellis(values: Floats, fmt: Format, trellis: Trellis, importance: Floats | None) -> Blocks:
+    rows, columns = values.shape
+    codes = np.empty((rows, trellis.code_count(columns)), np.uint8)
+    scales = np.empty((rows, trellis.scale_count(columns)), np.float16)
+    factors = np.empty((rows, trellis.factor_count(columns)), np.uint8) if trellis.has_factors else None
+    tables = NORMAL_TABLES[fmt.name]
+    for chunk in _row_chunks(values):
+        part = np.ascontiguousarray(values[chunk], np.float32)
+        codes[chunk], scales[chunk], own = quantise_rows(part, trellis, tables, NORMAL_DEVIATIONS[fmt.name], importance)
+        if factors is not None and own is not None:
+            factors[chunk] = own
+        _check_range(scales[chunk], part, fmt)
+    return Blocks(fmt, codes, scales, None, factors, tables=tables, width=columns)
 
 
 def _row_chunks(values: Floats) -> Iterator[slice]:
@@ -120,7 +141,7 @@ def _check_range(halves: Halves, values: Floats, fmt: Format) -> None:
         what = "stores them" if fmt.name == "f16" else "stores their scales"
         raise EdgemoeError(
             f"there are weights as large as {largest:.6g}; {fmt.name} {what} in float16, which ends at {_LARGEST_F16}.",
-            "Store this class of tensors in f32" + (", or in q8." if fmt.name in ("q4", "q4m") else "."),
+            "Store this class of tensors in f32" + (", or in q8." if fmt.name in ("q4", "q4m") or fmt.trellis else "."),
         )
 
 

@@ -91,7 +91,9 @@ def test_an_f32_store_holds_the_checkpoint_exactly(
     assert verify_store(store) == []
 
 
-@pytest.mark.parametrize(("experts", "dense"), [(None, None), ("q8", "f16"), ("q4m", "q4"), ("f16", "q4m")])
+@pytest.mark.parametrize(
+    ("experts", "dense"), [(None, None), ("n2", None), ("n075", "q8"), ("q8", "f16"), ("q4m", "q4"), ("f16", "q4m")]
+)
 def test_each_class_gets_its_format_and_the_nearest_weights(
     checkpoint: Path, tmp_path: Path, experts: str | None, dense: str | None
 ) -> None:
