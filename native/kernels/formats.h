@@ -133,8 +133,8 @@ static inline const uint8_t *em_panel(const em_matrix *matrix, int32_t panel, in
 #define EM_IQ4_SIGNED -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 #define EM_IQ4_UNSIGNED 0, 23, 44, 62, 78, 92, 105, 117, (char)128, (char)140, (char)152, (char)165, (char)180, (char)196, (char)216, (char)240
 
-/* Values of a trellis are -EM_TRELLIS_ZERO to EM_TRELLIS_ZERO. */
-enum { EM_TRELLIS_ZERO = 31 };
+/* Values of a trellis are -EM_TRELLIS_MOST to EM_TRELLIS_MOST. */
+enum { EM_TRELLIS_MOST = 31 };
 
 /* Kernels take values as signed bytes, or as unsigned ones, and take off `zero` times the sum of the activations. Codes of
  * 8 bits are signed bytes in a payload: unsigned they are byte ^ 128. Codes of one bit are taken twice. */
@@ -147,7 +147,7 @@ static inline int32_t em_unsigned_zero(int32_t format) {
     static const uint8_t of_tables[] = {[EM_TABLE_E2M1] = 12, [EM_TABLE_IQ4] = 127, [EM_TABLE_SIGNS] = 1};
     static const uint8_t of_grids[] = {[EM_GRID_IQ2XXS] = 43, [EM_GRID_IQ2XS] = 43, [EM_GRID_IQ2S] = 43,
                                        [EM_GRID_IQ3XXS] = 62, [EM_GRID_IQ3S] = 15,  [EM_GRID_IQ1] = 9};
-    if (em_is_trellis(format)) return EM_TRELLIS_ZERO;
+    if (em_is_trellis(format)) return EM_TRELLIS_MOST + 1; /* a multiple of 8: see em_start */
     if (em_numbers(format).grid != EM_GRID_NONE) return of_grids[em_numbers(format).grid];
     if (em_numbers(format).table != EM_TABLE_NONE) return of_tables[em_numbers(format).table];
     return format == EM_Q8 ? 128 : em_numbers(format).zero;
@@ -156,7 +156,8 @@ static inline int32_t em_unsigned_zero(int32_t format) {
 /* The largest unsigned byte of a format. */
 static inline int32_t em_unsigned_most(int32_t format) {
     static const uint8_t of_tables[] = {[EM_TABLE_E2M1] = 24, [EM_TABLE_IQ4] = 240, [EM_TABLE_SIGNS] = 2};
-    if (em_is_trellis(format) || em_numbers(format).grid != EM_GRID_NONE) return 2 * em_unsigned_zero(format);
+    if (em_is_trellis(format)) return em_unsigned_zero(format) + EM_TRELLIS_MOST;
+    if (em_numbers(format).grid != EM_GRID_NONE) return 2 * em_unsigned_zero(format);
     if (em_numbers(format).table != EM_TABLE_NONE) return of_tables[em_numbers(format).table];
     return (1 << em_numbers(format).bits) - 1;
 }

@@ -176,7 +176,7 @@ INLINE void unpack_trellis(const uint8_t *head, const uint8_t *panel, int format
         const trellis_tables tables = trellis_load_tables(head, format);
         __m512i planes[EM_TRELLIS_PLANES + 1];
         trellis_planes(panel, format, (size_t)(g / each), planes);
-        for (int quad = 0; quad < each * QUADS; quad++) {
+        EM_UNROLLED for (int quad = 0; quad < each * QUADS; quad++) {
             _mm512_storeu_si512(unpacked + quad * EM_LINE_BYTES, trellis_quad(&tables, planes, format, quad));
         }
     }
@@ -250,13 +250,13 @@ INLINE void trellis_row(const uint8_t *head, const uint8_t *panel, const em_acti
         const int32_t left = group_count - first, count = left < each ? left : each;
         __m512i planes[EM_TRELLIS_PLANES + 1];
         trellis_planes(panel, format, (size_t)(first / each), planes);
-        for (int i = 0; i < each; i++) { /* known when this is compiled, as quads have to be */
+        EM_UNROLLED for (int i = 0; i < each; i++) {
             if (i >= count) break;
             const int32_t g = first + i;
             em_prefetch_group(&next, format);
             const row_numbers numbers = load_numbers(panel, at, g, format);
             __m512i dots[2] = {first_sums(groups + g, 0, format), _mm512_setzero_si512()};
-            for (int quad = 0; quad < QUADS; quad++) {
+            EM_UNROLLED for (int quad = 0; quad < QUADS; quad++) {
                 const __m512i weights = trellis_quad(&tables, planes, format, i * QUADS + quad);
                 dots[0] = _mm512_dpbusd_epi32(dots[0], weights, broadcast_quad(values + (size_t)g * EM_GROUP_COLUMNS + 4 * quad));
             }

@@ -256,13 +256,15 @@ INLINE void trellis_row(const uint8_t *head, const uint8_t *panel, const em_acti
         for (int quarter = 0; quarter < QUARTERS; quarter++) {
             uint8x16_t planes[EM_TRELLIS_PLANES + 1];
             trellis_planes(panel, format, (size_t)(first / each), quarter, planes);
-            for (int i = 0; i < each; i++) { /* known when this is compiled, as quads have to be */
+            EM_UNROLLED for (int i = 0; i < each; i++) {
                 if (i >= count) break;
                 const int32_t g = first + i;
                 const group_input in = load_input(values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
                 const row_numbers numbers = load_numbers(panel, at, g, quarter, format);
                 int8x16_t weights[QUADS];
-                for (int quad = 0; quad < QUADS; quad++) weights[quad] = trellis_quad(&tables, planes, format, i * QUADS + quad);
+                EM_UNROLLED for (int quad = 0; quad < QUADS; quad++) {
+                    weights[quad] = trellis_quad(&tables, planes, format, i * QUADS + quad);
+                }
                 sums[quarter] = add_group(sums[quarter], weights, &in, &numbers, format);
             }
         }
@@ -277,7 +279,7 @@ INLINE void unpack_trellis(const uint8_t *head, const uint8_t *panel, int format
     for (int quarter = 0; quarter < QUARTERS; quarter++) {
         uint8x16_t planes[EM_TRELLIS_PLANES + 1];
         trellis_planes(panel, format, (size_t)(g / each), quarter, planes);
-        for (int quad = 0; quad < each * QUADS; quad++) {
+        EM_UNROLLED for (int quad = 0; quad < each * QUADS; quad++) {
             uint8_t *to = unpacked + quad * EM_LINE_BYTES + quarter * (EM_LINE_BYTES / QUARTERS);
             vst1q_u8(to, vreinterpretq_u8_s8(trellis_quad(&tables, planes, format, quad)));
         }

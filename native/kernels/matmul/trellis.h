@@ -11,6 +11,14 @@
 #include "../half.h"
 #include "../kernels.h"
 
+/* Steps and weights are known when this is compiled only where loops over them are unrolled, which compilers may not do by
+ * themselves: with shifts and tables by number, products come to a fourth of their speed. */
+#ifdef __clang__
+#define EM_UNROLLED _Pragma("unroll")
+#else
+#define EM_UNROLLED _Pragma("GCC unroll 32")
+#endif
+
 enum {
     EM_TRELLIS_STEPS = 8,
     EM_TRELLIS_LAGS = 4,    /* the longest lag */
@@ -28,10 +36,12 @@ static inline int em_trellis_shift(int32_t format, int step) {
     return em_numbers(format).bits * (EM_TRELLIS_STEPS - 1 - step);
 }
 
-/* The last plane of the payload before payload `block`: zeros before the first one. */
+/* What is before the first payload of a panel. */
+static const uint8_t em_trellis_zeros[EM_LINE_BYTES] = {0};
+
+/* The last plane of the payload before payload `block`. */
 static inline const uint8_t *em_trellis_last_plane(const uint8_t *panel, int32_t format, size_t block) {
-    static const uint8_t zeros[EM_LINE_BYTES] = {0};
-    return block == 0 ? zeros : panel + block * em_payload_bytes(format) - EM_LINE_BYTES;
+    return block == 0 ? em_trellis_zeros : panel + block * em_payload_bytes(format) - EM_LINE_BYTES;
 }
 
 /* The nibble of a chain after a step of a payload. */

@@ -178,36 +178,58 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
 }
 
-/* The same with a trellis. A payload's groups follow one another while its planes are at hand. */
+/* The share of group i of a payload with a trellis in the sums of one side. */
+INLINE __m256 trellis_group(__m256 sum, trellis_side *payload, const trellis_tables *tables, int i, const int8_t *x,
+                            const em_group *group, __m256 scale, int format) {
+    const row_numbers numbers = {.scales = {scale, scale}, .factors = _mm256_setzero_si256()};
+    __m256i weights[QUADS_TOGETHER];
+    trellis_quads(payload, tables, format, i * QUADS, weights);
+    const __m256i begun = begin_dots(weights, x, group, numbers.factors, format);
+    trellis_quads(payload, tables, format, i * QUADS + QUADS_TOGETHER, weights);
+    const __m256i dots = end_dots(begun, weights, x + EM_HALF_COLUMNS, group, numbers.factors, format);
+    return add_group(sum, begun, dots, group, &numbers, format);
+}
+
+/* The same with a trellis. A payload's groups follow one another while its planes are at hand, and numbers of groups that
+ * share a scale are put together before. Scales are prefetched a panel ahead. */
 INLINE void trellis_row(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row, float *out,
                         int format) {
-    const int32_t group_count = x->group_count;
-    const int each = em_trellis_weights(format), ahead = TRELLIS_BYTES_AHEAD / (int)em_payload_bytes(format) * each;
-    const em_sections at = em_sections_of(format, group_count);
-    const em_group *groups = x->groups + (size_t)row * group_count;
-    const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
+    const int has_factors = em_numbers(format).factor != EM_FACTOR_NONE, each = em_trellis_weights(format);
+    const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
+    const em_sections at = em_sections_of(format, x->group_count);
+    const em_group *groups = x->groups + (size_t)row * x->group_count;
+    const int8_t *values = x->values + (size_t)row * x->group_count * EM_GROUP_COLUMNS;
+    const uint8_t *payload = panel, *before = em_trellis_zeros;
     const trellis_tables tables = trellis_load_tables(head, format);
-    em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, em_panel_bytes(format, x->columns), ahead);
-    __m256 sums[SIDES] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (int32_t first = 0; first < group_count; first += each) {
-        const int32_t left = group_count - first, count = left < each ? left : each;
-        for (int32_t i = 0; i < count; i++) em_prefetch_group(&next, format);
-        for (int side = 0; side < SIDES; side++) {
-            __m256i planes[EM_TRELLIS_PLANES + 1];
-            trellis_planes(panel, format, (size_t)(first / each), side, planes);
-            for (int i = 0; i < each; i++) { /* known when this is compiled, as quads have to be */
-                if (i >= count) break;
-                const int32_t g = first + i;
-                const int8_t *input = values + (size_t)g * EM_GROUP_COLUMNS;
-                const row_numbers numbers = load_numbers(panel, at, g, side, format);
-                __m256i weights[QUADS_TOGETHER];
-                trellis_quads(&tables, planes, format, i * QUADS, weights);
-                const __m256i begun = begin_dots(weights, input, groups + g, numbers.factors, format);
-                trellis_quads(&tables, planes, format, i * QUADS + QUADS_TOGETHER, weights);
-                const __m256i dots = end_dots(begun, weights, input + EM_HALF_COLUMNS, groups + g, numbers.factors, format);
-                sums[side] = add_group(sums[side], begun, dots, groups + g, &numbers, format);
-            }
+    __m256 sums[SIDES] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, scales[SIDES][EM_TRELLIS_SHARE];
+    for (int32_t first = 0; first < x->group_count; first += EM_TRELLIS_SHARE) {
+        const int32_t left = x->group_count - first, count = left < EM_TRELLIS_SHARE ? left : EM_TRELLIS_SHARE;
+        if (has_factors) {
+            const uint8_t *ahead = panel + panel_bytes + at.scales + (size_t)(first / EM_TRELLIS_SHARE) * em_scales_bytes(format);
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + EM_LINE_BYTES);
         }
+        for (int side = 0; side < SIDES && (has_factors || first == 0); side++) {
+            trellis_scales(panel, at, first, side, format, scales[side]);
+        }
+        for (int32_t g = 0; g < count; g += each) {
+            for (size_t line = 0; line < payload_bytes; line += EM_LINE_BYTES) {
+                __builtin_prefetch(payload + TRELLIS_BYTES_AHEAD + line);
+            }
+            for (int side = 0; side < SIDES; side++) {
+                trellis_side of_side;
+                trellis_begin(&of_side, payload, before, format, side);
+                EM_UNROLLED for (int i = 0; i < each; i++) {
+                    if (g + i >= count) break;
+                    sums[side] = trellis_group(sums[side], &of_side, &tables, i, values + (g + i) * EM_GROUP_COLUMNS,
+                                               groups + g + i, scales[side][has_factors ? g + i : 0], format);
+                }
+            }
+            before = payload + payload_bytes - EM_LINE_BYTES;
+            payload += payload_bytes;
+        }
+        groups += EM_TRELLIS_SHARE;
+        values += EM_TRELLIS_SHARE * EM_GROUP_COLUMNS;
     }
     for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
 }
@@ -293,12 +315,10 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
     if (count == 1) {
         for (int32_t p = 0; p < panel_count; p++) {
             const uint8_t *panel = em_panel(matrix, first_panel + p, format);
-            const int has_grid = em_numbers(format).grid != EM_GRID_NONE;
-            if (em_is_trellis(format)) {
-                trellis_row(matrix->data, panel, x, rows[0], out + p * EM_PANEL_ROWS, format);
-                continue;
-            }
-            (has_grid ? grid_row : quantised_row)(panel, x, rows[0], out + p * EM_PANEL_ROWS, format);
+            float *products = out + p * EM_PANEL_ROWS;
+            if (em_is_trellis(format)) trellis_row(matrix->data, panel, x, rows[0], products, format);
+            else if (em_numbers(format).grid != EM_GRID_NONE) grid_row(panel, x, rows[0], products, format);
+            else quantised_row(panel, x, rows[0], products, format);
         }
         return;
     }
