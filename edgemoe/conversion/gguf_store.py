@@ -112,10 +112,11 @@ class GgufStore(Store):
     def embedding_panels(self) -> FilePanels | None:
         pieces = [piece for piece in self._dense if piece.place.part == EMBEDDING]
         tensors = [tensor for tensor in self.manifest.dense if tensor.name == EMBEDDING]
-        if len(pieces) != 1 or len(tensors) != 1 or tensors[0].format is None:
+        if len(pieces) != 1 or len(tensors) != 1:
             return None
         tensor, part = tensors[0], self._source.file_part(pieces[0].source)
-        if part is None or tensor.format is None or tensor.format.name not in TWINS.get(part.type_name, ()):
+        kind = None if part is None else ROW_TYPES.get(part.type_name)
+        if part is None or kind is None or tensor.format is None or tensor.format.name != kind.twin:
             return None
         file = next(file for file in self._source.files if file.path == part.path)
         mark, sides = time_mark(file.modified_ns), (tensor.rows, tensor.columns)
