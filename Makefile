@@ -52,5 +52,9 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 $(VENV)/.installed-oracle: $(VENV)/.installed-test
 	$(call INSTALL_EXTRA,oracle)
 
+# With the clients of the server that tests use.
+$(VENV)/.installed-clients: $(VENV)/.installed-test
+	$(call INSTALL_EXTRA,clients)
+
 clean:
 	rm -rf $(VENV) build dist

@@ -15,12 +15,13 @@ import os
 
 TYPE_CHECKING = False  # that of typing, whose import would take longer than all the rest here
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from edgemoe.server.server import Server
     from edgemoe.session.model import Model
 
-__all__ = ["convert", "load"]
+__all__ = ["convert", "load", "serve"]
 
 
 def load(
@@ -77,10 +78,10 @@ def convert(
 ) -> Path:
     """Convert a checkpoint (a folder, a hub id or a GGUF file) into a store; returns the store's path.
 
-    `experts`, `dense` and `head` (the matrix of the logits, by default as `dense`) name formats: q4, q4m, m4, q8, f16
-    or f32, or `keep` for the smallest exact one; left out, blocks that the source has quantised carry over exactly,
-    other experts become q4 and other weights q8. `notice` gets, before the weights are read, paragraphs about what the
-    checkpoint lacks.
+    `experts`, `dense` and `head` (the matrix of the logits, by default as `dense`) name formats: q4, q4m, m4, q8,
+    bf16, f16, f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits for a weight), or `keep` for the smallest exact
+    one; left out, blocks that the source has quantised carry over exactly, other experts become q4 and other weights
+    q8. `notice` gets, before the weights are read, paragraphs about what the checkpoint lacks.
     Raises SourceError, StoreError and UsageError.
     """
     from edgemoe.conversion.pipeline import convert_checkpoint
@@ -97,3 +98,41 @@ def convert(
         notice=notice,
         examine=text_faults,
     )
+
+
+def serve(
+    path: str | os.PathLike[str] | None = None,
+    ram: str | int | None = None,
+    threads: int | None = None,
+    context_length: int | None = None,
+    kv: str | None = None,
+    policy: str = "lru",
+    prefetch: str = "auto",
+    warm_start: bool = True,
+    *,
+    sequences: int = 4,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_keys: Sequence[str] = (),
+    origins: Sequence[str] = (),
+    queue: int = 32,
+    name: str | None = None,
+) -> Server:
+    """Serve a model over HTTP in the background; use the result in a `with` block, whose end stops it.
+
+        with edgemoe.serve("store", ram="6GiB") as server:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-")
+
+    The settings of the model are those of `load`; `sequences` answers are written at a time, and `queue` may wait.
+    `port` 0 takes a free one. A `host` beyond this machine needs `api_keys`; `origins` are those of web pages that may
+    ask; `name` is the model's name for clients. Needs the extra `serve`.
+    Raises as `load`, and UsageError for settings that would not be safe and a port that is taken.
+    """
+    from edgemoe.engine.options import EngineOptions
+    from edgemoe.server.opening import open_to_serve
+    from edgemoe.server.server import Server
+    from edgemoe.server.settings import ServerSettings
+
+    settings = ServerSettings(host, port, tuple(api_keys), tuple(origins), queue, name)
+    options = EngineOptions(ram, threads, context_length, kv, policy, prefetch, warm_start, sequences=sequences)
+    return Server(lambda: open_to_serve(path, options), settings).start()

@@ -33,6 +33,20 @@ class UsageError(EdgemoeError):
     exit_code = 2
 
 
+class PromptLengthError(UsageError):
+    """A prompt that leaves no room for an answer in the context."""
+
+    def __init__(self, tokens: int, context_length: int, found: str = "") -> None:
+        """`found` says what has these tokens, where they are only counted in a part of the text."""
+        super().__init__(
+            f"the prompt does not fit: expected fewer than {context_length} tokens (the context), found {tokens}"
+            f"{found}.",
+            "Shorten it, or split it into parts.",
+        )
+        self.tokens = tokens
+        self.context_length = context_length
+
+
 class SourceError(EdgemoeError):
     """A checkpoint (folder, hub id or GGUF) that is missing, damaged or not supported."""
 

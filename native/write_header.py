@@ -160,6 +160,8 @@ def _numbers(fmt: Format) -> str:
         f"EM_GRID_{fmt.grid.upper()}",
         fmt.high_bytes,
         round(-math.log2(fmt.factor_unit)),
+        fmt.trellis.lag if fmt.trellis else 0,
+        fmt.trellis.step_weights.bit_length() - 1 if fmt.trellis else 0,
     )
     return f"{fmt.name.upper()}, {fmt.name}, {', '.join(map(str, numbers))}"
 
@@ -212,7 +214,8 @@ def _struct(made: st.Made) -> list[str]:
 def _members(field: Field) -> list[tuple[str, str]]:
     """Return the declarations of a field and their comments."""
     mark, name = field.mark, field.name
-    note = f"{field.shape}{', or NULL' * field.optional}" if mark.kind in SHAPED else ""
+    absent = "all zeros" if mark.kind == "matrix" else "NULL"
+    note = f"{field.shape}{f', or {absent}' * field.optional}" if mark.kind in SHAPED else ""
     if mark.kind == "buffer":
         assert field.dtype is not None
         const = "" if field.role.writes else "const "

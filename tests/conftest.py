@@ -16,6 +16,8 @@ import pytest  # noqa: E402
 
 from tests.support.examples import ALL, examples  # noqa: E402
 
+pytest_plugins = ["tests.support.hub_fixtures"]
+
 os.environ["EDGEMOE_CACHE_DIR"] = ""  # nobody notes hot experts in the user's cache
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, which they would inherit

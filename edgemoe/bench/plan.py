@@ -28,6 +28,8 @@ from edgemoe.engine.traffic import token_traffic
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import build_graph
+from edgemoe.model.description import ffns_apart
+from edgemoe.model.graph import BuildOptions
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
@@ -125,7 +127,7 @@ class Planner:
     ) -> None:
         """`context`, `kv` and `interpreter` are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
         self.sizes = model_sizes(store, spec, kv)
-        self._graph = build_graph(spec)
+        self._graph = build_graph(spec, BuildOptions(ffns_apart=ffns_apart(store)))
         self.traffic = token_traffic(self._graph, store.manifest, self.sizes.kv_format)
         self.work: TokenWork = work_of_model(spec, self.traffic, store.record_bytes, POSITION)
         self._backend = backend

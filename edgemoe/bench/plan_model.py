@@ -36,9 +36,9 @@ from edgemoe.bench.rates import (
     measure_store_disk,
 )
 from edgemoe.bench.speed import MachineRates
-from edgemoe.conversion.cached_gguf import find_cached
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.cached_gguf import find_cached
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.backend import Backend

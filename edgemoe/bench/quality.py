@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.bench.divergence import Divergence, Logits
+from edgemoe.bench.divergence import Logits, ReferenceRow, Scores
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import SETTLE_SECONDS, Progress
 from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
+from edgemoe.bench.windows import head_of
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
@@ -84,6 +85,8 @@ class QualityReport:
     positions: int
     divergence_nats: float
     """Mean KL divergence of the lossy from the lossless next-token distribution."""
+    divergence_interval: tuple[float, float] | None
+    """Its 95 % interval, from how the slices differ (`divergence.py`)."""
     top_changed: float
     """Share of positions whose most likely token changes."""
     losses_nats: tuple[float, float] | None
@@ -163,9 +166,9 @@ class QualityMeasurement:
             context = min(one["memory"]["context_tokens"] for one in about)
             head = self._head(text)
             slices = cut_into_slices(self._ids(text), head, min(context, SEQUENCE_TOKENS), self.tokens)
-            divergence = Divergence()
-            answers = self._take(slices, workers, divergence, text is not None)
-        return self._report(name if text is not None else None, about, slices[1:], answers, divergence)
+            scores = Scores(self.spec.vocab_size, sum(len(one.ids) for one in slices))
+            answers = self._take(slices, workers, scores, text is not None)
+        return self._report(name if text is not None else None, about, slices[1:], answers, scores)
 
     def _options(self, settings: LossySettings) -> dict[str, Any]:
         return {"model": str(self.model), "options": replace(self.options, lossy=settings).to_json()}
@@ -182,19 +185,16 @@ class QualityMeasurement:
         """Tokens that the tokenizer puts before a text, such as BOS: the beginning of every sequence."""
         if text is None:
             return []
-        some = self._tokenizer.encode("a")
-        marked = self._tokenizer.encode("a", special_tokens=True)
-        starts = [start for start in range(len(marked)) if marked[start : start + len(some)] == some]
-        return marked[: starts[0]] if starts else []
+        return list(head_of(self._tokenizer))
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.model, self.spec.vocab_size)
+        return Tokenizer.load(self.store.text_folder, self.spec.vocab_size)
 
     def _take(
-        self, slices: Sequence[Slice], workers: tuple[Worker, Worker], divergence: Divergence, with_losses: bool
+        self, slices: Sequence[Slice], workers: tuple[Worker, Worker], scores: Scores, with_losses: bool
     ) -> list[list[dict[str, Any]]]:
-        """Return the answers to the counted slices, `[slice][side]`, and add their logits to `divergence`."""
+        """Return the answers to the counted slices, `[slice][side]`, and add their logits to `scores`."""
         answers = []
         with TemporaryDirectory(prefix="edgemoe-quality-") as folder:
             files = [Path(folder, worker.name) for worker in workers]
@@ -209,7 +209,9 @@ class QualityMeasurement:
                     )
                 if number:
                     exact, lossy = (self._logits(file) for file in files)
-                    divergence.add(exact, lossy, one.following if with_losses else ())
+                    scores.begin_block()
+                    for expected, found, token in zip(exact, lossy, one.following, strict=True):
+                        scores.add(found, token if with_losses else None, ReferenceRow(expected))
                     answers.append(answer)
         return answers
 
@@ -222,8 +224,11 @@ class QualityMeasurement:
         about: Sequence[Mapping[str, Any]],
         slices: Sequence[Slice],
         answers: Sequence[Sequence[Mapping[str, Any]]],
-        divergence: Divergence,
+        scores: Scores,
     ) -> QualityReport:
+        divergence, losses = scores.divergence, (scores.reference_loss, scores.loss)
+        assert divergence is not None
+        nats = divergence.nats
         lossless, lossy = (
             _side_report(about[side]["memory"], [answer[side] for answer in answers], slices) for side in (0, 1)
         )
@@ -235,10 +240,11 @@ class QualityMeasurement:
             lossy_settings=about[1]["lossy"],
             ram=self.options.ram,
             text=text,
-            positions=divergence.positions,
-            divergence_nats=divergence.mean_nats,
-            top_changed=divergence.top_changed,
-            losses_nats=divergence.losses_nats,
+            positions=scores.positions,
+            divergence_nats=nats.mean,
+            divergence_interval=None if nats.low is None or nats.high is None else (nats.low, nats.high),
+            top_changed=1.0 - divergence.same_top.mean,
+            losses_nats=None if losses[0] is None or losses[1] is None else (losses[0].mean, losses[1].mean),
             lossless=lossless,
             lossy=lossy,
             speed_ratio=lossy.tokens_per_s.over(lossless.tokens_per_s),

@@ -46,6 +46,7 @@ def chat(
     presence_penalty: shared.PresencePenaltyOption = None,
     frequency_penalty: shared.FrequencyPenaltyOption = None,
     stop: shared.StopOption = None,
+    logit_bias: shared.LogitBiasOption = None,
     template_var: TemplateVarOption = None,
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
@@ -92,7 +93,7 @@ def chat(
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty, stop=stop,
+            frequency_penalty=frequency_penalty, stop=stop, logit_bias=logit_bias,
         )  # fmt: skip
         limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
         session = opened.chat(system, sampling, limit, variables, literal_prompt)
@@ -119,6 +120,11 @@ def chat(
 
 def greeting(model: Model) -> str:
     """Describe the open model and how it runs, in two quiet lines."""
+    return f"{described(model)}\n/help for commands, Ctrl-D to quit"
+
+
+def described(model: Model) -> str:
+    """Describe the open model and how it runs, in one line."""
     from edgemoe.session.default_model import model_name
     from edgemoe.sizes import format_size
 
@@ -132,8 +138,7 @@ def greeting(model: Model) -> str:
     keys = " · keys and values in 8 bits" if memory.kv_format == "q8" else ""
     return (
         f"{model_name(model.path)} · {experts} · budget {format_size(memory.budget_bytes)}"
-        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}\n"
-        "/help for commands, Ctrl-D to quit"
+        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}"
     )
 
 

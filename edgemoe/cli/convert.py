@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgemoe.conversion.progress import Download, Progress
 
 LEAST_SECONDS_FOR_RATE = 0.5
-FORMATS_HELP = "q4, q4m, m4, q8, f16 or f32"
+FORMATS_HELP = "q4, q4m, m4, q8, bf16, f16, f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits)"
 KEEP_HELP = "; keep: the smallest that is exact"
 
 
@@ -33,7 +33,7 @@ def convert(
         typer.Option(
             "--experts",
             metavar="FORMAT",
-            help=f"Weight format of the experts: {FORMATS_HELP}, sub1{KEEP_HELP}.",
+            help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights{KEEP_HELP}.",
             show_default="q4",
         ),
     ] = None,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.id import HubId
 
 if TYPE_CHECKING:
-    from edgemoe.conversion.pull import Pulled
+    from edgemoe.conversion.hub.pull import Pulled
 
 
 def fetched(model: str | None) -> str | None:
@@ -20,7 +20,7 @@ def fetched(model: str | None) -> str | None:
     hub_id = None if model is None else HubId.of_model(model)
     if hub_id is None:
         return model
-    from edgemoe.conversion.cached_gguf import find_cached
+    from edgemoe.conversion.hub.cached_gguf import find_cached
 
     found = find_cached(hub_id)
     if found is None:
@@ -35,7 +35,7 @@ def pull_with_bar(hub_id: HubId, to_run: bool = False) -> Pulled:
     """Call `pull`, with a bar for its downloads. Raises SourceError."""
     from edgemoe.cli.convert import Report
     from edgemoe.cli.terminal.render import ProgressBar
-    from edgemoe.conversion.pull import pull
+    from edgemoe.conversion.hub.pull import pull
 
     try:
         with ProgressBar("asking the hub") as bar:

@@ -58,10 +58,11 @@ def list_program(store: Store, layer: int | None = None) -> dict[str, list[Line]
     Raises UsageError for a layer that the model does not have.
     """
     from edgemoe.model.build import build_graph
-    from edgemoe.model.description import store_spec
+    from edgemoe.model.description import ffns_apart, store_spec
+    from edgemoe.model.graph import BuildOptions
     from edgemoe.model.listing import distinct_layers, list_layer, list_section
 
-    graph = build_graph(store_spec(store))
+    graph = build_graph(store_spec(store), BuildOptions(ffns_apart=ffns_apart(store)))
     if layer is not None:
         if not 0 <= layer < len(graph.layers):
             raise UsageError(

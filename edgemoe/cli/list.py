@@ -11,7 +11,7 @@ from edgemoe.cli import options as shared
 from edgemoe.cli.json_text import json_text
 
 if TYPE_CHECKING:
-    from edgemoe.conversion.cached_models import CachedModel
+    from edgemoe.conversion.hub.cached_models import CachedModel
 
 
 def list(
@@ -23,7 +23,7 @@ def list(
     Other programs keep models there too. GGUF files run as they are; checkpoints are to be converted first.
     """
     from edgemoe.cli.terminal.screen import open_screen
-    from edgemoe.conversion.cached_models import cached_models
+    from edgemoe.conversion.hub.cached_models import cached_models
     from edgemoe.sizes import format_size
 
     contents = cached_models()

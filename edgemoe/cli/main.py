@@ -21,6 +21,7 @@ from edgemoe.process import no_threads, start_threads
 VERBS = {
     "chat": "Chat with a model.",
     "run": "Answer one prompt, or continue a text.",
+    "serve": "Serve a model to programs over HTTP.",
     "pull": "Download a model of the Hugging Face hub.",
     "list": "Show the downloaded models.",
     "rm": "Remove a downloaded model.",
@@ -32,6 +33,7 @@ VERBS = {
     "inspect": "Show a store's parts and sizes.",
     "plan": "Show how a model would fit and run in a memory budget, before conversion.",
     "trace": "Record which experts the routers choose.",
+    "eval": "Measure models' perplexity on a text, and their divergence from a reference.",
     "bench": "Measure a model's speed, and where the time goes.",
     "replay": "Show the hit rates of an expert cache on recorded routing.",
     "info": "Show this machine, its limits, and how a model would run on it.",

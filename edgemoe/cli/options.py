@@ -41,6 +41,20 @@ def _stop(texts: list[str] | None) -> list[str] | None:
     return [utf8_argument(text, "--stop") for text in texts] if texts else None
 
 
+def _biases(texts: list[str] | None) -> list[tuple[int, float]] | None:
+    return [parse_bias(text, "--logit-bias") for text in texts] if texts else None
+
+
+def parse_bias(text: str, name: str) -> tuple[int, float]:
+    """A token's id and its bias. Raises UsageError, which begins with `name`."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        way_out = "Such as 198=-100, after which token 198 never comes."
+        raise UsageError(f"{name}: expected ID=BIAS, found {text}.", way_out) from None
+
+
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
@@ -183,6 +197,15 @@ FrequencyPenaltyOption = Annotated[
 StopOption = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text. Can be repeated.", callback=_stop),
+]
+LogitBiasOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logit-bias",
+        metavar="ID=BIAS",
+        help="Add BIAS (-100 to 100) to the logit of the token with this id. Can be repeated.",
+        callback=_biases,
+    ),
 ]
 SeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="S", help="Random seed, which makes sampling reproducible.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgemoe.cli import options as shared
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.errors import UsageError
 
 

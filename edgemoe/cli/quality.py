@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemoe.cli.fetching import fetched
-from edgemoe.cli.options import utf8
+from edgemoe.cli.text_files import read_text_file
 from edgemoe.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from edgemoe.bench.quality import QualityReport, SideReport
     from edgemoe.engine.options import EngineOptions
 
-TEXT_LIMIT_BYTES = 16 << 20
 DEFAULT_TEXTS = ("README.md", "answers.md")
 """Files beside the bundled model's store: a card and a conversation, the same in every installation."""
 
@@ -59,14 +57,18 @@ def measure_quality(
 
 def quality_tables(report: QualityReport) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of the costs and of the gains, with their titles."""
+    from edgemoe.bench.divergence import Estimate
     from edgemoe.cli.terminal.bench_tables import spread_text
+    from edgemoe.cli.terminal.eval_tables import estimate_text
     from edgemoe.engine.lossy import LossySettings
 
+    low, high = report.divergence_interval or (None, None)
+    divergence = Estimate(report.divergence_nats, low, high)
     text = report.text or "random ids, as this model has no tokenizer; a text would be more telling"
     costs = [
         ("settings", LossySettings.from_json(report.lossy_settings).describe()),
         ("positions", f"{report.positions}, of {text}"),
-        ("KL divergence", f"{report.divergence_nats:.5f} nats (mean, lossless || lossy)"),
+        ("KL divergence", f"{estimate_text(divergence, '.5f')} nats (mean, lossless || lossy)"),
         ("top token changed", f"{report.top_changed:.1%} of positions"),
     ]
     if report.losses_nats is not None:
@@ -101,12 +103,7 @@ def _read_text(folder: Path, file: Path | None) -> tuple[str | None, str | None]
             raise UsageError("--text: this model has no tokenizer.", "Leave --text out: random ids are read.")
         return None, None
     if file is not None:
-        path = Path(os.path.expanduser(file))  # noqa: PTH111 (it leaves an unknown ~user as it is)
-        with path.open("rb") as opened:
-            data = opened.read(TEXT_LIMIT_BYTES + 1)
-        if len(data) > TEXT_LIMIT_BYTES:
-            raise UsageError(f"--text: {file}: expected at most {TEXT_LIMIT_BYTES >> 20} MiB.", "Give a shorter text.")
-        return utf8(data, f"--text: {file}"), file.name
+        return read_text_file(file), file.name
     try:
         card = find_model(None).parent
         return "\n".join((card / name).read_text("utf-8") for name in DEFAULT_TEXTS), "the bundled model's card"

@@ -21,7 +21,7 @@ def rm(
     debug: shared.DebugOption = False,
 ) -> None:
     """Remove a model from the Hugging Face cache on this machine. Stores made from it stay as they are."""
-    from edgemoe.conversion.cached_models import plan_removal
+    from edgemoe.conversion.hub.cached_models import plan_removal
     from edgemoe.sizes import format_size
 
     removal = plan_removal(parse_id(model, "rm"))

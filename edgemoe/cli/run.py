@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,12 @@ from edgemoe.cli.terminal.text import printable
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
+if TYPE_CHECKING:
+    from edgemoe.session.generate import Generation
+
 STDIN_LIMIT_BYTES = 16 << 20
+MOST_ANSWERS = 128
+MOST_LOGPROBS = 20
 MAX_TOKENS = 512
 """The longest answer if neither the person nor the model sets a limit."""
 
@@ -45,6 +50,18 @@ def run(
     presence_penalty: shared.PresencePenaltyOption = None,
     frequency_penalty: shared.FrequencyPenaltyOption = None,
     stop: shared.StopOption = None,
+    logit_bias: shared.LogitBiasOption = None,
+    n: Annotated[
+        int, typer.Option("--n", metavar="N", help="Number of answers. With --seed each further one has the next seed.")
+    ] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            metavar="N",
+            help="With --json: each token's logprob, and those of the N likeliest tokens at its place (0 to 20).",
+        ),
+    ] = None,
     system: shared.SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as plain text, without the chat template.")
@@ -62,7 +79,9 @@ def run(
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
     experts_per_token: shared.ExpertsPerTokenOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when the answer is done.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object when the answer is done; of several one on each line.")
+    ] = False,
     debug: shared.DebugOption = False,
 ) -> None:
     """Answer one prompt, or continue a text (--raw). The answer is streamed to stdout.
@@ -76,6 +95,7 @@ def run(
     if raw and template_var:
         raise UsageError("--raw and --template-var exclude each other.", "A raw text does not use the chat template.")
     shared.check_max_tokens(max_tokens, "run")
+    _check_several(n, logprobs, as_json)
     variables = template_variables(template_var)
     text = read_prompt(prompt, raw)
     found = fetched(model)
@@ -96,7 +116,7 @@ def run(
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty, stop=stop,
+            frequency_penalty=frequency_penalty, stop=stop, logit_bias=logit_bias,
         )  # fmt: skip
         if opened.spec.encoder is not None and (system is not None or template_var):
             raise UsageError(
@@ -114,20 +134,45 @@ def run(
         if as_json:
             opened.engine.keep_ledger()
         limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
-        generation = opened.stream(prompt_ids, limit, sampling)
-        generation.on_long_prompt = lambda estimate: print_remarks([prompt_remark(estimate)])
-        with on_interrupt(generation.stop):
-            for piece in generation:
-                if not as_json:
-                    sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
-                    sys.stdout.flush()
-        result = finished(generation)
-        facts = {**result.to_json(), **lossy_json(opened, asked, ram)}
-        print(json_text(facts, indent=None) if as_json else "", flush=True)
-        if not as_json:
-            print_remarks([cut_remark(result.finish_reason, result.generated_tokens)])
-    if result.finish_reason == "interrupted":
-        raise typer.Exit(INTERRUPTED)
+        if n > 1 and sampling.temperature == 0:
+            print_remarks(["at temperature 0 all answers are the same (--temperature 0.7)"])
+        for number in range(n):
+            if n > 1 and not as_json:
+                print_remarks([f"answer {number + 1} of {n}:"])
+            generation = opened.stream(prompt_ids, limit, sampling.of_answer(number), logprobs)
+            generation.on_long_prompt = lambda estimate: print_remarks([prompt_remark(estimate)])
+            _write(generation, as_json)
+            result = finished(generation)
+            facts = {**result.to_json(), **lossy_json(opened, asked, ram)}
+            if logprobs is not None:
+                from edgemoe.cli.logprobs_json import logprobs_json
+
+                facts["logprobs"] = logprobs_json(result.logprobs, opened.tokenizer)
+            print(json_text(facts, indent=None) if as_json else "", flush=True)
+            if not as_json:
+                print_remarks([cut_remark(result.finish_reason, result.generated_tokens)])
+            if result.finish_reason == "interrupted":
+                raise typer.Exit(INTERRUPTED)
+
+
+def _write(generation: Generation, quietly: bool) -> None:
+    """Let an answer be generated, and write it to stdout as it grows; the first Ctrl-C ends it."""
+    with on_interrupt(generation.stop):
+        for piece in generation:
+            if not quietly:
+                sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
+                sys.stdout.flush()
+
+
+def _check_several(answers: int, logprobs: int | None, as_json: bool) -> None:
+    """Raise UsageError for a number of answers or of logprobs out of range, and for logprobs without JSON."""
+    if not 1 <= answers <= MOST_ANSWERS:
+        raise UsageError(f"--n: expected 1 to {MOST_ANSWERS} answers, found {answers}.", "Leave it out for one.")
+    if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
+        found = f"--logprobs: expected 0 to {MOST_LOGPROBS} tokens, found {logprobs}."
+        raise UsageError(found, "Leave it out for none.")
+    if logprobs is not None and not as_json:
+        raise UsageError("--logprobs: the logprobs are a part of what --json prints.", "Give --json too.")
 
 
 def read_prompt(prompt: str | None, raw: bool = False) -> str:

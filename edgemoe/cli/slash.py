@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgemoe.cli.options import parse_bias
 from edgemoe.cli.terminal.figures import format_rate
 from edgemoe.errors import UsageError
 from edgemoe.model.sampling import SamplingOptions
@@ -27,7 +28,8 @@ OFF = "off"
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "temperature": float, "top_k": int, "top_p": float, "min_p": float, "typical_p": float, "seed": int,
     "repetition_penalty": float, "presence_penalty": float, "frequency_penalty": float, "no_repeat_ngram_size": int,
-    "stop": str, "max_tokens": int,
+    "stop": str, "logit_bias": lambda text: [parse_bias(part, "logit_bias") for part in text.split()],
+    "max_tokens": int,
 }  # fmt: skip
 """Options that `/set` changes, each with the parser of its value."""
 

@@ -68,7 +68,7 @@ def _holds(fmt: Format, source: Format) -> bool:
         return fmt.name == "q8"
     if fmt.floating or source.floating or fmt.table != "none" or (fmt.scale, source.scale) != ("f16", "f16"):
         return False
-    if fmt.grid != "none" or source.grid != "none":
+    if fmt.grid != "none" or source.grid != "none" or fmt.trellis or source.trellis:
         return False
     of_factors = [(one.factor, one.factor_columns, one.has_offsets) for one in (fmt, source)]
     if of_factors[0] != of_factors[1] or source.scale_columns % fmt.scale_columns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from edgemoe.conversion.carrying import carry
 from edgemoe.errors import EdgemoeError, SourceError
-from edgemoe.kernels.blocks import Blocks, dequantise, pack
+from edgemoe.kernels.blocks import Blocks, dequantise, pack_head, pack_panels
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
-from edgemoe.kernels.sub1 import pack_panels, weights_of
+from edgemoe.kernels.sub1 import pack_panels as pack_trit_panels
+from edgemoe.kernels.sub1 import weights_of
 from edgemoe.quant import sub1
 from edgemoe.quant.quantise import quantise
 
@@ -31,6 +32,8 @@ class Encoded:
     data: npt.NDArray[np.uint8]
     squared_error: float
     squared_weight: float
+    head: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    """The bytes that stand before the panels of the whole matrix; the same whichever of its rows were encoded."""
     panels: Sequence[bytes] = ()
     """The same bytes, panel by panel, of a format whose panels differ in length."""
 
@@ -60,7 +63,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
             _check_finite(values, tensor)  # finite scales have weights beyond float32
         if carried is not None:
             carried, error = _with_single(carried, values)
-            return Encoded(pack(carried), error, _sum_of_squares(values))
+            return Encoded(pack_panels(carried), error, _sum_of_squares(values), pack_head(carried))
     else:
         values = rows
     if fmt.varying:
@@ -73,8 +76,9 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
     squared_weight = _sum_of_squares(values)
     if fmt.name == "f32":
-        return Encoded(pack(blocks), 0.0, squared_weight)
-    return Encoded(pack(blocks), _sum_of_squares(dequantise(blocks) - values), squared_weight)
+        return Encoded(pack_panels(blocks), 0.0, squared_weight)
+    squared_error = _sum_of_squares(dequantise(blocks) - values)
+    return Encoded(pack_panels(blocks), squared_error, squared_weight, pack_head(blocks))
 
 
 def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
@@ -89,9 +93,9 @@ def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
             f"{tensor}: expected weights within the range of float16, found one of magnitude {largest:.3g}.",
             "Convert it with another format of `experts`.",
         )
-    panels = pack_panels(trits, levels, LEVEL_BYTES)
+    panels = pack_trit_panels(trits, levels, LEVEL_BYTES)
     error = _sum_of_squares(weights_of(trits, levels) - values)
-    return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels)
+    return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels=panels)
 
 
 def _with_halves(blocks: Blocks) -> Blocks | None:

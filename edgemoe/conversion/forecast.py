@@ -21,7 +21,7 @@ from edgemoe.conversion.folder import read_json_file
 from edgemoe.conversion.folder_contents import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, checkpoint_folder
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice, choose_formats, expert_of
 from edgemoe.conversion.gguf_store import GgufStore
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import plan_conversion, plan_manifest
 from edgemoe.conversion.quantised.schemes import scheme_of
@@ -88,7 +88,7 @@ def forecast_store(
 
 def _opened_as_it_is(source: Source) -> Store | None:
     """The store as which a GGUF model on the hub opens; None for other sources, or one that is to be converted."""
-    from edgemoe.conversion.hub_gguf import HubGgufSource  # a file on this machine needs no hub
+    from edgemoe.conversion.hub.gguf import HubGgufSource  # a file on this machine needs no hub
 
     if isinstance(source, HubGgufSource):
         with suppress(SourceError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgemoe.conversion.carrying import common_format
@@ -17,6 +17,9 @@ DEFAULT_EXPERTS = "q4"
 DEFAULT_DENSE = "q8"
 KEEP = "keep"
 """In place of a format: each matrix gets the smallest one that holds its weights exactly."""
+
+_FLOATS = {"F16": "f16", "BF16": "bf16"}
+"""The formats of floats that are kept, by their dtypes; others are kept as f32."""
 
 _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads")
 """Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
@@ -74,10 +77,11 @@ def expert_of(name: str) -> tuple[int, int, str] | None:
     return (int(match[1]), int(match[2]), match[3]) if match else None
 
 
-def stored_name(name: str, names: Container[str]) -> str:
-    """The name of the stored matrix that holds a tensor of a model with these: gate and up share one matrix."""
+def stored_name(name: str, formats: Mapping[str, Format | None]) -> str:
+    """The name of the stored matrix that holds a dense tensor, by the formats of all: gate and up of one share one."""
     head, _, last = name.rpartition(".")
-    return f"{head}.gate_up" if last in ("gate", "up") and f"{head}.gate" in names else name
+    gate = formats.get(f"{head}.gate") if last in ("gate", "up") else None
+    return f"{head}.gate_up" if gate is not None and gate == formats[f"{head}.up"] else name
 
 
 def class_of(name: str, shape: tuple[int, ...]) -> str:
@@ -99,9 +103,11 @@ def choose_formats(
 ) -> dict[str, Format | None]:
     """The format of each tensor of the model; None for a vector.
 
-    `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Gate
-    and up, which the store keeps as one matrix, get one format. Experts of a layer may get unlike ones: each keeps the
-    quantised blocks that it comes with. Raises SourceError for gate and up in blocks that no format holds.
+    `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Each
+    matrix keeps the quantised blocks that it comes with. Rows that are only looked up, those of tables and of an
+    embedding that is not the head, get the default in place of a format whose matrices have a head, without which a
+    row on disk means nothing. The parts of a table get one format: raises SourceError for such in blocks that no
+    format holds.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -113,15 +119,18 @@ def choose_formats(
         elif is_table(name):  # the parts of a table have one format
             groups.setdefault(name.rpartition(".")[0], []).append(name)
         else:
-            groups.setdefault(stored_name(name, shapes), []).append(name)
+            groups[name] = [name]
     head = "head" if "head" in shapes else "embedding"
     for names in groups.values():
         option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
         if names == [head]:
             option = choice.head or choice.dense
+        elif option in FORMATS and FORMATS[option].head_bytes and (names == ["embedding"] or is_table(names[0])):
+            option = None
         carried = _carried(names, dtypes) if option in (None, KEEP) else None
         if option == KEEP:
-            option = carried or ("f16" if {dtypes[name] for name in names} == {"F16"} else "f32")
+            kinds = {dtypes[name] for name in names}
+            option = carried or (_FLOATS.get(kinds.pop(), "f32") if len(kinds) == 1 else "f32")
         formats |= dict.fromkeys(names, EXPERT_FORMATS[option or carried or default])
     return formats
 
@@ -132,7 +141,9 @@ def block_format(dtype: str) -> str | None:
 
 
 def _carried(names: Sequence[str], dtypes: Mapping[str, str]) -> str | None:
-    """The smallest format that holds the quantised blocks of one matrix without loss; None if some are not quantised.
+    """The smallest format that holds the quantised blocks of a matrix, or of the parts of a table, without loss.
+
+    None if some are not quantised.
 
     Raises SourceError where there is no such format.
     """
@@ -140,13 +151,13 @@ def _carried(names: Sequence[str], dtypes: Mapping[str, str]) -> str | None:
     blocks = [found for name in types if (found := block_format(name))]
     if len(blocks) < len(types):
         return None
+    if len(blocks) == 1:
+        return blocks[0]
     found = common_format(blocks)
     if found is None:
-        layer = expert_of(names[0])
-        parameter = "experts" if layer else "dense"
         raise SourceError(
-            f"{names[0]}: expected blocks that one format holds exactly, as {' and '.join(names)} share a matrix; found"
-            f" {' and '.join(types)}.",
-            f"Name the format that they are rounded to, such as `{parameter}=q8`.",
+            f"{names[0]}: expected blocks that one format holds exactly, as {' and '.join(names)} are parts of a table;"
+            f" found {' and '.join(types)}.",
+            "Name the format that they are rounded to, such as `dense=q8`.",
         )
     return found

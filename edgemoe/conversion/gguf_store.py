@@ -35,13 +35,14 @@ from edgemoe.errors import SourceError, StoreError
 from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
-from edgemoe.kernels.landing import TWINS, time_mark
+from edgemoe.kernels.landing import time_mark
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.row_types import ROW_TYPES
 from edgemoe.process import start_threads
 from edgemoe.store.dense import DenseValue
 from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import DenseTensor, FileEntry, Manifest, is_table
+from edgemoe.store.panels import FilePanels
 from edgemoe.store.reader import Store
 from edgemoe.store.records import PartPlaces
 from edgemoe.store.writer import side_file_entries
@@ -50,6 +51,7 @@ SLICE_WEIGHTS = 1 << 18
 """Weights that are converted at once: fewer than by a conversion, since the memory budget holds here too."""
 THREADS = 1
 """Threads that convert, beside the one that waits for them."""
+EMBEDDING = "embedding"
 PARTS = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 
 
@@ -108,16 +110,34 @@ class GgufStore(Store):
         return self._source.notices()
 
     @cached_property
-    def embedding(self) -> DenseTensor | None:
-        return None  # it has to be converted, so it cannot be left on disk
+    def embedding_panels(self) -> FilePanels | None:
+        pieces = [piece for piece in self._dense if piece.place.part == EMBEDDING]
+        tensors = [tensor for tensor in self.manifest.dense if tensor.name == EMBEDDING]
+        if len(pieces) != 1 or len(tensors) != 1:
+            return None
+        tensor, part = tensors[0], self._source.file_part(pieces[0].source)
+        kind = None if part is None else ROW_TYPES.get(part.type_name)
+        if part is None or kind is None or tensor.format is None or tensor.format.name != kind.twin:
+            return None
+        file = next(file for file in self._source.files if file.path == part.path)
+        mark, sides = time_mark(file.modified_ns), (tensor.rows, tensor.columns)
+        return FilePanels(part.path, mark, part.type_name, part.offset, tensor.format, *sides, part.scale)
 
     def dense_bytes(self, embedding: bool = True) -> int:
-        return round_up(sum(_room(tensor) for tensor in self.manifest.dense), PAGE_BYTES)
+        return round_up(sum(map(_room, self._tensors(embedding))), PAGE_BYTES)
 
     def begin_dense(self, embedding: bool = True) -> GgufDenseReading:
         self.check_unchanged()
+        tensors = self._tensors(embedding)
+        names = {tensor.name for tensor in tensors}
+        pieces = [piece for piece in self._dense if piece.place.part in names]
+        return GgufDenseReading(self._source, tensors, pieces, self.dense_bytes(embedding), self.check_unchanged)
+
+    def _tensors(self, embedding: bool) -> Sequence[DenseTensor]:
         tensors = self.manifest.dense
-        return GgufDenseReading(self._source, tensors, self._dense, self.dense_bytes(), self.check_unchanged)
+        if embedding or self.embedding_panels is None:
+            return tensors
+        return [tensor for tensor in tensors if tensor.name != EMBEDDING]
 
     def modified_ns(self, file: int) -> int:
         return time_mark(self._source.files[file].modified_ns)
@@ -282,9 +302,10 @@ def _manifest(source: GgufSource, plan: Plan, side_files: Mapping[str, bytes]) -
 
 def _part(source: GgufSource, where: SourceSlice, tensor: str, layout: RecordLayout, name: str) -> FilePart:
     """The place of one matrix or bias of an expert. Raises SourceError if it does not land as it is."""
-    part, own = source.file_part(where), layout.matrices
-    fmt = "f32" if name.endswith("_bias") else (own.down_format if name == "down" else own.gate_up_format).name
-    if part is not None and part.type_name in ROW_TYPES and fmt in TWINS[part.type_name]:
+    part = source.file_part(where)
+    fmt = "f32" if name.endswith("_bias") else layout.matrices.format_of(name).name
+    kind = None if part is None else ROW_TYPES.get(part.type_name)
+    if part is not None and kind is not None and (kind.is_float if name.endswith("_bias") else kind.twin == fmt):
         return part
     found = "rows that lie apart" if part is None else f"{part.type_name}, which would become {fmt}"
     path = source.files[0].path

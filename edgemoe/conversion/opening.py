@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.conversion.progress import DownloadCallback
-from edgemoe.conversion.safetensors_rows import BytesSource
+from edgemoe.conversion.showing import shown
 from edgemoe.conversion.source import Source
 from edgemoe.errors import SourceError
 from edgemoe.store.first_bytes import is_gguf_file
-
-if TYPE_CHECKING:
-    from edgemoe.conversion.gguf.source import GgufSource
 
 
 def open_source(
@@ -37,7 +33,7 @@ def open_source(
     if text and os.path.isdir(path):  # noqa: PTH112
         from edgemoe.conversion.folder import FolderSource
 
-        return _shown(FolderSource(path))
+        return shown(FolderSource(path))
     if is_gguf_file(path):
         from edgemoe.conversion.gguf.source import GgufSource
 
@@ -46,36 +42,13 @@ def open_source(
         raise _not_a_source(text, path)
     hub_id = HubId.parse(text)
     if hub_id is not None:
-        from edgemoe.conversion.hub_cache import open_hub
+        from edgemoe.conversion.hub.opening import open_hub
 
         return shown(open_hub(hub_id, downloads=downloads, keep=keep, downloading=downloading, side_files=side_files))
     raise SourceError(
         f"{text!r}: no such folder or file, and not a hub id (owner/name) either.",
         "Check the spelling of the source.",
     )
-
-
-def shown(source: BytesSource | GgufSource) -> Source:
-    """A source as conversion reads it: a GGUF model is one already. Raises SourceError."""
-    from edgemoe.conversion.gguf.source import GgufSource
-
-    return source if isinstance(source, GgufSource) else _shown(source)
-
-
-def _shown(source: BytesSource) -> Source:
-    """The source as the families' tables know it, without the tensors behind quantised ones and with tails joined."""
-    from edgemoe.conversion.quantised.source import with_blocks
-    from edgemoe.conversion.tailed import with_tails
-
-    try:
-        joined = with_blocks(source)
-    except BaseException:
-        source.close()
-        raise
-    try:
-        return with_tails(joined)
-    except SourceError:  # a config of no family is refused later, with the source named
-        return joined
 
 
 def _not_a_source(text: str, path: Path) -> SourceError:

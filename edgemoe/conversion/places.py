@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from edgemoe.conversion.formats import expert_of, stored_name
+from edgemoe.conversion.formats import expert_of
 from edgemoe.kernels.expert_operations import ExpertLayout
-from edgemoe.kernels.formats import PANEL_ROWS, Format
+from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.records import record_name
 
@@ -30,6 +30,8 @@ class Place:
     format: Format | None
     panel_stride: int
     """Bytes from one panel to the next: gate and up are interleaved."""
+    head_offset: int = 0
+    """Where the head of its matrix begins, if its format has one; gate and up share it."""
     share_bytes: int = 0
     """The share, by weights, of a matrix in a record whose length varies; `offset` is then the record's."""
 
@@ -46,7 +48,7 @@ class Place:
     def stored_bytes(self) -> int:
         if self.varying:
             return self.share_bytes
-        return self.format.matrix_bytes(self.rows, self.columns) if self.format else 4 * self.rows
+        return panel_count(self.rows) * self.panel_bytes if self.format else 4 * self.rows
 
     def row_slices(self, multiple: int = PANEL_ROWS) -> Iterator[tuple[int, int]]:
         """Yield row ranges of about `SLICE_WEIGHTS` weights, in steps of a multiple of `multiple` rows."""
@@ -70,28 +72,32 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
     places = {}
     for name, shape in shapes.items():
         expert, last = expert_of(name), name.rpartition(".")[2]
-        part = record_name(expert[0], expert[1]) if expert else stored_name(name, shapes)
+        part = record_name(expert[0], expert[1]) if expert else name
+        if part not in ranges:  # gate and up are one matrix
+            part = f"{name.removesuffix(last)}gate_up"
         file, offset, length = ranges[part]
         layout = _layout_of(manifest, expert[0], expert[1]) if expert else None
+        columns = shape[1] if len(shape) == 2 else 1
         if layout is None:
             fmt = formats[part]
-        else:
-            fmt = None if len(shape) == 1 else layout.down_format if last == "down" else layout.gate_up_format
-        columns = shape[1] if len(shape) == 2 else 1
-        if layout is not None and fmt is not None and fmt.varying:
-            share = length // (3 if layout.gated else 2)
-            places[name] = Place(part, file, offset, shape[0], columns, fmt, 0, share)
-            continue
-        panel_bytes = fmt.panel_bytes(columns) if fmt else 0
-        interleaved = last in ("gate", "up") and (layout.gated if layout else part != name)
-        if last == "up" and interleaved:
-            offset += panel_bytes
-        elif layout is not None and last == "down":
-            offset += layout.down_offset
-        elif layout is not None and fmt is None:
+            panel_bytes = fmt.panel_bytes(columns) if fmt else 0
+            head_offset, offset, stride = offset, offset + (fmt.head_bytes if fmt else 0), panel_bytes
+            if part != name:  # gate and up, panel by panel in turn
+                offset, stride = offset + panel_bytes * (last == "up"), 2 * panel_bytes
+        elif len(shape) == 1:
+            fmt, stride = None, 0
             offset += layout.bias_offsets()[last.removesuffix("_bias")]
-        stride = panel_bytes * 2 if interleaved else panel_bytes
-        places[name] = Place(part, file, offset, shape[0], columns, fmt, stride)
+            head_offset = offset
+        elif layout.format_of(last).varying:
+            share = length // (3 if layout.gated else 2)
+            places[name] = Place(part, file, offset, shape[0], columns, layout.format_of(last), 0, share_bytes=share)
+            continue
+        else:
+            fmt = layout.format_of(last)
+            head_offset = offset + layout.begin_of(last)
+            place, stride = layout.panels_of(last)
+            offset += place
+        places[name] = Place(part, file, offset, shape[0], columns, fmt, stride, head_offset)
     return places
 
 

@@ -136,7 +136,7 @@ def plan_manifest(
     dense: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
         if expert_of(name) is None:
-            stored = stored_name(name, shapes)
+            stored = stored_name(name, formats)
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
             dense[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     experts: list[list[RecordLayout]] = [[] for _ in spec.layers]
@@ -145,11 +145,14 @@ def plan_manifest(
         for expert in range(routed.num_experts if routed else 0):
             assert routed is not None
             width = routed.width(spec.hidden_size)
-            up, down = (formats[f"layers.{number}.experts.{expert}.{part}"] for part in ("up", "down"))
+            gate, up, down = (
+                formats.get(f"layers.{number}.experts.{expert}.{part}") for part in ("gate", "up", "down")
+            )
             assert up is not None
             assert down is not None
             sizes = width, routed.intermediate_size
-            experts[number].append(packed_layout(*sizes, up, down, routed.bias, routed.gated, max(lengths or [0])))
+            longest = max(lengths or [0])
+            experts[number].append(packed_layout(*sizes, up, down, routed.bias, routed.gated, gate, longest))
     return plan_store(spec.to_json(), list(dense.values()), experts, provenance, lengths=lengths)
 
 

@@ -2,8 +2,8 @@
 
 Codes are normal. Groups have scales, or factors, that differ from group to group. The mean is zero by construction:
 codes that stand for numbers of opposite sign are equally likely, or the sign of a group's factor is random, or a
-minimum stands opposite to the mean code, or an entry of a grid has random signs. Every row of a matrix follows from
-its key by itself.
+minimum stands opposite to the mean code, or an entry of a grid has random signs, or the sum of a trellis's tables is
+zero. Every row of a matrix follows from its key by itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from edgemoe.kernels.blocks import Blocks
 from edgemoe.kernels.formats import E2M1_DOUBLED, E4M3, E8M0_ONE, TABLES, Format
 from edgemoe.kernels.grid_blocks import decode
 from edgemoe.kernels.grids import GRIDS
+from edgemoe.kernels.trellis import Trellis, window_values
+from edgemoe.kernels.trellis_tables import NORMAL_TABLES
 
 _COUNTER_BYTES = 32
 """Bytes that the generator gives for each step of its counter."""
@@ -68,6 +70,8 @@ def draw_blocks(key: str, rows: slice, columns: int, deviation: float, fmt: Form
     """
     if fmt.grid != "none":
         return _of_grid(key, rows, columns, deviation, fmt)
+    if fmt.trellis is not None:
+        return _of_trellis(key, rows, columns, deviation, fmt, fmt.trellis)
     table, level_deviation = _levels(fmt)
     stored = draw_bytes(key + " values", rows, columns).tobytes().translate(table)
     values = np.frombuffer(stored, np.int8 if fmt.name == "q8" else np.uint8).reshape(-1, columns)
@@ -139,6 +143,33 @@ def _of_grid(key: str, rows: slice, columns: int, deviation: float, fmt: Format)
     if fmt.grid == "iq1":
         scales = np.where(drawn_scales & 32, scales, -scales)
     return Blocks(fmt, decode(codes, marks, fmt), scales, None, factors.astype(np.uint8))
+
+
+def _of_trellis(key: str, rows: slice, columns: int, deviation: float, fmt: Format, trellis: Trellis) -> Blocks:
+    """Blocks of random codes, which make every window of a chain's stream as likely as any other."""
+    tables = _centred_tables(fmt.name)
+    codes = draw_bytes(key + " values", rows, trellis.code_count(columns)) & np.uint8((1 << trellis.step_bits) - 1)
+    drawn_scales = draw_bytes(key + " scales", rows, fmt.scale_count(columns))
+    deviation /= math.sqrt(np.square(window_values(tables, trellis), dtype=np.float64).mean())
+    factors = None
+    if trellis.has_factors:
+        factors = 7 + (draw_bytes(key + " factors", rows, fmt.factor_count(columns)) & np.uint8(7))
+        deviation /= math.sqrt(np.square(np.arange(8, 16)).mean())
+    mantissa, exponent = math.frexp(deviation)
+    spread = (drawn_scales & 7).astype(np.float32) - 4
+    scales = np.ldexp(round(mantissa * 32) + spread, exponent - 5).astype(np.float16)
+    return Blocks(fmt, codes, scales, None, factors, tables=tables, width=columns)
+
+
+@functools.cache
+def _centred_tables(name: str) -> npt.NDArray[np.int8]:
+    """`NORMAL_TABLES` with a mean of zero over all windows: outermost numbers of second halves move towards zero."""
+    tables = NORMAL_TABLES[name].copy()
+    for pair in tables:
+        total = int(pair.sum(dtype=np.int64))
+        for _ in range(abs(total)):
+            pair[1, (pair[1] * np.sign(total)).argmax()] -= np.sign(total)
+    return tables
 
 
 def _mean_code(fmt: Format) -> float:

@@ -35,7 +35,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
-from edgemoe.conversion.formats import BY_DEFAULT, DEFAULT_DENSE, DEFAULT_EXPERTS, FormatChoice, choose_formats
+from edgemoe.conversion.formats import (
+    BY_DEFAULT,
+    DEFAULT_DENSE,
+    DEFAULT_EXPERTS,
+    FormatChoice,
+    block_format,
+    choose_formats,
+)
 from edgemoe.conversion.mixes import check_mix, mix_formats
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.conversion.progress import Callback
@@ -46,13 +53,14 @@ from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, SUB1
 from edgemoe.kernels.row_types import BLOCK_FORMATS, TYPE_NAMES
+from edgemoe.kernels.trellis import TRELLISES
 from edgemoe.model.spec import ModelSpec
 from edgemoe.quant.quantise import TARGETS
 
 GENERATOR = 1
 """Counts up when the same seed begins to give other weights."""
 
-_DRAWN = (*TARGETS, *(name for name in TYPE_NAMES if name not in TARGETS))
+_DRAWN = tuple(dict.fromkeys((*TARGETS, *TRELLISES, *TYPE_NAMES)))
 """The formats that weights are drawn in."""
 
 
@@ -114,7 +122,9 @@ class SyntheticSource:
             layer = name.split(".")[1] if name.startswith("layers.") else None
             shard = f"layer {layer}" if layer else "embedding and head"
             chosen = formats[name]
-            dtype = TYPE_NAMES[chosen.name] if chosen and chosen.name in BLOCK_FORMATS.values() else "F32"
+            dtype = "F32"
+            if chosen and (chosen.trellis or chosen.name in BLOCK_FORMATS.values()):
+                dtype = TYPE_NAMES.get(chosen.name, chosen.name)
             self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
             if chosen == SUB1:
                 self._ternary.add(place.tensor)
@@ -137,9 +147,10 @@ class SyntheticSource:
         deviation = self._deviations[tensor]
         if tensor in self._ternary:
             return draw_ternary(key, rows, columns, deviation)
-        if info.dtype not in BLOCK_FORMATS:
+        drawn = block_format(info.dtype)
+        if drawn is None:
             return _draw_floats(key, rows, columns, deviation)
-        return draw_blocks(key, rows, columns, deviation, FORMATS[BLOCK_FORMATS[info.dtype]])
+        return draw_blocks(key, rows, columns, deviation, FORMATS[drawn])
 
     def read_columns(
         self, tensor: str, index: int | None, start: int, stop: int, height: int = 0

@@ -122,6 +122,8 @@ class Transfer:
         elif piece.place.format is None:
             self._writer.write(piece.place.file, piece.place.offset + 4 * start, encoded.data)
         else:
+            if start == 0 and encoded.head.size:
+                self._writer.write(piece.place.file, piece.place.head_offset, encoded.head)
             self._write_panels(piece, _panel_offset(piece, start), encoded.data)
         errors = self._waiting.setdefault(piece.place.part, {}) if piece.place.varying else self._errors
         error, weight = errors.get(piece.number, (0.0, 0.0))

@@ -5,7 +5,7 @@ What a token's row gives depends on its own sequence alone, so neither the compa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from edgemoe.engine.phase import PROMPT
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.kernels.operations import Floats
+
+Take = Callable[[Floats], None]
+"""A function that is given the logits of some rows, `(n, V)`, which are overwritten once it returns."""
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +27,9 @@ class Piece:
     token_ids: npt.NDArray[np.int64]
     logits: Floats
     """Where the logits go: `(1, V)`, after the last token, or `(T, V)`, after each, or `(0, V)`: nowhere."""
+    take: Take | None = None
+    """A function for the logits after each token from `first_taken` on, in order, a few rows at a time."""
+    first_taken: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +57,10 @@ class Rows:
             return range(self.row, self.row + self.count), piece.logits[self.first : self.end]
         last = len(piece.logits) if self.end == len(piece.token_ids) else 0
         return range(self.row + self.count - last, self.row + self.count), piece.logits[:last]
+
+    def taken(self) -> range:
+        """The rows whose logits `take` gets."""
+        return range(self.row + max(0, self.piece.first_taken - self.first), self.row + self.count)
 
 
 def cut(pieces: Sequence[Piece], most_rows: int) -> Iterator[list[Rows]]:

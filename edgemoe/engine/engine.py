@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.engine.batch import Piece, Rows, cut, phase_of
+from edgemoe.engine.batch import Piece, Rows, Take, cut, phase_of
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.expert_uses import ExpertUses
 from edgemoe.engine.fixed_state import FixedState
@@ -254,6 +254,20 @@ class Engine:
         self._run([Piece(self.sequence, ids, out if all_logits else out[None])])
         return out
 
+    def forward_each(self, token_ids: Sequence[int] | npt.NDArray[np.integer], take: Take, first: int = 0) -> None:
+        """Append tokens, and give the logits after each of them, from number `first` on, to `take`.
+
+        It is called in the order of tokens with some rows `(n, V)` at a time, which are valid until it returns: so the
+        logits of a long text take no memory beyond the plan. What it raises ends the run, as an error would. Raises
+        UsageError and ReadError as `forward`.
+        """
+        began_ns = time.perf_counter_ns()
+        ids = check_ids(token_ids, self.spec.vocab_size)
+        try:
+            self._run([Piece(self.sequence, ids, np.empty((0, self.spec.vocab_size), np.float32), take, first)])
+        finally:
+            self._forward_ns += time.perf_counter_ns() - began_ns
+
     def step(self, batch: Mapping[TokenSequence, TokenIds], *, all_logits: bool = False) -> dict[TokenSequence, Floats]:
         """Append tokens to several sequences in one run; returns each one's logits, as `forward` does.
 
@@ -413,6 +427,9 @@ class Engine:
         self._tokens += tokens
         self._uses.add(tokens)
         self._loaded.logits([rows.wanted() for rows in run])
+        for rows in run:
+            if rows.piece.take is not None:
+                self._loaded.hand_logits(rows.taken(), rows.piece.take)
         for rows in run:
             rows.piece.sequence.end_run(rows.token_ids)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.engine.batch import Take
 from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs, TimeLedger
 from edgemoe.engine.memory import MemoryPlan
@@ -207,15 +208,24 @@ class LoadedModel:
     def logits(self, wanted: list[tuple[range, Floats]]) -> None:
         """Compute the logits of rows of the residual stream, and write them where they are wanted."""
         places = [(row, output[number]) for rows, output in wanted for number, row in enumerate(rows)]
-        space = self._space
         for first in range(0, len(places), HEAD_ROWS):
-            assert self._head is not None
             part = places[first : first + HEAD_ROWS]
-            for number, (row, _) in enumerate(part):
-                space.head_input[number] = space.residual[row]
-            self._head.run(len(part))
-            for number, (_, output) in enumerate(part):
-                output[:] = space.logits[number]
+            for (_, output), logits in zip(part, self._logits_of([row for row, _ in part]), strict=True):
+                output[:] = logits
+
+    def hand_logits(self, rows: range, take: Take) -> None:
+        """Compute the logits of rows of the residual stream, and give them to `take`, some at a time."""
+        for first in range(0, len(rows), HEAD_ROWS):
+            take(self._logits_of(rows[first : first + HEAD_ROWS]))
+
+    def _logits_of(self, rows: Sequence[int]) -> Floats:
+        """Return the logits of at most HEAD_ROWS rows, which the next call overwrites."""
+        space = self._space
+        assert self._head is not None
+        for number, row in enumerate(rows):
+            space.head_input[number] = space.residual[row]
+        self._head.run(len(rows))
+        return space.logits[: len(rows)]
 
     def measure_products(self, tokens: int) -> float | None:
         """The multiply-adds in a second of products of the first layers for so many tokens; None without products.

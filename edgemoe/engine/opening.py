@@ -19,7 +19,7 @@ from edgemoe.errors import StoreError, UsageError
 from edgemoe.experts.disk_rows import saved_bytes, table_bytes
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import Graph, build_graph
-from edgemoe.model.description import store_spec
+from edgemoe.model.description import ffns_apart, store_spec
 from edgemoe.model.graph import BuildOptions
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
@@ -52,7 +52,7 @@ def open_engine(
             "Leave the routing out.",
         )
     spec = options.lossy.applied_to(spec if routing is None else routing.apply_to(spec))
-    graph = graph_of(spec, options.lossy, routing)
+    graph = graph_of(spec, ffns_apart(store), options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv, options.sequences)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     dense = embedding_resident = None
@@ -78,7 +78,7 @@ def open_engine(
         check_machine(memory.planned_bytes, memory.budget_bytes)
         lossy = options.lossy.effective(memory.all_resident)
         if lossy != options.lossy:
-            graph = graph_of(spec, lossy, routing)
+            graph = graph_of(spec, ffns_apart(store), lossy, routing)
     except BaseException:
         if dense is not None:
             dense.close()
@@ -87,8 +87,12 @@ def open_engine(
     return Engine(store, graph, memory, backend, options, routing, dense)
 
 
-def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | None = None) -> Graph:
+def graph_of(
+    spec: ModelSpec, apart: frozenset[str], lossy: LossySettings, routing: RoutingSource | None = None
+) -> Graph:
     """The program of a model under lossy settings, whose routing may come from a source in place of the routers.
+
+    `apart` are the dense FFNs whose gate and up are two matrices.
 
     Raises StoreError for a model whose blocks do not belong where they are.
     """
@@ -97,6 +101,7 @@ def graph_of(spec: ModelSpec, lossy: LossySettings, routing: RoutingSource | Non
         forced_guesses=routing is not None and routing.recall is not None,
         cache_aware_routing=lossy.cache_aware_routing,
         drop_cold=lossy.drop_cold,
+        ffns_apart=apart,
     )
     try:
         return build_graph(spec, options)

@@ -1,8 +1,8 @@
 """Rows of matrices left on disk: a token uses one row of an embedding, or a few of a table, so only those are read.
 
-Rows lie in panels of 16, which are read with the pages around them and verified one by one. The checksums of an
-embedding's panels are taken when the model is opened, as the whole matrix is read once to verify it; those of tables,
-which are larger than that would be worth, are in the store.
+Rows lie in panels of 16, which are read and verified one by one. The checksums of the panels of a store's embedding are
+taken when the model is opened, as the whole matrix is read once to verify it; those of tables, which are larger than
+that would be worth, are in the store. A GGUF file has none: its time of modification is compared after every read.
 
 Letters: `D` width of a row, `B` rows that are read at a time.
 """
@@ -20,12 +20,12 @@ from edgemoe.errors import ReadError
 from edgemoe.experts.slots import READ_TIMEOUT_SECONDS
 from edgemoe.io.checksum import as_written
 from edgemoe.io.direct import allocate_pages, open_direct
-from edgemoe.io.reads import open_reader
+from edgemoe.io.reads import RecordReader, open_reader
 from edgemoe.kernels.backend import Program
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix
 from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.reads import NOT_AS_WRITTEN, RecordRead
-from edgemoe.store.panels import Panels
+from edgemoe.store.panels import DiskPanels, Panels
 from edgemoe.store.reader import Store
 
 EMBEDDING_BATCH = 16
@@ -35,12 +35,10 @@ READER_THREADS = 4
 
 def saved_bytes(store: Store) -> int:
     """Bytes saved by leaving a store's embedding on disk; 0 if it must be in RAM or saves none."""
-    if store.embedding is None:
+    panels = store.embedding_panels
+    if panels is None:
         return 0
-    panels = Panels(store.dense_path, store.embedding)
-    if panels.pages(panels.count - 1)[1] > store.manifest.dense_file.bytes:  # past the file's end
-        return 0
-    held_bytes = EMBEDDING_BATCH * _row_bytes(panels) + 4 * panels.count
+    held_bytes = EMBEDDING_BATCH * _row_bytes(panels) + 4 * panels.count + READER_THREADS * panels.staging_bytes
     return max(0, store.dense_bytes() - store.dense_bytes(embedding=False) - held_bytes)
 
 
@@ -52,19 +50,19 @@ def table_bytes(store: Store) -> int:
     return TABLE_BATCH * max(map(_row_bytes, panels)) + 4 * sum(part.count for part in panels)
 
 
-def _row_bytes(panels: Panels) -> int:
+def _row_bytes(panels: DiskPanels) -> int:
     """Bytes of the buffers of `DiskRows` for each row that is read at a time."""
-    return 2 * panels.most_read_bytes + 4 * panels.tensor.columns
+    return 2 * panels.landing_bytes + 4 * panels.columns
 
 
 def embedding_rows(store: Store, direct: bool, copies: int = 1) -> DiskRows:
     """The rows of a store's embedding, each repeated `copies` times.
 
-    Reads the embedding once to verify it, keeping only checksums. Raises StoreError where it cannot be read, or differs
-    from its checksum; BudgetError, ReadError.
+    Where it has a checksum, reads the embedding once to verify it, keeping only checksums. Raises StoreError where it
+    cannot be read, or differs from its checksum; BudgetError, ReadError.
     """
-    assert store.embedding is not None
-    panels = Panels(store.dense_path, store.embedding)
+    panels = store.embedding_panels
+    assert panels is not None
 
     def name(row: int) -> str:
         return f"The embedding of tokens {row} to {row + PANEL_ROWS - 1}"
@@ -77,38 +75,40 @@ class DiskRows:
 
     def __init__(
         self,
-        parts: Sequence[Panels],
-        checksums: npt.NDArray[np.uint32],
+        parts: Sequence[DiskPanels],
+        checksums: npt.NDArray[np.uint32] | None,
         direct: bool,
         batch: int,
         name: Callable[[int], str],
         copies: int = 1,
     ) -> None:
-        """`checksums` has that of each panel, part by part; `name` names the rows of the panel that begins with a row.
+        """`checksums` has that of each panel, part by part, or is None where there are none; `name` names the rows of
+        the panel that begins with a row.
 
         Raises ReadError where the file cannot be opened; BudgetError.
         """
         first = parts[0]
         assert all((part.path, part.panel_bytes) == (first.path, first.panel_bytes) for part in parts)
         self._parts = parts
-        self._first_rows = np.cumsum([0, *(part.tensor.rows for part in parts[:-1])])
+        self._first_rows = np.cumsum([0, *(part.rows for part in parts[:-1])])
         self._first_panels = np.cumsum([0, *(part.count for part in parts[:-1])])
         self._checksums = checksums
         self._batch = batch
         self._name = name
         self.wait_ns = 0
         """Time for which it has waited for rows."""
-        self._landing = _allocate_rows(batch, first.most_read_bytes)
+        self._landing = _allocate_rows(batch, first.landing_bytes)
         self._taken = _allocate_rows(batch, first.panel_bytes)
-        self.matrix = Matrix(self._taken.reshape(-1), first.format, batch * PANEL_ROWS, first.tensor.columns)
+        self.matrix = Matrix(self._taken.reshape(-1), first.format, batch * PANEL_ROWS, first.columns)
         """The panels read last, as a matrix."""
         self.ids: Integers = np.zeros(batch, np.int32)
         """The rows to take from `matrix`, `(B,)`."""
-        self.rows: Floats = np.zeros((batch, copies * first.tensor.columns), np.float32)
+        self.rows: Floats = np.zeros((batch, copies * first.columns), np.float32)
         """The buffer to which the program writes these rows, `(B, D)`."""
         self._reading: dict[int, int] = {}  # panels by the tickets of pending reads
         self._submitting = False
-        self._reader = open_reader(self._landing, READER_THREADS)
+        self._staging_bytes = max(part.staging_bytes for part in parts)
+        self._reader = self._new_reader()
         try:
             self._descriptor, _ = open_direct(first.path, direct)
         except OSError as problem:
@@ -149,8 +149,8 @@ class DiskRows:
             self.wait_ns += time.perf_counter_ns() - began_ns
         for row, panel in enumerate(panels):
             part, own = self._place(panel)
-            found = self._landing[row, self._parts[part].within_pages(own)]
-            if not as_written(found, int(self._checksums[panel])):
+            found = self._parts[part].landed(own, self._landing[row])
+            if self._checksums is not None and not as_written(found, int(self._checksums[panel])):
                 message, hint = NOT_AS_WRITTEN
                 raise ReadError(f"{self._named(panel)}: {message}", hint)
             self._taken[row] = found
@@ -159,7 +159,7 @@ class DiskRows:
         """Wait for reads left by an interrupt or a stalled disk, which would overwrite the rows that are read next."""
         if self._submitting:  # tickets may have been lost; closing the reader waits for their reads
             self._reader.close()
-            self._reader = open_reader(self._landing, READER_THREADS)
+            self._reader = self._new_reader()
             self._reading.clear()
         self._await()
 
@@ -188,8 +188,10 @@ class DiskRows:
 
     def _panel_read(self, panel: int, landing: npt.NDArray[np.uint8]) -> RecordRead:
         part, own = self._place(panel)
-        first, end = self._parts[part].pages(own)
-        return RecordRead(self._descriptor, first, end - first, landing.ctypes.data)
+        return self._parts[part].read(own, self._descriptor, landing.ctypes.data)
+
+    def _new_reader(self) -> RecordReader:
+        return open_reader(self._landing, READER_THREADS, staging_bytes=self._staging_bytes)
 
 
 def _allocate_rows(batch: int, row_bytes: int) -> npt.NDArray[np.uint8]:

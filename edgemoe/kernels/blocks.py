@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels import grid_blocks
+from edgemoe.kernels import grid_blocks, trellis
 from edgemoe.kernels.formats import (
     E4M3,
     E8M0_HALVED,
@@ -34,12 +34,15 @@ _SCALE_DTYPES: dict[str, Any] = {"f16": np.float16, "e8m0": np.uint8, "f32": np.
 class Blocks:
     """A matrix as plain numbers, before packing: quantisers return it and `pack` takes it.
 
-    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; int8 for q8 (-128..127), and for formats with
-    a grid, whose entries with their signs they are; else uint8 codes.
+    Shapes: values `(rows, columns)`: float32 or float16 for f32 and f16; uint16, its bits, for bf16; int8 for q8
+    (-128..127), and for formats with a grid, whose entries with their signs they are; else uint8 codes.
     `scales` and `minimums` `(rows, scale_count)`: float16, but the scales of m4 and m8 are uint8 (e8m0), and those of
     nv4 and f8 float32. `factors` `(rows, factor_count)`: int8, but uint8 where they are nibbles or e4m3. `offsets`
     likewise, uint8. None for what the format lacks. Columns need not be a multiple of 32; the last group is then
     shorter.
+
+    Values of a trellis are its codes, uint8 `(rows, code_count(columns))`, which are of whole blocks, so that `width`
+    says how many columns there are; `tables` `(V, 2, 16)`, int8, are those of the whole matrix.
     """
 
     format: Format
@@ -48,6 +51,15 @@ class Blocks:
     minimums: npt.NDArray[np.float16] | None = None
     factors: npt.NDArray[np.generic] | None = None
     offsets: npt.NDArray[np.uint8] | None = None
+    _: KW_ONLY
+    tables: npt.NDArray[np.int8] | None = None
+    width: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix."""
+        rows, columns = self.values.shape
+        return rows, columns if self.width is None else self.width
 
     @property
     def numbers(self) -> tuple[npt.NDArray[np.generic] | None, ...]:
@@ -70,7 +82,7 @@ class Blocks:
 
     def _each(self, change: Callable[[npt.NDArray[Any]], Any]) -> Blocks:
         arrays: list[Any] = [None if array is None else change(array) for array in (self.values, *self.numbers)]
-        return Blocks(self.format, *arrays)
+        return Blocks(self.format, *arrays, tables=self.tables, width=self.width)
 
     @property
     def finite(self) -> bool:
@@ -88,20 +100,36 @@ def join_blocks(pieces: Sequence[Blocks]) -> Blocks:
         return None if arrays[0] is None else np.concatenate(arrays)
 
     columns = zip(*((piece.values, *piece.numbers) for piece in pieces), strict=True)
-    return Blocks(pieces[0].format, *(joined(arrays) for arrays in columns))
+    first = pieces[0]
+    return Blocks(first.format, *(joined(arrays) for arrays in columns), tables=first.tables, width=first.width)
 
 
 def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
-    """Lay a matrix out for the kernels: `(rows, columns)` blocks to `matrix_bytes(rows, columns)` bytes.
+    """Lay a matrix out for the kernels: `(rows, columns)` blocks to `matrix_bytes(rows, columns)` bytes."""
+    head = pack_head(blocks)
+    return np.concatenate([head, pack_panels(blocks)]) if head.size else pack_panels(blocks)
 
-    A matrix may be packed in slices of whole panels (16 rows) and the results concatenated.
+
+def pack_head(blocks: Blocks) -> npt.NDArray[np.uint8]:
+    """The `head_bytes` of a matrix before its panels."""
+    if blocks.format.trellis is None or blocks.tables is None:
+        return np.zeros(0, np.uint8)
+    return trellis.pack_tables(blocks.tables, blocks.format.trellis)
+
+
+def pack_panels(blocks: Blocks) -> npt.NDArray[np.uint8]:
+    """The panels of a matrix.
+
+    It may be packed in slices of whole panels (16 rows) and the results concatenated.
     """
     fmt = blocks.format
-    rows, columns = blocks.values.shape
+    rows, columns = blocks.shape
     panels, groups = panel_count(rows), group_count(columns)
     _check_shapes(blocks)
     if fmt.grid != "none":
         return _pack_grid(blocks)
+    if fmt.trellis is not None:
+        return _pack_trellis(blocks, fmt.trellis)
     values: npt.NDArray[Any] = blocks.values
     if fmt.name == "q8m":  # signed bytes, as those of q8, for processors whose products take only such
         values = (values ^ np.uint8(128)).view(np.int8)
@@ -133,7 +161,8 @@ def pack(blocks: Blocks) -> npt.NDArray[np.uint8]:
 
 def _check_shapes(blocks: Blocks) -> None:
     fmt = blocks.format
-    rows, columns = blocks.values.shape
+    rows, columns = blocks.shape
+    assert (blocks.tables is None) == (blocks.width is None) == (fmt.trellis is None), fmt.name
     scales, factors = fmt.scale_count(columns), fmt.factor_count(columns)
     wanted = (scales, scales * fmt.has_minimums, factors * (fmt.factor != "none"), factors * fmt.has_offsets)
     for numbers, count in zip(blocks.numbers, wanted, strict=True):
@@ -161,6 +190,20 @@ def _pack_grid(blocks: Blocks) -> npt.NDArray[np.uint8]:
     used = sum(section.shape[1] for section in sections)
     sections.append(np.zeros((panels, fmt.panel_bytes(columns) - used), np.uint8))
     return np.concatenate(sections, axis=1).reshape(-1)
+
+
+def _pack_trellis(blocks: Blocks, kind: trellis.Trellis) -> npt.NDArray[np.uint8]:
+    """Lay the panels of a matrix with a trellis out; missing rows have codes and scales of 0."""
+    rows, columns = blocks.shape
+    panels = panel_count(rows)
+    assert blocks.scales is not None
+    below = ((0, panels * PANEL_ROWS - rows), (0, 0))
+    factors = None if blocks.factors is None else np.pad(blocks.factors.astype(np.uint8, copy=False), below)
+    payload = trellis.pack_codes(np.pad(blocks.values.astype(np.uint8, copy=False), below), kind)
+    scales = trellis.pack_scales(np.pad(blocks.scales.astype(np.float16, copy=False), below), factors)
+    used = payload.shape[1] + scales.shape[1]
+    rest = np.zeros((panels, blocks.format.panel_bytes(columns) - used), np.uint8)
+    return np.concatenate([payload, scales, rest], axis=1).reshape(-1)
 
 
 def _plane(quads: npt.NDArray[np.uint8], bits: int, low: int) -> npt.NDArray[np.uint8]:
@@ -193,14 +236,22 @@ def _section(array: npt.NDArray[np.generic], panels: int) -> npt.NDArray[np.uint
 def unpack(data: npt.NDArray[np.uint8], fmt: Format, rows: int, columns: int) -> Blocks:
     """The inverse of `pack`: returns the exact blocks that were packed."""
     panels, groups = panel_count(rows), group_count(columns)
-    panel_view = data.reshape(panels, fmt.panel_bytes(columns))
+    panel_view = data[fmt.head_bytes :].reshape(panels, fmt.panel_bytes(columns))
+    if fmt.trellis is not None:
+        cut = fmt.trellis.payload_bytes(columns)
+        of_scales = panel_view[:, cut : cut + fmt.trellis.scale_bytes(columns)]
+        shared, beside = trellis.unpack_scales(of_scales, fmt.trellis, columns)
+        tables = trellis.unpack_tables(data[: fmt.head_bytes], fmt.trellis)
+        codes = trellis.unpack_codes(panel_view[:, :cut], fmt.trellis)[:rows]
+        beside = None if beside is None else beside[:rows]
+        return Blocks(fmt, codes, shared[:rows], None, beside, tables=tables, width=columns)
     if fmt.grid != "none":
         signed, multipliers, own = grid_blocks.unpack_rows(panel_view, fmt, columns)
         return Blocks(fmt, signed[:rows], multipliers[:rows], None, own[:rows])
     cut = groups * fmt.payload_bytes
     payload = np.ascontiguousarray(panel_view[:, :cut])
     if fmt.floating:
-        dtype: Any = {32: np.float32, 16: np.float16, 8: np.uint8}[fmt.bits]
+        dtype: Any = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}.get(fmt.name, np.uint8)
         tiles = payload.view(dtype).reshape(panels, groups, GROUP_COLUMNS, PANEL_ROWS).transpose(0, 3, 1, 2)
     else:
         lines = payload.reshape(panels, groups, fmt.bits, PANEL_ROWS, 4)
@@ -244,7 +295,7 @@ def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
     two largest scales m4 has weights beyond float32, which become infinite.
     """
     fmt = blocks.format
-    columns = blocks.values.shape[1]
+    columns = blocks.shape[1]
     values = float_values(blocks)
     if blocks.scales is None:
         return values
@@ -258,6 +309,8 @@ def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
         own = E4M3[blocks.factors] / 2 if fmt.factor == "e4m3" else blocks.factors.astype(np.float32)
         if fmt.grid != "none":
             own = (2 * own + 1) * np.float32(fmt.factor_unit)
+        if fmt.factor == "beside":
+            own += 1
         factors = factors * spread(own, fmt.factor_columns)
     with np.errstate(over="ignore", invalid="ignore"):
         weights: npt.NDArray[np.float32] = values * factors
@@ -269,12 +322,25 @@ def dequantise(blocks: Blocks) -> npt.NDArray[np.float32]:
     return weights - minimums * spread(blocks.offsets.astype(np.float32), fmt.factor_columns)
 
 
+def float_blocks(values: npt.NDArray[np.float32], fmt: Format) -> Blocks:
+    """The blocks of f32, f16 or bf16 of numbers that the format has."""
+    if fmt.name == "bf16":
+        return Blocks(fmt, (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16))
+    return Blocks(fmt, values.astype(np.float16) if fmt.name == "f16" else values)
+
+
 def float_values(blocks: Blocks) -> npt.NDArray[np.float32]:
     """The values of the codes, `(rows, columns)`, before they are multiplied by anything."""
     fmt = blocks.format
     values: npt.NDArray[np.float32]
-    if fmt.floating and fmt.bits == 8:
+    if fmt.name == "bf16":
+        values = (blocks.values.astype(np.uint32) << 16).view(np.float32)
+    elif fmt.floating and fmt.bits == 8:
         values = E4M3[blocks.values] * np.float32(2 if fmt.scale == "e8m0" else 1)
+    elif fmt.trellis is not None:
+        assert blocks.tables is not None
+        codes = blocks.values.astype(np.uint8, copy=False)
+        values = trellis.decode(codes, blocks.tables, fmt.trellis)[:, : blocks.width].astype(np.float32)
     elif fmt.table != "none":
         values = TABLES[fmt.table].astype(np.float32)[blocks.values]
     else:

@@ -8,7 +8,7 @@ Defined as those of `operations.py` are, and with its letters and invariants.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -175,41 +175,76 @@ MOST_LAYOUTS = 16
 """The most layouts that the records of one layer may have."""
 
 
+class ExpertWeights(NamedTuple):
+    """The matrices and biases of an expert."""
+
+    first: Matrix
+    """Gate and up, panel by panel in turn; gate alone where up is apart, and up where there is no gate."""
+    down: Matrix
+    biases: FfnBiases | None
+    up: Matrix | None
+    """Up where it is apart from gate."""
+
+
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Where an expert's matrices lie in its record: `gate_up` at 0, `down` at `down_offset`; biases if there are any.
+    """Where an expert's matrices lie in its record: gate and up at 0, `down` at `down_offset`; biases if there are any.
 
-    Biases are float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes. Experts that are
-    not `gated` have no gate and no bias of it: their `gate_up` is up alone. Behind a `gate_up` in the code sub1, which
-    differs in length from expert to expert, `down` begins at the next multiple of 64 bytes; then `down_offset` is 0.
+    Gate and up of one format lie panel by panel in turn; up of another format lies apart, at `up_offset`. Biases are
+    float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes. Experts that are not `gated`
+    have no gate and no bias of it: up lies at 0. Behind gate and up in the code sub1, which differ in length from
+    expert to expert, down begins at the next multiple of 64 bytes; then `down_offset` is 0.
     """
 
     hidden_size: Annotated[int, size("D")]
     intermediate_size: Annotated[int, size("F")]
-    gate_up_format: Format
+    gate_format: Format
+    up_format: Format
     down_format: Format
     down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
     biases_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: no biases
     gated: bool = True
+    up_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: up is not apart from gate
 
     @property
-    def gate_up_rows(self) -> int:
-        """Rows of `gate_up`: gate's and up's, each rounded up to whole panels; or those of up."""
-        F = self.intermediate_size
-        return 2 * PANEL_ROWS * panel_count(F) if self.gated else F
+    def gate_bytes(self) -> int:
+        """Bytes of gate: 0 without one."""
+        return self.gate_format.matrix_bytes(self.intermediate_size, self.hidden_size) if self.gated else 0
+
+    @property
+    def up_bytes(self) -> int:
+        return self.up_format.matrix_bytes(self.intermediate_size, self.hidden_size)
 
     @property
     def varying(self) -> bool:
         """Whether records of this layout differ in length."""
-        return self.gate_up_format.varying or self.down_format.varying
+        return self.gate_format.varying or self.up_format.varying or self.down_format.varying
 
     @property
     def gate_up_bytes(self) -> int:
-        return self.gate_up_format.matrix_bytes(self.gate_up_rows, self.hidden_size)
+        """Bytes of gate and up, which share the head of their format if they have one; or of up without a gate."""
+        shared = self.up_format.head_bytes if self.gated and self.gate_format == self.up_format else 0
+        return self.gate_bytes + self.up_bytes - shared
 
     @property
     def down_bytes(self) -> int:
         return self.down_format.matrix_bytes(self.hidden_size, self.intermediate_size)
+
+    def format_of(self, name: str) -> Format:
+        """The format of `gate`, `up` or `down`."""
+        return {"gate": self.gate_format, "up": self.up_format, "down": self.down_format}[name]
+
+    def begin_of(self, name: str) -> int:
+        """The place in the record of the matrix that has `gate`, `up` or `down`, in bytes."""
+        return {"gate": 0, "up": self.up_offset, "down": self.down_offset}[name]
+
+    def panels_of(self, name: str) -> tuple[int, int]:
+        """The place in the record of the first panel of `gate`, `up` or `down`, and the bytes from one to the next."""
+        fmt, columns = self.format_of(name), self.intermediate_size if name == "down" else self.hidden_size
+        first, panel_bytes = self.begin_of(name) + fmt.head_bytes, fmt.panel_bytes(columns)
+        if name == "down" or not self.gated or self.up_offset:
+            return first, panel_bytes
+        return first + panel_bytes * (name == "up"), 2 * panel_bytes
 
     def bias_offsets(self) -> dict[str, int]:
         """The place in the record of the biases of gate, up and down, in bytes, and of the `end` behind them."""
@@ -225,30 +260,30 @@ class ExpertLayout:
     def bias_bytes(self) -> int:
         return self.bias_offsets()["end"] - self.biases_offset if self.biases_offset else 0
 
-    def weights(self, record: Bytes) -> tuple[Matrix, Matrix, FfnBiases | None]:
-        """Return the `gate_up` and `down` matrices and the biases of an expert's record, as views."""
-        first, second = record[: self.gate_up_bytes], record[self.down_offset :]
-        if self.gate_up_format.varying:
-            first = record[: sub1.matrix_bytes(record)]
-            second = record[_aligned(len(first)) :]
-        down = second[: sub1.matrix_bytes(second) if self.down_format.varying else self.down_bytes]
+    def weights(self, record: Bytes) -> ExpertWeights:
+        """Return the matrices and the biases of an expert's record, as views."""
+        D, F = self.hidden_size, self.intermediate_size
+        down_offset, up = self.down_offset, None
+        if self.up_offset:
+            first = Matrix(record[: self.gate_bytes], self.gate_format, F, D)
+            up = Matrix(record[self.up_offset : self.up_offset + self.up_bytes], self.up_format, F, D)
+        else:
+            rows, size = 2 * PANEL_ROWS * panel_count(F) if self.gated else F, self.gate_up_bytes
+            if self.up_format.varying:
+                size = sub1.matrix_bytes(record)
+                down_offset = -(-size // MATRIX_ALIGNMENT_BYTES) * MATRIX_ALIGNMENT_BYTES
+            first = Matrix(record[:size], self.up_format, rows, D)
+        behind = record[down_offset:]
+        down = behind[: sub1.matrix_bytes(behind) if self.down_format.varying else self.down_bytes]
         biases = None
         if self.biases_offset:
-            starts, F = self.bias_offsets(), self.intermediate_size
-            sizes = {"gate": F, "up": F, "down": self.hidden_size}
+            starts = self.bias_offsets()
+            sizes = {"gate": F, "up": F, "down": D}
             views = {
                 name: record[starts[name] :][: 4 * n].view(np.float32) for name, n in sizes.items() if name in starts
             }
             biases = FfnBiases(views.get("gate"), views["up"], views["down"])
-        return (
-            Matrix(first, self.gate_up_format, self.gate_up_rows, self.hidden_size),
-            Matrix(down, self.down_format, self.hidden_size, self.intermediate_size),
-            biases,
-        )
-
-
-def _aligned(size: int) -> int:
-    return -(-size // MATRIX_ALIGNMENT_BYTES) * MATRIX_ALIGNMENT_BYTES
+        return ExpertWeights(first, Matrix(down, self.down_format, D, F), biases, up)
 
 
 def _vector_bytes(elements: int) -> int:
@@ -342,21 +377,11 @@ class Experts(Operation, code=11):
         check_activation(self.activation, self.layouts[0].gated)
         slot_bytes, intermediate_size = sizes.letters["B"], self.layouts[0].intermediate_size
         for number, layout in enumerate(self.layouts):
-            least, offset = layout.gate_up_bytes, layout.down_offset
-            end = offset + layout.down_bytes
+            where = f"layouts[{number}]"
             if layout.intermediate_size != intermediate_size:
-                raise Misfit(f"layouts[{number}].intermediate_size", intermediate_size, layout.intermediate_size)
-            require(layout.gated == self.activation.gated, f"layouts[{number}].gated", not layout.gated, layout.gated)
-            if layout.varying:
-                _check_varying(layout, number)
-                continue
-            if offset < least or offset % 64:
-                raise Misfit(f"layouts[{number}].down_offset", f"a multiple of 64, at least {least}", offset)
-            if layout.biases_offset:
-                if layout.biases_offset < end or layout.biases_offset % 64:
-                    expected = f"0, or a multiple of 64, at least {end}"
-                    raise Misfit(f"layouts[{number}].biases_offset", expected, layout.biases_offset)
-                end = layout.bias_offsets()["end"]
+                raise Misfit(f"{where}.intermediate_size", intermediate_size, layout.intermediate_size)
+            require(layout.gated == self.activation.gated, f"{where}.gated", not layout.gated, layout.gated)
+            end = _check_places(layout, where)
             if (end > slot_bytes and sizes.letters["S"]) or slot_bytes % 64:
                 raise Misfit("arena", f"slots of at least {end} bytes, a multiple of 64", slot_bytes)
 
@@ -368,18 +393,41 @@ class Experts(Operation, code=11):
         top_k: int = self.experts.shape[1]
         return top_k * (total // len(self.layout_of))
 
-    def weights(self, expert: int, slot: int) -> tuple[Matrix, Matrix, FfnBiases | None]:
-        """Return `gate_up`, `down` and biases of an expert whose record is in a slot, as views of it."""
+    def weights(self, expert: int, slot: int) -> ExpertWeights:
+        """Return the matrices and biases of an expert whose record is in a slot, as views of it."""
         return self.layouts[int(self.layout_of[expert])].weights(self.arena[slot])
 
 
-def _check_varying(layout: ExpertLayout, number: int) -> None:
-    """Check what is known of records that differ in length; the rest is checked where a record is used."""
-    expected = 0 if layout.gate_up_format.varying else _aligned(layout.gate_up_bytes)
-    require(layout.down_offset == expected, f"layouts[{number}].down_offset", expected, layout.down_offset)
-    require(
-        not layout.biases_offset, f"layouts[{number}].biases_offset", "0, for experts in sub1", layout.biases_offset
-    )
+def _check_places(layout: ExpertLayout, where: str) -> int:
+    """Check where the matrices and biases of a record lie; return where they end.
+
+    How long matrices in sub1 are, each record says, and it is checked there.
+    """
+    offset, apart, least = layout.down_offset, layout.up_offset, layout.gate_up_bytes
+    if apart:
+        require(layout.gated, f"{where}.up_offset", "0 without a gate", apart)
+        fixed = not (layout.gate_format.varying or layout.up_format.varying)
+        require(fixed, f"{where}.up_offset", "0 with gate or up in sub1", apart)
+        least = apart + layout.up_bytes
+        if apart < layout.gate_bytes or apart % 64:
+            raise Misfit(f"{where}.up_offset", f"0, or a multiple of 64, at least {layout.gate_bytes}", apart)
+    elif layout.gate_format != layout.up_format:
+        raise Misfit(f"{where}.gate_format", layout.up_format.name, layout.gate_format.name)
+    if layout.varying:
+        require(not layout.biases_offset, f"{where}.biases_offset", "0, for experts in sub1", layout.biases_offset)
+    if layout.up_format.varying:
+        require(offset == 0, f"{where}.down_offset", "0 behind gate and up in sub1", offset)
+        return 0
+    if offset < least or offset % 64:
+        raise Misfit(f"{where}.down_offset", f"a multiple of 64, at least {least}", offset)
+    if layout.down_format.varying:
+        return offset
+    end = offset + layout.down_bytes
+    if not layout.biases_offset:
+        return end
+    if layout.biases_offset < end or layout.biases_offset % 64:
+        raise Misfit(f"{where}.biases_offset", f"0, or a multiple of 64, at least {end}", layout.biases_offset)
+    return layout.bias_offsets()["end"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -63,7 +63,7 @@ def encode_rows(blocks: Blocks) -> Bytes:
     """
     rows = len(blocks.values)
     if blocks.scales is None:
-        dtype = "<f2" if blocks.format.name == "f16" else "<f4"
+        dtype = {"f16": "<f2", "bf16": "<u2"}.get(blocks.format.name, "<f4")
         return np.ascontiguousarray(blocks.values, dtype).view(np.uint8)
     if blocks.format.grid != "none":
         return encode_grid_rows(blocks)

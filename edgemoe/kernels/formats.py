@@ -4,7 +4,7 @@ A matrix `W` of shape `(rows, columns)` computes `y = W x`. In every format it i
 16 rows, and a panel into *groups* of 32 columns; missing rows and columns are padded. `blocks.py` moves numbers in and
 out of this layout.
 
-    matrix = panel 0 | panel 1 | ...
+    matrix = head, where the format has one | panel 0 | panel 1 | ...
     panel  = payload of group 0 | payload of group 1 | ... | scales | minimums | factors | offsets | zeros
     scales = 16 numbers for the first columns that share some (one for each row) | 16 for the next | ...
     (minimums, factors and offsets likewise; the zeros fill the panel up to a multiple of 64 bytes)
@@ -25,7 +25,8 @@ The weight is `scale * factor * value`, where the value is `code - zero`, or wha
 `+ minimum`, or `- minimum * offset` where there are offsets, or `- scale * offset` where there are only those.
 
     format      bits  value         scale (columns)  minimum  factor (columns)  offset  bits for a weight, all told
-    f32, f16    32,16 the float                                                          32, 16
+    f32         32    the float                                                          32
+    f16, bf16   16    the float                                                          16
     q8          8     int8          f16 (32)                                             8.5
     q4          4     code - 8      f16 (32)                                             4.5
     q4m         4     code          f16 (32)         f16                                 5
@@ -54,12 +55,22 @@ The weight is `scale * factor * value`, where the value is `code - zero`, or wha
     iq3s        3.25  grid          f16 (256)                 pairs (32)                 3.4375
     iq1s        1.5   grid          f16 (256)                 inner / 8 (32)             1.5625
     iq1m        1.5   grid          words (256)               inner / 8 (16)             1.75
+    n4          4     trellis       f16 (256)                 beside + 1 (32)            4.1875
+    n3          3     trellis       f16 (256)                 beside + 1 (32)            3.1875
+    n2          2     trellis       f16 (256)                 beside + 1 (32)            2.1875
+    n15         1.5   trellis       f16 (256)                 beside + 1 (32)            1.6875
+    n1          1     trellis       f16 (the row)                                        1
+    n075        0.75  trellis       f16 (the row)                                        0.75
     sub1        1     trit          minus, plus (the row)                                0.7, and more with fewer zeros
 
 The blocks of GGUF carry over bit for bit: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4, NVFP4, IQ4_NL, IQ4_XS, Q2_K to Q6_K,
 TQ1_0 and TQ2_0 (tq2), Q2_0 and Q1_0, and all types whose codes choose entries of a grid, for which `grid_blocks.py` has
 the layout. So do checkpoints of GPTQ and AWQ (q4z), MLX (q4m, q5m, q8m), FP8 (f8) and MXFP8 (m8). A nibble factor has
 its offset in the high nibble of its byte.
+
+The formats with a trellis are edgemoe's own, for rates that codes of single weights do not reach: `trellis.py` has
+their meaning and layout. Their matrices begin with a head, the tables of values; what they call a block (32, 64 or 128
+columns) is the group of their payload, and factors lie beside the scale that they multiply.
 
 sub1 has a layout of its own (`sub1.py`), in which panels, and so matrices, differ in length: one knows its bytes once
 it is encoded. Experts' matrices may have it, and no others.
@@ -70,7 +81,7 @@ values are kept doubled and the scale halved: a weight is `value * 2**(e - 128)`
 0 makes a scale below float32's normal numbers, exact all the same. `e` = 255 means NaN in MX: no store holds it, as
 conversion refuses it. Code 8 is minus zero: its bits are kept, its value is 0. nv4 is NVFP4, with the same elements:
 half of its factor multiplies the doubled values. m8 is MXFP8 (E4M3), whose values are doubled too, and whose scales
-are those of m4.
+are those of m4. bf16 is the upper half of a float32: its bits, shifted by 16, are those of the number.
 """
 
 from __future__ import annotations
@@ -81,13 +92,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels.trellis import TRELLISES, Trellis
+
 FormatName = Literal[
     "f32", "f16", "q8", "q4", "q4m", "m4", "q5", "q5m", "q8m", "q4z", "iq4nl", "iq4xs",
     "q2k", "q3k", "q4k", "q5k", "q6k", "nv4", "tq2", "q2", "q1", "f8", "m8",
-    "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1s", "iq1m", "sub1",
+    "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1s", "iq1m", "bf16",
+    "n4", "n3", "n2", "n15", "n1", "n075", "sub1",
 ]  # fmt: skip
 ScaleKind = Literal["none", "f16", "e8m0", "f32", "words"]
-FactorKind = Literal["none", "int8", "nibble", "e4m3", "pairs", "inner"]
+FactorKind = Literal["none", "int8", "nibble", "e4m3", "pairs", "inner", "beside"]
 TableName = Literal["none", "e2m1", "iq4", "signs"]
 GridName = Literal["none", "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1"]
 
@@ -164,18 +178,29 @@ class Format:
     """Bytes of a row in a group behind the lines, which have high bits of the codes."""
     factor_unit: float = 1
     """The number that multiplies the factors of a grid: one of 2, 4 and 8 parts."""
+    trellis: Trellis | None = None
+    """The trellis that windows of codes are values of; `bits` are those of a code."""
     varying: bool = False
     """Whether matrices of one shape differ in length (sub1): sizes that follow from a shape are rough ones then."""
 
     @property
     def quantised(self) -> bool:
-        """True if products use int8 activations, false if float32 ones (f32, f16, f8, m8)."""
+        """True if products use int8 activations, false if float32 ones (f32, f16, bf16, f8, m8)."""
         return not self.floating
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the payload of one group of one panel (16 rows x 32 columns)."""
+        """Bytes of the payload of one group of one panel (16 rows x 32 columns), or of one block of a trellis."""
         return PANEL_ROWS * (GROUP_COLUMNS * self.bits // 8 + self.high_bytes)
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of a matrix before its panels: the tables of a trellis."""
+        return self.trellis.table_bytes if self.trellis else 0
+
+    def payload_count(self, columns: int) -> int:
+        """The number of payloads of a panel: one for each group, or for each block of a trellis."""
+        return -(-columns // (self.trellis.block_columns if self.trellis else GROUP_COLUMNS))
 
     @property
     def scale_bytes(self) -> int:
@@ -185,7 +210,7 @@ class Format:
     @property
     def factor_bytes(self) -> int:
         """Bytes of one factor of those formats that have no grid; 0 if the format has none."""
-        return int(self.factor != "none" and self.grid == "none")
+        return int(self.factor not in ("none", "beside") and self.grid == "none")
 
     @property
     def offset_bytes(self) -> int:
@@ -207,6 +232,8 @@ class Format:
         factors = self.factor_count(columns)
         if self.factor == "pairs":
             return scales + -(-factors // 2)
+        if self.factor == "beside":  # as many beside each scale, whether there are columns for all
+            return self.scale_count(columns) * (self.scale_bytes + self.scale_columns // self.factor_columns // 2)
         return scales + factors * (self.factor_bytes + self.offset_bytes)
 
     @property
@@ -214,17 +241,17 @@ class Format:
         """Bits for each weight of a long row."""
         columns = 256
         scales = self.scale_bytes if self.scale_columns == WHOLE_ROW else 0
-        payload = self.payload_bytes * group_count(columns) // PANEL_ROWS
+        payload = self.payload_bytes * self.payload_count(columns) // PANEL_ROWS
         return (payload + self.row_number_bytes(columns) - scales) * 8 / columns
 
     def panel_bytes(self, columns: int) -> int:
         """Bytes of one panel of 16 rows."""
-        used = group_count(columns) * self.payload_bytes + PANEL_ROWS * self.row_number_bytes(columns)
+        used = self.payload_count(columns) * self.payload_bytes + PANEL_ROWS * self.row_number_bytes(columns)
         return _round_up(used, PANEL_ALIGNMENT_BYTES)
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Bytes of a whole matrix in kernel layout."""
-        return panel_count(rows) * self.panel_bytes(columns)
+        return self.head_bytes + panel_count(rows) * self.panel_bytes(columns)
 
 
 def _grid(
@@ -235,6 +262,13 @@ def _grid(
         name, code, bits, scale, 256, factor=factor, factor_columns=columns, grid=grid, high_bytes=high_bytes,
         factor_unit=unit,
     )  # fmt: skip
+
+
+def _of_trellis(name: FormatName, code: int) -> Format:
+    trellis = TRELLISES[name]
+    columns = 256 if trellis.has_factors else WHOLE_ROW
+    factor: FactorKind = "beside" if trellis.has_factors else "none"
+    return Format(name, code, trellis.step_bits, "f16", columns, factor=factor, trellis=trellis)
 
 
 FORMATS: dict[str, Format] = {
@@ -270,11 +304,18 @@ FORMATS: dict[str, Format] = {
         _grid("iq3s", 27, 3, "pairs", 32, "iq3s", 1, 1),
         _grid("iq1s", 28, 1, "inner", 32, "iq1", 2, 1 / 8),
         _grid("iq1m", 29, 1, "inner", 16, "iq1", 2, 1 / 8, "words"),
+        Format("bf16", 30, 16, floating=True),
+        _of_trellis("n4", 31),
+        _of_trellis("n3", 32),
+        _of_trellis("n2", 33),
+        _of_trellis("n15", 34),
+        _of_trellis("n1", 35),
+        _of_trellis("n075", 36),
     )
 }
 
 
-SUB1 = Format("sub1", 30, 1, varying=True)
+SUB1 = Format("sub1", 37, 1, varying=True)
 
 EXPERT_FORMATS = FORMATS | {SUB1.name: SUB1}
 """The formats that matrices of experts may have. Those of `FORMATS` have as many bytes as follow from a shape."""
@@ -320,3 +361,15 @@ class Matrix:
         if self.format.varying and self.data is not None:
             return self.data.size
         return self.format.matrix_bytes(self.rows, self.columns)
+
+    @property
+    def panels(self) -> npt.NDArray[np.uint8]:
+        """The panels as a view, `(panels, panel_bytes)`."""
+        return self.data[self.format.head_bytes :].reshape(panel_count(self.rows), -1)
+
+    def of_panels(self, first: int, end: int) -> Matrix:
+        """The matrix of some of the panels: a view, or a copy where the format has a head."""
+        rows = min(self.rows, end * PANEL_ROWS) - first * PANEL_ROWS
+        panels = self.panels[first:end].reshape(-1)
+        head = self.data[: self.format.head_bytes]
+        return Matrix(np.concatenate([head, panels]) if head.size else panels, self.format, rows, self.columns)

@@ -15,28 +15,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.blocks import Blocks, pack
+from edgemoe.kernels.blocks import Blocks, float_blocks, pack
 from edgemoe.kernels.file_rows import decode_rows, scaled
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
-from edgemoe.kernels.row_types import BLOCK_FORMATS, ROW_TYPES, row_bytes
+from edgemoe.kernels.row_types import ROW_TYPES, row_bytes
 
 _TYPES = tuple(ROW_TYPES)
 """The types of rows that land, by their numbers in C (`em_rows`)."""
 
-TWINS: dict[str, tuple[str, ...]] = {
-    "F32": ("f32",),
-    "F16": ("f16", "f32"),
-    "BF16": ("f32",),
-    **{name: (fmt,) for name, fmt in BLOCK_FORMATS.items()},
-}
-"""The formats that hold all weights of each type exactly, and that it lands in; the smallest first."""
-
 VECTOR, PANELS = 0, 1
 """`em_landing`: a vector becomes float32, filled up to a multiple of 16 elements; a matrix becomes panels."""
 
-STAGING_BYTES = 256 << 10
-"""The most bytes of a part that a thread lands in one go, unless a panel has more: they stay in its cache."""
+STAGING_BYTES = 512 << 10
+"""The buffer from which a thread lands, unless a panel needs more: what it reads stays in its cache until it has
+landed, and the buffers of all threads fill huge pages. A disk of a virtual machine may take requests of a few hundred
+pieces of memory in all at a time, and a read into a huge page is one piece."""
 
 PART = np.dtype(
     [
@@ -78,7 +72,7 @@ def part_of_matrix(
     row_type: str, fmt: str, rows: int, columns: int, place: int, panel_stride: int
 ) -> npt.NDArray[np.void]:
     """The element of `PART` for a matrix of rows that becomes panels of a format with that type's weights."""
-    assert fmt in TWINS[row_type]
+    assert fmt == ROW_TYPES[row_type].twin
     size = rows * row_bytes(row_type, columns)
     fields = (size, place, panel_stride, PANELS, _TYPES.index(row_type), FORMATS[fmt].code, rows, columns, 0)
     return np.array([fields], PART)
@@ -95,8 +89,12 @@ def staging_bytes(parts: Parts) -> int:
     units = [_unit_bytes(part) for part in parts]
     if not units:
         return 0
-    room = max(STAGING_BYTES, *units)
-    return round_up(room, PAGE_BYTES) + 2 * PAGE_BYTES  # with the rest of the pages at both ends
+    return max(STAGING_BYTES, _with_pages(max(units)))
+
+
+def row_staging_bytes(row_type: str, columns: int) -> int:
+    """Bytes of a buffer from which the rows of one panel land."""
+    return _with_pages(PANEL_ROWS * row_bytes(row_type, columns))
 
 
 def steps(part: np.void, room: int) -> Iterator[Step]:
@@ -132,7 +130,7 @@ def land(
     else:
         finite = bool(np.isfinite(rows).all())
         with np.errstate(invalid="ignore"):
-            blocks = Blocks(fmt, rows.astype(np.float16) if fmt.name == "f16" else rows)
+            blocks = float_blocks(rows, fmt)
     panel_bytes, stride = fmt.panel_bytes(int(part["columns"])), int(part["panel_stride"])
     for offset, panel in enumerate(pack(blocks).reshape(-1, panel_bytes)):
         first = place + (number + offset) * stride
@@ -144,3 +142,8 @@ def _unit_bytes(part: np.void) -> int:
     """Bytes of what lands by itself: the rows of a panel, or 16 elements of a vector."""
     columns = int(part["columns"])
     return PANEL_ROWS * row_bytes(_TYPES[part["type"]], columns)
+
+
+def _with_pages(size: int) -> int:
+    """The most bytes of whole pages around so many bytes of a file."""
+    return round_up(size, PAGE_BYTES) + 2 * PAGE_BYTES

@@ -378,17 +378,31 @@ class FfnBiases:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class UnlikeMatrices:
+    """Gate and up of two formats."""
+
+    gate: Annotated[Matrix, matrix("F", "D")]
+    up: Annotated[Matrix, matrix("F", "D")]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class GatedFfn(Operation, code=8):
-    """`output = down (activation(gate input, up input))`, each product plus its bias if there are biases."""
+    """`output = down (activation(gate input, up input))`, each product plus its bias if there are biases.
+
+    Gate and up are one matrix, panel by panel in turn, or `apart`.
+    """
 
     input: Annotated[Floats, rows("D")]
-    gate_up: Annotated[Matrix, matrix("2*up16(F)", "D")]  # gate and up panels interleaved
+    gate_up: Annotated[Matrix | None, matrix("2*up16(F)", "D")]
     down: Annotated[Matrix, matrix("D", "F")]
     output: Annotated[Floats, rows("D"), output(apart_from="input")]
     activation: Activation = SILU
     biases: FfnBiases | None = None
+    apart: UnlikeMatrices | None = None
 
     def check(self, sizes: Sizes) -> None:
+        both = self.gate_up is not None
+        require(both == (self.apart is None), "apart", "none beside `gate_up`" if both else "gate and up", self.apart)
         check_activation(self.activation, gated=True)
         check_biases(self.biases, gated=True)
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from edgemoe.kernels.formats import FORMATS
-
 Factors = Literal["none", "bytes", "nibbles", "pairs", "sixteen", "eight"]
 """How a block has its factors, and offsets: each in a byte; an offset in the high nibble of each; eight of 6 bits with
 as many offsets (Q4_K, Q5_K); sixteen of 6 bits, less 32 (Q3_K); eight of those (IQ4_XS)."""
@@ -67,7 +65,7 @@ ROW_TYPES: dict[str, RowType] = {
     for kind in (
         RowType("F32", 0, 1, 4, "f32"),
         RowType("F16", 1, 1, 2, "f16"),
-        RowType("BF16", 30, 1, 2, "f32"),
+        RowType("BF16", 30, 1, 2, "bf16"),
         RowType("Q8_0", 8, 32, 34, "q8", (Plane(2, 8, 32),)),
         RowType("Q4_0", 2, 32, 18, "q4", (Plane(2, 4, 16),)),
         RowType("Q4_1", 3, 32, 20, "q4m", (Plane(4, 4, 16),), minimum=2),
@@ -102,11 +100,8 @@ the scale of IQ1_M is in four words."""
 BLOCK_FORMATS = {kind.name: kind.twin for kind in ROW_TYPES.values() if not kind.is_float}
 """The types of blocks, with their twin: a source gives them as `Blocks`."""
 
-TYPE_NAMES = {"f32": "F32", **{kind.twin: kind.name for kind in ROW_TYPES.values() if kind.name != "BF16"}}
+TYPE_NAMES = {kind.twin: kind.name for kind in ROW_TYPES.values()}
 """The type that holds the weights of each store format bit for bit, where there is one: the last one above (TQ2_0)."""
-
-WITHOUT_TYPE = tuple(name for name in FORMATS if name not in TYPE_NAMES)
-"""Formats that no file of GGUF has."""
 
 
 def block_columns(type_name: str) -> int:

@@ -292,17 +292,19 @@ class Builder:
         """
         F, D, gated = intermediate_size, self.hidden_size, activation.gated
         output = self.rows(name, D)
-        gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(F), D) if gated else None
-        up = None if gated else self.matrix(f"{name}.up", F, D)
         down = self.matrix(f"{name}.down", D, F)
         biases = None
         if bias:
             of_gate = self.vector(f"{name}.gate_bias", F) if gated else None
             biases = op.FfnBiases(of_gate, self.vector(f"{name}.up_bias", F), self.vector(f"{name}.down_bias", D))
-        if gate_up is not None:
+        if not gated:
+            self.add(op.PlainFfn(source, self.matrix(f"{name}.up", F, D), down, output, activation, biases))
+        elif self.prefix + name in self.options.ffns_apart:
+            apart = op.UnlikeMatrices(self.matrix(f"{name}.gate", F, D), self.matrix(f"{name}.up", F, D))
+            self.add(op.GatedFfn(source, None, down, output, activation, biases, apart))
+        else:
+            gate_up = self.matrix(f"{name}.gate_up", 2 * PANEL_ROWS * panel_count(F), D)
             self.add(op.GatedFfn(source, gate_up, down, output, activation, biases))
-        elif up is not None:
-            self.add(op.PlainFfn(source, up, down, output, activation, biases))
         return output
 
     def deliver(self, source: op.Floats, name: str, bias: bool = False, scale: float = 1.0) -> None:

@@ -34,6 +34,12 @@ def store_spec(store: Store) -> ModelSpec:
     return spec
 
 
+def ffns_apart(store: Store) -> frozenset[str]:
+    """The names of the dense FFNs of a store whose gate and up are two matrices (`BuildOptions.ffns_apart`)."""
+    ends = (tensor.name for tensor in store.manifest.dense if tensor.name.endswith(".gate"))
+    return frozenset(name.removesuffix(".gate") for name in ends)
+
+
 def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
     """Differences between store and spec. Experts are compared by layouts and counts, not one by one."""
     for number, (layer, layouts) in enumerate(zip(spec.layers, store.layouts_of_layers, strict=True)):
@@ -53,7 +59,7 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
             wanted, other = ("with", "without") if routed.bias else ("without", "with")
             yield f"layer {number}: expected experts {wanted} biases, found some {other}"
     tensors = {tensor.name: tensor for tensor in store.manifest.dense}
-    for name, shape in _dense_shapes(spec):
+    for name, shape in _dense_shapes(spec, ffns_apart(store)):
         tensor = tensors.pop(name, None)
         matrix = len(shape) == 2
         if tensor is None:
@@ -70,13 +76,15 @@ def _listed(sizes: set[tuple[int, int, int]]) -> str:
     return " and ".join(map(str, sorted(sizes))) or "none"
 
 
-def _dense_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the dense file's tensors, where gate and up are one matrix, panel by panel."""
+def _dense_shapes(spec: ModelSpec, apart: frozenset[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the dense file's tensors, where gate and up are one matrix, panel by panel, or `apart`."""
     shapes = spec.dense_tensors()
     for name, shape in shapes.items():
-        if name.endswith(".up") and f"{name.removesuffix('up')}gate" in shapes:
+        ffn, _, last = name.rpartition(".")
+        together = ffn not in apart
+        if together and last == "up" and f"{ffn}.gate" in shapes:
             continue
-        if name.endswith(".gate"):
+        if together and last == "gate":
             yield f"{name}_up", (2 * panel_count(shape[0]) * PANEL_ROWS, shape[1])
         else:
             yield name, shape

@@ -237,6 +237,8 @@ class BuildOptions:
 
     A page of tokens: then the last page that a run fills can have its snapshot after the run, which need not be cut.
     """
+    ffns_apart: frozenset[str] = frozenset()
+    """The dense FFNs whose gate and up are two matrices of the store, as they have two formats, by their names."""
 
 
 PLAIN = BuildOptions()
@@ -280,7 +282,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
 
 
 _LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
-_PARTS = frozenset({op.LinearPart, op.FfnBiases, so.DistanceBias})
+_PARTS = frozenset({op.LinearPart, op.FfnBiases, op.UnlikeMatrices, so.DistanceBias})
 """The structs within operations that have leaves."""
 
 

@@ -37,13 +37,19 @@ def list_layer(graph: Graph, number: int) -> list[Line]:
 def distinct_layers(graph: Graph) -> list[tuple[str, int]]:
     """The first of each run of layers of one kind, with the numbers of these layers (`3` or `1-47`)."""
     runs: list[list[int]] = []
-    for number, layer in enumerate(graph.spec.layers):
-        if runs and graph.spec.layers[runs[-1][-1]] == layer:
+    kinds = [(layer, _ffns_apart(section)) for layer, section in zip(graph.spec.layers, graph.layers, strict=True)]
+    for number, kind in enumerate(kinds):
+        if runs and kinds[runs[-1][-1]] == kind:
             runs[-1].append(number)
         else:
             runs.append([number])
     names = (str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
     return [(name, run[0]) for name, run in zip(names, runs, strict=True)]
+
+
+def _ffns_apart(section: Section) -> list[bool]:
+    """Whether gate and up are two matrices, for each gated FFN: it follows from the store, not from the layer."""
+    return [step.operation.apart is not None for step in section.steps if isinstance(step.operation, op.GatedFfn)]
 
 
 def _text(step: Step, records: Sequence[Weight]) -> str:

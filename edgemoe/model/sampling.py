@@ -62,6 +62,7 @@ class SamplingOptions:
     min_length, min_new_tokens: no end before prompt and answer, or the answer, have this many tokens.
     suppress_tokens, begin_suppress_tokens: tokens that never come, or do not begin an answer.
     stop: texts that end the answer where they appear; the answer does not include them.
+    logit_bias: what is added to the logits of some tokens, by id, before all else; it is kept as pairs, by rising id.
     """
 
     temperature: float = 0.0
@@ -80,6 +81,7 @@ class SamplingOptions:
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
     stop: Sequence[str] = ()
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
 
     def __post_init__(self) -> None:
         check = self._check
@@ -103,6 +105,7 @@ class SamplingOptions:
         bad_words = _sequence("bad_words_ids", self.bad_words_ids, "a list of lists of token ids")
         set_field(self, "bad_words_ids", tuple(_token_ids("bad_words_ids", word, least=1) for word in bad_words))
         set_field(self, "stop", _texts("stop", self.stop))
+        set_field(self, "logit_bias", _biases(self.logit_bias))
 
     def _check(self, name: str, valid: Callable[[Any], bool], expected: str, whole: bool = False) -> None:
         value = getattr(self, name)
@@ -113,6 +116,10 @@ class SamplingOptions:
     def changed(self, **given: Any) -> SamplingOptions:
         """These options, except for those given that are not None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def of_answer(self, number: int) -> SamplingOptions:
+        """The options of one of several answers to a prompt: the first has this seed, each further one the next."""
+        return self if self.seed is None else replace(self, seed=(self.seed + number) % 2**64)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: the options by name."""
@@ -189,6 +196,22 @@ def _token_ids(name: str, value: Any, least: int = 0) -> tuple[int, ...]:
     if len(ids) < least:
         raise _wrong(name, "at least one token id in each list", value)
     return ids
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    name, expected = "logit_bias", "a bias from -100 to 100 for each token id"
+    pairs = list(value.items()) if isinstance(value, Mapping) else _sequence(name, value, expected)
+    found: dict[int, float] = {}
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise _wrong(name, expected, pair)
+        token, bias = pair
+        if isinstance(token, str) and token.isascii() and token.isdigit():  # keys of JSON are texts
+            token = int(token)
+        if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or not -100.0 <= float(bias) <= 100.0:
+            raise _wrong(name, expected, bias)
+        found[_token_ids(name, [token])[0]] = float(bias)
+    return tuple(sorted(found.items()))
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

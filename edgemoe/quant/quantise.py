@@ -14,16 +14,20 @@ import numpy.typing as npt
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.blocks import Blocks, Scales
 from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Format, group_count
+from edgemoe.kernels.trellis import TRELLISES, Trellis
+from edgemoe.kernels.trellis_tables import NORMAL_DEVIATIONS, NORMAL_TABLES
+from edgemoe.quant.trellis import quantise_rows
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
-TARGETS = ("q4", "q4m", "m4", "q8", "f16", "f32")
+TARGETS = ("q4", "q4m", "m4", "q8", "bf16", "f16", "f32", *TRELLISES)
 """The names of the formats that weights can be quantised to; the others are those of files, whose blocks are kept."""
 
 _WEIGHTS_AT_ONCE = 1 << 20
 
 _LARGEST_F16 = 65504
+_LARGEST_BF16 = 2.0**128 - 2.0**120
 _SMALLEST_NORMAL_F16 = 2.0**-14
 
 _SYMMETRIC_LEVELS = np.array([-8, -7, -6, -5, -4, 4, 5, 6, 7, -9.25, -8.75, -8.5, -8.25, -7.5, 7.25], np.float32)
@@ -46,18 +50,21 @@ _REFINEMENTS = 2
 """Rounds of refinement: choose the best integers for the scale, then the best scale for the integers."""
 
 
-def quantise(values: Floats, fmt: Format) -> Blocks:
+def quantise(values: Floats, fmt: Format, importance: Floats | None = None) -> Blocks:
     """Quantise weights `(rows, columns)` to blocks of `fmt`.
 
     q8 maps each group's largest magnitude to 127; q4 and q4m search the scale (and minimum) of least squared
-    error; m4 follows the OCP rule (`_shared_exponents`). Raises EdgemoeError for weights that are not finite, or
-    outside the range of the format.
+    error; m4 follows the OCP rule (`_shared_exponents`). Formats with a trellis search the codes and scales of least
+    squared error, where the importance of columns `(columns,)` multiplies squares; no other format takes it. Raises
+    EdgemoeError for weights that are not finite, or outside the range of the format.
     """
     if fmt.name not in TARGETS:
         raise EdgemoeError(
             f"Expected a format that weights can be quantised to ({', '.join(TARGETS)}), found {fmt.name}."
         )
     _check_finite(values)
+    if fmt.trellis is not None:
+        return _quantise_trellis(values, fmt, fmt.trellis, importance)
     if fmt.name == "f32":
         return Blocks(fmt, values)
     rows, columns = values.shape
@@ -67,6 +74,11 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
             halves[chunk] = _to_f16(values[chunk])
             _check_range(halves[chunk], values[chunk], fmt)
         return Blocks(fmt, halves)
+    if fmt.name == "bf16":
+        upper = np.empty(values.shape, np.uint16)
+        for chunk in _row_chunks(values):
+            upper[chunk] = _to_bf16(values[chunk])
+        return Blocks(fmt, upper)
     integers = np.empty(values.shape, np.int8 if fmt.name == "q8" else np.uint8)
     shape = (rows, group_count(columns))
     scales: Scales = np.zeros(shape, np.uint8) if fmt.name == "m4" else np.zeros(shape, np.float16)
@@ -86,6 +98,21 @@ def quantise(values: Floats, fmt: Format) -> Blocks:
             if minimums is not None:
                 minimums[chunk, groups] = found[1]
     return Blocks(fmt, integers, scales, minimums)
+
+
+def _quantise_trellis(values: Floats, fmt: Format, trellis: Trellis, importance: Floats | None) -> Blocks:
+    rows, columns = values.shape
+    codes = np.empty((rows, trellis.code_count(columns)), np.uint8)
+    scales = np.empty((rows, trellis.scale_count(columns)), np.float16)
+    factors = np.empty((rows, trellis.factor_count(columns)), np.uint8) if trellis.has_factors else None
+    tables = NORMAL_TABLES[fmt.name]
+    for chunk in _row_chunks(values):
+        part = np.ascontiguousarray(values[chunk], np.float32)
+        codes[chunk], scales[chunk], own = quantise_rows(part, trellis, tables, NORMAL_DEVIATIONS[fmt.name], importance)
+        if factors is not None and own is not None:
+            factors[chunk] = own
+        _check_range(scales[chunk], part, fmt)
+    return Blocks(fmt, codes, scales, None, factors, tables=tables, width=columns)
 
 
 def _row_chunks(values: Floats) -> Iterator[slice]:
@@ -113,6 +140,18 @@ def _to_f16(values: Floats) -> Halves:
         return values.astype(np.float16)
 
 
+def _to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
+    """The bits of the nearest bf16, of two that are as near the even one. Raises EdgemoeError beyond its range."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    upper = ((bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16).astype(np.uint16)
+    if np.any(upper & 0x7F80 == 0x7F80):
+        raise EdgemoeError(
+            f"there are weights as large as {np.abs(values).max():.6g}; bf16 ends at {_LARGEST_BF16:.6g}.",
+            "Store this class of tensors in f32.",
+        )
+    return upper
+
+
 def _check_range(halves: Halves, values: Floats, fmt: Format) -> None:
     """Raises EdgemoeError if `halves`, the float16 numbers stored for the weights `values`, are not finite."""
     if not np.isfinite(halves).all():
@@ -120,7 +159,7 @@ def _check_range(halves: Halves, values: Floats, fmt: Format) -> None:
         what = "stores them" if fmt.name == "f16" else "stores their scales"
         raise EdgemoeError(
             f"there are weights as large as {largest:.6g}; {fmt.name} {what} in float16, which ends at {_LARGEST_F16}.",
-            "Store this class of tensors in f32" + (", or in q8." if fmt.name in ("q4", "q4m") else "."),
+            "Store this class of tensors in f32" + (", or in q8." if fmt.name in ("q4", "q4m") or fmt.trellis else "."),
         )
 
 

@@ -55,20 +55,37 @@ class ConversationEncoder:
         tokenizer.require()
         template.check_variables(self._variables)
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation, up to where the assistant's answer begins. Raises EdgemoeError."""
+    def encode(self, messages: Sequence[Message], continues: bool = False) -> list[int]:
+        """The ids of a conversation, up to where the assistant's answer begins or, with `continues`, to the end of the
+        last message, which the answer continues. Raises EdgemoeError.
+        """
         for message in messages:
             check_message(message["content"])
         if not self._literal:
-            return self._tokenizer.encode(self._template.render(messages, variables=self._variables))
+            return self._tokenizer.encode(self.render(messages, continues))
         markers = self._tokenizer.special_texts
         texts = [message["content"] for message in messages]
         covers = _covers({marker[0] for marker in markers}, [*texts, self._template.source])
         contents = (_cover(text, markers, covers) for text in texts)
         covered = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
-        text = self._tokenizer.with_twins(self._template.render(covered, variables=self._variables))
+        text = self._tokenizer.with_twins(self.render(covered, continues))
         uncovered = text.translate({ord(cover): character for character, cover in covers.items()})
         return self._tokenizer.encode(uncovered, literal=True)
+
+    def render(self, messages: Sequence[Message], continues: bool = False) -> str:
+        """The text of a conversation, up to the same place. Raises EdgemoeError."""
+        text = self._template.render(messages, not continues, self._variables)
+        if not continues:
+            return text
+        last = messages[-1]["content"]
+        for spelled in (last, last.rstrip(), last.strip()):
+            place = text.rfind(spelled)
+            if spelled and place >= 0:
+                return text[: place + len(spelled)]
+        raise UsageError(
+            "the last message cannot be continued: this model's chat template leaves its text out.",
+            "End the conversation with a message of the user.",
+        )
 
 
 def _covers(characters: Iterable[str], texts: Iterable[str]) -> dict[str, str]:

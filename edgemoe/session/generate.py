@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.prompt_times import PromptEstimate
-from edgemoe.errors import UsageError
+from edgemoe.errors import PromptLengthError, UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
-from edgemoe.session.channels import ChannelTexts, texts_of
+from edgemoe.session.continuation import Continuation, FinishReason
 from edgemoe.session.held_tokens import HeldTokens
+from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.prompt_clock import PromptClock
-from edgemoe.session.sampler import Sampler
-from edgemoe.session.stop_texts import StopTexts
-from edgemoe.session.tokenizer import Detokeniser, Tokenizer, check_token_ids
+from edgemoe.session.tokenizer import Tokenizer, check_token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 LIKELY_TOKEN_CHARACTERS = 8
 """A token has about four characters in most languages: a text that fits the context rarely has more than this."""
-
-FinishReason = Literal["stop", "length", "context", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +68,6 @@ class Generation:
     `statistics` hold the whole, and `ledger` where its time went if the engine keeps one. `stop` may be
     called at any time, from another thread or a signal handler. A stop text of the options is not part of
     `text`; the tokens that spell it were generated, and are among `token_ids`.
-
-    finish_reason: `stop` (the model ended its answer, or a stop text appeared), `length` (max_tokens reached),
-    `context` (no room left), `interrupted` (stopped from outside).
     """
 
     def __init__(
@@ -84,8 +77,11 @@ class Generation:
         prompt_ids: Sequence[int],
         options: SamplingOptions,
         max_tokens: int | None = None,
+        top_logprobs: int | None = None,
     ) -> None:
         """Checks the prompt. Raises UsageError where it is empty, not of this vocabulary, or does not fit.
+
+        `top_logprobs`: how many of the likeliest tokens to name at each place; None keeps no logprobs.
 
         Raises StoreError for stop texts where the model has no tokenizer.
         """
@@ -96,17 +92,12 @@ class Generation:
         self.prompt_ids = list(prompt_ids)
         """The ids of the prompt: those before the answer or, for a model with an encoder, its input."""
         self._before = self.prompt_ids if held.start is None else held.start
-        self.token_ids: list[int] = []
-        self.text = ""
-        self.finish_reason: FinishReason | None = None
+        self._written = Continuation(
+            tokenizer, self._before, options, max_tokens, held.engine.context_length, check_top_logprobs(top_logprobs)
+        )
         self.statistics: GenerationStatistics | None = None
         self.ledger: TimeLedger | None = None
         self._held = held
-        self._tokenizer = tokenizer
-        self._stop_ids = tokenizer.stop_ids | _special_ids(options.stop, tokenizer)
-        self._stop_texts = StopTexts(options.stop)
-        self._sampler = Sampler(options, self._before, self._stop_ids)
-        self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
         self.on_long_prompt: Callable[[PromptEstimate], None] | None = None
         """Called if the prompt takes longer than some seconds, with how long, about.
 
@@ -114,7 +105,24 @@ class Generation:
         that shows another time.
         """
         self._stopped = False
-        self._texts: Detokeniser | ChannelTexts | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self._written.token_ids
+
+    @property
+    def text(self) -> str:
+        return self._written.text
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """The logprobs of `token_ids`, where they were asked for: the model's own, before any setting acts."""
+        return self._written.logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended (see `Continuation`); None while it goes on."""
+        return self._written.finish_reason
 
     @property
     def answer(self) -> str | None:
@@ -122,9 +130,8 @@ class Generation:
 
         None where that channel has not begun: all so far are thoughts, or the call of a tool.
         """
-        if isinstance(self._texts, ChannelTexts):
-            return None if self._texts.final_start is None else self.text[self._texts.final_start :]
-        return self.text
+        start = self._written.final_start
+        return None if start is None else self.text[start:]
 
     def stop(self) -> None:
         """End after the token (or the prompt's layer) being computed, with finish_reason `interrupted`."""
@@ -143,33 +150,24 @@ class Generation:
             logits = self._run_prompt(held)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
-        detokeniser = self._texts = texts_of(self._tokenizer, self._before)
-        while self.finish_reason is None:
+        written = self._written
+        while written.finish_reason is None:
             if self._stopped or logits is None:
-                self.finish_reason = "interrupted"
+                written.finish_reason = "interrupted"
                 break
             began_ns = time.perf_counter_ns()
-            token = self._sampler.sample(logits)
+            token = written.choose(logits)
             sampling_ns += time.perf_counter_ns() - began_ns
-            if token in self._stop_ids:
-                self.finish_reason = "stop"
+            if token is None:
                 break
-            self.token_ids.append(token)
             began_ns = time.perf_counter_ns()
-            piece = self._stop_texts.push(detokeniser.push(token))
+            piece = written.take(token)
             text_ns += time.perf_counter_ns() - began_ns
             if piece:
-                self.text += piece
                 began_ns = time.perf_counter_ns()
                 yield piece
                 consumer_ns += time.perf_counter_ns() - began_ns
-            if self._stop_texts.found:
-                self.finish_reason = "stop"
-            elif len(self.token_ids) >= self._max_tokens:
-                self.finish_reason = "length"
-            elif self._held.engine.position >= self._held.engine.context_length:
-                self.finish_reason = "context"
-            else:
+            if written.finish_reason is None:
                 logits = self._held.forward([token], out=logits)  # the sampler is done with the last ones
         self.statistics = self._statistics(start, prefilled, self._counters(), prefill_tokens)
         ledger = self._held.engine.ledger
@@ -177,8 +175,7 @@ class Generation:
             parts = ledger - ledger_before + TimeLedger({"sampling": sampling_ns, "text": text_ns})
             own_ns = time.perf_counter_ns() - began_all_ns - consumer_ns
             self.ledger = parts + TimeLedger({"python": max(0, own_ns - parts.total_ns)})
-        if piece := self._stop_texts.push(detokeniser.finish()) + self._stop_texts.finish():
-            self.text += piece
+        if piece := written.finish():
             yield piece
 
     def _run_prompt(self, held: int) -> npt.NDArray[np.float32]:
@@ -245,20 +242,17 @@ class Generation:
         )
 
 
-def _special_ids(texts: Sequence[str], tokenizer: Tokenizer) -> frozenset[int]:
-    """The special tokens among stop texts: they produce no text in which they could be found."""
-    found: set[int] = set()
-    for text in texts:
-        ids = tokenizer.encode(text)
-        if len(ids) == 1 and not tokenizer.decode(ids):
-            found.add(ids[0])
-    return frozenset(found)
-
-
 def check_max_tokens(max_tokens: int | None) -> None:
     """Raise UsageError for a limit of an answer that is no whole number above 0."""
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise UsageError(f"`max_tokens`: expected 1 or more, found {max_tokens!r}.", "Leave it out for no limit.")
+
+
+def check_top_logprobs(count: int | None) -> int | None:
+    """The number of likeliest tokens to name; raises UsageError for one that is no whole number from 0 on."""
+    if count is not None and (type(count) is not int or count < 0):
+        raise UsageError(f"`top_logprobs`: expected 0 or more, found {count!r}.", "Leave it out for no logprobs.")
+    return count
 
 
 def check_prompt_length(tokens: int, context_length: int) -> None:
@@ -266,10 +260,7 @@ def check_prompt_length(tokens: int, context_length: int) -> None:
     if tokens == 0:
         raise UsageError("the prompt is empty: expected at least one token.", "Give some text to continue.")
     if tokens >= context_length:
-        raise UsageError(
-            f"the prompt does not fit: expected fewer than {context_length} tokens (the context), found {tokens}.",
-            "Shorten it, or split it into parts.",
-        )
+        raise PromptLengthError(tokens, context_length)
 
 
 def check_text_fits(text: str, tokenizer: Tokenizer, context_length: int) -> None:
@@ -279,11 +270,8 @@ def check_text_fits(text: str, tokenizer: Tokenizer, context_length: int) -> Non
         tokens = len(tokenizer.encode(text[:characters]))
         # where the text was cut a token or two may differ
         if tokens > context_length + 16:
-            raise UsageError(
-                f"the prompt does not fit: expected fewer than {context_length} tokens (the context), found {tokens}"
-                f" in the first {characters} of its {len(text)} characters.",
-                "Shorten it, or split it into parts.",
-            )
+            found = f" in the first {characters} of its {len(text)} characters"
+            raise PromptLengthError(tokens, context_length, found)
         characters *= 2
 
 

@@ -62,7 +62,7 @@ class HeldTokens:
         """
         try:
             logits = self.engine.forward(token_ids, all_logits=all_logits, out=out)
-            _check_finite(logits, self.engine.memory.kv_format)
+            check_finite(logits, self.engine.memory.kv_format)
         except BaseException:
             self.rewind(len(self.ids))  # what the failed run has left behind is not part of the sequence
             raise
@@ -75,7 +75,7 @@ class HeldTokens:
         self.engine.rewind(position)
 
 
-def _check_finite(logits: npt.NDArray[np.float32], kv_format: str) -> None:
+def check_finite(logits: npt.NDArray[np.float32], kv_format: str) -> None:
     """Raises EdgemoeError for logits that are not finite, with the remedy for this format of keys and values."""
     if math.isfinite(logits.min()) and math.isfinite(logits.max()):
         return

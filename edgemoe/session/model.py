@@ -19,15 +19,16 @@ from edgemoe.model.sampling import (
     read_generation_config,
 )
 from edgemoe.session.chat import ChatSession
+from edgemoe.session.continuation import FinishReason
 from edgemoe.session.conversation import ConversationEncoder, check_message
 from edgemoe.session.generate import (
-    FinishReason,
     Generation,
     GenerationStatistics,
     check_prompt_length,
     check_text_fits,
 )
 from edgemoe.session.held_tokens import HeldTokens
+from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.model_files import read_json_object
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Tokenizer, check_token_ids, has_tokenizer, load_library_tokenizer
@@ -54,6 +55,8 @@ class GenerationResult:
     statistics: GenerationStatistics
     ledger: TimeLedger | None = None
     """Where the time went, if the engine kept a ledger."""
+    logprobs: Sequence[TokenLogprobs] = ()
+    """The logprobs of `token_ids`, if they were asked for."""
 
     @property
     def generated_tokens(self) -> int:
@@ -190,13 +193,16 @@ class Model:
         token_ids: Sequence[int],
         max_tokens: int | None = None,
         options: SamplingOptions | None = None,
+        top_logprobs: int | None = None,
     ) -> Generation:
         """An answer to iterate over, piece by piece; greedy without options.
 
-        A model with an encoder reads `token_ids` as its input, and writes a text of its own.
+        A model with an encoder reads `token_ids` as its input, and writes a text of its own. With `top_logprobs` the
+        answer keeps the logprob of each token, and those of as many of the likeliest at its place.
         Raises UsageError for ids that are empty or do not fit, StoreError for stop texts without a tokenizer.
         """
-        return Generation(self.held, self.tokenizer, token_ids, options or SamplingOptions(), max_tokens)
+        sampling = options or SamplingOptions()
+        return Generation(self.held, self.tokenizer, token_ids, sampling, max_tokens, top_logprobs)
 
     def generate(
         self,
@@ -211,6 +217,8 @@ class Model:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         stop: Sequence[str] = (),
+        logit_bias: Mapping[int, float] | None = None,
+        top_logprobs: int | None = None,
     ) -> GenerationResult:
         """The whole answer to a prompt's ids; greedy unless given a temperature. Raises as `stream`.
 
@@ -227,8 +235,9 @@ class Model:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             stop=stop,
+            logit_bias=logit_bias or {},
         )
-        generation = self.stream(token_ids, max_tokens, options)
+        generation = self.stream(token_ids, max_tokens, options, top_logprobs)
         for _ in generation:
             pass
         return finished(generation)
@@ -277,6 +286,7 @@ def finished(generation: Generation) -> GenerationResult:
         finish_reason=generation.finish_reason,
         statistics=generation.statistics,
         ledger=generation.ledger,
+        logprobs=generation.logprobs,
     )
 
 

@@ -1,8 +1,8 @@
 """Settings that change logits before a token is chosen: penalties, and tokens that may not come.
 
-They act in the order of transformers (`_get_logits_processor`): repetition penalty, no repeated n-grams, bad words,
-least length, suppressed tokens, suppressed first tokens. Presence and frequency penalty, which it does not have, come
-right after the repetition penalty. All act on greedy decoding too, and before temperature and filters.
+They act in the order of transformers (`_get_logits_processor`): bias, repetition penalty, no repeated n-grams, bad
+words, least length, suppressed tokens, suppressed first tokens. Presence and frequency penalty, which it does not have,
+come right after the repetition penalty. All act on greedy decoding too, and before temperature and filters.
 
 A processor keeps the state that it needs of the text so far, updated with each token: the work of a step grows with
 the number of different tokens in the text, and never with the vocabulary. Logits are changed in place.
@@ -11,7 +11,7 @@ the number of different tokens in the text, and never with the vocabulary. Logit
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,8 @@ class Processor(Protocol):
 def processors(options: SamplingOptions, prompt_ids: Sequence[int], stop_ids: Collection[int]) -> list[Processor]:
     """The processors of the enabled settings, in the order in which they act."""
     found: list[Processor] = []
+    if options.logit_bias:
+        found.append(LogitBias(options.logit_bias))
     if options.repetition_penalty != 1.0:
         found.append(RepetitionPenalty(options.repetition_penalty, prompt_ids))
     if options.presence_penalty or options.frequency_penalty:
@@ -70,6 +72,21 @@ class _Counts:
             self.ids = np.append(self.ids, token)
             self.counts = np.append(self.counts, np.float32(0))
         self.counts[place] += 1
+
+
+class LogitBias:
+    """Adds to the logits of some tokens (SequenceBiasLogitsProcessor, whose sequences are single tokens here)."""
+
+    def __init__(self, biases: Mapping[int, float] | Sequence[tuple[int, float]]) -> None:
+        by_id = dict(biases)
+        self._ids = np.array(list(by_id), np.int64)
+        self._biases = np.array(list(by_id.values()), np.float32)
+
+    def apply(self, logits: Logits) -> None:
+        logits[self._ids] += self._biases
+
+    def add(self, token: int) -> None:
+        """Nothing to update: the bias is the same for every token of an answer."""
 
 
 class RepetitionPenalty:

@@ -13,23 +13,22 @@ class StopTexts:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.found = False
-        """Whether one of the texts has appeared: nothing more is passed on."""
+        self.first: str | None = None
+        """The text that has appeared: nothing more is passed on."""
         self._texts = texts
         self._held = ""
 
     def push(self, piece: str) -> str:
         """The text that has become certain with this piece; may be empty."""
-        if not self._texts or self.found:
-            return "" if self.found else piece
+        if not self._texts or self.first is not None:
+            return piece if self.first is None else ""
         text = self._held + piece
-        places = [(place + len(stop), place) for stop in self._texts if (place := text.find(stop)) >= 0]
+        places = [(place + len(stop), place, stop) for stop in self._texts if (place := text.find(stop)) >= 0]
         if places:
-            self.found = True
-            certain = min(places)[1]
+            _, certain, self.first = min(places)
         else:
             certain = len(text) - self._possible_beginning(text)
-        self._held = "" if self.found else text[certain:]
+        self._held = text[certain:] if self.first is None else ""
         return text[:certain]
 
     def finish(self) -> str:

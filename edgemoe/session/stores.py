@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from edgemoe.conversion.cached_gguf import find_cached
-from edgemoe.conversion.hub_id import HubId
+from edgemoe.conversion.hub.cached_gguf import find_cached
+from edgemoe.conversion.hub.id import HubId
 from edgemoe.errors import StoreError
 from edgemoe.session.default_model import find_model
 from edgemoe.store.first_bytes import is_gguf_file
@@ -36,7 +36,7 @@ def find_runnable(model: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _pulled(hub_id: HubId) -> Path:
-    from edgemoe.conversion.pull import pull  # only a download needs the hub's library
+    from edgemoe.conversion.hub.pull import pull  # only a download needs the hub's library
 
     return pull(hub_id, to_run=True).path
 

@@ -25,8 +25,10 @@ from edgemoe.kernels.pages import PAGE_BYTES, round_up
 AS_IS, IN_PARTS = "as is", "in parts"
 """The landings. A store on disk has records that land as they are, and no others."""
 
-GATED_SECTIONS, PLAIN_SECTIONS = ("gate_up", "down"), ("up", "down")
-"""The sections of a layout: gate and up, interleaved panel by panel, or up of experts without a gate, and down."""
+GATED_SECTIONS, APART_SECTIONS, PLAIN_SECTIONS = ("gate_up", "down"), ("gate", "up", "down"), ("up", "down")
+"""The sections of a layout: gate and up, interleaved panel by panel or, in unlike formats, one after the other; or up
+of experts without a gate; and down."""
+_SECTIONS = (GATED_SECTIONS, APART_SECTIONS, PLAIN_SECTIONS)
 
 BIASES = "biases"
 """The section that a layout has beside them if its experts have biases (`ExpertLayout.bias_offsets`), in f32."""
@@ -67,13 +69,8 @@ class RecordLayout:
         if name.endswith("_bias"):
             matrix = name.removesuffix("_bias")
             return part_of_vector(row_type, D if matrix == "down" else F, own.bias_offsets()[matrix])
-        if name == "down":
-            fmt, offset = own.down_format, own.down_offset
-            return part_of_matrix(row_type, fmt.name, D, F, offset, fmt.panel_bytes(F))
-        panel_bytes = own.gate_up_format.panel_bytes(D)
-        place = panel_bytes if name == "up" and own.gated else 0
-        stride = 2 * panel_bytes if own.gated else panel_bytes
-        return part_of_matrix(row_type, own.gate_up_format.name, F, D, place, stride)
+        fmt, sizes = own.format_of(name), (D, F) if name == "down" else (F, D)
+        return part_of_matrix(row_type, fmt.name, *sizes, *own.panels_of(name))
 
     @functools.cached_property
     def stored_bytes(self) -> int:
@@ -84,11 +81,20 @@ class RecordLayout:
     def matrices(self) -> ExpertLayout:
         """The same layout in the terms of kernels."""
         places = {section.name: section for section in self.sections}
-        gated = "gate_up" in places
-        first, down, biases = places["gate_up" if gated else "up"], places["down"], places.get(BIASES)
+        both, down, biases = places.get("gate_up"), places["down"], places.get(BIASES)
+        gate, up = both or places.get("gate"), both or places["up"]
         offset = biases.offset if biases else 0
-        sizes = self.hidden_size, self.intermediate_size
-        return ExpertLayout(*sizes, first.format, down.format, down.offset, offset, gated)
+        return ExpertLayout(
+            self.hidden_size,
+            self.intermediate_size,
+            (gate or up).format,
+            up.format,
+            down.format,
+            down.offset,
+            offset,
+            gated=gate is not None,
+            up_offset=up.offset,
+        )
 
     @property
     def has_biases(self) -> bool:
@@ -105,19 +111,19 @@ class RecordLayout:
         """Describe the first fault of a layout from a file; None if kernels can use records of this layout."""
         names = tuple(section.name for section in self.sections)
         matrices = sorted(set(names) - {BIASES})
-        if len(names) > len(set(names)) or matrices not in (sorted(GATED_SECTIONS), sorted(PLAIN_SECTIONS)):
+        if len(names) > len(set(names)) or matrices not in map(sorted, _SECTIONS):
             return (
-                f"expected the sections {', '.join(GATED_SECTIONS)} or {', '.join(PLAIN_SECTIONS)}, with or without"
-                f" {BIASES},"
+                f"expected the sections {' or '.join(map(', '.join, _SECTIONS))}, with or without {BIASES},"
                 f" found {', '.join(names)[:80] or 'none'}."
             )
+        first = next(name for name in ("gate_up", "gate", "up") if name in names)
         if self.slot_bytes % PAGE_BYTES:
             return f"expected a length that is a multiple of {PAGE_BYTES}, found {self.slot_bytes}."
         if self.matrices.varying:
             return self._varying_fault()
         end, before = 0, ""
         for section in sorted(self.sections, key=lambda section: section.offset):
-            leads = section.name in (GATED_SECTIONS[0], PLAIN_SECTIONS[0])
+            leads = section.name == first
             if section.offset % MATRIX_ALIGNMENT_BYTES or (leads and section.offset):
                 place = "byte 0" if leads else f"a multiple of {MATRIX_ALIGNMENT_BYTES} bytes"
                 return f"section {section.name}: expected at {place}, found at byte {section.offset}."
@@ -131,19 +137,22 @@ class RecordLayout:
         return None
 
     def _varying_fault(self) -> str | None:
-        """The fault of a layout whose records differ in length, and so say where what lies in them."""
+        """The fault of a layout whose records differ in length: they are as conversion writes them, or none at all."""
         own = self.matrices
-        expected = 0 if own.gate_up_format.varying else round_up(own.gate_up_bytes, MATRIX_ALIGNMENT_BYTES)
-        found = [section.offset for section in self.sections]
-        if self.has_biases or found != [0, expected]:
-            return f"expected sections at the bytes 0 and {expected}, and no biases, found them at {found}."
+        if own.gate_format != own.up_format and (own.gate_format.varying or own.up_format.varying):
+            return f"expected gate and up in one format, found {own.gate_format.name} and {own.up_format.name}."
+        sizes, formats = (self.hidden_size, self.intermediate_size), (own.up_format, own.down_format)
+        expected = packed_layout(*sizes, *formats, gated=own.gated, gate_format=own.gate_format)
+        if self.sections != expected.sections:
+            places = (", ".join(f"{s.name} at byte {s.offset}" for s in x.sections) for x in (expected, self))
+            return "expected {}, found {}.".format(*places)
         return None
 
     def _bytes_of(self, section: Section) -> int:
         own, biases = self.matrices, self.matrices.bias_offsets()
         # `bias_bytes` would be 0 for biases that a damaged file has at byte 0, and hide that they overlap.
-        sizes = {"down": own.down_bytes, BIASES: biases["end"] - own.biases_offset}
-        return sizes.get(section.name, own.gate_up_bytes)
+        sizes = {"gate": own.gate_bytes, "up": own.up_bytes, "down": own.down_bytes}
+        return (sizes | {"gate_up": own.gate_up_bytes, BIASES: biases["end"] - own.biases_offset})[section.name]
 
 
 @functools.cache
@@ -154,18 +163,22 @@ def packed_layout(
     down_format: Format,
     bias: bool = False,
     gated: bool = True,
+    gate_format: Format | None = None,
     longest: int = 0,
 ) -> RecordLayout:
     """The layout that conversion writes: gate and up, or up alone where experts are not `gated`, directly followed by
-    down, then biases, padded to whole pages. `longest` is the longest record, where records differ in length.
+    down, then biases, padded to whole pages. A `gate_format` that is not up's sets gate apart. `longest` is the longest
+    record, where records differ in length; its `down` is at 0 where gate and up do.
     """
-    matrices = ExpertLayout(hidden_size, intermediate_size, up_format, down_format, 0, gated=gated)
-    first, second = GATED_SECTIONS if gated else PLAIN_SECTIONS
+    gate = gate_format or up_format
+    matrices = ExpertLayout(hidden_size, intermediate_size, gate, up_format, down_format, 0, gated=gated)
+    if gate != up_format:
+        sections = [Section("gate", gate, 0), Section("up", up_format, matrices.gate_bytes)]
+    else:
+        sections = [Section("gate_up" if gated else "up", up_format, 0)]
+    sections.append(Section("down", down_format, 0 if up_format.varying else matrices.gate_up_bytes))
     if matrices.varying:
-        offset = 0 if up_format.varying else matrices.gate_up_bytes
-        own = Section(first, up_format, 0), Section(second, down_format, offset)
-        return RecordLayout(hidden_size, intermediate_size, own, longest)
-    sections = [Section(first, up_format, 0), Section(second, down_format, matrices.gate_up_bytes)]
+        return RecordLayout(hidden_size, intermediate_size, tuple(sections), longest)
     end = matrices.gate_up_bytes + matrices.down_bytes
     if bias:
         sections.append(Section(BIASES, FORMATS["f32"], end))

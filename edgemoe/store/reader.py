@@ -22,6 +22,7 @@ from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import MANIFEST_NAME, TABLE_CHECKSUMS, DenseTensor, FileEntry, Manifest, is_table
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
+from edgemoe.store.panels import DiskPanels, Panels
 from edgemoe.store.records import record_name
 
 MAX_MANIFEST_BYTES = 1 << 28
@@ -152,6 +153,15 @@ class Store:
         vectors = sum(round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES) for tensor in tensors if tensor.format is None)
         span = self.manifest.dense_file.bytes - _first_page(tensors)
         return (round_up(span, PAGE_BYTES) if tensors else 0) + round_up(vectors, PAGE_BYTES)
+
+    @property
+    def embedding_panels(self) -> DiskPanels | None:
+        """The panels of an embedding that can be left on disk; None where there is none."""
+        if self.embedding is None:
+            return None
+        panels = Panels(self.dense_path, self.embedding)
+        past_end = panels.pages(panels.count - 1)[1] > self.manifest.dense_file.bytes
+        return None if past_end else panels
 
     def load_dense(self) -> dict[str, DenseValue]:
         """Every dense tensor but tables by its name, in one block of memory that lives as long as any of them.

@@ -70,6 +70,27 @@ EM_API uint32_t em_crc32c(const em_kernels *kernels, uint32_t crc, const void *d
 /* The CRC-32C of two parts put together, from the checksum of each part and the length of the second. */
 EM_API uint32_t em_crc32c_combine(uint32_t first, uint32_t second, uint64_t second_bytes);
 
+/* ---- encoding in trellis formats -------------------------------------------------------------------- */
+
+/* A trellis format (edgemoe/kernels/trellis.py) with the tables of one matrix. */
+typedef struct em_trellis {
+    int32_t step_bits, step_weights, lag;
+    int32_t level_count;    /* at most 256 */
+    const float *levels;    /* (step_weights, level_count): numbers that weights can be, ascending */
+    const uint8_t *numbers; /* (windows, step_weights): which of them each window stands for */
+    float dearest;          /* what a weight costs at most; times step_weights * 2^step_bits at most 2^28 (step_bits 1: 2^26) */
+} em_trellis;
+
+/* What em_trellis_search needs; 0 for what it refuses. */
+EM_API uint64_t em_trellis_scratch_bytes(const em_trellis *trellis, int32_t columns);
+/* Finds the codes (rows, columns / step_weights) for weights (rows, columns), columns in whole blocks, of the smallest sum
+ * of penalty * (weight * inverse - level)^2, where the penalty is gain * importance, inverses and gains are
+ * (rows, columns / 32), and importance is (columns). All are finite, and penalties at least 0. Costs are rounded down to
+ * whole numbers. */
+EM_API int32_t em_trellis_search(const em_kernels *kernels, const em_trellis *trellis, const float *weights,
+                                 const float *inverses, const float *gains, const float *importance, int32_t rows,
+                                 int32_t columns, uint8_t *codes, void *scratch);
+
 /* ---- thread pool ------------------------------------------------------------------------------------ */
 
 typedef struct em_pool em_pool;

@@ -5,11 +5,11 @@
 #define EDGEMOE_OPERATIONS_DEFINED_H
 
 /* Formats of weights (edgemoe/kernels/formats.py); the first three are those of a KV cache too. */
-typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_Q5 = 6, EM_Q5M = 7, EM_Q8M = 8, EM_Q4Z = 9, EM_IQ4NL = 10, EM_IQ4XS = 11, EM_Q2K = 12, EM_Q3K = 13, EM_Q4K = 14, EM_Q5K = 15, EM_Q6K = 16, EM_NV4 = 17, EM_TQ2 = 18, EM_Q2 = 19, EM_Q1 = 20, EM_F8 = 21, EM_M8 = 22, EM_IQ2XXS = 23, EM_IQ2XS = 24, EM_IQ2S = 25, EM_IQ3XXS = 26, EM_IQ3S = 27, EM_IQ1S = 28, EM_IQ1M = 29, EM_SUB1 = 30, EM_FORMAT_COUNT = 31 } em_format;
+typedef enum em_format { EM_F32 = 0, EM_F16 = 1, EM_Q8 = 2, EM_Q4 = 3, EM_Q4M = 4, EM_M4 = 5, EM_Q5 = 6, EM_Q5M = 7, EM_Q8M = 8, EM_Q4Z = 9, EM_IQ4NL = 10, EM_IQ4XS = 11, EM_Q2K = 12, EM_Q3K = 13, EM_Q4K = 14, EM_Q5K = 15, EM_Q6K = 16, EM_NV4 = 17, EM_TQ2 = 18, EM_Q2 = 19, EM_Q1 = 20, EM_F8 = 21, EM_M8 = 22, EM_IQ2XXS = 23, EM_IQ2XS = 24, EM_IQ2S = 25, EM_IQ3XXS = 26, EM_IQ3S = 27, EM_IQ1S = 28, EM_IQ1M = 29, EM_BF16 = 30, EM_N4 = 31, EM_N3 = 32, EM_N2 = 33, EM_N15 = 34, EM_N1 = 35, EM_N075 = 36, EM_SUB1 = 37, EM_FORMAT_COUNT = 38 } em_format;
 
 /* FORMAT(NAME, name, ...) for each format; the numbers that follow are those of em_format_numbers. */
 enum { EM_SCALE_NONE, EM_SCALE_F16, EM_SCALE_E8M0, EM_SCALE_F32, EM_SCALE_WORDS };
-enum { EM_FACTOR_NONE, EM_FACTOR_INT8, EM_FACTOR_NIBBLE, EM_FACTOR_E4M3, EM_FACTOR_PAIRS, EM_FACTOR_INNER };
+enum { EM_FACTOR_NONE, EM_FACTOR_INT8, EM_FACTOR_NIBBLE, EM_FACTOR_E4M3, EM_FACTOR_PAIRS, EM_FACTOR_INNER, EM_FACTOR_BESIDE };
 enum { EM_TABLE_NONE, EM_TABLE_E2M1, EM_TABLE_IQ4, EM_TABLE_SIGNS };
 enum { EM_GRID_NONE, EM_GRID_IQ2XXS, EM_GRID_IQ2XS, EM_GRID_IQ2S, EM_GRID_IQ3XXS, EM_GRID_IQ3S, EM_GRID_IQ1 };
 #define EM_QUANTISED_FORMATS(FORMAT) \
@@ -38,44 +38,88 @@ enum { EM_GRID_NONE, EM_GRID_IQ2XXS, EM_GRID_IQ2XS, EM_GRID_IQ2S, EM_GRID_IQ3XXS
     FORMAT(IQ3XXS, iq3xxs) \
     FORMAT(IQ3S, iq3s) \
     FORMAT(IQ1S, iq1s) \
-    FORMAT(IQ1M, iq1m)
+    FORMAT(IQ1M, iq1m) \
+    FORMAT(N4, n4) \
+    FORMAT(N3, n3) \
+    FORMAT(N2, n2) \
+    FORMAT(N15, n15) \
+    FORMAT(N1, n1) \
+    FORMAT(N075, n075)
 #define EM_FORMATS(FORMAT) \
-    FORMAT(F32, f32, 1, 32, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(F16, f16, 1, 16, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q8, q8, 0, 8, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q4, q4, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 8, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q4M, q4m, 0, 4, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(M4, m4, 0, 4, EM_SCALE_E8M0, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_E2M1, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q5, q5, 0, 5, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 16, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q5M, q5m, 0, 5, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q8M, q8m, 0, 8, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q4Z, q4z, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(IQ4NL, iq4nl, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_IQ4, EM_GRID_NONE, 0, 0) \
-    FORMAT(IQ4XS, iq4xs, 0, 4, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 1, 0, 0, EM_TABLE_IQ4, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q2K, q2k, 0, 2, EM_SCALE_F16, 3, 1, EM_FACTOR_NIBBLE, 2, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q3K, q3k, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 2, 0, 4, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q4K, q4k, 0, 4, EM_SCALE_F16, 3, 1, EM_FACTOR_INT8, 1, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q5K, q5k, 0, 5, EM_SCALE_F16, 3, 1, EM_FACTOR_INT8, 1, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q6K, q6k, 0, 6, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 2, 0, 32, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(NV4, nv4, 0, 4, EM_SCALE_F32, 30, 0, EM_FACTOR_E4M3, 2, 0, 0, EM_TABLE_E2M1, EM_GRID_NONE, 0, 0) \
-    FORMAT(TQ2, tq2, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_NONE, 1, 0, 1, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q2, q2, 0, 2, EM_SCALE_F16, 1, 0, EM_FACTOR_NONE, 1, 0, 1, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(Q1, q1, 0, 1, EM_SCALE_F16, 2, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_SIGNS, EM_GRID_NONE, 0, 0) \
-    FORMAT(F8, f8, 1, 8, EM_SCALE_F32, 2, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
-    FORMAT(M8, m8, 1, 8, EM_SCALE_E8M0, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0) \
     \
-        FORMAT(IQ2XXS, iq2xxs, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ2XXS, 0, 3) \
+        FORMAT(F32, f32, 1, 32, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
     \
-        FORMAT(IQ2XS, iq2xs, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_PAIRS, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ2XS, 0, 3) \
-    FORMAT(IQ2S, iq2s, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_PAIRS, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ2S, 1, 3) \
+        FORMAT(F16, f16, 1, 16, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    FORMAT(Q8, q8, 0, 8, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    FORMAT(Q4, q4, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 8, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
     \
-        FORMAT(IQ3XXS, iq3xxs, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ3XXS, 0, 2) \
-    FORMAT(IQ3S, iq3s, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_PAIRS, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ3S, 1, 0) \
-    FORMAT(IQ1S, iq1s, 0, 1, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3) \
-    FORMAT(IQ1M, iq1m, 0, 1, EM_SCALE_WORDS, 3, 0, EM_FACTOR_INNER, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3)
+        FORMAT(Q4M, q4m, 0, 4, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(M4, m4, 0, 4, EM_SCALE_E8M0, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_E2M1, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q5, q5, 0, 5, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 16, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q5M, q5m, 0, 5, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q8M, q8m, 0, 8, EM_SCALE_F16, 0, 1, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q4Z, q4z, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(IQ4NL, iq4nl, 0, 4, EM_SCALE_F16, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_IQ4, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(IQ4XS, iq4xs, 0, 4, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 1, 0, 0, EM_TABLE_IQ4, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q2K, q2k, 0, 2, EM_SCALE_F16, 3, 1, EM_FACTOR_NIBBLE, 2, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q3K, q3k, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 2, 0, 4, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q4K, q4k, 0, 4, EM_SCALE_F16, 3, 1, EM_FACTOR_INT8, 1, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q5K, q5k, 0, 5, EM_SCALE_F16, 3, 1, EM_FACTOR_INT8, 1, 1, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q6K, q6k, 0, 6, EM_SCALE_F16, 3, 0, EM_FACTOR_INT8, 2, 0, 32, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(NV4, nv4, 0, 4, EM_SCALE_F32, 30, 0, EM_FACTOR_E4M3, 2, 0, 0, EM_TABLE_E2M1, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(TQ2, tq2, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_NONE, 1, 0, 1, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    FORMAT(Q2, q2, 0, 2, EM_SCALE_F16, 1, 0, EM_FACTOR_NONE, 1, 0, 1, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(Q1, q1, 0, 1, EM_SCALE_F16, 2, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_SIGNS, EM_GRID_NONE, 0, 0, 0, 0) \
+    FORMAT(F8, f8, 1, 8, EM_SCALE_F32, 2, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(M8, m8, 1, 8, EM_SCALE_E8M0, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(IQ2XXS, iq2xxs, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ2XXS, 0, 3, 0, 0) \
+    \
+        FORMAT(IQ2XS, iq2xs, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_PAIRS, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ2XS, 0, 3, 0, 0) \
+    \
+        FORMAT(IQ2S, iq2s, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_PAIRS, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ2S, 1, 3, 0, 0) \
+    \
+        FORMAT(IQ3XXS, iq3xxs, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ3XXS, 0, 2, 0, 0) \
+    \
+        FORMAT(IQ3S, iq3s, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_PAIRS, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ3S, 1, 0, 0, 0) \
+    \
+        FORMAT(IQ1S, iq1s, 0, 1, EM_SCALE_F16, 3, 0, EM_FACTOR_INNER, 1, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3, 0, 0) \
+    \
+        FORMAT(IQ1M, iq1m, 0, 1, EM_SCALE_WORDS, 3, 0, EM_FACTOR_INNER, 2, 0, 0, EM_TABLE_NONE, EM_GRID_IQ1, 2, 3, 0, 0) \
+    \
+        FORMAT(BF16, bf16, 1, 16, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0) \
+    \
+        FORMAT(N4, n4, 0, 4, EM_SCALE_F16, 3, 0, EM_FACTOR_BESIDE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 1, 0) \
+    \
+        FORMAT(N3, n3, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_BESIDE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 1, 0) \
+    \
+        FORMAT(N2, n2, 0, 2, EM_SCALE_F16, 3, 0, EM_FACTOR_BESIDE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 2, 0) \
+    \
+        FORMAT(N15, n15, 0, 3, EM_SCALE_F16, 3, 0, EM_FACTOR_BESIDE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 1, 1) \
+    \
+        FORMAT(N1, n1, 0, 1, EM_SCALE_F16, 30, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 4, 0) \
+    \
+        FORMAT(N075, n075, 0, 3, EM_SCALE_F16, 30, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 1, 2)
 /* Likewise, of formats whose panels differ in length, and which have kernels of their own. */
 #define EM_VARYING_FORMATS(FORMAT) \
-    FORMAT(SUB1, sub1, 0, 1, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0)
+    \
+        FORMAT(SUB1, sub1, 0, 1, EM_SCALE_NONE, 0, 0, EM_FACTOR_NONE, 1, 0, 0, EM_TABLE_NONE, EM_GRID_NONE, 0, 0, 0, 0)
 
 /* Types of numbers in files (edgemoe/kernels/row_types.py): rows of floats, or of blocks. */
 typedef enum em_rows { EM_ROWS_F32 = 0, EM_ROWS_F16 = 1, EM_ROWS_BF16 = 2, EM_ROWS_Q8_0 = 3, EM_ROWS_Q4_0 = 4, EM_ROWS_Q4_1 = 5, EM_ROWS_MXFP4 = 6, EM_ROWS_Q5_0 = 7, EM_ROWS_Q5_1 = 8, EM_ROWS_Q2_K = 9, EM_ROWS_Q3_K = 10, EM_ROWS_Q4_K = 11, EM_ROWS_Q5_K = 12, EM_ROWS_Q6_K = 13, EM_ROWS_IQ4_NL = 14, EM_ROWS_IQ4_XS = 15, EM_ROWS_NVFP4 = 16, EM_ROWS_TQ1_0 = 17, EM_ROWS_TQ2_0 = 18, EM_ROWS_Q2_0 = 19, EM_ROWS_Q1_0 = 20, EM_ROWS_IQ2_XXS = 21, EM_ROWS_IQ2_XS = 22, EM_ROWS_IQ2_S = 23, EM_ROWS_IQ3_XXS = 24, EM_ROWS_IQ3_S = 25, EM_ROWS_IQ1_S = 26, EM_ROWS_IQ1_M = 27, EM_ROWS_COUNT = 28 } em_rows;
@@ -85,7 +129,7 @@ enum { EM_FACTORS_NONE, EM_FACTORS_BYTES, EM_FACTORS_NIBBLES, EM_FACTORS_PAIRS, 
 #define EM_ROW_TYPES(TYPE) \
     TYPE(F32, EM_F32, 1, 4, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
     TYPE(F16, EM_F16, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
-    TYPE(BF16, EM_F32, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
+    TYPE(BF16, EM_BF16, 1, 2, 0, 0, EM_FACTORS_NONE, 0, 0, 0, 0, 0, 0, 0) \
     TYPE(Q8_0, EM_Q8, 32, 34, 0, 0, EM_FACTORS_NONE, 0, 2, 8, 32, 0, 0, 0) \
     TYPE(Q4_0, EM_Q4, 32, 18, 0, 0, EM_FACTORS_NONE, 0, 2, 4, 16, 0, 0, 0) \
     TYPE(Q4_1, EM_Q4M, 32, 20, 0, 2, EM_FACTORS_NONE, 0, 4, 4, 16, 0, 0, 0) \
@@ -313,14 +357,21 @@ typedef struct em_ffn_biases {
     const float *down; /* (D,) */
 } em_ffn_biases;
 
+/* Gate and up of two formats. */
+typedef struct em_unlike_matrices {
+    em_matrix gate; /* (F, D) */
+    em_matrix up;   /* (F, D) */
+} em_unlike_matrices;
+
 /* output = down (activation(gate input, up input)), each product plus its bias if there are biases. */
 typedef struct em_gated_ffn {
     const float *input;        /* (T, D) */
-    em_matrix gate_up;         /* (2*up16(F), D) */
+    em_matrix gate_up;         /* (2*up16(F), D), or all zeros */
     em_matrix down;            /* (D, F) */
     float *output;             /* (T, D) */
     em_activation activation;
     em_ffn_biases biases;      /* all zeros if there are none */
+    em_unlike_matrices apart;  /* all zeros if there are none */
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
 } em_gated_ffn;
@@ -347,15 +398,17 @@ typedef struct em_prefetch {
     int32_t top_k;          /* K */
 } em_prefetch;
 
-/* Where an expert's matrices lie in its record: gate_up at 0, down at down_offset; biases if there are any. */
+/* Where an expert's matrices lie in its record: gate and up at 0, down at down_offset; biases if there are any. */
 typedef struct em_expert_layout {
     int32_t hidden_size;       /* D */
     int32_t intermediate_size; /* F */
-    int32_t gate_up_format;
+    int32_t gate_format;
+    int32_t up_format;
     int32_t down_format;
     int64_t down_offset;
     int64_t biases_offset;
     int32_t gated;
+    int64_t up_offset;
 } em_expert_layout;
 
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
@@ -815,17 +868,19 @@ typedef struct em_choose_blocks {
     STRUCT(em_activation) FIELD(em_activation, function) FIELD(em_activation, alpha) \
         FIELD(em_activation, limit) FIELD(em_activation, offset) FIELD(em_activation, gated) \
     STRUCT(em_ffn_biases) FIELD(em_ffn_biases, gate) FIELD(em_ffn_biases, up) FIELD(em_ffn_biases, down) \
+    STRUCT(em_unlike_matrices) FIELD(em_unlike_matrices, gate) FIELD(em_unlike_matrices, up) \
     STRUCT(em_gated_ffn) FIELD(em_gated_ffn, input) FIELD(em_gated_ffn, gate_up) FIELD(em_gated_ffn, down) \
         FIELD(em_gated_ffn, output) FIELD(em_gated_ffn, activation) FIELD(em_gated_ffn, biases) \
-        FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
+        FIELD(em_gated_ffn, apart) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
     STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \
     STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
         FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
     STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
-        FIELD(em_expert_layout, gate_up_format) FIELD(em_expert_layout, down_format) \
-        FIELD(em_expert_layout, down_offset) FIELD(em_expert_layout, biases_offset) \
-        FIELD(em_expert_layout, gated) \
+        FIELD(em_expert_layout, gate_format) FIELD(em_expert_layout, up_format) \
+        FIELD(em_expert_layout, down_format) FIELD(em_expert_layout, down_offset) \
+        FIELD(em_expert_layout, biases_offset) FIELD(em_expert_layout, gated) \
+        FIELD(em_expert_layout, up_offset) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
@@ -961,6 +1016,9 @@ typedef struct em_choose_blocks {
         FIELD(em_source, release) \
     STRUCT(em_policy_settings) FIELD(em_policy_settings, rate) FIELD(em_policy_settings, weight) \
         FIELD(em_policy_settings, kind) FIELD(em_policy_settings, reserved) \
+    STRUCT(em_trellis) FIELD(em_trellis, step_bits) FIELD(em_trellis, step_weights) FIELD(em_trellis, lag) \
+        FIELD(em_trellis, level_count) FIELD(em_trellis, levels) FIELD(em_trellis, numbers) \
+        FIELD(em_trellis, dearest) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
         FIELD(em_record, descriptor) FIELD(em_record, part_count) FIELD(em_record, parts) \
         FIELD(em_record, places) \

@@ -151,6 +151,8 @@ typedef void em_channels_kernel(float *state, const em_channels_row *row, const 
 typedef void em_activation_kernel(const em_activation *activation, const float *gate, const float *up, float *output,
                                   int32_t count);
 
+typedef struct em_trellis_panel em_trellis_panel; /* trellis/panel.h */
+
 struct em_kernels {
     const char *isa;
 
@@ -182,6 +184,9 @@ struct em_kernels {
 
     /* CRC-32C as the header says: goes on from that of the bytes before, 0 at the beginning. `data` lies anywhere. */
     uint32_t (*crc32c)(uint32_t crc, const uint8_t *data, uint64_t bytes);
+
+    /* The cheapest codes of 16 rows in the columns chain, chain + 4, ...: fills panel's `words` and `ends`. */
+    void (*search_trellis)(const em_trellis_panel *panel, int32_t chain);
 };
 
 #define EM_DECLARE_PANELS(NAME, name, ...)                                                                            \
@@ -201,7 +206,8 @@ EM_VARYING_FORMATS(EM_DECLARE_PANELS)
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \
     em_mix_kernel em_mix_f32_##isa, em_mix_f16_##isa, em_mix_q8_##isa;                                                \
-    uint32_t em_crc32c_##isa(uint32_t crc, const uint8_t *data, uint64_t bytes)
+    uint32_t em_crc32c_##isa(uint32_t crc, const uint8_t *data, uint64_t bytes);                                      \
+    void em_search_trellis_##isa(const em_trellis_panel *panel, int32_t chain)
 
 em_delta_kernel em_delta_generic, em_delta_avx2, em_delta_avx512, em_delta_neon;
 em_scan_kernel em_scan_generic, em_scan_avx2, em_scan_avx512, em_scan_neon;

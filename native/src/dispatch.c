@@ -38,6 +38,7 @@
         .scan = em_scan_##states,                                                                              \
         .channels = em_channels_##states,                                                                      \
         .crc32c = em_crc32c_##vectors,                                                                         \
+        .search_trellis = em_search_trellis_##vectors,                                                         \
     }
 
 /* Best first. */

@@ -1,4 +1,4 @@
-/* Blocks of files (edgemoe/kernels/row_types.py): where codes and factors stand in them, eight codes at a time.
+/* Blocks of files (edgemoe/kernels/row_types.py): where codes and factors stand in them, sixteen codes at a time.
  *
  * All functions are inlined where the type is known, so that places, shifts and masks are constants there. */
 #ifndef EDGEMOE_FILE_BLOCKS_H
@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "bytes16.h"
 #include "edgemoe.h"
 
 /* Bits of codes: the first byte in the block, how many bits of each code, and the bytes of a run. 0 bits: there is none. */
@@ -30,45 +31,45 @@ static const em_row_type em_row_types[EM_ROWS_COUNT] = {EM_ROW_TYPES(EM_ROW_TYPE
 
 #define EM_EVERY_BYTE 0x0101010101010101u /* multiplied with a byte: eight of it */
 
-static inline uint16_t em_load_16(const uint8_t *from) {
+EM_INLINE uint16_t em_load_16(const uint8_t *from) {
     uint16_t value;
     memcpy(&value, from, sizeof value);
     return value;
 }
 
-static inline uint32_t em_load_32(const uint8_t *from) {
+EM_INLINE uint32_t em_load_32(const uint8_t *from) {
     uint32_t value;
     memcpy(&value, from, sizeof value);
     return value;
 }
 
-static inline uint64_t em_load_64(const uint8_t *from) {
+EM_INLINE uint64_t em_load_64(const uint8_t *from) {
     uint64_t value;
     memcpy(&value, from, sizeof value);
     return value;
 }
 
 /* The lowest 8 bits, 8 pairs of bits or 8 nibbles of a number, each in a byte of its own. */
-static inline uint64_t em_spread_bits(uint64_t x) {
+EM_INLINE uint64_t em_spread_bits(uint64_t x) {
     x = (x | x << 28) & 0x0000000F0000000Fu;
     x = (x | x << 14) & 0x0003000300030003u;
     return (x | x << 7) & EM_EVERY_BYTE;
 }
 
-static inline uint64_t em_spread_pairs(uint64_t x) {
+EM_INLINE uint64_t em_spread_pairs(uint64_t x) {
     x = (x | x << 24) & 0x000000FF000000FFu;
     x = (x | x << 12) & 0x000F000F000F000Fu;
     return (x | x << 6) & 3 * EM_EVERY_BYTE;
 }
 
-static inline uint64_t em_spread_nibbles(uint64_t x) {
+EM_INLINE uint64_t em_spread_nibbles(uint64_t x) {
     x = (x | x << 16) & 0x0000FFFF0000FFFFu;
     x = (x | x << 8) & 0x00FF00FF00FF00FFu;
     return (x | x << 4) & 15 * EM_EVERY_BYTE;
 }
 
 /* The bits that a plane has of the codes of columns `column` to `column + 7`. */
-static inline uint64_t em_plane_codes(const uint8_t *block, em_plane p, int32_t column) {
+EM_INLINE uint64_t em_plane_codes(const uint8_t *block, em_plane p, int32_t column) {
     if (p.bits == 0) return 0;
     if (p.run == 1) {
         const uint8_t *from = block + p.at + column * p.bits / 8;
@@ -80,7 +81,7 @@ static inline uint64_t em_plane_codes(const uint8_t *block, em_plane p, int32_t 
 }
 
 /* Four codes of TQ1_0, of three values, from four bytes: `power` is 3 to the number of codes before them in each byte. */
-static inline uint64_t em_threes(const uint8_t *from, uint32_t power) {
+EM_INLINE uint64_t em_threes(const uint8_t *from, uint32_t power) {
     uint64_t x = em_load_32(from);
     x = (x | x << 16) & 0x0000FFFF0000FFFFu;
     x = (x | x << 8) & 0x00FF00FF00FF00FFu;
@@ -90,7 +91,7 @@ static inline uint64_t em_threes(const uint8_t *from, uint32_t power) {
 }
 
 /* Eight codes of TQ1_0: five of them in each of 32 bytes, then of 16, then four in each of 4. */
-static inline uint64_t em_codes_of_threes(const uint8_t *block, int32_t column) {
+EM_INLINE uint64_t em_codes_of_threes(const uint8_t *block, int32_t column) {
     static const uint8_t powers[] = {1, 3, 9, 27, 81};
     uint64_t codes[2];
     for (int32_t i = 0; i < 2; i++) {
@@ -102,19 +103,28 @@ static inline uint64_t em_codes_of_threes(const uint8_t *block, int32_t column) 
     return codes[0] | codes[1] << 32;
 }
 
-/* The codes of columns `column` to `column + 7` of a block, a multiple of 8, each in a byte. */
-static inline uint64_t em_codes(const uint8_t *block, em_row_type type, int32_t column) {
-    if (type.low.bits == 0) return em_codes_of_threes(block, column);
-    return em_plane_codes(block, type.low, column) | em_plane_codes(block, type.high, column) << type.low.bits;
+/* The bits that a plane has of the codes of columns `column` to `column + 15`, a multiple of 16. */
+EM_INLINE em_bytes16 em_plane_codes16(const uint8_t *block, em_plane p, int32_t column) {
+    if (p.bits == 0) return (em_bytes16){0};
+    if (p.run % 16 != 0) return (em_bytes16){em_plane_codes(block, p, column), em_plane_codes(block, p, column + 8)};
+    const int32_t columns = p.run * 8 / p.bits, within = column % columns, field = within / p.run;
+    const em_bytes16 word = em_load_bytes16(block + p.at + column / columns * p.run + within % p.run);
+    return word >> field * p.bits & ((1u << p.bits) - 1) * EM_EVERY_BYTE;
+}
+
+/* The codes of columns `column` to `column + 15` of a block, a multiple of 16, each in a byte. */
+EM_INLINE em_bytes16 em_codes16(const uint8_t *block, em_row_type type, int32_t column) {
+    if (type.low.bits == 0) return (em_bytes16){em_codes_of_threes(block, column), em_codes_of_threes(block, column + 8)};
+    return em_plane_codes16(block, type.low, column) | em_plane_codes16(block, type.high, column) << type.low.bits;
 }
 
 /* Bytes below 64, less 32, as signed bytes. */
-static inline uint64_t em_less_32(uint64_t x) {
+EM_INLINE uint64_t em_less_32(uint64_t x) {
     return ((x | 128 * EM_EVERY_BYTE) - 32 * EM_EVERY_BYTE) ^ 128 * EM_EVERY_BYTE;
 }
 
 /* Writes the `count` factors of a block, as its format has them, and the offsets that stand beside them there. */
-static inline void em_factors(const uint8_t *block, em_row_type type, int32_t count, uint8_t *factors, uint8_t *offsets) {
+EM_INLINE void em_factors(const uint8_t *block, em_row_type type, int32_t count, uint8_t *factors, uint8_t *offsets) {
     const uint8_t *from = block + type.factors_at;
     if (type.factors == EM_FACTORS_BYTES || type.factors == EM_FACTORS_NIBBLES) {
         memcpy(factors, from, (size_t)count);

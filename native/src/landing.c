@@ -1,9 +1,10 @@
 /* See landing.h.
  *
- * Blocks of a file become those of their twin, the format that has the same numbers bit for bit. Eight codes of a block are
- * brought into the bytes of a word, whatever their places in the file (file_blocks.h), and from there into the planes of the
- * panel, whose lines have four neighbouring codes of each row (formats.h): two kinds of shifts and masks, one by the type
- * and one by the format. It costs a few instructions for eight weights, in the cache of the core that read them. */
+ * Blocks of a file become those of their twin, the format that has the same numbers bit for bit. Sixteen codes of a block are
+ * brought into the bytes of a vector, whatever their places in the file (file_blocks.h), and from there, with those of three
+ * more rows, into the planes of the panel, whose lines have four neighbouring codes of each row (formats.h): two kinds of
+ * shifts and masks, one by the type and one by the format. It costs about one instruction for three weights, in the cache of
+ * the core that read them: a reader that lands slower than the disk reads would hold it up. */
 #include "landing.h"
 
 #include <string.h>
@@ -16,11 +17,6 @@
 static const em_row_type *const types = em_row_types;
 
 static bool is_float(const em_row_type *type) { return type->columns == 1; }
-
-/* Whether every number of a type is one of a format. F16 becomes f32 where up or gate beside it is F32. */
-static bool has_twin(int32_t type, int32_t format) {
-    return types[type].format == format || (type == EM_ROWS_F16 && format == EM_F32);
-}
 
 static int64_t row_bytes(const em_part *part) {
     const em_row_type *type = &types[part->type];
@@ -48,7 +44,7 @@ bool em_part_is_sound(const em_part *part) {
         return part->format == EM_F32 && is_float(type) && part->columns == 1 &&
                part->bytes == (int64_t)part->rows * type->bytes;
     }
-    return part->landing == EM_PANELS && has_twin(part->type, part->format) && part->columns >= 1 &&
+    return part->landing == EM_PANELS && type->format == part->format && part->columns >= 1 &&
            part->columns % type->columns == 0 && part->bytes == part->rows * row_bytes(part) &&
            part->panel_stride >= (int64_t)em_panel_bytes(part->format, part->columns);
 }
@@ -109,14 +105,15 @@ static bool land_floats(const em_part *part, int32_t rows, const uint8_t *from, 
     const int64_t bytes = row_bytes(part), size = types[part->type].bytes;
     const int32_t columns = part->columns, padded = em_group_count(columns) * EM_GROUP_COLUMNS;
     bool finite = true;
-    if (part->format == EM_F16) {
+    if (part->format != EM_F32) {
+        const uint16_t exponent = part->format == EM_F16 ? 0x7c00 : 0x7f80;
         uint16_t *to = (uint16_t *)panel;
-        memset(to, 0, em_panel_bytes(EM_F16, columns));
+        memset(to, 0, em_panel_bytes(part->format, columns));
         for (int32_t column = 0; column < columns; column++) {
             for (int32_t row = 0; row < rows; row++) {
                 const uint16_t half = em_load_16(from + row * bytes + column * size);
                 to[column * EM_PANEL_ROWS + row] = half;
-                finite &= is_finite_half(half);
+                finite &= (half & exponent) != exponent;
             }
         }
         return finite;
@@ -135,76 +132,98 @@ static bool land_floats(const em_part *part, int32_t rows, const uint8_t *from, 
 
 /* ---- blocks ---------------------------------------------------------------------------------------------- */
 
-/* Stores four codes of a row in one line, and four in the next. */
-static inline void store_pair(uint8_t *line, uint64_t codes) {
-    memcpy(line, &codes, 4);
-    codes >>= 32;
-    memcpy(line + EM_LINE_BYTES, &codes, 4);
-}
+/* Four rows of a group: the codes of their columns 0 to 15, and those of 16 to 31. */
+typedef struct group_codes {
+    em_four_rows first, second;
+} group_codes;
 
-/* Stores the plane that has `bits` of the codes of a group of a row, from bit `first` on. `to` is the row's place in its
- * first line. */
-static inline void store_plane(uint8_t *to, const uint64_t codes[4], int32_t first, int32_t bits) {
+/* Stores the plane that has `bits` of the codes of four rows of a group, from bit `begin` on. `to` is the place of the
+ * first of them in the plane's first line. */
+EM_INLINE void store_plane(uint8_t *to, const group_codes *codes, int32_t begin, int32_t bits) {
     const uint64_t mask = ((1u << bits) - 1) * EM_EVERY_BYTE;
-    uint64_t own[4];
-    for (int32_t i = 0; i < 4; i++) own[i] = codes[i] >> first & mask;
+    const em_four_rows *x = &codes->first, *y = &codes->second;
+    const em_four_rows first = {x->a >> begin & mask, x->b >> begin & mask, x->c >> begin & mask, x->d >> begin & mask};
+    const em_four_rows second = {y->a >> begin & mask, y->b >> begin & mask, y->c >> begin & mask, y->d >> begin & mask};
     if (bits == 8) {
-        for (int32_t i = 0; i < 4; i++) store_pair(to + 2 * i * EM_LINE_BYTES, own[i]);
-    } else if (bits == 4) {
-        store_pair(to, own[0] | own[2] << 4);
-        store_pair(to + 2 * EM_LINE_BYTES, own[1] | own[3] << 4);
-    } else {
-        const uint64_t word = own[0] | own[1] << 2 | own[2] << 4 | own[3] << 6;
-        if (bits == 2) {
-            store_pair(to, word);
-        } else { /* fields of four columns, not of eight */
-            const uint32_t line = (uint32_t)word | (uint32_t)(word >> 32) << 1;
-            memcpy(to, &line, 4);
-        }
+        em_store_lines4(to, first);
+        em_store_lines4(to + 4 * EM_LINE_BYTES, second);
+        return;
+    }
+    const em_four_rows both = {first.a | second.a << 4, first.b | second.b << 4, first.c | second.c << 4,
+                               first.d | second.d << 4};
+    if (bits == 4) {
+        em_store_lines4(to, both);
+        return;
+    }
+    /* Fields of 2 bits: columns 8 to 15 beside columns 0 to 7, and 24 to 31 beside 16 to 23. */
+    const em_lanes4 ab = (em_lanes4)(EM_PICK2(both.a, both.b, 0, 2) | EM_PICK2(both.a, both.b, 1, 3) << 2);
+    const em_lanes4 cd = (em_lanes4)(EM_PICK2(both.c, both.d, 0, 2) | EM_PICK2(both.c, both.d, 1, 3) << 2);
+    const em_lanes4 even = EM_PICK4(ab, cd, 0, 2, 4, 6), odd = EM_PICK4(ab, cd, 1, 3, 5, 7);
+    if (bits == 2) {
+        em_store_lanes4(to, even);
+        em_store_lanes4(to + EM_LINE_BYTES, odd);
+    } else { /* fields of four columns, not of eight */
+        em_store_lanes4(to, even | odd << 1);
     }
 }
 
-static inline void store_codes(uint8_t *to, const uint64_t codes[4], int32_t bits) {
+EM_INLINE void store_codes(uint8_t *to, const group_codes *codes, int32_t bits) {
     const int32_t low = bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
     store_plane(to, codes, 0, low);
     if (bits > low) store_plane(to + low * EM_LINE_BYTES, codes, low, bits - low);
 }
 
-/* Writes what `pack` has for the rows that the last panel lacks: weights of zero. Scales of m4 are 1, all others 0. */
-static void land_missing_rows(const em_part *part, int32_t rows, uint8_t *panel) {
-    const em_format_numbers numbers = em_numbers(part->format);
-    const int32_t groups = em_group_count(part->columns);
-    const em_sections at = em_sections_of(part->format, groups);
-    memset(panel, 0, at.end);
-    uint64_t codes[4];
-    for (int32_t i = 0; i < 4; i++) codes[i] = numbers.zero * EM_EVERY_BYTE;
-    for (int32_t group = 0; group < groups; group++) {
-        uint8_t *payload = panel + (size_t)group * em_payload_bytes(part->format);
-        for (int32_t row = rows; row < EM_PANEL_ROWS; row++) store_codes(payload + 4 * row, codes, numbers.bits);
+/* Stores a number of each row for each of `count` (8 or 16) groups: `from` has a row's behind each other. */
+static inline void store_factors(uint8_t *to, uint8_t (*from)[16], int32_t count) {
+    for (int32_t group = 0; group < count; group += 8) {
+        for (int32_t row = 0; row < EM_PANEL_ROWS; row += 8) {
+            uint64_t words[8];
+            for (int32_t i = 0; i < 8; i++) words[i] = em_load_64(from[row + i] + group);
+            em_transpose8(words);
+            for (int32_t i = 0; i < 8 && group + i < count; i++) {
+                memcpy(to + (group + i) * EM_PANEL_ROWS + row, &words[i], sizeof words[i]);
+            }
+        }
     }
-    if (numbers.scale == EM_SCALE_E8M0) memset(panel + at.scales, 127, at.end - at.scales);
 }
 
-/* Lands `rows` rows of blocks of a type, which is a constant wherever this is inlined, as one panel. */
-static inline __attribute__((always_inline)) bool land_rows(const em_part *part, em_row_type type, float scale, int32_t rows,
-                                                            const uint8_t *from, uint8_t *panel) {
+/* Sixteen codes of row `row + I` in land_rows, below. */
+#define CODES(I, COLUMN) \
+    (row + (I) >= rows ? zeros : em_codes16(own + (I) * stride, type, EM_GROUP_COLUMNS * group + (COLUMN)))
+
+/* Lands `rows` rows of blocks of a type, which is a constant wherever this is inlined, as one panel. The rows that the last
+ * panel lacks become what `pack` has for them: weights of zero. Their scales are 0, or 1 in m4. */
+EM_INLINE bool land_rows(const em_part *part, em_row_type type, float scale, int32_t rows, const uint8_t *from,
+                         uint8_t *panel) {
     const em_format_numbers numbers = em_numbers(type.format);
     const int32_t blocks = part->columns / type.columns, groups = type.columns / EM_GROUP_COLUMNS;
     const size_t payload_bytes = em_payload_bytes(type.format), scale_bytes = em_scales_bytes(type.format) / EM_PANEL_ROWS;
     const int32_t factor_count = numbers.factor == EM_FACTOR_NONE ? 0 : groups * numbers.halves;
     const em_sections at = em_sections_of(type.format, blocks * groups);
     const bool whole_row = numbers.scale == EM_SCALE_F32;
+    const em_bytes16 zeros = {numbers.zero * EM_EVERY_BYTE, numbers.zero * EM_EVERY_BYTE};
+    const int64_t stride = (int64_t)blocks * type.bytes;
     bool finite = !whole_row || is_finite_float(scale);
+    const size_t payloads = (size_t)blocks * (size_t)groups * payload_bytes;
+    memset(panel + payloads, 0, em_panel_bytes(type.format, part->columns) - payloads);
+    if (numbers.scale == EM_SCALE_E8M0 && rows < EM_PANEL_ROWS) memset(panel + at.scales, 127, at.end - at.scales);
     for (int32_t block = 0; block < blocks; block++) {
         const size_t of_block = (size_t)block * EM_PANEL_ROWS;
-        for (int32_t row = 0; row < rows; row++) {
-            const uint8_t *own = from + row * (int64_t)blocks * type.bytes + (int64_t)block * type.bytes;
-            uint8_t *payload = panel + (size_t)(block * groups) * payload_bytes + 4 * row;
-            for (int32_t group = 0; group < groups; group++) {
-                uint64_t codes[4];
-                for (int32_t i = 0; i < 4; i++) codes[i] = em_codes(own, type, EM_GROUP_COLUMNS * group + 8 * i);
-                store_codes(payload + (size_t)group * payload_bytes, codes, numbers.bits);
+        const uint8_t *first = from + (int64_t)block * type.bytes;
+        for (int32_t group = 0; group < groups; group++) {
+            uint8_t *payload = panel + (size_t)(block * groups + group) * payload_bytes;
+            for (int32_t row = 0; row < EM_PANEL_ROWS; row += 4) {
+                const uint8_t *own = first + row * stride;
+                const group_codes codes = {
+                    {CODES(0, 0), CODES(1, 0), CODES(2, 0), CODES(3, 0)},
+                    {CODES(0, 16), CODES(1, 16), CODES(2, 16), CODES(3, 16)},
+                };
+                store_codes(payload + 4 * row, &codes, numbers.bits);
             }
+        }
+        uint8_t factors[EM_PANEL_ROWS][16] = {{0}}, offsets[EM_PANEL_ROWS][16] = {{0}};
+        for (int32_t row = 0; row < rows; row++) {
+            const uint8_t *own = first + row * stride;
             if (!whole_row) {
                 memcpy(panel + at.scales + (of_block + (size_t)row) * scale_bytes, own + type.scale, scale_bytes);
                 finite &= scale_bytes == 1 ? is_finite_block(own) : is_finite_half(em_load_16(own + type.scale));
@@ -213,34 +232,33 @@ static inline __attribute__((always_inline)) bool land_rows(const em_part *part,
                 memcpy(panel + at.minimums + (of_block + (size_t)row) * 2, own + type.minimum, 2);
                 finite &= is_finite_half(em_load_16(own + type.minimum));
             }
-            if (factor_count == 0) continue;
-            uint8_t factors[16] = {0}, offsets[16] = {0};
-            em_factors(own, type, factor_count, factors, offsets);
-            const size_t first = of_block * (size_t)factor_count + (size_t)row;
-            for (int32_t i = 0; i < factor_count; i++) {
-                panel[at.factors + first + (size_t)i * EM_PANEL_ROWS] = factors[i];
-                if (at.end > at.offsets) panel[at.offsets + first + (size_t)i * EM_PANEL_ROWS] = offsets[i];
-                if (numbers.factor == EM_FACTOR_E4M3) finite &= factors[i] <= EM_MOST_E4M3;
+            if (factor_count > 0) em_factors(own, type, factor_count, factors[row], offsets[row]);
+            for (int32_t i = 0; numbers.factor == EM_FACTOR_E4M3 && i < factor_count; i++) {
+                finite &= factors[row][i] <= EM_MOST_E4M3;
             }
         }
+        if (factor_count == 0) continue;
+        store_factors(panel + at.factors + of_block * (size_t)factor_count, factors, factor_count);
+        if (at.end > at.offsets) store_factors(panel + at.offsets + of_block * (size_t)factor_count, offsets, factor_count);
     }
     if (whole_row) {
         for (int32_t row = 0; row < rows; row++) memcpy(panel + at.scales + 4 * row, &scale, 4);
     }
-    memset(panel + at.end, 0, em_panel_bytes(type.format, part->columns) - at.end);
     return finite;
 }
+
+#undef CODES
 
 /* Lands `rows` rows of blocks as one panel. */
 static bool land_blocks(const em_part *part, float scale, int32_t rows, const uint8_t *from, uint8_t *panel) {
     if (em_numbers(part->format).grid != EM_GRID_NONE) {
         return em_land_grid_rows(part->format, part->columns, types[part->type].bytes, rows, from, panel);
     }
-    if (rows < EM_PANEL_ROWS) land_missing_rows(part, rows, panel);
     switch (part->type) {
 #define EM_LAND(NAME, ...) \
     case EM_ROWS_##NAME: return !is_float(&types[EM_ROWS_##NAME]) && \
-        land_rows(part, types[EM_ROWS_##NAME], scale, rows, from, panel);
+        (rows == EM_PANEL_ROWS ? land_rows(part, types[EM_ROWS_##NAME], scale, EM_PANEL_ROWS, from, panel) \
+                               : land_rows(part, types[EM_ROWS_##NAME], scale, rows, from, panel));
         EM_ROW_TYPES(EM_LAND)
 #undef EM_LAND
     }

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +24,7 @@
 enum {
     READER_THREADS_MAX = 64,
     CAPACITY_MAX = 1 << 20,
+    HUGE_PAGE_BYTES = 2 << 20,
 };
 
 /* The longest piece, and so the longest read call; systems cut longer ones short. */
@@ -38,7 +40,8 @@ struct em_reader {
     bool stopping;
     em_read_counters counters;
     pid_t process;
-    uint8_t *staging; /* (threads, staging_bytes), each beginning at a page; NULL where no record has parts */
+    uint8_t *staging; /* (threads, staging_bytes), each beginning at a page; NULL where no record has parts. Where it has
+                       * huge pages, the system reads a piece into one range of memory, not into 64 pages. */
     int32_t staged;   /* threads that have taken their share of it */
     int32_t started;
     pthread_t threads[READER_THREADS_MAX];
@@ -396,6 +399,15 @@ static em_reader *create_idle(int32_t capacity, int64_t piece_bytes, int64_t sta
     return reader;
 }
 
+static uint8_t *allocate_staging(size_t bytes) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, bytes < HUGE_PAGE_BYTES ? EM_PAGE_BYTES : HUGE_PAGE_BYTES, bytes) != 0) return NULL;
+#ifdef MADV_HUGEPAGE
+    madvise(memory, bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, MADV_HUGEPAGE);
+#endif
+    return memory;
+}
+
 /* Starts as many of the threads as the system allows, since fewer read too, only slower. False if it allows none. */
 static bool start_threads(em_reader *reader, int32_t threads) {
     sigset_t all, before;
@@ -418,12 +430,10 @@ int32_t em_reader_create(int32_t threads, int32_t capacity, int64_t piece_bytes,
     }
     em_reader *reader = create_idle(capacity, piece_bytes, staging_bytes, threads > 1 ? threads - 1 : 1);
     if (!reader) return EM_NO_MEMORY;
-    void *staging = NULL;
-    if (staging_bytes && posix_memalign(&staging, EM_PAGE_BYTES, (size_t)threads * (size_t)staging_bytes) != 0) {
+    if (staging_bytes && !(reader->staging = allocate_staging((size_t)threads * (size_t)staging_bytes))) {
         em_reader_destroy(reader);
         return EM_NO_MEMORY;
     }
-    reader->staging = staging;
     if (!start_threads(reader, threads)) {
         em_reader_destroy(reader);
         return EM_NO_THREADS;

@@ -61,7 +61,7 @@ typedef struct model {
     int32_t count;
     int32_t ids[TOKENS], positions[TOKENS], sequences[TOKENS], pages[1][PAGES];
     int32_t slots[EXPERTS];
-    uint8_t layout_of[EXPERTS]; /* all the first */
+    uint8_t layout_of[EXPERTS]; /* of every other one the second */
     float hidden[TOKENS][WIDTH], normed[TOKENS][WIDTH], query[TOKENS][WIDTH], key[TOKENS][GROUPS * HEAD_WIDTH];
     float value[TOKENS][GROUPS * HEAD_WIDTH], attended[TOKENS][WIDTH], logits[TOKENS][EXPERTS];
     int32_t chosen[TOKENS][USED];
@@ -357,7 +357,7 @@ static inline void add_moe(model *m) {
         .function = EM_FUNCTION_CLAMPED_SILU, .alpha = 1.702f, .limit = 0.5f, .offset = 1, .gated = 1};
     *shared = (em_gated_ffn){.input = *m->hidden, .output = *m->shared, .activation = clamped};
     shared->biases = (em_ffn_biases){m->bias, m->bias + 1, m->bias}; /* of 40, 40 and 72 numbers */
-    shared->gate_up = owned_matrix(m, EM_Q8, 2 * 48, WIDTH);
+    shared->apart = (em_unlike_matrices){owned_matrix(m, EM_Q8, FFN, WIDTH), owned_matrix(m, EM_F16, FFN, WIDTH)};
     shared->down = owned_matrix(m, EM_F16, WIDTH, FFN);
     const em_activation squared = {.function = EM_FUNCTION_RELU2};
     em_plain_ffn *plain = &add(m, EM_PLAIN_FFN)->as.plain_ffn;
@@ -374,7 +374,8 @@ static inline void add_moe(model *m) {
         uint8_t *place = (uint8_t *)(uintptr_t)arena.data + i / bias_count * slot_bytes + biases_offset;
         ((float *)(void *)place)[i % bias_count] = random_float();
     }
-    add(m, EM_EXPERTS)->as.experts = (em_experts){
+    em_experts *experts = &add(m, EM_EXPERTS)->as.experts;
+    *experts = (em_experts){
         .input = *m->hidden,
         .experts = *m->chosen,
         .slots = m->slots,
@@ -382,7 +383,8 @@ static inline void add_moe(model *m) {
         .output = **m->routed,
         .layouts = {{.hidden_size = WIDTH,
                      .intermediate_size = FFN,
-                     .gate_up_format = EM_Q4,
+                     .gate_format = EM_Q4,
+                     .up_format = EM_Q4,
                      .down_format = EM_Q8,
                      .down_offset = gate_up_bytes,
                      .biases_offset = biases_offset,
@@ -396,6 +398,10 @@ static inline void add_moe(model *m) {
         .hidden_size = WIDTH,
         .top_k = USED,
     };
+    experts->layouts[1] = experts->layouts[0]; /* gate and up one after the other */
+    experts->layouts[1].up_offset = gate_up_bytes / 2;
+    experts->layouts_count = 2;
+    for (int32_t i = 1; i < EXPERTS; i += 2) m->layout_of[i] = 1;
     add(m, EM_COMBINE)->as.combine =
         (em_combine){
         .output = *m->hidden, .routed = **m->routed, .weights = *m->weights, .shared = *m->normed,

@@ -11,6 +11,7 @@
 #include "kernels/exponential.h"
 #include "kernels/half.h"
 #include "kernels/matmul/grid.h"
+#include "kernels/matmul/trellis.h"
 #include "sets.h"
 
 enum { ROWS = 11, ROWS_MAX = 64 };
@@ -36,13 +37,19 @@ static uint8_t *random_panel(int32_t format, int32_t columns) {
     for (size_t i = 0; i < bytes; i++) panel[i] = (uint8_t)random_bits();
     for (size_t i = 0; numbers.floating && i < at.scales / (numbers.bits / 8); i++) {
         if (numbers.bits == 32) ((float *)(void *)panel)[i] = random_float();
-        if (numbers.bits == 16) put_half(panel + 2 * i, random_float() * (i % 17 == 3 ? 0x1p-20f : 1));
+        const float size = i % 17 == 3 ? 0x1p-20f : 1;
+        if (format == EM_F16) put_half(panel + 2 * i, random_float() * size);
+        if (format == EM_BF16) {
+            const uint16_t upper = (uint16_t)(em_to_bits(random_float() * size) >> 16);
+            memcpy(panel + 2 * i, &upper, sizeof upper);
+        }
         if (numbers.bits == 8 && (panel[i] & 127) == 127) panel[i] = 0; /* a NaN */
     }
+    const size_t scales_bytes = em_scales_bytes(format);
     for (size_t i = 0; i < scales && numbers.scale != EM_SCALE_NONE; i++) {
         const float size = i % 17 == 3 ? 0x1p-20f : 1; /* some are subnormal */
         const float scale = random_float() * size;
-        if (numbers.scale == EM_SCALE_F16) put_half(panel + at.scales + 2 * i, scale);
+        if (numbers.scale == EM_SCALE_F16) put_half(panel + at.scales + i / 16 * scales_bytes + i % 16 * 2, scale);
         if (numbers.scale == EM_SCALE_F32) memcpy(panel + at.scales + 4 * i, &scale, sizeof scale);
         /* Scales about 1, and the two below float32's normal numbers. */
         if (numbers.scale == EM_SCALE_E8M0) panel[at.scales + i] = (uint8_t)(i % 17 == 3 ? i % 2 : 100 + random_bits() % 56);
@@ -89,18 +96,59 @@ static double value_of(int code, int32_t format) {
     }
 }
 
+/* Tables whose sums lie within -31 to 31, their ends among them. */
+static void random_tables(uint8_t *head, int32_t format) {
+    for (size_t i = 0; i < em_head_bytes(format); i++) head[i] = (uint8_t)(random_bits() % 31 - 15);
+    for (size_t i = 0; i < em_head_bytes(format); i += EM_TRELLIS_TABLE) head[i] = 15, head[i + 1] = (uint8_t)-15;
+    for (size_t i = 0; i < em_head_bytes(format); i += 2 * EM_TRELLIS_TABLE) head[i] = 16, head[i + 1] = (uint8_t)-16;
+}
+
+/* The last `bits` bits of a chain's stream after step `step` of its row, one after another from the first. */
+static int stream_at(const uint8_t *panel, int32_t format, int64_t step, int chain, int bits) {
+    const int each = em_numbers(format).bits;
+    int found = 0;
+    for (int64_t bit = (step + 1) * each - bits; bit < (step + 1) * each; bit++) {
+        found <<= 1;
+        if (bit >= 0) found |= panel[bit / 8 * EM_LINE_BYTES + chain] >> (7 - bit % 8) & 1;
+    }
+    return found;
+}
+
+/* A value by the drawing in trellis.py. */
+static double trellis_value(const uint8_t *head, const uint8_t *panel, int32_t format, int32_t row, int32_t column) {
+    const int weights = 1 << em_numbers(format).block_shift, chain = row * 4 + column % 4;
+    const int64_t step = column / 4 / weights;
+    const int last = stream_at(panel, format, step, chain, 4);
+    const int before = stream_at(panel, format, step - em_numbers(format).lag, chain, 4);
+    const int8_t *tables = (const int8_t *)head + column / 4 % weights * 32;
+    return tables[last ^ before] + tables[16 + before];
+}
+
 /* A weight by the drawing in formats.py. */
-static double weight_at(const uint8_t *panel, int32_t format, int32_t columns, int32_t row, int32_t column) {
+static double weight_at(const uint8_t *head, const uint8_t *panel, int32_t format, int32_t columns, int32_t row, int32_t column) {
     static const int planes[9][2] = {[1] = {1}, [2] = {2}, [3] = {2, 1}, [4] = {4}, [5] = {4, 1}, [6] = {4, 2}, [8] = {8}};
     const em_format_numbers numbers = em_numbers(format);
     const size_t groups = em_group_count(columns), g = column / 32, c = column % 32, r = row;
     if (format == EM_F32) return ((const float *)(const void *)panel)[(size_t)column * 16 + r];
     if (format == EM_F16) return half_at(panel, (size_t)column * 16 + r);
+    if (format == EM_BF16) {
+        uint16_t upper;
+        memcpy(&upper, panel + 2 * ((size_t)column * 16 + r), sizeof upper);
+        return em_from_bits((uint32_t)upper << 16);
+    }
     if (numbers.grid != EM_GRID_NONE) { /* tests/kernels/test_products.py holds them to another decoder */
         const em_sections at = em_sections_of(format, (int32_t)groups);
         const int factor = em_grid_factor(panel, at, format, (int32_t)g, (int)(c * numbers.halves / 32), row);
         return em_grid_value(panel + g * em_payload_bytes(format), format, row, (int)c) * factor *
                (double)em_grid_scale(panel, at, format, (int32_t)g, row);
+    }
+    if (em_is_trellis(format)) {
+        const size_t payloads = (size_t)(columns + (32 << numbers.block_shift) - 1) / (size_t)(32 << numbers.block_shift);
+        const uint8_t *scales = panel + payloads * numbers.bits * 64;
+        const double value = trellis_value(head, panel, format, row, column);
+        if (numbers.factor == EM_FACTOR_NONE) return half_at(scales, r) * value;
+        scales += (size_t)column / 256 * 96;
+        return half_at(scales, r) * ((scales[32 + g % 8 / 2 * 16 + r] >> g % 2 * 4 & 15) + 1) * value;
     }
     int code = numbers.floating ? panel[(size_t)column * 16 + r] : 0;
     if (!numbers.floating) {
@@ -147,7 +195,8 @@ static double apart_at(const uint8_t *panel, int32_t format, int32_t columns, in
 static void test_panels(int32_t format, int32_t columns, int32_t count) {
     enum { PANELS = 3, MARGIN = 5, STRIDE = PANELS * EM_PANEL_ROWS + MARGIN };
     const size_t panel_bytes = em_panel_bytes(format, columns);
-    uint8_t *panels = allocate(PANELS * panel_bytes);
+    uint8_t *data = allocate(em_head_bytes(format) + PANELS * panel_bytes), *panels = data + em_head_bytes(format);
+    random_tables(data, format);
     for (int p = 0; p < PANELS; p++) {
         uint8_t *panel = random_panel(format, columns);
         memcpy(panels + p * panel_bytes, panel, panel_bytes);
@@ -164,7 +213,7 @@ static void test_panels(int32_t format, int32_t columns, int32_t count) {
     }
     for (int32_t i = 0; i < count; i++) rows[i] = (int32_t)(random_bits() % ROWS);
     const em_activations x = {floats, values, group_array, columns, groups};
-    const em_matrix matrix = {panels, format, PANELS * EM_PANEL_ROWS, columns};
+    const em_matrix matrix = {data, format, PANELS * EM_PANEL_ROWS, columns};
     static float results[2][ROWS_MAX][STRIDE];
     float alone[EM_PANEL_ROWS];
     memset(results, 0x55, sizeof results);
@@ -187,7 +236,7 @@ static void test_panels(int32_t format, int32_t columns, int32_t count) {
                 const em_group *group = &group_array[(size_t)rows[i] * groups + c / EM_GROUP_COLUMNS];
                 const double in = em_is_quantised(format) ? (double)values[at] * group->scale
                                                           : floats[(size_t)rows[i] * columns + c];
-                const double term = in * weight_at(panel, format, columns, r % EM_PANEL_ROWS, c);
+                const double term = in * weight_at(data, panel, format, columns, r % EM_PANEL_ROWS, c);
                 sum += term;
                 size += fabs(term) + fabs(in) * apart_at(panel, format, columns, r % EM_PANEL_ROWS, c);
             }
@@ -199,7 +248,7 @@ static void test_panels(int32_t format, int32_t columns, int32_t count) {
             CHECK(bits == 0x55555555);
         }
     }
-    free(panels);
+    free(data);
     free(floats);
     free(values);
     free(group_array);
@@ -225,7 +274,7 @@ static void test_m4_numbers(void) {
                 float out[EM_PANEL_ROWS];
                 sets[s]->panels[EM_M4](&matrix, 0, 1, &x, &row, 1, out, 0);
                 for (int r = 0; r < EM_PANEL_ROWS; r++) {
-                    CHECK((double)out[r] == weight_at(panel, EM_M4, EM_GROUP_COLUMNS, r, column) * (double)group.scale);
+                    CHECK((double)out[r] == weight_at(panel, panel, EM_M4, EM_GROUP_COLUMNS, r, column) * (double)group.scale);
                 }
             }
         }

@@ -186,7 +186,7 @@ def _gate_up(weights: Tensors, prefix: str) -> tuple[str, Matrix]:
         return prefix + ".up", up
     gate = _matrix(weights[prefix + ".gate"])
     panels = panel_count(gate.rows)
-    both = interleave_panels(gate.data, up.data, panels)
+    both = interleave_panels(gate, up)
     return prefix + ".gate_up", Matrix(both, F32, 2 * panels * PANEL_ROWS, gate.columns)
 
 

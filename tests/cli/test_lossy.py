@@ -36,7 +36,8 @@ def side(dropped: float) -> SideReport:
 def made_up_quality(settings: LossySettings, text: str | None = "a text") -> QualityReport:
     losses = (2.5, 2.52) if text else None
     return QualityReport(
-        1, "0", {}, {}, settings.to_json(), "1GiB", text, 1000, 0.0123, 0.041, losses, side(0), side(0.25),
+        1, "0", {}, {}, settings.to_json(), "1GiB", text, 1000, 0.0123, (0.01, 0.0146), 0.041, losses, side(0),
+        side(0.25),
         Spread.of([1.2, 1.3, 1.1]),
     )  # fmt: skip
 
@@ -130,7 +131,7 @@ def test_bench_quality_shows_writes_and_keeps(
     assert (content, name) == ("Once upon a time", "some.txt")
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "KL divergence: 0.01230 nats" in shown.out
+    assert "KL divergence: 0.01230 (0.01000 to 0.01460) nats" in shown.out
     assert "loss: 2.5000 nats lossless, 2.5200 lossy (+0.0200)" in shown.out
     assert "lossy over lossless: 1.20 (1.10 to 1.30) x the speed" in shown.out
     assert "25.0% dropped" in shown.out
@@ -165,6 +166,7 @@ def test_random_ids_are_said_to_be_such() -> None:
         (["--quality", *ON, "--against", "llama.cpp"], 2, "--against"),
         (["--quality", *ON, "--text", "{tmp}/none.txt"], 1, "none.txt"),
         (["--quality", *ON, "--text", "{tmp}/latin.txt"], 2, "not UTF-8"),
+        (["--quality", *ON, "--text", "{tmp}/empty.txt"], 2, "an empty file"),
         (["--quality", *ON, "--json", "{tmp}/none/x.json"], 2, "cannot be written"),
         (["--tokens", "5"], 2, "are for --quality"),
         (["--text", "x"], 2, "are for --quality"),
@@ -174,6 +176,7 @@ def test_what_cannot_be_measured_is_refused(
     tmp_path: Path, options: list[str], code: int, says: str, capsys: Capture
 ) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").write_bytes(b"\n")
     assert run_command(["bench", *(option.replace("{tmp}", str(tmp_path)) for option in options)]) == code
     shown = capsys.readouterr()
     assert says in shown.err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,31 +15,10 @@ from edgemoe.cli.terminal.figures import format_age
 from edgemoe.conversion.progress import Download
 from edgemoe.sizes import format_size
 from tests.support.every_case import every_case
-from tests.support.hub_models import GGUF_MODEL, LARGE, PLAIN, SPLIT, gguf_files
-from tests.support.hub_server import COMMIT, Repository, hub_server, use_hub
+from tests.support.hub_models import GGUF_MODEL, LARGE, PLAIN, SPLIT
+from tests.support.hub_server import COMMIT, Repository
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return gguf_files(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def model(
-    files: dict[str, bytes], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Repository]:
-    monkeypatch.chdir(tmp_path)
-    with hub_server() as server:
-        use_hub(monkeypatch, server.url, cache)
-        server.models[GGUF_MODEL] = Repository(dict(files))
-        yield server.models[GGUF_MODEL]
 
 
 def edgemoe(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
@@ -55,25 +33,27 @@ def path_of(cache: Path, name: str = PLAIN) -> Path:
     return cache / f"models--{GGUF_MODEL.replace('/', '--')}" / "snapshots" / COMMIT / name
 
 
-def test_pull_list_and_rm(model: Repository, cache: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert edgemoe(capsys, "list") == (0, f"There are no models in {cache}; edgemoe pull downloads one.\n", "")
+def test_pull_list_and_rm(
+    gguf_model: Repository, hub_cache: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert edgemoe(capsys, "list") == (0, f"There are no models in {hub_cache}; edgemoe pull downloads one.\n", "")
     code, shown, errors = edgemoe(capsys, "pull", f"{GGUF_MODEL}:q4_k_m")
     assert (code, errors) == (0, "")
-    size = format_size(len(model.files[PLAIN]))
-    assert shown == f"{GGUF_MODEL}:q4_k_m: {size} in {path_of(cache)}. Try it: edgemoe chat {GGUF_MODEL}:q4_k_m\n"
+    size = format_size(len(gguf_model.files[PLAIN]))
+    assert shown == f"{GGUF_MODEL}:q4_k_m: {size} in {path_of(hub_cache)}. Try it: edgemoe chat {GGUF_MODEL}:q4_k_m\n"
     assert edgemoe(capsys, "pull", f"{GGUF_MODEL}:Q4_1")[0] == 0
     code, shown, errors = edgemoe(capsys, "list")
     assert (code, errors) == (0, "")
-    assert f"models in {cache}:" in shown
+    assert f"models in {hub_cache}:" in shown
     assert f"{GGUF_MODEL}:Q4_K_M: GGUF of llama, {size}, used just now" in shown
     assert f"{GGUF_MODEL}:Q4_1: GGUF of llama, 3 files, " in shown
     code, shown, _ = edgemoe(capsys, "list", "--json")
     found = json.loads(shown)
-    assert (code, found["folder"], found["problems"]) == (0, str(cache), [])
+    assert (code, found["folder"], found["problems"]) == (0, str(hub_cache), [])
     assert [one["id"] for one in found["models"]] == [f"{GGUF_MODEL}:Q4_1", f"{GGUF_MODEL}:Q4_K_M"]
     assert found["models"][1] | {"used": ""} == {
         "id": f"{GGUF_MODEL}:Q4_K_M", "kind": "gguf", "architecture": "llama", "files": 1,
-        "bytes": len(model.files[PLAIN]), "whole": True, "used": "",
+        "bytes": len(gguf_model.files[PLAIN]), "whole": True, "used": "",
     }  # fmt: skip
     code, _, errors = edgemoe(capsys, "rm", f"{GGUF_MODEL}:Q4_1")
     assert code == 2
@@ -85,7 +65,7 @@ def test_pull_list_and_rm(model: Repository, cache: Path, capsys: Capture, monke
         assert "It frees " in shown
         assert code == (0 if removed else 1)
         assert ("Nothing was removed." in shown) != removed
-        assert path_of(cache, SPLIT[0]).exists() != removed
+        assert path_of(hub_cache, SPLIT[0]).exists() != removed
     assert edgemoe(capsys, "rm", GGUF_MODEL, "--yes") == (0, f"{GGUF_MODEL}: removed 1 file, freed {size}.\n", "")
     assert "no models in" in edgemoe(capsys, "list")[1]
 
@@ -97,37 +77,43 @@ class Typed(io.StringIO):
         return True
 
 
-def test_a_model_runs_by_its_id(model: Repository, files: dict[str, bytes], cache: Path, capsys: Capture) -> None:
+def test_a_model_runs_by_its_id(
+    gguf_model: Repository, hub_files: dict[str, bytes], hub_cache: Path, capsys: Capture
+) -> None:
     more = ("--raw", "-p", "Hello", "--max-tokens", "4", "--temperature", "0", "--no-warm-start")
     code, said, errors = edgemoe(capsys, "run", f"{GGUF_MODEL}:Q4_1", *more)
     assert (code, errors.replace("the answer was cut at 4 tokens: --max-tokens N allows more", "")) == (0, "")
     for name in SPLIT:
         Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_bytes(files[name])
+        Path(name).write_bytes(hub_files[name])
     assert edgemoe(capsys, "run", SPLIT[0], *more)[1] == said
-    model.error = (503, "")
+    gguf_model.error = (503, "")
     assert edgemoe(capsys, "run", f"{GGUF_MODEL}:Q4_1", *more)[1] == said
     assert edgemoe(capsys, "run", GGUF_MODEL, *more)[1] == said
-    assert model.gets(SPLIT[0]) == [None]
+    assert gguf_model.gets(SPLIT[0]) == [None]
 
 
-def test_a_conversation(model: Repository, cache: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversation(
+    gguf_model: Repository, hub_cache: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hello\n")))
     code, said, _ = edgemoe(capsys, "chat", GGUF_MODEL, "--max-tokens", "3", "--no-warm-start")
     assert code == 0
     assert said
-    assert path_of(cache).exists()
+    assert path_of(hub_cache).exists()
 
 
-def test_inspect_and_info_show_the_file(model: Repository, cache: Path, capsys: Capture) -> None:
+def test_inspect_and_info_show_the_file(gguf_model: Repository, hub_cache: Path, capsys: Capture) -> None:
     code, shown, _ = edgemoe(capsys, "inspect", f"{GGUF_MODEL}:Q8_0", "--json")
     assert code == 0
-    assert json.loads(shown)["files"] == {LARGE: len(model.files[LARGE])}
+    assert json.loads(shown)["files"] == {LARGE: len(gguf_model.files[LARGE])}
     code, shown, _ = edgemoe(capsys, "info", f"{GGUF_MODEL}:Q8_0", "--json")
-    assert json.loads(shown)["model"]["path"] == str(path_of(cache, LARGE))
+    assert json.loads(shown)["model"]["path"] == str(path_of(hub_cache, LARGE))
 
 
-def test_a_plan_needs_the_header_alone(model: Repository, cache: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_plan_needs_the_header_alone(
+    gguf_model: Repository, hub_cache: Path, tmp_path: Path, capsys: Capture
+) -> None:
     figures = tmp_path / "plan.json"
     rates = ("--disk-rate", "1GB/s", "--memory-rate", "10GB/s", "--json", str(figures))
     plans = []
@@ -136,7 +122,7 @@ def test_a_plan_needs_the_header_alone(model: Repository, cache: Path, tmp_path:
             assert edgemoe(capsys, "pull", f"{GGUF_MODEL}:Q4_1")[0] == 0
         assert edgemoe(capsys, "plan", f"{GGUF_MODEL}:Q4_1", *rates)[0] == 0
         plans.append(json.loads(figures.read_text()))
-        assert (model.gets(SPLIT[0]) == []) != pulled
+        assert (gguf_model.gets(SPLIT[0]) == []) != pulled
     before, after = plans
     assert before["known_from"] == "the header of the file on the hub, opened as it is"
     assert before["source"] == f"{GGUF_MODEL}@{COMMIT}/{SPLIT[0]}"
@@ -145,11 +131,11 @@ def test_a_plan_needs_the_header_alone(model: Repository, cache: Path, tmp_path:
         assert before[key] == after[key]
     assert edgemoe(capsys, "plan", f"{GGUF_MODEL}:Q8_0", "--experts", "q4", *rates)[0] == 0
     assert json.loads(figures.read_text())["known_from"] == "config.json and the headers of the weights"
-    assert model.gets(LARGE) == []
+    assert gguf_model.gets(LARGE) == []
 
 
 @pytest.mark.slow
-def test_a_benchmark_opens_the_file(model: Repository, cache: Path, capsys: Capture) -> None:
+def test_a_benchmark_opens_the_file(gguf_model: Repository, hub_cache: Path, capsys: Capture) -> None:
     arguments = ("--prompt", "4", "--decode", "2", "--prefill", "4", "--repeats", "1", "--context", "32")
     code, shown, errors = edgemoe(capsys, "bench", f"{GGUF_MODEL}:Q8_0", *arguments)
     assert (code, errors) == (0, "")
@@ -157,30 +143,30 @@ def test_a_benchmark_opens_the_file(model: Repository, cache: Path, capsys: Capt
 
 
 def test_convert_and_update_take_the_id(
-    model: Repository, files: dict[str, bytes], tmp_path: Path, capsys: Capture
+    gguf_model: Repository, hub_files: dict[str, bytes], tmp_path: Path, capsys: Capture
 ) -> None:
     assert edgemoe(capsys, "convert", f"{GGUF_MODEL}:Q4_K_M", "store")[0] == 0
     store = tmp_path / "store"
     tokenizer = (store / "tokenizer.json").read_bytes()
     (store / "tokenizer.json").write_bytes(tokenizer.replace(b'"', b'"', 1) + b"\n")
-    model.requests.clear()
+    gguf_model.requests.clear()
     code, shown, errors = edgemoe(capsys, "update", str(store), "--from", f"{GGUF_MODEL}:Q4_K_M")
     assert (code, errors) == (0, "")
     assert "1 side file updated" in shown
     assert (store / "tokenizer.json").read_bytes() == tokenizer
-    assert model.gets(PLAIN) == []
+    assert gguf_model.gets(PLAIN) == []
 
 
 def test_without_a_network_it_is_told_that_the_file_is_an_old_one(
-    model: Repository, cache: Path, capsys: Capture
+    gguf_model: Repository, hub_cache: Path, capsys: Capture
 ) -> None:
     assert edgemoe(capsys, "pull", f"{GGUF_MODEL}:Q8_0")[0] == 0
-    model.error = (503, "")
+    gguf_model.error = (503, "")
     code, shown, errors = edgemoe(capsys, "pull", f"{GGUF_MODEL}:Q8_0")
     assert (code, errors) == (
         0, f"note: The hub cannot be reached: {GGUF_MODEL}:Q8_0 is read from the Hugging Face cache on this machine.",
     )  # fmt: skip
-    assert str(path_of(cache, LARGE)) in shown
+    assert str(path_of(hub_cache, LARGE)) in shown
     code, _, errors = edgemoe(capsys, "run", f"{GGUF_MODEL}:Q4_K_M", "-p", "x")
     assert code == 1
     assert errors.count("error: ") == 1
@@ -207,7 +193,7 @@ def test_without_a_network_it_is_told_that_the_file_is_an_old_one(
     ],
 )
 def test_an_error_is_one_paragraph(
-    arguments: list[str], code: int, told: str, model: Repository, tmp_path: Path, capsys: Capture
+    arguments: list[str], code: int, told: str, gguf_model: Repository, tmp_path: Path, capsys: Capture
 ) -> None:
     for folder in ("here", "maker/here"):
         (tmp_path / folder).mkdir(parents=True)

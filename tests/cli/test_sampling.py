@@ -55,6 +55,9 @@ def test_penalties_act_in_run_and_chat(edgemoe: Edgemoe, folder: Path) -> None:
         (["--stop", ""], "--stop: expected texts of at least one character"),
         (["--top-k", "-2"], "--top-k: expected 0 (off) or more"),
         (["--max-tokens", "0"], "--max-tokens: expected 1 or more"),
+        (["--logit-bias", "x=1"], "--logit-bias: expected ID=BIAS, found x=1."),
+        (["--logit-bias", "5"], "--logit-bias: expected ID=BIAS, found 5."),
+        (["--logit-bias", "5=101"], "--logit-bias: expected a bias from -100 to 100 for each token id, found 101"),
     ],
 )
 @pytest.mark.parametrize("verb", ["run", "chat"])
@@ -65,6 +68,74 @@ def test_unusable_values_are_one_error_that_names_the_option(
     assert (done.code, done.output) == (2, "")
     assert done.errors.startswith(f"error: {error}")
     assert done.errors.count("\n") == 1
+
+
+def test_biases_act_in_run_and_chat(edgemoe: Edgemoe, folder: Path) -> None:
+    hello = json.loads(edgemoe("run", folder, *ASK, "--json").output)["token_ids"]
+    forbidden = ("--logit-bias", f"{hello[0]}=-100", "--logit-bias", f"{hello[1]}=3")
+    answer = json.loads(edgemoe("run", folder, *ASK, *forbidden, "--json", "--max-tokens", "3").output)["token_ids"]
+    assert hello[0] not in answer
+    assert answer[0] == hello[1]  # the other tokens have a logit of 0
+    said = f"/set logit_bias {hello[0]}=-100 7=1\n/set\nHi\n/set logit_bias off\nHi\n/set logit_bias 5\n".encode()
+    talk = edgemoe("chat", folder, "--max-tokens", "50", stdin=said)
+    assert f"logit_bias: ((7, 1.0), ({hello[0]}, -100.0))" in talk.output
+    assert talk.output.endswith("Hello, world!\n")
+    assert talk.output.count("Hello") == 1
+    assert "error: logit_bias: expected ID=BIAS, found 5." in talk.errors
+    beyond = edgemoe("run", folder, *ASK, "--logit-bias", "123456789=1")
+    assert (beyond.code, beyond.output) == (2, "")
+    assert "token id 123456789: expected 0 to" in beyond.errors
+
+
+def test_several_answers_each_with_its_seed(edgemoe: Edgemoe, folder: Path) -> None:
+    sampled = ("--temperature", "30", "--max-tokens", "8", "--json")
+    three = edgemoe("run", folder, *ASK, *sampled, "--seed", "5", "--n", "3")
+    assert three.errors == ""
+    answers = [json.loads(line)["token_ids"] for line in three.output.splitlines()]
+    alone = [
+        json.loads(edgemoe("run", folder, *ASK, *sampled, "--seed", str(seed)).output)["token_ids"]
+        for seed in (5, 6, 7)
+    ]
+    assert answers == alone
+    assert answers[0] != answers[1] != answers[2]
+    plain = edgemoe("run", folder, *ASK, "--n", "2", "--temperature", "0")
+    assert plain.output == "Hello, world!\nHello, world!\n"
+    assert plain.errors == (
+        "at temperature 0 all answers are the same (--temperature 0.7)\nanswer 1 of 2:\nanswer 2 of 2:\n"
+    )
+
+
+def test_logprobs_are_in_the_json(edgemoe: Edgemoe, folder: Path) -> None:
+    answer = json.loads(edgemoe("run", folder, *ASK, "--logprobs", "2", "--json").output)
+    entries = answer["logprobs"]
+    assert [entry["id"] for entry in entries] == answer["token_ids"]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == answer["text"] == "Hello, world!"
+    assert "".join(entry["token"] for entry in entries) == answer["text"]
+    for entry in entries:
+        assert entry["top_logprobs"][0]["id"] == entry["id"]
+        assert len(entry["top_logprobs"]) == 2
+        assert -0.1 < entry["logprob"] < 0 > entry["top_logprobs"][1]["logprob"]
+    assert (
+        json.loads(edgemoe("run", folder, *ASK, "--logprobs", "0", "--json").output)["logprobs"][0]["top_logprobs"]
+        == []
+    )
+    assert "logprobs" not in json.loads(edgemoe("run", folder, *ASK, "--json").output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--n", "0"], "--n: expected 1 to 128 answers, found 0."),
+        (["--logprobs", "2"], "--logprobs: the logprobs are a part of what --json prints. Give --json too."),
+        (["--logprobs", "21", "--json"], "--logprobs: expected 0 to 20 tokens, found 21."),
+    ],
+)
+def test_numbers_of_answers_and_logprobs_are_checked(
+    arguments: list[str], error: str, edgemoe: Edgemoe, folder: Path
+) -> None:
+    done = edgemoe("run", folder, *ASK, *arguments)
+    assert (done.code, done.output) == (2, "")
+    assert done.errors.startswith(f"error: {error}")
 
 
 def test_a_cut_answer_says_so_on_stderr(edgemoe: Edgemoe, folder: Path) -> None:

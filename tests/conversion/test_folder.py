@@ -325,7 +325,7 @@ def test_an_existing_file_is_never_looked_up_on_the_hub(tmp_path: Path, monkeypa
     def ask(*arguments: Any, **options: Any) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("edgemoe.conversion.hub_cache.HubRepository", ask)
+    monkeypatch.setattr("edgemoe.conversion.hub.opening.HubRepository", ask)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "maker").mkdir()
     (tmp_path / "maker" / "model").write_bytes(b"something")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgemoe.conversion.forecast import CONFIG_NAME, forecast_store
-from edgemoe.conversion.hub_repository import HubRepository
+from edgemoe.conversion.hub.repository import HubRepository
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine import loaded as loaded_module
 from edgemoe.engine.decoder import Decoder

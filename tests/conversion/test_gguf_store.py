@@ -64,6 +64,8 @@ RUN = ("mixtral", "gpt_oss")
 """Models whose logits are compared too; those of the others follow from their weights, which slow tests compare."""
 WIDE = {"hidden_size": 256, "intermediate_size": 256}
 """Sizes of whole blocks of any type."""
+UNLIKE = [("Q4_0", "Q8_0"), ("Q4_K", "Q6_K"), ("F16", "IQ2_XXS"), ("F32", "IQ3_S")]
+"""Types of gate and of up in one file."""
 PAIRS = [
     *default_pairs(RUN, [*ROW_TYPES], every=3),
     *(pytest.param(name, "Q4_0", marks=pytest.mark.slow) for name in ROUTED if name not in RUN),
@@ -93,17 +95,41 @@ def test_the_bits_are_those_of_the_converted_store(name: str, kind: str, checkpo
     for one, other in zip(landed(opened), landed(stored), strict=True):
         np.testing.assert_array_equal(one, other)
     assert opened.record_bytes == sum(opened.manifest.layouts[0].parts["bytes"])
-    if name not in RUN:
-        return
-    expected = logits(stored, len(stored.manifest.records))
+    if name in RUN:
+        check_logits(opened, logits(stored, len(stored.manifest.records)))
+
+
+def check_logits(opened: Store, expected: np.ndarray) -> None:
+    """The logits of a file, resident and streamed, in one call and token by token, are the expected ones."""
     assert np.isfinite(expected).all()
-    for slots, cuts in ((len(stored.manifest.records), (4,)), (6, (len(IDS), 1))):
+    for slots, cuts in ((len(opened.manifest.records), (4,)), (6, (len(IDS), 1))):
         with engine_with_slots(opened, slots, threads=2, warm_start=False) as engine:
             for together in cuts:
                 engine.rewind(0)
                 pieces = (IDS[start : start + together] for start in range(0, len(IDS), together))
                 found = np.concatenate([engine.forward(piece, all_logits=True) for piece in pieces])
                 np.testing.assert_array_equal(found, expected, err_msg=f"{slots} slots, {together} tokens a call")
+
+
+@pytest.mark.parametrize(("name", "kinds"), default_pairs(RUN, UNLIKE, every=3))
+def test_gate_and_up_of_two_types(name: str, kinds: tuple[str, str], tmp_path: Path) -> None:
+    """Files in mixes have them. The engine computes the dequantised weights' logits, as far as int8 inputs let it."""
+    gate, up = kinds
+    config = CONFIGS[name] | WIDE
+    write_checkpoint(tmp_path / name, config, dtype="F32")
+    types = {"ffn_gate_exps": gate, "ffn_up_exps": up, "ffn_down_exps": "Q8_0", ".": "F32"}
+    path = write_gguf(tmp_path / "m.gguf", config, read_tensors(tmp_path / name), kinds=types)
+    opened, stored = open_store(path), Store.open(convert_checkpoint(str(path), tmp_path / "store"))
+    assert stored.manifest.quantisation["experts"]["relative_error"] == 0 or "F" in gate
+    stored = Store.open(convert_checkpoint(str(path), tmp_path / "kept", experts="keep"))
+    assert stored.manifest.quantisation["experts"]["relative_error"] == 0
+    for one, other in zip(landed(opened), landed(stored), strict=True):
+        np.testing.assert_array_equal(one, other)
+    expected = logits(stored, len(stored.manifest.records))
+    check_logits(opened, expected)
+    floats = Store.open(convert_checkpoint(str(path), tmp_path / "floats", experts="f32", dense="f32"))
+    exact = logits(floats, len(floats.manifest.records))
+    assert np.abs(expected - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_a_dense_model(tmp_path: Path) -> None:
@@ -145,11 +171,25 @@ def test_a_model_has_its_text(checkpoints: Path, tmp_path: Path) -> None:
         assert opened.folder.is_dir()
 
 
-def test_experts_that_cannot_be_used_as_they_are(checkpoints: Path, tmp_path: Path) -> None:
-    path = file_of(checkpoints, tmp_path, "mixtral", {"ffn_gate_exps": "Q4_0", "_exps": "Q8_0", ".": "F32"})
-    with pytest.raises(SourceError, match=r"expected experts .* found Q4_0, which would become q8") as caught:
-        open_store(path)
-    assert caught.value.hint == f"Convert the file once: edgemoe convert {path} DEST."
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "IQ4_NL"])
+def test_an_embedding_left_in_its_file(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    opened = open_store(file_of(checkpoints, tmp_path, "mixtral", {"token_embd": kind, "_exps": "Q4_0", ".": "Q8_0"}))
+    panels = opened.embedding_panels
+    assert panels is not None
+    assert opened.dense_bytes() - opened.dense_bytes(embedding=False) >= panels.count * panels.panel_bytes
+    for portable in (False, True):
+        if portable:
+            use_portable_reader(monkeypatch)
+        expected = logits(opened, 4)
+        with engine_with_slots(opened, 4, embedding_resident=False, warm_start=False) as engine:
+            pieces = np.concatenate([engine.forward(piece, all_logits=True) for piece in (IDS[:5], IDS[5:])])
+            np.testing.assert_array_equal(pieces, expected)
+            os.utime(panels.path, ns=(0, 10**18))
+            with pytest.raises(ReadError, match=r"The embedding of tokens \d+ to \d+: its file was changed"):
+                engine.forward(IDS)
+            os.utime(panels.path, ns=(0, opened.modified_ns(0)))
 
 
 def test_a_file_that_changes_while_it_is_open(checkpoints: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def blocks_of(store: Store, layer: int, expert: int) -> dict[str, Blocks]:
         data = np.frombuffer(file.read(record.length), np.uint8)
     layouts = store.record_layouts[layer]
     assert layouts is not None
-    gate_up, down, _ = layouts.layouts[layouts.layout_of[expert]].weights(data)
+    gate_up, down, _, _ = layouts.layouts[layouts.layout_of[expert]].weights(data)
     both = unpack(gate_up.data, gate_up.format, gate_up.rows, gate_up.columns)
     panels = np.arange(gate_up.rows).reshape(-1, 2, PANEL_ROWS)
     parts = {part: take_rows(both, panels[:, half].reshape(-1)) for half, part in enumerate(("gate", "up"))}

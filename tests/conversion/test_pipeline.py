@@ -17,6 +17,8 @@ from edgemoe.conversion import encoding, pipeline, places, side_files
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.progress import Progress
+from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.formats import FORMATS
@@ -25,6 +27,7 @@ from edgemoe.quant.quantise import quantise
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, read_tensors, write_checkpoint
+from tests.support.every_case import every_case
 from tests.support.homes import without_home
 from tests.support.matrices import quantisation_error
 from tests.support.quantised_source import QuantisedSource
@@ -91,7 +94,9 @@ def test_an_f32_store_holds_the_checkpoint_exactly(
     assert verify_store(store) == []
 
 
-@pytest.mark.parametrize(("experts", "dense"), [(None, None), ("q8", "f16"), ("q4m", "q4"), ("f16", "q4m")])
+@pytest.mark.parametrize(
+    ("experts", "dense"), [(None, None), ("n2", None), ("n075", "q8"), ("q8", "f16"), ("q4m", "q4"), ("f16", "q4m")]
+)
 def test_each_class_gets_its_format_and_the_nearest_weights(
     checkpoint: Path, tmp_path: Path, experts: str | None, dense: str | None
 ) -> None:
@@ -244,9 +249,7 @@ def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_p
 
 
 def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match="`experts`: expected one of q4, q4m, m4, q8, f16, f32, keep, sub1, found 'q7'"
-    ):
+    with pytest.raises(UsageError, match=r"`experts`: expected one of q4, .*, n075, keep, sub1, found 'q7'"):
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q7")
 
 
@@ -419,18 +422,31 @@ def test_quantised_blocks_carry_over_exactly(
     assert statistics["router"]["formats"] == ["f32"]
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "fmt", "own"),
-    [("Q4_0", "Q4_1", "q4m", "q4"), ("Q4_0", "Q8_0", "q8", "q4"), ("MXFP4", "Q4_0", "q8", "m4")],
-)
-def test_gate_and_up_of_two_dtypes_carry_over_exactly_into_the_wider(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, fmt: str, own: str
+@every_case(("first", "second", "formats"), [("Q4_0", "Q4_1", ("q4", "q4m")), ("MXFP4", "Q4_0", ("m4", "q4"))])
+def test_gate_and_up_of_two_dtypes_carry_over_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, formats: tuple[str, str]
 ) -> None:
     source = QuantisedSource(lambda name: second if ".w3." in name else first)
     store = _convert(source, tmp_path, monkeypatch)
     _assert_weights(store, source)
     layout = store.layouts_of_layers[0][0].matrices
-    assert (layout.gate_up_format.name, layout.down_format.name) == (fmt, own)
+    assert (layout.gate_format.name, layout.up_format.name, layout.down_format.name) == (*formats, formats[0])
+    assert [section.name for section in store.manifest.layouts[0].sections] == ["gate", "up", "down"]
+
+
+@every_case(("dtype", "fmt"), [("BF16", "bf16"), ("F16", "f16"), ("F32", "f32"), ("F64", "f32")])
+def test_floats_are_kept_in_their_own_format(tmp_path: Path, dtype: str, fmt: str) -> None:
+    write_checkpoint(tmp_path / "model", SMALL_MIXTRAL, dtype=dtype)
+    store = Store.open(convert_checkpoint(str(tmp_path / "model"), tmp_path / "store", experts="keep", dense="keep"))
+    statistics = store.manifest.quantisation
+    for kind in ("experts", "attention", "embedding"):
+        assert statistics[kind]["formats"] == [fmt]
+        assert statistics[kind]["relative_error"] == 0 or dtype == "F64"
+    weights, tensors = store_weights(store), read_tensors(tmp_path / "model")
+    name = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    np.testing.assert_array_equal(weights["layers.1.experts.2.down"], tensors[name].astype(np.float32))
+    with open_engine(store, EngineOptions(threads=1)) as engine:
+        assert np.isfinite(engine.forward([1, 2, 3])).all()
 
 
 def test_experts_of_one_layer_keep_their_own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +454,7 @@ def test_experts_of_one_layer_keep_their_own_blocks(tmp_path: Path, monkeypatch:
     source = QuantisedSource(lambda name: dtypes[int(name.split(".")[5])] if ".experts." in name else "Q8_0")
     store = _convert(source, tmp_path, monkeypatch)
     _assert_weights(store, source)
-    formats = [store.manifest.layouts[record.layout].matrices.gate_up_format.name for record in store.manifest.records]
+    formats = [store.manifest.layouts[record.layout].matrices.up_format.name for record in store.manifest.records]
     assert formats == ["q4", "q8", "q4m", "q4"] * 2
     assert store.manifest.quantisation["experts"]["formats"] == ["q4", "q4m", "q8"]
     assert store.manifest.quantisation["experts"]["relative_error"] == 0

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgemoe.conversion.forecast import forecast_store
-from edgemoe.conversion.hub import HubSource
-from edgemoe.conversion.hub_id import HubId
-from edgemoe.conversion.hub_repository import HubRepository
+from edgemoe.conversion.hub.id import HubId
+from edgemoe.conversion.hub.repository import HubRepository
+from edgemoe.conversion.hub.source import HubSource
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.rank_shards import rank_shards

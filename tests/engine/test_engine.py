@@ -25,6 +25,7 @@ from edgemoe.experts.policy import POLICIES
 from edgemoe.io import reads
 from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.paging import CacheStatistics
+from edgemoe.model.build import HEAD_ROWS
 from edgemoe.process import rss_bytes
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
@@ -142,6 +143,33 @@ def test_grouping_tokens_in_calls_changes_no_bit(store: Path) -> None:
         np.testing.assert_array_equal(np.concatenate(pieces), whole)
         engine.rewind(100)
         np.testing.assert_array_equal(engine.forward(PROMPT[100:]), whole[-1])
+
+
+@pytest.mark.parametrize("slots", [8, EXPERTS])
+@pytest.mark.parametrize("first", [0, 1, 130, len(PROMPT) - 1, len(PROMPT)])
+def test_logits_that_are_handed_over_are_those_of_a_whole_run(store: Path, slots: int, first: int) -> None:
+    taken: list[np.ndarray] = []
+    with engine_with_slots(store, slots) as engine:
+        whole = engine.forward(PROMPT, all_logits=True)
+        engine.rewind(0)
+        engine.forward_each(PROMPT, lambda rows: taken.append(rows.copy()), first)
+        assert engine.position == len(PROMPT)
+        assert max(map(len, taken), default=0) <= HEAD_ROWS
+    np.testing.assert_array_equal(np.concatenate([whole[:0], *taken]), whole[first:])
+
+
+def test_an_error_of_the_taker_leaves_the_sequence_as_it_was(store: Path) -> None:
+    def fail(rows: np.ndarray) -> None:
+        raise KeyError("taken")
+
+    with engine_with_slots(store, EXPERTS) as engine:
+        engine.forward(PROMPT[:3])
+        with pytest.raises(KeyError, match="taken"):
+            engine.forward_each(PROMPT[3:], fail)
+        assert engine.position == 3
+        after = engine.forward(PROMPT[3:])
+        engine.rewind(0)
+        np.testing.assert_array_equal(after, engine.forward(PROMPT))
 
 
 def test_expert_uses_and_residency(store: Path) -> None:

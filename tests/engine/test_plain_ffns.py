@@ -61,7 +61,7 @@ def test_a_store_holds_the_two_matrices(exact: Store, weights: Weights) -> None:
 
 def test_an_expert_takes_two_thirds_of_a_gated_one(store: Store) -> None:
     layouts = [layouts[0] for layouts in store.layouts_of_layers if layouts]
-    matrix = layouts[0].matrices.gate_up_format.matrix_bytes(40, 64)
+    matrix = layouts[0].matrices.up_format.matrix_bytes(40, 64)
     down = layouts[0].matrices.down_format.matrix_bytes(64, 40)
     assert [layout.weight_bytes for layout in layouts] == [matrix + down, matrix + down + 4 * (48 + 64)]
     assert layouts[0].slot_bytes == 4096

@@ -46,6 +46,16 @@ def test_going_back_starts_from_a_snapshot(store: Path, expected: np.ndarray, po
         np.testing.assert_array_equal(engine.forward(IDS[position : position + 1]), expected[position])
 
 
+def test_logits_that_are_handed_over_skip_tokens_that_are_run_again(store: Path, expected: np.ndarray) -> None:
+    taken: list[np.ndarray] = []
+    with engine_with_slots(store, 8) as engine:
+        engine.forward(IDS[:395])
+        engine.rewind(390)
+        assert engine.sequence.behind == 6
+        engine.forward_each(IDS[390:], lambda rows: taken.append(rows.copy()), 2)
+    np.testing.assert_array_equal(np.concatenate(taken), expected[392:])
+
+
 def test_a_chat_that_takes_back_each_turn_is_exact(store: Path, expected: np.ndarray) -> None:
     """Twelve turns, each answered twice: the first answer, which goes another way, is taken back."""
     with engine_with_slots(store, EXPERTS, context_length=512) as engine:

@@ -61,7 +61,7 @@ def test_records_differ_in_length_and_hold_the_weights_of_the_checkpoint(checkpo
         record = np.fromfile(place.path, np.uint8, place.length, offset=place.offset)
         layouts = opened.record_layouts[layer]
         assert layouts is not None
-        gate_up, down, _ = layouts.layouts[0].weights(record)
+        gate_up, down, _, _ = layouts.layouts[0].weights(record)
         both = weights_of(*unpack_trits(gate_up.data)).reshape(-1, 2, 16, gate_up.columns)
         name = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
         for number, part in enumerate(("w1", "w3")):

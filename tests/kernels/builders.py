@@ -11,8 +11,8 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from edgemoe.kernels.blocks import Blocks, pack
-from edgemoe.kernels.formats import FORMATS, Matrix, group_count, panel_count
+from edgemoe.kernels.blocks import Blocks, float_blocks, pack
+from edgemoe.kernels.formats import FORMATS, Format, Matrix, group_count, panel_count
 from edgemoe.kernels.grid_blocks import decode
 from edgemoe.kernels.grids import GRIDS
 from edgemoe.kernels.operations import (
@@ -28,6 +28,7 @@ from edgemoe.kernels.operations import (
     QuantisedCache,
 )
 from edgemoe.kernels.reference.backend import REFERENCE
+from edgemoe.kernels.trellis import Trellis
 from tests.support.examples import examples
 from tests.support.matrices import interleave_panels
 
@@ -81,7 +82,9 @@ def random_blocks(format_name: str, rows: int, columns: int, random: np.random.G
     fmt = FORMATS[format_name]
     shape = (rows, columns)
     if fmt.bits > 8:
-        return Blocks(fmt, random.standard_normal(shape).astype(np.float32 if fmt.bits == 32 else np.float16))
+        return float_blocks(random.standard_normal(shape).astype(np.float32), fmt)
+    if fmt.trellis is not None:
+        return random_trellis_blocks(fmt, fmt.trellis, rows, columns, random)
     values: np.ndarray = random.integers(0, 1 << fmt.bits, shape).astype(np.uint8)
     if fmt.grid != "none":
         grid = GRIDS[fmt.grid]
@@ -112,6 +115,21 @@ def random_blocks(format_name: str, rows: int, columns: int, random: np.random.G
     return Blocks(fmt, values, scales, minimums, factors, None if offsets is None else offsets.astype(np.uint8))
 
 
+def random_trellis_blocks(
+    fmt: Format, trellis: Trellis, rows: int, columns: int, random: np.random.Generator
+) -> Blocks:
+    """Blocks of a format with a trellis; matrices of one format have one set of tables, so that they can be joined."""
+    codes = random.integers(0, 1 << trellis.step_bits, (rows, trellis.code_count(columns))).astype(np.uint8)
+    scales = (random.standard_normal((rows, fmt.scale_count(columns))) / 10).astype(np.float16)
+    factors = (
+        random.integers(0, 16, (rows, fmt.factor_count(columns))).astype(np.uint8) if trellis.has_factors else None
+    )
+    tables = np.random.default_rng(fmt.code).integers(-15, 16, (trellis.step_weights, 2, 16)).astype(np.int8)
+    tables[:, 0, :2] = 16, -16
+    tables[:, 1, :2] = -15, 15  # a window of 0 and 1 and one of 1 and 0 reach both ends
+    return Blocks(fmt, codes, scales, None, factors, tables=tables, width=columns)
+
+
 def random_matrix(format_name: str, rows: int, columns: int, random: np.random.Generator) -> Matrix:
     blocks = random_blocks(format_name, rows, columns, random)
     return Matrix(aligned_copy(pack(blocks)), blocks.format, rows, columns)
@@ -123,7 +141,7 @@ def random_ffn(
     """The `gate_up` and `down` matrices of an FFN."""
     panels = panel_count(intermediate_size)
     gate, up = (random_matrix(format_name, intermediate_size, hidden_size, random) for _ in range(2))
-    both = aligned_copy(interleave_panels(gate.data, up.data, panels))
+    both = aligned_copy(interleave_panels(gate, up))
     gate_up = Matrix(both, gate.format, 32 * panels, hidden_size)
     return gate_up, random_matrix(format_name, hidden_size, intermediate_size, random)
 

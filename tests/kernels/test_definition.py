@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -157,7 +157,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
     experts = ex.Experts(query, chosen, slots, arena, *layouts, floats(TOKENS, 1, 40))
     (layout,) = layouts.layouts
 
-    def with_layout(**changes: int) -> ex.Experts:
+    def with_layout(**changes: Any) -> ex.Experts:
         return replace(experts, layouts=(layout, replace(layout, **changes)))
 
     matrix = random_matrix("f32", 6, 40, random)
@@ -233,7 +233,13 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         ),
         (op.GatedFfn(query, replace(gate_up, rows=32), down, query.copy()), "gate_up", "shape (64, 40)"),
         (op.GatedFfn(query, gate_up, replace(down, rows=39), query.copy()), "down", "shape (40, F)"),
-        (op.GatedFfn(query, None, down, query.copy()), "gate_up", "a matrix, found NoneType"),  # type: ignore[arg-type]
+        (op.GatedFfn(query, None, down, query.copy()), "apart", "gate and up, found None"),
+        (
+            op.GatedFfn(query, gate_up, down, query.copy(), apart=op.UnlikeMatrices(gate_up, gate_up)),
+            "apart.gate",
+            "shape (24, 40)",
+        ),
+        (op.GatedFfn(query, None, down, query.copy(), apart=op.UnlikeMatrices(up, down)), "apart.up", "shape (24, 40)"),
         (op.GatedFfn(query, gate_up, down, query.copy(), op.Activation("clamped_silu")), "activation.limit", "a limit"),
         (
             op.GatedFfn(query, gate_up, down, query.copy(), op.Activation(alpha=2.0)),
@@ -284,6 +290,9 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (with_layout(biases_offset=arena.shape[1]), "arena", "slots of at least"),
         (with_layout(hidden_size=39), "layouts[1].hidden_size", "expected 40, found 39"),
         (with_layout(intermediate_size=40), "layouts[1].intermediate_size", "expected 24, found 40"),
+        (with_layout(up_offset=4), "layouts[1].up_offset", "0, or a multiple of 64, at least"),
+        (with_layout(up_offset=arena.shape[1]), "layouts[1].down_offset", "a multiple of 64, at least"),
+        (with_layout(up_format=FORMATS["q8"]), "layouts[1].gate_format", "expected q8, found q4"),
         (with_layout(down_offset=4), "layouts[1].down_offset", "a multiple of 64"),
         (with_layout(down_offset=arena.shape[1]), "arena", "slots of at least"),
         (replace(experts, layouts=()), "layouts", "1 to 16, found 0"),

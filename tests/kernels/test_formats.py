@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemoe.kernels.blocks import Blocks, dequantise, pack, unpack
+from edgemoe.kernels.blocks import Blocks, dequantise, pack, pack_head, pack_panels, unpack
 from edgemoe.kernels.formats import FORMATS, Format, group_count, panel_count
 from tests.kernels.builders import (
     FORMAT_NAMES,
@@ -21,14 +22,19 @@ from tests.kernels.builders import (
     seeds,
 )
 from tests.kernels.grid_drawing import packed_grid_slowly
+from tests.kernels.trellis_drawing import packed_trellis_slowly, trellis_value
 from tests.support.every_case import every_case
 
 BITS = {
-    "f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25, "q5": 5.5, "q5m": 6, "q8m": 9, "q4z": 4.75,
+    "f32": 32, "f16": 16, "bf16": 16,
+    "q8": 8.5, "q4": 4.5, "q4m": 5, "m4": 4.25, "q5": 5.5, "q5m": 6, "q8m": 9, "q4z": 4.75,
     "iq4nl": 4.5, "iq4xs": 4.3125, "q2k": 2.625, "q3k": 3.5625, "q4k": 4.625, "q5k": 5.625, "q6k": 6.5625, "nv4": 4.5,
     "tq2": 2.0625, "q2": 2.25, "q1": 1.125, "f8": 8.25, "m8": 8.25,
     "iq2xxs": 2.0625, "iq2xs": 2.3125, "iq2s": 2.5625, "iq3xxs": 3.0625, "iq3s": 3.4375, "iq1s": 1.5625, "iq1m": 1.75,
+    "n4": 4.1875, "n3": 3.1875, "n2": 2.1875, "n15": 1.6875, "n1": 1, "n075": 0.75,
 }  # fmt: skip
+HEADS = {"n4": 64, "n3": 64, "n2": 64, "n15": 64, "n1": 64, "n075": 128}
+"""Bytes before the panels, of formats that have any."""
 UNITS = {"iq2xxs": 1 / 8, "iq2xs": 1 / 8, "iq2s": 1 / 8, "iq3xxs": 1 / 4, "iq3s": 1, "iq1s": 1 / 8, "iq1m": 1 / 8}
 MISSING = {"q4": 8, "q5": 16, "q8m": 128, "q3k": 4, "q6k": 32, "tq2": 1, "q2": 1}
 """The codes of missing rows and columns, where they are not 0."""
@@ -38,6 +44,8 @@ def packed_slowly(blocks: Blocks) -> bytes:
     """The bytes of a matrix, one weight at a time, as the docstring draws them."""
     if blocks.format.grid != "none":
         return packed_grid_slowly(blocks)
+    if blocks.format.trellis is not None:
+        return packed_trellis_slowly(blocks)
     rows, columns = blocks.values.shape
     groups = group_count(columns)
     fmt, bits = blocks.format, blocks.format.bits
@@ -81,7 +89,11 @@ def packed_slowly(blocks: Blocks) -> bytes:
 
 def assert_same_blocks(found: Blocks, expected: Blocks) -> None:
     assert found.format == expected.format
-    for one, other in zip((found.values, *found.numbers), (expected.values, *expected.numbers), strict=True):
+    assert found.shape == expected.shape
+    pairs = zip(
+        (found.values, *found.numbers, found.tables), (expected.values, *expected.numbers, expected.tables), strict=True
+    )
+    for one, other in pairs:
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             assert one.dtype == other.dtype
@@ -108,9 +120,9 @@ def test_unpack_inverts_pack(format_name: str, rows: int, columns: int, seed: in
 @given(format_names, st.integers(1, 5), column_counts, seeds)
 def test_slices_of_whole_panels_pack_alone(format_name: str, panels: int, columns: int, seed: int) -> None:
     blocks = random_blocks(format_name, panels * 16 + 3, columns, np.random.default_rng(seed))
-    parts = []
+    parts = [pack_head(blocks)]
     for start in range(0, panels * 16 + 3, 16):
-        parts.append(pack(blocks.rows(slice(start, start + 16))))
+        parts.append(pack_panels(blocks.rows(slice(start, start + 16))))
     assert np.concatenate(parts).tobytes() == pack(blocks).tobytes()
 
 
@@ -121,7 +133,8 @@ def test_dequantised_weights_are_what_the_table_says(format_name: str, rows: int
     weights = dequantise(blocks)
     assert weights.dtype == np.float32
     row, column = rows - 1, columns - 1
-    value, fmt = value_of(format_name, blocks.values[row, column]), blocks.format
+    fmt = blocks.format
+    value = trellis_value(blocks, row, column) if fmt.trellis else value_of(format_name, blocks.values[row, column])
     if blocks.scales is None:
         assert float(weights[row, column]) == value
         return
@@ -133,7 +146,7 @@ def test_dequantised_weights_are_what_the_table_says(format_name: str, rows: int
         if fmt.grid != "none":
             exact *= (2 * int(factor) + 1) * UNITS[format_name]
         else:
-            exact *= e4m3(int(factor)) if fmt.factor == "e4m3" else int(factor)
+            exact *= e4m3(int(factor)) if fmt.factor == "e4m3" else int(factor) + (fmt.factor == "beside")
     expected = exact * value
     if blocks.offsets is not None:
         expected -= minimum * int(blocks.offsets[row, column // fmt.factor_columns])
@@ -149,6 +162,8 @@ def value_of(format_name: str, code: int | float) -> float:
         return e2m1(int(code))
     if format_name in ("f8", "m8"):
         return e4m3(int(code))
+    if format_name == "bf16":
+        return float(struct.unpack("<f", struct.pack("<I", int(code) << 16))[0])
     if format_name in ("iq4nl", "iq4xs"):
         return (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)[int(code)]
     if format_name == "q1":
@@ -189,8 +204,9 @@ def test_m4_means_every_code_and_every_scale_exactly() -> None:
 def test_bits_per_weight(format_name: str) -> None:
     fmt = FORMATS[format_name]
     assert fmt.bits_per_weight == BITS[format_name]
-    rows = 64 * 32 if format_name == "nv4" else 0  # a row's own scale
-    assert fmt.matrix_bytes(64, 4096) * 8 == BITS[format_name] * 64 * 4096 + rows
+    of_rows = {"nv4": 32, "n1": 16, "n075": 16}.get(format_name, 0)  # a row's own scale
+    used = math.ceil((BITS[format_name] * 16 * 4096 + 16 * of_rows) / 512) * 64  # of a panel
+    assert fmt.matrix_bytes(64, 4096) == HEADS.get(format_name, 0) + 4 * used
 
 
 # ---- GGUF's blocks: little-endian structs of 32 weights, (scale, [minimum,] quants); nibbles split as 0-15 | 16-31.

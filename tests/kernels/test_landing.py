@@ -24,7 +24,6 @@ from edgemoe.kernels.file_rows import decode_rows, scaled
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.landing import (
     PLACE,
-    TWINS,
     land,
     part_of_matrix,
     part_of_vector,
@@ -40,7 +39,7 @@ from tests.support.examples import examples
 from tests.support.file_blocks import random_rows, scale_places
 from tests.support.submit_one import submit_one
 
-PAIRS = [(row_type, fmt) for row_type, formats in TWINS.items() for fmt in formats]
+PAIRS = [(row_type, kind.twin) for row_type, kind in ROW_TYPES.items()]
 SLOT_BYTES = 1 << 20
 PAGE = 4096
 
@@ -154,7 +153,7 @@ def test_a_part_lands_in_steps_of_whole_panels() -> None:
     found = list(steps(part, 2 * PAGE + 2 * 16 * 36 + 5))
     assert [step.begin for step in found] == [0, 1152, 2304, 3456]
     assert sum(step.bytes for step in found) == 3600 == part["bytes"]
-    assert staging_bytes(np.array([part])) == (256 << 10) + 2 * PAGE
+    assert staging_bytes(np.array([part])) == 512 << 10
     wide = part_of_matrix("F32", "f32", 16, 1 << 15, 0, FORMATS["f32"].panel_bytes(1 << 15))
     assert staging_bytes(wide) == (2 << 20) + 2 * PAGE  # the rows of one panel
     assert staging_bytes(wide[:0]) == 0
@@ -241,7 +240,7 @@ def test_numbers_that_are_not_finite(name: str, row_type: str, place: int, numbe
     data = random_rows(row_type, 20, columns, np.random.default_rng(2))
     data[17, place : place + len(number)] = number
     (tmp_path / "rows").write_bytes(data.tobytes())
-    fmt = TWINS[row_type][0]
+    fmt = ROW_TYPES[row_type].twin
     parts = part_of_matrix(row_type, fmt, 20, columns, 0, FORMATS[fmt].panel_bytes(columns))
     descriptor, slot = os.open(tmp_path / "rows", os.O_RDONLY), np.zeros(SLOT_BYTES, np.uint8)
     reader = READERS[name](slot, 1, 3 * PAGE)

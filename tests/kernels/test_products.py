@@ -14,7 +14,7 @@ from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.blocks import Blocks, pack
-from edgemoe.kernels.formats import FORMATS, Matrix
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
 from edgemoe.kernels.reference.backend import REFERENCE
 from edgemoe.kernels.reference.products import activate
 from tests.kernels import tolerance
@@ -37,6 +37,7 @@ from tests.kernels.builders import (
     seeds,
     token_counts,
 )
+from tests.support.matrices import interleave_panels
 
 ffn_kinds = kinds.filter(lambda kind: kind != "huge")  # gate times up of 1e30 each has no float32
 
@@ -270,7 +271,8 @@ def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, ex
     """
     of_each = [
         ex.ExpertLayout(
-            *(d.rows, d.columns, g.format, d.format, len(g.data), (len(g.data) + len(d.data)) * bool(biases)),
+            *(d.rows, d.columns, g.format, g.format, d.format),
+            *(len(g.data), (len(g.data) + len(d.data)) * bool(biases)),
             gated=g.rows > d.columns,
         )
         for g, d, *biases in ffns
@@ -284,11 +286,81 @@ def pack_experts(ffns: Sequence[Ffn], slots: np.ndarray) -> tuple[np.ndarray, ex
         if slot >= 0:
             record = np.concatenate([gate_up.data, down.data, np.full(layout.bias_bytes, 255, np.uint8)])
             arena[slot, : len(record)] = record
-            _, _, places = layout.weights(arena[slot])
+            places = layout.weights(arena[slot]).biases
             if biases:
                 for part in ("gate", "up", "down")[not layout.gated :]:
                     getattr(places, part)[:] = getattr(biases[0], part)
     return arena, ex.RecordLayouts(layouts, np.array([layouts.index(layout) for layout in of_each], np.uint8))
+
+
+@few_examples
+@given(
+    format_names, format_names, st.integers(1, 70), st.integers(1, 70), token_counts, activations, st.booleans(), seeds
+)
+def test_gate_and_up_may_lie_apart(
+    backend: Backend,
+    gate_name: str,
+    up_name: str,
+    width: int,
+    intermediate_size: int,
+    tokens: int,
+    activation: op.Activation,
+    biased: bool,
+    seed: int,
+) -> None:
+    """Apart they have the bits that they have panel by panel in turn, and unlike ones the same in any company."""
+    random = np.random.default_rng(seed)
+    names = [(gate_name, up_name), (up_name, up_name), ("q8", "f32")]
+    sizes, down = (intermediate_size, width), random_matrix("q8", width, intermediate_size, random)
+    ffns = [(*(random_matrix(name, *sizes, random) for name in pair), down) for pair in names]
+    biases = random_biases(width, intermediate_size, random) if biased else None
+    records, layouts = [], []
+    for gate, up, _ in ffns:
+        at = len(gate.data) + len(up.data)
+        end = (at + len(down.data)) * biased
+        layouts.append(
+            ex.ExpertLayout(
+                *(width, intermediate_size, gate.format, up.format, down.format, at, end), up_offset=len(gate.data)
+            )
+        )
+        own = np.full(layouts[-1].bias_bytes, 255, np.uint8)
+        records.append(np.concatenate([gate.data, up.data, down.data, own]))
+    arena = aligned((3, -(-max(map(len, records)) // 4096) * 4096), np.uint8, 4096)
+    for slot, record, layout in zip(arena, records, layouts, strict=True):
+        slot[: len(record)] = record
+        if biases is not None:
+            for part in ("gate", "up", "down"):
+                getattr(layout.weights(slot).biases, part)[:] = getattr(biases, part)
+    slots, layout_of = aligned_copy(np.arange(3, dtype=np.int32)), np.arange(3, dtype=np.uint8)
+    values = numbers("normal", (tokens, width), random)
+    chosen = aligned_copy(np.array([random.permutation(3)[:2] for _ in range(tokens)], np.int32))
+
+    def outputs(experts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        output = aligned((*experts.shape, width), np.float32)
+        operation = ex.Experts(rows, experts, slots, arena, tuple(layouts), layout_of, output, None, activation)
+        backend.program([operation]).run(len(rows))
+        return output
+
+    together = outputs(chosen, values)
+    for expert, (gate, up, _) in enumerate(ffns):
+        rows, ranks = np.nonzero(chosen == expert)
+        if not len(rows):
+            continue
+        own = aligned_copy(values[rows])
+        alone = outputs(aligned_copy(np.full((len(rows), 1), expert, np.int32)), own)[:, 0]
+        assert np.array_equal(together[rows, ranks], alone)
+        bound = tolerance.gated_ffn(own, gate, down, biases, activation, up)
+        tolerance.assert_within(alone, REFERENCE.gated_ffn(own, gate, down, biases, activation, up), bound)
+        by_itself = aligned((len(rows), width), np.float32)
+        unlike = op.UnlikeMatrices(gate, up)
+        backend.program([op.GatedFfn(own, None, down, by_itself, activation, biases, unlike)]).run(len(rows))
+        assert np.array_equal(alone, by_itself)
+        if gate.format == up.format:
+            both = aligned_copy(interleave_panels(gate.data, up.data, panel_count(intermediate_size)))
+            gate_up = Matrix(both, gate.format, 2 * PANEL_ROWS * panel_count(intermediate_size), width)
+            in_turn = aligned((len(rows), width), np.float32)
+            backend.program([op.GatedFfn(own, gate_up, down, in_turn, activation, biases)]).run(len(rows))
+            assert np.array_equal(alone, in_turn)
 
 
 def test_experts_take_slots_as_they_are_at_each_run(backend: Backend) -> None:
@@ -336,7 +408,8 @@ def test_experts_of_one_layer_may_differ_in_formats(
             random_ffn(gate_up, width, intermediate_size, random)[0],
             random_matrix(down, width, intermediate_size, random),
         )
-        for gate_up, down in [(names[n], names[(n + seed) % 6]) for n in range(6)] + [("q4", "q8"), ("f16", "q4")]
+        for gate_up, down in [(names[n], names[(n + seed) % 6]) for n in range(6)]
+        + [("q4", "q8"), ("f16", "q4"), ("n075", "n3")]
     ]
     biases = [random_biases(width, intermediate_size, random) if n % 2 else None for n in range(len(ffns))]
     slots = aligned_copy(random.permutation(len(ffns)).astype(np.int32))

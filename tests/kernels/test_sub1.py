@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +15,23 @@ from edgemoe.errors import EdgemoeError, KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
-from edgemoe.kernels.formats import SUB1, Matrix
+from edgemoe.kernels.formats import EXPERT_FORMATS, SUB1, Matrix
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.reference.backend import REFERENCE
 from edgemoe.kernels.reference.products import quantise_activations
 from edgemoe.kernels.sub1 import HEADER_BYTES, pack_panels, pack_trits, unpack_trits, weights_of
 from tests.kernels import tolerance
-from tests.kernels.builders import aligned, aligned_copy, column_counts, few_examples, kinds, numbers, row_counts, seeds
+from tests.kernels.builders import (
+    aligned,
+    aligned_copy,
+    column_counts,
+    few_examples,
+    kinds,
+    numbers,
+    random_matrix,
+    row_counts,
+    seeds,
+)
 from tests.kernels.conftest import make_backend
 from tests.support.agreeing import AgreeingBackends
 from tests.support.trits import draw_levels, draw_trits
@@ -95,12 +106,12 @@ def test_experts_whose_record_is_none_are_named(native: Backend) -> None:
         for name, rows, columns in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width))
     }
     arena = aligned_copy(join_record(panels, hidden, width)).reshape(1, -1)
-    layout = ex.ExpertLayout(hidden, width, SUB1, SUB1, 0)
+    layout = ex.ExpertLayout(hidden, width, SUB1, SUB1, SUB1, 0)
     values, output = random.standard_normal((2, hidden)).astype(np.float32), aligned((2, 1, hidden), np.float32)
     chosen, slots, layout_of = np.zeros((2, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.uint8)
     program = native.program([ex.Experts(values, chosen, slots, arena, (layout,), layout_of, output)])
     program.run(2)
-    gate_up, down, _ = layout.weights(arena[0])
+    gate_up, down, _, _ = layout.weights(arena[0])
     expected = REFERENCE.gated_ffn(values, gate_up, down)
     assert np.abs(output[:, 0] - expected).max() < 0.02 * np.abs(expected).max()
     begin_of_down = down.data.ctypes.data - arena.ctypes.data
@@ -110,6 +121,69 @@ def test_experts_whose_record_is_none_are_named(native: Backend) -> None:
         with pytest.raises(KernelError, match="its record contradicts itself"):
             program.run(2)
         arena[0, place] = before
+
+
+@pytest.mark.parametrize(
+    ("gate", "up", "down"),
+    [("q4", "bf16", "sub1"), ("n2", "q8", "sub1"), ("n2", "n2", "sub1"), ("sub1", "sub1", "n2")],
+)
+def test_experts_may_have_some_matrices_in_sub1(native: Backend, gate: str, up: str, down: str) -> None:
+    random = np.random.default_rng(6)
+    hidden, width = 70, 40
+    formats = [EXPERT_FORMATS[name] for name in (gate, up, down)]
+
+    def drawn(name: str, rows: int, columns: int) -> Matrix:
+        if name != "sub1":
+            return random_matrix(name, rows, columns, random)
+        return matrix_of(draw_trits(random, (rows, columns)), draw_levels(random, rows))
+
+    parts = [drawn(gate, 2 * -(-width // 16) * 16, hidden)]
+    if gate != up:
+        parts = [drawn(gate, width, hidden), drawn(up, width, hidden)]
+    parts.append(drawn(down, hidden, width))
+    record, begins = np.zeros(0, np.uint8), []
+    for part in parts:
+        begins.append(len(record))
+        record = np.concatenate([record, part.data, np.zeros(-len(part.data) % 64, np.uint8)])
+    places = {"down_offset": 0 if gate == "sub1" else begins[-1], "up_offset": begins[1] if gate != up else 0}
+    layout = ex.ExpertLayout(hidden, width, *formats, **places)
+    arena = aligned_copy(record).reshape(1, -1)
+    values, output = random.standard_normal((3, hidden)).astype(np.float32), aligned((3, 1, hidden), np.float32)
+    chosen, slots, layout_of = np.zeros((3, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.uint8)
+    operation = ex.Experts(values, chosen, slots, arena, (layout,), layout_of, output)
+    native.program([operation]).run(3)
+    apart = parts[1] if gate != up else None
+    expected = REFERENCE.gated_ffn(values, parts[0], parts[-1], up_apart=apart)
+    assert np.abs(output[:, 0] - expected).max() < 0.02 * np.abs(expected).max()
+    found = output.copy()
+    REFERENCE.program([operation]).run(3)
+    np.testing.assert_array_equal(output[:, 0], expected)
+    short = replace(operation, output=found, arena=aligned_copy(arena[:, :-128]))  # down ends beyond its slot
+    with pytest.raises(KernelError):
+        native.program([short]).run(3)
+
+
+@pytest.mark.parametrize(
+    ("formats", "places", "field"),
+    [
+        (("sub1", "q4", "q4"), (64, 0, 64), "up_offset"),
+        (("q4", "sub1", "q4"), (4096, 0, 2048), "up_offset"),
+        (("sub1", "q4", "q4"), (64, 0, 0), "gate_format"),
+        (("sub1", "sub1", "sub1"), (64, 0, 0), "down_offset"),
+        (("q4", "q4", "sub1"), (0, 0, 0), "down_offset"),
+        (("sub1", "sub1", "q4"), (0, 64, 0), "biases_offset"),
+    ],
+)
+def test_layouts_that_sub1_cannot_have_are_refused(
+    native: Backend, formats: tuple[str, ...], places: tuple[int, int, int], field: str
+) -> None:
+    down, biases, up = places
+    layout = ex.ExpertLayout(40, 24, *(EXPERT_FORMATS[name] for name in formats), down, biases, up_offset=up)
+    values, output = np.zeros((1, 40), np.float32), aligned((1, 1, 40), np.float32)
+    chosen, slots, layout_of = np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.uint8)
+    arena = aligned((1, 8192), np.uint8)
+    with pytest.raises(KernelError, match=field):
+        native.program([ex.Experts(values, chosen, slots, arena, (layout,), layout_of, output)])
 
 
 @few_examples

@@ -103,9 +103,10 @@ def gated_ffn(
     down: Matrix,
     biases: FfnBiases | None = None,
     activation: Activation = SILU,
+    up_apart: Matrix | None = None,
 ) -> Doubles:
     """Bound of `gated_ffn` or, of an activation that takes no gate, of `plain_ffn`: `(T, D)`."""
-    hidden, slack = _hidden(values, gate_up, down.columns, biases, activation)
+    hidden, slack = _hidden(values, gate_up, down.columns, biases, activation, up_apart)
     weights = np.abs(dequantise(unpack(down.data, down.format, down.rows, down.columns)).astype(np.float64))
     if down.format.quantised:
         slack = _requantised(hidden, slack)
@@ -115,7 +116,12 @@ def gated_ffn(
 
 
 def _hidden(
-    values: npt.NDArray[np.float32], gate_up: Matrix, width: int, biases: FfnBiases | None, activation: Activation
+    values: npt.NDArray[np.float32],
+    gate_up: Matrix,
+    width: int,
+    biases: FfnBiases | None,
+    activation: Activation,
+    up_apart: Matrix | None,
 ) -> tuple[npt.NDArray[np.float32], Doubles]:
     """The hidden values `(T, F)` of an FFN, and their bound."""
 
@@ -123,7 +129,10 @@ def _hidden(
         panels = both.astype(np.float64).reshape(len(values), -1, 2, PANEL_ROWS)
         return [panels[:, :, half].reshape(len(values), -1)[:, :width] for half in (0, 1)]
 
-    if activation.gated:
+    if up_apart is not None:
+        gate, up = (matmul(values, matrix).astype(np.float64) for matrix in (gate_up, up_apart))
+        gate_slack, up_slack = (product(values, matrix) for matrix in (gate_up, up_apart))
+    elif activation.gated:
         gate, up = halves(matmul(values, gate_up))
         gate_slack, up_slack = halves(product(values, gate_up))
     else:

@@ -13,7 +13,7 @@ from edgemoe.kernels import state_operations as so
 from edgemoe.model.blocks import GatedFfn, Moe, RouterSpec
 from edgemoe.model.build import build_graph
 from edgemoe.model.graph import BuildOptions, Section, Weight
-from edgemoe.model.listing import list_layer
+from edgemoe.model.listing import distinct_layers, list_layer
 from edgemoe.model.spec import LayerSpec, ModelSpec
 from tests.architectures.published import GLM_45_AIR, MIXTRAL_8X7B
 from tests.support.checkpoints import SMALL_LONGCAT, SMALL_NEMOTRON
@@ -69,6 +69,16 @@ def test_activations_and_biases_are_listed() -> None:
         "experts.gate [4, 48, 64], experts.up [4, 48, 64], experts.down [4, 64, 48],"
         " experts.gate_bias [4, 48], experts.up_bias [4, 48], experts.down_bias [4, 64])"
     )
+
+
+def test_gate_and_up_that_a_store_has_apart_are_listed_so() -> None:
+    layers = (LayerSpec.of(GatedFfn(80)),) * 4
+    graph = build_graph(
+        ModelSpec("test", 101, 64, layers, 1e-5, 256, False), BuildOptions(ffns_apart=frozenset({"layers.1.ffn"}))
+    )
+    assert distinct_layers(graph) == [("0", 0), ("1", 1), ("2-3", 2)]
+    (ffn,) = (line.text for line in list_layer(graph, 1) if "GatedFfn" in line.text)
+    assert ffn == "ffn (T, 64) = GatedFfn(normed (T, 64), ffn.down [64, 80], ffn.gate [80, 64], ffn.up [80, 64])"
 
 
 def test_a_layer_without_experts_guesses_before_it_is_computed() -> None:

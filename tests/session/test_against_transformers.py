@@ -129,7 +129,13 @@ def test_published_settings_leave_the_same_probabilities(seed: int) -> None:
     answer = [chooser.randrange(12) for _ in range(chooser.randint(0, 12))]
     logits = np.random.default_rng(seed).normal(scale=3, size=VOCABULARY).astype(np.float32)
 
-    theirs = transformers.GenerationConfig(do_sample=True, eos_token_id=ENDS, **settings)
+    biases = {
+        token: chooser.choice([-100.0, -1.5, 0.25, 4.0]) for token in range(0, VOCABULARY, chooser.randint(1, 20))
+    }
+    biases = biases if chooser.random() < 0.4 else {}
+    sequence_bias = {(token,): bias for token, bias in biases.items()} or None
+
+    theirs = transformers.GenerationConfig(do_sample=True, eos_token_id=ENDS, sequence_bias=sequence_bias, **settings)
     theirs.update(**theirs._get_default_generation_params(), defaults_only=True)
     theirs._eos_token_tensor = torch.tensor(ENDS)
     if theirs.min_new_tokens is not None:
@@ -140,7 +146,7 @@ def test_published_settings_leave_the_same_probabilities(seed: int) -> None:
     scores = steps(torch.tensor([prompt + answer]), torch.from_numpy(logits.copy())[None])
     expected = torch.softmax(scores[0].double(), dim=-1).numpy()
 
-    options = read_generation_config({"do_sample": True, **settings}).sampling
+    options = read_generation_config({"do_sample": True, **settings}).sampling.changed(logit_bias=biases)
     for step in processors(options, prompt, ENDS):
         for token in answer:
             step.add(token)
@@ -148,4 +154,4 @@ def test_published_settings_leave_the_same_probabilities(seed: int) -> None:
     tokens, probabilities = candidates(logits, options)
     found = np.zeros_like(expected)
     found[tokens] = probabilities
-    assert np.allclose(found, expected, rtol=1e-4, atol=1e-9), settings
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-9), (settings, biases)

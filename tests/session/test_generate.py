@@ -332,6 +332,23 @@ def test_penalties_count_the_prompt_and_the_answer(make_model: MakeModel) -> Non
     assert len({5, 6, 7, *unlike.token_ids}) == 3 + len(unlike.token_ids)
 
 
+def test_logprobs_are_those_of_the_models_own_logits(make_model: MakeModel) -> None:
+    model = make_model("Hello")
+    prompt = model.encode("Say hello.")
+    plain = model.generate(prompt)
+    assert plain.logprobs == []
+    result = model.generate(prompt, temperature=1.5, seed=1, logit_bias={0: 1.5}, top_logprobs=3, max_tokens=6)
+    rows = model.logits([*prompt, *result.token_ids])[len(prompt) - 1 :].astype(float)
+    assert [one.token for one in result.logprobs] == result.token_ids
+    for row, one in zip(rows, result.logprobs, strict=False):
+        expected = row - row.max() - np.log(np.exp(row - row.max()).sum())
+        assert one.logprob == pytest.approx(expected[one.token], abs=1e-12)
+        assert [token for token, _ in one.top] == np.argsort(-expected, kind="stable")[:3].tolist()
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(UsageError, match="`top_logprobs`: expected 0 or more"):
+            model.generate(prompt, top_logprobs=wrong)  # type: ignore[arg-type]
+
+
 def test_published_settings_are_those_of_a_conversation(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model("Hello, world!")
     config = {"max_new_tokens": 2, "suppress_tokens": model.encode("Hello, world!")[1:2], "num_beams": 4}

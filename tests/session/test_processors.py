@@ -131,6 +131,34 @@ def test_presence_and_frequency_penalties_count_the_tokens_of_the_answer() -> No
     assert processed(options, []).tolist() == LOGITS  # the prompt's tokens do not count
 
 
+def test_a_bias_comes_before_penalties() -> None:
+    # as the sequence_bias of transformers does, whose sequences are single tokens here
+    options = SamplingOptions(repetition_penalty=2.0, logit_bias={7: -5.0, 4: 2.5, 2: 1.0})
+    found = processed(options, [])
+    expected = np.array(LOGITS, np.float32)
+    expected[[7, 4, 2]] += np.array([-5.0, 2.5, 1.0], np.float32)
+    for token in set(PROMPT):
+        expected[token] = expected[token] * 2 if expected[token] < 0 else expected[token] / 2
+    assert found.tolist() == expected.tolist()
+    assert Sampler(SamplingOptions(logit_bias={8: 100})).sample(np.array(LOGITS, np.float32)) == 8
+
+
+def test_biases_are_pairs_in_order_from_either_form() -> None:
+    of_json = SamplingOptions(logit_bias={"7": -5, "3": 0.5})  # type: ignore[dict-item]
+    assert of_json.logit_bias == ((3, 0.5), (7, -5.0))
+    assert of_json == SamplingOptions(logit_bias=[(7, -5), (3, 0.5)])
+    assert of_json.changed(temperature=0.5).logit_bias == of_json.logit_bias
+    for wrong in ({1: 101}, {1: math.nan}, {1: True}, {-1: 0}, {"x": 0}, {1.5: 0}, [1], [(1, 2, 3)], 5, {1: "2"}):
+        with pytest.raises(UsageError, match="logit_bias: expected"):
+            SamplingOptions(logit_bias=wrong)  # type: ignore[arg-type]
+
+
+def test_several_answers_have_seeds_of_their_own() -> None:
+    options = SamplingOptions(1.0, seed=2**64 - 2)
+    assert [options.of_answer(number).seed for number in range(3)] == [2**64 - 2, 2**64 - 1, 0]
+    assert SamplingOptions(1.0).of_answer(1) == SamplingOptions(1.0)
+
+
 def test_penalties_act_on_greedy_decoding_too() -> None:
     sampler = Sampler(SamplingOptions(frequency_penalty=1.0), PROMPT, ENDS)
     # 3.0, 2.75, 2.25 and 1.5 take turns as each falls by 1 whenever it is taken
@@ -147,7 +175,7 @@ def test_settings_that_are_off_cost_nothing() -> None:
 def test_a_step_takes_memory_for_the_text_and_not_for_the_vocabulary() -> None:
     options = SamplingOptions(
         repetition_penalty=1.2, presence_penalty=0.1, frequency_penalty=0.1, no_repeat_ngram_size=2,
-        bad_words_ids=((1, 2), (3,)), min_new_tokens=9, suppress_tokens=(4,),
+        bad_words_ids=((1, 2), (3,)), min_new_tokens=9, suppress_tokens=(4,), logit_bias={5: 1.0},
     )  # fmt: skip
     logits = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
     sampler = Sampler(options, PROMPT, ENDS)

@@ -37,7 +37,7 @@ def test_a_panel_lies_within_its_pages(tmp_path: Path, dense: str) -> None:
     for panel in range(panels.count):
         first, end = panels.pages(panel)
         assert first % 4096 == end % 4096 == 0
-        assert end - first <= panels.most_read_bytes
+        assert end - first <= panels.landing_bytes
         expected = data[panel * panels.panel_bytes :][: panels.panel_bytes].tobytes()
         assert content[first:end][panels.within_pages(panel)] == expected
 

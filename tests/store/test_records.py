@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemoe.errors import StoreError
-from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.formats import FORMATS, SUB1
 from edgemoe.model.description import store_spec
 from edgemoe.store.layouts import RecordLayout, Section, packed_layout
 from edgemoe.store.manifest import MANIFEST_NAME, Manifest, with_record_file
@@ -207,7 +207,7 @@ def _biases(offset: int, format_name: str = "f32") -> dict[str, Any]:
         (lambda d: _sections(d)[0].update(format="q7"), "is an unknown format 'q7'"),
         (
             lambda d: _sections(d)[0].update(name="gate"),
-            "sections gate_up, down or up, down, with or without biases, found gate, down",
+            "sections gate_up, down or gate, up, down or up, down, with or without biases, found gate, down",
         ),
         (lambda d: _sections(d).append(_sections(d)[0] | {"name": "up"}), "or without biases, found gate_up, down, up"),
         (lambda d: _sections(d).append(_sections(d)[0]), "with or without biases, found gate_up, down, g"),
@@ -259,6 +259,38 @@ def test_a_layout_without_a_gate_survives_the_manifest(tmp_path: Path, bias: boo
     assert layout.weight_bytes == matrices + 4 * (48 + 64) * bias
     assert layout.matrices.bias_bytes == 4 * (48 + 64) * bias
     assert layout.fault() is None
+
+
+def test_a_layout_with_gate_and_up_apart_survives_the_manifest(tmp_path: Path) -> None:
+    q4, q8 = FORMATS["q4"], FORMATS["q8"]
+    layout = packed_layout(64, 40, q8, q8, True, gate_format=q4)
+    store = _written(tmp_path, [[layout, layout]])
+    assert store.layouts_of_layers == ((layout,),)
+    assert [section.name for section in layout.sections] == ["gate", "up", "down", "biases"]
+    matrices = q4.matrix_bytes(40, 64) + q8.matrix_bytes(40, 64) + q8.matrix_bytes(64, 40)
+    assert layout.weight_bytes == matrices + 4 * (48 + 48 + 64)
+    assert layout.fault() is None
+    gate, up, *others = layout.sections
+    overlapping = replace(layout, sections=(gate, replace(up, offset=64), *others))
+    assert overlapping.fault() == f"section up begins at byte 64, within gate, which ends at {q4.matrix_bytes(40, 64)}."
+    later = replace(layout, sections=(replace(gate, offset=64), up, *others))
+    assert later.fault() == "section gate: expected at byte 0, found at byte 64."
+
+
+def test_a_layout_in_sub1_is_one_that_conversion_writes() -> None:
+    q4, q8 = FORMATS["q4"], FORMATS["q8"]
+    for up, down, gate in ((SUB1, SUB1, None), (SUB1, q4, None), (q4, SUB1, None), (q4, SUB1, q8)):
+        layout = packed_layout(64, 40, up, down, gate_format=gate, longest=8192)
+        assert layout.fault() is None
+        assert layout.matrices.varying
+        assert layout.slot_bytes == layout.weight_bytes == 8192
+        moved = replace(layout, sections=(*layout.sections[:-1], replace(layout.sections[-1], offset=4096)))
+        assert "down at byte 4096." in (moved.fault() or "")
+        biased = replace(layout, sections=(*layout.sections, Section("biases", FORMATS["f32"], 4096)))
+        assert "biases at byte 4096." in (biased.fault() or "")
+    for up, gate in ((SUB1, q4), (q4, SUB1)):
+        fault = packed_layout(64, 40, up, q4, gate_format=gate, longest=8192).fault()
+        assert fault == f"expected gate and up in one format, found {gate.name} and {up.name}."
 
 
 def test_experts_without_the_gate_of_the_model_s_are_refused(folder: Path) -> None:

@@ -93,7 +93,7 @@ def hub_server() -> Iterator[HubServer]:
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
     """The hub of this process is that server, and its cache that folder; waits between attempts are skipped."""
-    monkeypatch.setattr("edgemoe.conversion.hub_repository.HfApi", functools.partial(HfApi, endpoint=url))
+    monkeypatch.setattr("edgemoe.conversion.hub.repository.HfApi", functools.partial(HfApi, endpoint=url))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)

@@ -6,14 +6,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.blocks import Blocks, dequantise
+from edgemoe.kernels.formats import Matrix
 
 
-def interleave_panels(gate: npt.NDArray[np.uint8], up: npt.NDArray[np.uint8], panels: int) -> npt.NDArray[np.uint8]:
-    """Interleave two packed matrices to one `gate_up`: gate panel 0, up panel 0, gate 1, ...
+def interleave_panels(gate: Matrix, up: Matrix) -> npt.NDArray[np.uint8]:
+    """Interleave two matrices to one `gate_up`: gate panel 0, up panel 0, gate 1, ...
 
-    Both have the same format and shape, with `panels` panels; the result is a matrix of `2 * panels * 16` rows.
+    Both have the same format, head and shape; the result is a matrix of as many rows as their panels have.
     """
-    return np.stack([gate.reshape(panels, -1), up.reshape(panels, -1)], axis=1).reshape(-1)
+    panels = np.stack([gate.panels, up.panels], axis=1).reshape(-1)
+    return np.concatenate([gate.data[: gate.format.head_bytes], panels])
 
 
 def quantisation_error(values: npt.NDArray[np.float32], blocks: Blocks) -> float:

@@ -46,7 +46,7 @@ def version_1(folder: Path, fast_checksums: bool = True) -> Store:
             {
                 "model_width": layout.hidden_size,
                 "ffn_width": layout.intermediate_size,
-                "gate_up_format": matrices.gate_up_format.name,
+                "gate_up_format": matrices.up_format.name,
                 "down_format": matrices.down_format.name,
                 "down_offset": matrices.down_offset,
                 "record_bytes": layout.slot_bytes,
@@ -133,13 +133,13 @@ def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
             file.seek(record.offset)
             data = np.frombuffer(file.read(record.length), np.uint8)
         layout = store.manifest.layouts[record.layout].matrices
-        _, _, biases = layout.weights(data)
-        for part in ("gate", "up", "down")[not layout.gated :] if biases is not None else ():
-            weights[f"{record.name}.{part}_bias"] = getattr(biases, part)
-        first = f"{record.name}.{'gate_up' if layout.gated else 'up'}"
-        matrices[first] = _cut(data, layout.gate_up_format, layout.gate_up_rows, layout.hidden_size)
-        down = data[layout.down_offset :]
-        matrices[f"{record.name}.down"] = _cut(down, layout.down_format, layout.hidden_size, layout.intermediate_size)
+        own = layout.weights(data)
+        for part in ("gate", "up", "down")[not layout.gated :] if own.biases is not None else ():
+            weights[f"{record.name}.{part}_bias"] = getattr(own.biases, part)
+        first = "up" if not layout.gated else "gate_up" if own.up is None else "gate"
+        matrices |= {f"{record.name}.{first}": own.first, f"{record.name}.down": own.down}
+        if own.up is not None:
+            matrices[f"{record.name}.up"] = own.up
     for name, matrix in matrices.items():
         values = dequantise(unpack(matrix.data, matrix.format, matrix.rows, matrix.columns))
         if name.endswith("gate_up"):
@@ -151,7 +151,3 @@ def store_weights(store: Store) -> dict[str, np.ndarray[Any, Any]]:
         else:
             weights[name] = values
     return weights
-
-
-def _cut(data: np.ndarray[Any, Any], fmt: Any, rows: int, columns: int) -> Matrix:
-    return Matrix(data[: fmt.matrix_bytes(rows, columns)], fmt, rows, columns)

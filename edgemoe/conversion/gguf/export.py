@@ -64,7 +64,7 @@ _READ_BACK = frozenset({*WINDOWED, *MAMBA, *KDA, *LATENT, COMPRESSED, GATED, LIG
 _FILE_TYPES = {
     **{"f32": 0, "f16": 1, "q4": 2, "q4m": 3, "q8": 7, "q5": 8, "q5m": 9, "q2k": 10, "q3k": 12, "q4k": 15, "q5k": 17},
     **{"q6k": 18, "iq4nl": 25, "iq4xs": 30, "tq2": 37, "m4": 38, "nv4": 39, "q1": 40, "q2": 41},
-    **{"iq2xxs": 19, "iq2xs": 20, "iq3xxs": 23, "iq1s": 24, "iq3s": 26, "iq2s": 28, "iq1m": 31},
+    **{"bf16": 32, "iq2xxs": 19, "iq2xs": 20, "iq3xxs": 23, "iq1s": 24, "iq3s": 26, "iq2s": 28, "iq1m": 31},
 }
 """llama.cpp's number for a file of mostly one format (`general.file_type`); of mixes, that of the middle one (M)."""
 _I32 = 26
@@ -151,7 +151,7 @@ def _check_space(path: Path, needed: int) -> None:
 
 def _write_metadata(writer: GGUFWriter, store: Store, spec: ModelSpec, name: str, tokenizer: bool) -> None:
     layouts = store.manifest.layouts
-    mostly = layouts[0].matrices.gate_up_format.name if layouts else store.dense_format
+    mostly = layouts[0].matrices.up_format.name if layouts else store.dense_format
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[mostly])

@@ -82,8 +82,8 @@ class JitBackend(StepwiseBackend):
         return tokens * heads * width * 4 + min(self.threads, kv_heads) * head
 
     def matmul(self, values: Floats, matrix: Matrix) -> Floats:
-        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`; the reference's of a grid or sub1."""
-        if matrix.format.grid != "none" or matrix.format.varying:
+        """`(T, columns)` times the transpose of `(rows, columns)`: `(T, rows)`; of some formats the reference's."""
+        if not products.takes(matrix.format):
             return REFERENCE.matmul(values, matrix)
         output = np.empty((len(values), matrix.rows), np.float32)
         product = _quantised_product if matrix.format.quantised else _float_product
@@ -93,7 +93,7 @@ class JitBackend(StepwiseBackend):
 
     def embed(self, ids: Integers, matrix: Matrix, scale: float) -> Floats:
         """Look up rows of the embedding: `(T,)` to `(T, D)`."""
-        if matrix.format.grid != "none":
+        if not products.takes(matrix.format):
             return REFERENCE.embed(ids, matrix, scale)
         output = np.empty((len(ids), matrix.columns), np.float32)
         look_up = products.embed_quantised if matrix.format.quantised else products.embed_floats
@@ -340,9 +340,15 @@ class JitBackend(StepwiseBackend):
         down: Matrix,
         biases: FfnBiases | None = None,
         activation: Activation = SILU,
+        up_apart: Matrix | None = None,
     ) -> Floats:
         """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
-        products = self.matmul(values, gate_up)
+        if up_apart is None:
+            products = self.matmul(values, gate_up)
+        else:
+            products = np.empty((len(values), panel_count(down.columns) * 2 * PANEL_ROWS), np.float32)
+            layers.put_in_turn(self.matmul(values, gate_up), 0, products)
+            layers.put_in_turn(self.matmul(values, up_apart), PANEL_ROWS, products)
         if biases is not None:
             assert biases.gate is not None
             layers.add_gate_up_biases(products, biases.gate, biases.up)
@@ -361,7 +367,7 @@ class JitBackend(StepwiseBackend):
         if biases is not None:
             products += biases.up
         both = np.ones((len(values), panel_count(up.rows) * 2 * PANEL_ROWS), np.float32)
-        layers.put_in_gates_place(products, both)
+        layers.put_in_turn(products, 0, both)
         return self._down(both, down, biases, activation)
 
     def _down(self, products: Floats, down: Matrix, biases: FfnBiases | None, activation: Activation) -> Floats:

@@ -248,11 +248,11 @@ def relu_gate(gate_up: Floats, squared: bool, hidden: Floats) -> None:
 
 
 @jit
-def put_in_gates_place(products: Floats, gate_up: Floats) -> None:
-    """Puts the products `(T, F)` of an FFN without a gate where gate's would be in a `gate_up` product."""
+def put_in_turn(products: Floats, start: int, gate_up: Floats) -> None:
+    """Puts the products `(T, F)` of one matrix where gate's (`start` 0) or up's (16) are in a `gate_up` product."""
     for t in range(len(products)):
         for column in range(products.shape[1]):
-            gate_up[t, column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS] = products[t, column]
+            gate_up[t, column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS + start] = products[t, column]
 
 
 @jit

@@ -54,6 +54,12 @@ class Panels(NamedTuple):
     zero: int
     table: Bytes
     """The values of codes, with `zero` added; empty where codes are their own."""
+    is_bf16: bool
+
+
+def takes(fmt: Format) -> bool:
+    """Whether the functions of this module have the format: those with a grid or a trellis, and sub1, they do not."""
+    return fmt.grid == "none" and fmt.trellis is None and not fmt.varying
 
 
 def panels_of(matrix: Matrix) -> Panels:
@@ -80,6 +86,7 @@ def panels_of(matrix: Matrix) -> Panels:
         fmt.has_offsets,
         zero,
         table,
+        fmt.name == "bf16",
     )
 
 
@@ -324,6 +331,10 @@ def _float_weights(matrix: Panels, panel: int, weights: Floats) -> None:
     """The weights of a panel of a floating-point format, `(columns * 16,)`."""
     if matrix.bits == 32:
         weights[:] = matrix.floats[panel, : len(weights)]
+    elif matrix.is_bf16:
+        bits, halves = weights.view(np.uint32), matrix.halves[panel]
+        for i in range(len(weights)):
+            bits[i] = np.uint32(halves[i]) << np.uint32(16)
     elif matrix.bits == 16:
         halves = matrix.halves[panel]
         for i in range(len(weights)):

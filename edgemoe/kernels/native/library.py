@@ -43,6 +43,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_kernels_for": (c_void_p, [c_char_p]),
     "em_crc32c": (c_uint32, [c_void_p, c_uint32, c_void_p, c_uint64]),
     "em_crc32c_combine": (c_uint32, [c_uint32, c_uint32, c_uint64]),
+    "em_trellis_scratch_bytes": (c_uint64, [POINTER(st.TrellisStruct), c_int32]),
+    "em_trellis_search": (
+        c_int32,
+        [c_void_p, POINTER(st.TrellisStruct), *[c_void_p] * 4, c_int32, c_int32, c_void_p, c_void_p],
+    ),
     "em_pool_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
     "em_pool_destroy": (None, [c_void_p]),
     "em_read_memory": (c_int32, [c_void_p, c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]),

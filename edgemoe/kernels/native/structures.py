@@ -295,6 +295,20 @@ class PagerCountersStruct(ctypes.Structure):
     ]
 
 
+class TrellisStruct(ctypes.Structure):
+    """`em_trellis`"""
+
+    _fields_ = [
+        ("step_bits", c_int32),
+        ("step_weights", c_int32),
+        ("lag", c_int32),
+        ("level_count", c_int32),
+        ("levels", c_void_p),
+        ("numbers", c_void_p),
+        ("dearest", c_float),
+    ]
+
+
 class ReadFailureStruct(ctypes.Structure):
     """`em_read_failure`"""
 
@@ -342,6 +356,7 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     ReadCountersStruct,
     SourceStruct,
     PolicySettingsStruct,
+    TrellisStruct,
     RecordStruct,
     PagerCountersStruct,
     ReadFailureStruct,

@@ -222,7 +222,9 @@ def _run_experts(kernels: Any, o: ex.Experts, chosen: Integers, experts: Iterabl
     ffn = kernels.gated_ffn if o.activation.gated else kernels.plain_ffn
     for expert, slot in experts:
         rows, ranks = np.nonzero(chosen == expert)
-        o.output[rows, ranks] = ffn(o.input[rows], *o.weights(expert, slot), o.activation)
+        own = o.weights(expert, slot)
+        apart = () if own.up is None else (own.up,)
+        o.output[rows, ranks] = ffn(o.input[rows], own.first, own.down, own.biases, o.activation, *apart)
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:

@@ -55,21 +55,19 @@ def matmul(values: Floats, matrix: Matrix) -> Floats:
         inputs = grouped.reshape(len(values), -1)[:, : matrix.columns]
     products = np.empty((len(values), matrix.rows), np.float64)
     for first in range(0, panel_count(matrix.rows), PANELS_AT_ONCE):
-        weights = weights_of_panels(matrix, first, PANELS_AT_ONCE)
-        rows = slice(first * PANEL_ROWS, first * PANEL_ROWS + len(weights))
+        rows = slice(first * PANEL_ROWS, min(matrix.rows, (first + PANELS_AT_ONCE) * PANEL_ROWS))
+        weights = weights_of_panels(matrix, first, first + PANELS_AT_ONCE)
         # A stack of matrix-vector products: in one matrix product a token's rounding depends on the number of tokens.
         products[:, rows] = np.matmul(weights.astype(np.float64), inputs[:, :, None])[:, :, 0]
     return single(products)
 
 
-def weights_of_panels(matrix: Matrix, first: int, count: int) -> Floats:
-    """The weights of `count` panels, or of those that are left, from panel `first` on."""
+def weights_of_panels(matrix: Matrix, first: int, end: int) -> Floats:
+    """The weights of the panels from `first` to `end`, or to the last one."""
     if matrix.format.varying:
-        return sub1.weights_of(*sub1.unpack_trits(matrix.data, slice(first, first + count)))
-    panel_bytes = matrix.format.panel_bytes(matrix.columns)
-    packed = matrix.data[first * panel_bytes : (first + count) * panel_bytes]
-    rows = min(matrix.rows, (first + count) * PANEL_ROWS) - first * PANEL_ROWS
-    return dequantise(unpack(packed, matrix.format, rows, matrix.columns))
+        return sub1.weights_of(*sub1.unpack_trits(matrix.data, slice(first, end)))
+    some = matrix.of_panels(first, end)
+    return dequantise(unpack(some.data, some.format, some.rows, some.columns))
 
 
 def _linear_scratch(kernels: StepwiseBackend, o: op.Linear, sizes: Sizes) -> int:
@@ -99,13 +97,10 @@ def _head_linear_scratch(kernels: StepwiseBackend, o: op.HeadLinear, sizes: Size
 def _head_linear(kernels: Any, o: op.HeadLinear, tokens: int) -> None:
     heads, rows = o.heads, o.matrix.rows // o.heads
     inputs, outputs = (values[:tokens].reshape(tokens, heads, -1) for values in (o.input, o.output))
-    panel_bytes = o.matrix.format.panel_bytes(o.matrix.columns)
     for head in range(heads):
         # The panels that hold the head's rows, of which the first and the last may hold rows of its neighbours too.
         first, end = head * rows // PANEL_ROWS, panel_count((head + 1) * rows)
-        count = min(o.matrix.rows, end * PANEL_ROWS) - first * PANEL_ROWS
-        data = o.matrix.data[first * panel_bytes : end * panel_bytes]
-        own = Matrix(data, o.matrix.format, count, o.matrix.columns)
+        own = o.matrix.of_panels(first, end)
         start = head * rows - first * PANEL_ROWS
         product = kernels.matmul(np.ascontiguousarray(inputs[:, head]), own)
         outputs[:, head, :rows] = product[:, start : start + rows]
@@ -115,12 +110,7 @@ def _head_linear(kernels: Any, o: op.HeadLinear, tokens: int) -> None:
 
 def embed(ids: Integers, matrix: Matrix, scale: float) -> Floats:
     """Look up rows of the embedding: `(T,)` to `(T, D)`."""
-    panel_bytes = matrix.format.panel_bytes(matrix.columns)
-    panels = matrix.data.reshape(panel_count(matrix.rows), panel_bytes)
-    rows = [
-        dequantise(unpack(panels[i // PANEL_ROWS], matrix.format, PANEL_ROWS, matrix.columns))[i % PANEL_ROWS]
-        for i in ids.tolist()
-    ]
+    rows = [weights_of_panels(matrix, i // PANEL_ROWS, i // PANEL_ROWS + 1)[i % PANEL_ROWS] for i in ids.tolist()]
     return np.stack(rows) * np.float32(scale)
 
 
@@ -135,14 +125,19 @@ def gated_ffn(
     down: Matrix,
     biases: op.FfnBiases | None = None,
     activation: op.Activation = op.SILU,
+    up_apart: Matrix | None = None,
 ) -> Floats:
     """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`.
 
+    `gate_up` has panels of both in turn, or is gate alone beside `up_apart`.
     Gate, up and hidden values are rounded to float32, since the next product quantises from float32; a bias is added
     to the rounded product, in float32.
     """
-    both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
-    gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
+    if up_apart is None:
+        both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
+        gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
+    else:
+        gate, up = matmul(values, gate_up), matmul(values, up_apart)
     if biases is not None:
         assert biases.gate is not None
         gate, up = gate + biases.gate, up + biases.up
@@ -188,7 +183,8 @@ def _ffn_scratch(kernels: StepwiseBackend, o: op.GatedFfn | op.PlainFfn, sizes: 
 
 @means(op.GatedFfn, "gated_ffn", _ffn_scratch)
 def _gated_ffn(kernels: Any, o: op.GatedFfn, tokens: int) -> None:
-    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], o.gate_up, o.down, o.biases, o.activation)
+    first, apart = (o.gate_up, ()) if o.apart is None else (o.apart.gate, (o.apart.up,))
+    o.output[:tokens] = kernels.gated_ffn(o.input[:tokens], first, o.down, o.biases, o.activation, *apart)
 
 
 @means(op.PlainFfn, "plain_ffn", _ffn_scratch)

@@ -97,7 +97,7 @@ class Body(Protocol):
         """The names of its dense tensors within a layer, with their shapes; those of `routed` are not among them.
 
         Matrices are `(rows, columns)` = (output, input). `X.gate`, `X.up` and `X.down` are the matrices of an FFN;
-        the store keeps gate and up, where there is a gate, as one matrix, `X.gate_up`. The bias of a matrix `X` is
+        the store keeps gate and up of one format as one matrix, `X.gate_up`. The bias of a matrix `X` is
         `X_bias`.
         """
 

@@ -14,6 +14,7 @@
 
 #include "grid256.h"
 #include "quads256.h"
+#include "trellis256.h"
 
 INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 
@@ -26,6 +27,10 @@ INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m2
         return;
     }
     payload += side * (EM_LINE_BYTES / 2);
+    if (em_is_trellis(format)) { /* unpacked before (trellis_unpack) */
+        for (int quad = 0; quad < QUADS_TOGETHER; quad++) weights[quad] = load_line(payload, first + quad);
+        return;
+    }
     if (em_numbers(format).bits == 8) {
         for (int quad = 0; quad < QUADS_TOGETHER; quad++) weights[quad] = load_line(payload, first + quad);
         return;
@@ -97,6 +102,7 @@ INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], co
 
 DEFINE_PANELS(avx2, F32, f32, float_panels)
 DEFINE_PANELS(avx2, F16, f16, float_panels)
+DEFINE_PANELS(avx2, BF16, bf16, float_panels)
 DEFINE_PANELS(avx2, F8, f8, float_panels)
 DEFINE_PANELS(avx2, M8, m8, float_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(avx2, NAME, name, quantised_panels)

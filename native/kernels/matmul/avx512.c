@@ -19,6 +19,7 @@
 #include "../kernels.h"
 #include "grid256.h"
 #include "lookahead.h"
+#include "trellis512.h"
 
 enum {
     QUADS = 8, /* of a group */
@@ -29,6 +30,7 @@ enum {
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
     LINE_BYTES = 64,
+    TRELLIS_BYTES_AHEAD = 4096, /* of payloads */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -93,6 +95,10 @@ INLINE row_numbers grid_numbers(const uint8_t *panel, em_sections at, int32_t g,
 INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int format) {
     const em_format_numbers numbers = em_numbers(format);
     if (numbers.grid != EM_GRID_NONE) return grid_numbers(panel, at, g, format);
+    if (em_is_trellis(format)) {
+        const __m512 of_trellis = trellis_scale(panel, at, g, format);
+        return (row_numbers){.scales = {of_trellis, of_trellis}, .minimum = of_trellis};
+    }
     const size_t shared = (size_t)(g >> numbers.scale_shift), number = (size_t)g * numbers.halves * EM_PANEL_ROWS;
     const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
     const __m512 scale = load_scales(panel + at.scales + shared * em_scales_bytes(format), format);
@@ -162,6 +168,21 @@ INLINE void unpack(const uint8_t *payload, int format, __m512i weights[QUADS]) {
     for (int quad = 0; quad < QUADS; quad++) weights[quad] = _mm512_shuffle_epi8(values, weights[quad]);
 }
 
+/* Those of group g of a trellis. Where it is the first of a payload, `unpacked` gets the values of all its groups. */
+INLINE void unpack_trellis(const uint8_t *head, const uint8_t *panel, int format, int32_t g, uint8_t *unpacked,
+                           __m512i weights[QUADS]) {
+    const int each = em_trellis_weights(format), within = g % each;
+    if (within == 0) {
+        const trellis_tables tables = trellis_load_tables(head, format);
+        __m512i planes[EM_TRELLIS_PLANES + 1];
+        trellis_planes(panel, format, (size_t)(g / each), planes);
+        EM_UNROLLED for (int quad = 0; quad < each * QUADS; quad++) {
+            _mm512_storeu_si512(unpacked + quad * EM_LINE_BYTES, trellis_quad(&tables, planes, format, quad));
+        }
+    }
+    for (int quad = 0; quad < QUADS; quad++) weights[quad] = load(unpacked + (within * QUADS + quad) * EM_LINE_BYTES);
+}
+
 /* Where the integer sums of a group, or of one of its halves, begin, so that they end as the dots with the signed weights. */
 INLINE __m512i first_sums(const em_group *group, int half, int format) {
     const int32_t zero = em_unsigned_zero(format);
@@ -214,12 +235,44 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     _mm512_storeu_ps(out, sum);
 }
 
-/* `count` activation rows, at most ROWS_TOGETHER, times `panel_count` panels, one or two. */
-INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_activations *x, const int32_t *rows,
-                           int32_t count, float *out, size_t out_stride, int format) {
+/* The same with a trellis. A payload's groups follow one another while its planes are at hand. */
+INLINE void trellis_row(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row, float *out,
+                        int format) {
+    const int32_t group_count = x->group_count;
+    const int each = em_trellis_weights(format), ahead = TRELLIS_BYTES_AHEAD / (int)em_payload_bytes(format) * each;
+    const em_sections at = em_sections_of(format, group_count);
+    const em_group *groups = x->groups + (size_t)row * group_count;
+    const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
+    const trellis_tables tables = trellis_load_tables(head, format);
+    em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, em_panel_bytes(format, x->columns), ahead);
+    __m512 sum = _mm512_setzero_ps();
+    for (int32_t first = 0; first < group_count; first += each) {
+        const int32_t left = group_count - first, count = left < each ? left : each;
+        __m512i planes[EM_TRELLIS_PLANES + 1];
+        trellis_planes(panel, format, (size_t)(first / each), planes);
+        EM_UNROLLED for (int i = 0; i < each; i++) {
+            if (i >= count) break;
+            const int32_t g = first + i;
+            em_prefetch_group(&next, format);
+            const row_numbers numbers = load_numbers(panel, at, g, format);
+            __m512i dots[2] = {first_sums(groups + g, 0, format), _mm512_setzero_si512()};
+            EM_UNROLLED for (int quad = 0; quad < QUADS; quad++) {
+                const __m512i weights = trellis_quad(&tables, planes, format, i * QUADS + quad);
+                dots[0] = _mm512_dpbusd_epi32(dots[0], weights, broadcast_quad(values + (size_t)g * EM_GROUP_COLUMNS + 4 * quad));
+            }
+            sum = add_group(sum, dots, groups + g, &numbers, format);
+        }
+    }
+    _mm512_storeu_ps(out, sum);
+}
+
+/* `count` activation rows, at most ROWS_TOGETHER, times `panel_count` panels, one or two; `head` is their matrix's. */
+INLINE void quantised_rows(const uint8_t *head, const uint8_t *panels, int panel_count, const em_activations *x,
+                           const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
     const int32_t group_count = x->group_count, quads = QUADS / em_numbers(format).halves;
     const em_sections at = em_sections_of(format, group_count);
+    uint8_t unpacked[PANELS_TOGETHER][EM_TRELLIS_WEIGHTS * EM_PANEL_ROWS * EM_GROUP_COLUMNS]; /* a payload of a trellis */
     const em_group *groups[ROWS_TOGETHER] = {0};
     const int8_t *values[ROWS_TOGETHER] = {0};
     em_lookahead next[PANELS_TOGETHER];
@@ -240,7 +293,8 @@ INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_acti
         for (int p = 0; p < panel_count; p++) {
             const uint8_t *panel = panels + (size_t)p * panel_bytes;
             em_prefetch_group(&next[p], format);
-            unpack(panel + (size_t)g * payload_bytes, format, weights[p]);
+            if (em_is_trellis(format)) unpack_trellis(head, panel, format, g, unpacked[p], weights[p]);
+            else unpack(panel + (size_t)g * payload_bytes, format, weights[p]);
             numbers[p] = load_numbers(panel, at, g, format);
         }
         for (int32_t i = 0; i < count; i++) {
@@ -265,37 +319,45 @@ INLINE void quantised_rows(const uint8_t *panels, int panel_count, const em_acti
 }
 
 /* Any number of activation rows times `panel_count` panels, one or two. */
-INLINE void all_quantised_rows(const uint8_t *panels, int panel_count, const em_activations *x, const int32_t *rows,
-                               int32_t count, float *out, size_t out_stride, int format) {
+INLINE void all_quantised_rows(const uint8_t *head, const uint8_t *panels, int panel_count, const em_activations *x,
+                               const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     for (; count > 0; count -= ROWS_TOGETHER, rows += ROWS_TOGETHER, out += ROWS_TOGETHER * out_stride) {
         const int32_t now = count < ROWS_TOGETHER ? count : ROWS_TOGETHER;
-        quantised_rows(panels, panel_count, x, rows, now, out, out_stride, format);
+        quantised_rows(head, panels, panel_count, x, rows, now, out, out_stride, format);
     }
 }
 
-INLINE void quantised_panels(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                             int32_t count, float *out, size_t out_stride, int format) {
+INLINE void quantised_panels(const uint8_t *head, const uint8_t *panels, int32_t panel_count, const em_activations *x,
+                             const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     const size_t panel_bytes = em_panel_bytes(format, x->columns);
     int32_t p = 0;
     if (count == 1) {
         for (; p < panel_count; p++) {
+            if (em_is_trellis(format)) {
+                trellis_row(head, panels + (size_t)p * panel_bytes, x, rows[0], out + (size_t)p * EM_PANEL_ROWS, format);
+                continue;
+            }
             quantised_row(panels + (size_t)p * panel_bytes, x, rows[0], out + (size_t)p * EM_PANEL_ROWS, format);
         }
         return;
     }
     for (; p + PANELS_TOGETHER <= panel_count; p += PANELS_TOGETHER) {
-        all_quantised_rows(panels + (size_t)p * panel_bytes, PANELS_TOGETHER, x, rows, count,
+        all_quantised_rows(head, panels + (size_t)p * panel_bytes, PANELS_TOGETHER, x, rows, count,
                            out + (size_t)p * EM_PANEL_ROWS, out_stride, format);
     }
     if (p < panel_count) {
-        all_quantised_rows(panels + (size_t)p * panel_bytes, 1, x, rows, count, out + (size_t)p * EM_PANEL_ROWS,
-                           out_stride, format);
+        all_quantised_rows(head, panels + (size_t)p * panel_bytes, 1, x, rows, count,
+                           out + (size_t)p * EM_PANEL_ROWS, out_stride, format);
     }
 }
 
-/* 16 rows of one column of f32 or f16 weights. */
+/* 16 rows of one column of f32, f16 or bf16 weights. */
 INLINE __m512 load_weights(const uint8_t *panel, size_t index, int format) {
     if (format == EM_F16) return load_halves(panel + 2 * index);
+    if (format == EM_BF16) {
+        const __m256i upper = _mm256_loadu_si256((const __m256i *)(const void *)(panel + 2 * index));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
+    }
     return _mm512_loadu_ps(panel + 4 * index);
 }
 
@@ -310,7 +372,7 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     }
     for (int32_t column = 0; column < x->columns; column++) {
         if (count == 1) {
-            const size_t column_bytes = format == EM_F16 ? 32 : 64;
+            const size_t column_bytes = format == EM_F32 ? 64 : 32;
             _mm_prefetch((const char *)panel + (size_t)column * column_bytes + FLOAT_BYTES_AHEAD, _MM_HINT_T0);
         }
         const __m512 weights = load_weights(panel, (size_t)column * EM_PANEL_ROWS, format);
@@ -355,9 +417,10 @@ INLINE void some_float_rows(const uint8_t *panel, const em_activations *x, const
     (format == EM_F8 || format == EM_M8 ? e4m3_rows : float_rows)(panel, x, rows, count, out, out_stride, format);
 }
 
-INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                         int32_t count, float *out, size_t out_stride, int format) {
+INLINE void float_panels(const uint8_t *head, const uint8_t *panels, int32_t panel_count, const em_activations *x,
+                         const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
+    (void)head;
     for (int32_t p = 0; p < panel_count; p++) {
         const uint8_t *panel = panels + (size_t)p * em_panel_bytes(format, x->columns);
         float *panel_out = out + (size_t)p * EM_PANEL_ROWS;
@@ -379,11 +442,13 @@ INLINE void float_panels(const uint8_t *panels, int32_t panel_count, const em_ac
             em_panels_##name##_avx2(matrix, first, panel_count, x, rows, count, out, out_stride);                  \
             return;                                                                                                \
         }                                                                                                          \
-        products(em_panel(matrix, first, EM_##NAME), panel_count, x, rows, count, out, out_stride, EM_##NAME);     \
+        products(matrix->data, em_panel(matrix, first, EM_##NAME), panel_count, x, rows, count, out, out_stride,   \
+                 EM_##NAME);                                                                                       \
     }
 
 DEFINE_PANELS(F32, f32, float_panels)
 DEFINE_PANELS(F16, f16, float_panels)
+DEFINE_PANELS(BF16, bf16, float_panels)
 DEFINE_PANELS(F8, f8, float_panels)
 DEFINE_PANELS(M8, m8, float_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(NAME, name, quantised_panels)

@@ -8,6 +8,7 @@
 
 #include "grid256.h"
 #include "quads256.h"
+#include "trellis256.h"
 
 /* The weights of 8 rows x 16 columns as unsigned bytes, one vector per quad of columns, from quad `first` (0 or 4) on. */
 INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m256i weights[QUADS_TOGETHER]) {
@@ -16,6 +17,10 @@ INLINE void unpack(const uint8_t *payload, int side, int format, int first, __m2
         return;
     }
     payload += side * (EM_LINE_BYTES / 2);
+    if (em_is_trellis(format)) { /* unpacked before (trellis_unpack) */
+        for (int quad = 0; quad < QUADS_TOGETHER; quad++) weights[quad] = load_line(payload, first + quad);
+        return;
+    }
     if (em_numbers(format).bits == 8) {
         const __m256i sign = _mm256_set1_epi8((char)0x80);
         for (int quad = 0; quad < QUADS_TOGETHER; quad++) {
@@ -57,6 +62,7 @@ INLINE __m256i end_dots(__m256i begun, const __m256i weights[QUADS_TOGETHER], co
 
 DEFINE_PANELS(avxvnni, F32, f32, float_panels)
 DEFINE_PANELS(avxvnni, F16, f16, float_panels)
+DEFINE_PANELS(avxvnni, BF16, bf16, float_panels)
 DEFINE_PANELS(avxvnni, F8, f8, float_panels)
 DEFINE_PANELS(avxvnni, M8, m8, float_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(avxvnni, NAME, name, quantised_panels)

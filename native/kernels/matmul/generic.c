@@ -9,6 +9,7 @@
 #include "../half.h"
 #include "../kernels.h"
 #include "grid.h"
+#include "trellis.h"
 
 enum { QUAD = 4, QUADS_PER_GROUP = EM_GROUP_COLUMNS / QUAD, QUAD_BYTES = EM_LINE_BYTES, NIBBLES = 15 };
 
@@ -91,7 +92,9 @@ static inline void load_numbers(const uint8_t *at, int32_t format, float *number
     }
     uint16_t halves[EM_PANEL_ROWS];
     memcpy(halves, at, sizeof halves);
-    for (int i = 0; i < EM_PANEL_ROWS; i++) numbers[i] = em_half_to_float(halves[i]);
+    for (int i = 0; i < EM_PANEL_ROWS; i++) {
+        numbers[i] = format == EM_BF16 ? em_from_bits((uint32_t)halves[i] << 16) : em_half_to_float(halves[i]);
+    }
 }
 
 static inline float e4m3(uint8_t code) { return em_half_to_float(em_e4m3_half_bits(code)); }
@@ -126,12 +129,25 @@ static inline void add_grid_group(const uint8_t *panel, em_sections at, int32_t 
     }
 }
 
+/* Adds that of a format with a trellis. */
+static inline void add_trellis_group(const uint8_t *panel, em_sections at, int32_t g, const em_group *group,
+                                     int32_t dots[2][EM_PANEL_ROWS], int32_t format, float *sums) {
+    for (int i = 0; i < EM_PANEL_ROWS; i++) {
+        const float scale = em_trellis_scale(panel, at, format, g, i);
+        sums[i] = fmaf((float)dots[0][i], scale * group->scale, sums[i]);
+    }
+}
+
 /* Adds the share of group g, whose dots of each half are `dots`, or of the whole group the first of them. */
 static inline void add_group(const uint8_t *panel, em_sections at, int32_t g, const em_group *group,
                              int32_t dots[2][EM_PANEL_ROWS], int32_t format, float *sums) {
     const em_format_numbers numbers = em_numbers(format);
     if (numbers.grid != EM_GRID_NONE) {
         add_grid_group(panel, at, g, group, dots, format, sums);
+        return;
+    }
+    if (em_is_trellis(format)) {
+        add_trellis_group(panel, at, g, group, dots, format, sums);
         return;
     }
     const uint8_t *factors[2], *offsets[2];
@@ -169,8 +185,8 @@ static inline void add_group(const uint8_t *panel, em_sections at, int32_t g, co
     }
 }
 
-static inline void quantised_product(const uint8_t *panel, const em_activations *x, int32_t row, int32_t format,
-                                     float *sums) {
+static inline void quantised_product(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row,
+                                     int32_t format, float *sums) {
     const int halves = em_numbers(format).halves, quads = QUADS_PER_GROUP / halves;
     const em_sections at = em_sections_of(format, x->group_count);
     const em_group *groups = x->groups + (size_t)row * x->group_count;
@@ -180,7 +196,8 @@ static inline void quantised_product(const uint8_t *panel, const em_activations 
     for (int32_t g = 0; g < x->group_count; g++, input += EM_GROUP_COLUMNS) {
         int8_t values[EM_PANEL_ROWS * EM_GROUP_COLUMNS];
         int32_t dots[2][EM_PANEL_ROWS];
-        unpack(panel + (size_t)g * em_payload_bytes(format), format, values);
+        if (em_is_trellis(format)) em_trellis_unpack(head, panel, format, g, values);
+        else unpack(panel + (size_t)g * em_payload_bytes(format), format, values);
         for (int half = 0; half < halves; half++) {
             const int32_t start = halves == 1 ? em_start(groups + g, zero) : em_half_start(groups + g, half, zero);
             dot_quads(values + half * quads * QUAD_BYTES, input + half * quads * QUAD, quads, dots[half]);
@@ -190,8 +207,9 @@ static inline void quantised_product(const uint8_t *panel, const em_activations 
     }
 }
 
-static inline void float_product(const uint8_t *panel, const em_activations *x, int32_t row, int32_t format,
-                                 float *sums) {
+static inline void float_product(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row,
+                                 int32_t format, float *sums) {
+    (void)head;
     const float *input = x->floats + (size_t)row * x->columns;
     const size_t element_bytes = format == EM_F32 ? 4 : 2;
     memset(sums, 0, EM_PANEL_ROWS * sizeof *sums);
@@ -202,7 +220,9 @@ static inline void float_product(const uint8_t *panel, const em_activations *x, 
     }
 }
 
-static inline void e4m3_product(const uint8_t *panel, const em_activations *x, int32_t row, int32_t format, float *sums) {
+static inline void e4m3_product(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row,
+                                int32_t format, float *sums) {
+    (void)head;
     const float *input = x->floats + (size_t)row * x->columns, unit = em_e4m3_unit(format);
     const em_sections at = em_sections_of(format, em_group_count(x->columns));
     memset(sums, 0, EM_PANEL_ROWS * sizeof *sums);
@@ -224,13 +244,15 @@ static inline void e4m3_product(const uint8_t *panel, const em_activations *x, i
         for (int32_t p = 0; p < panel_count; p++) {                                                      \
             const uint8_t *panel = em_panel(matrix, first + p, format);                                  \
             for (int32_t i = 0; i < count; i++) {                                                        \
-                product(panel, x, rows[i], format, out + i * out_stride + (size_t)p * EM_PANEL_ROWS);    \
+                product(matrix->data, panel, x, rows[i], format,                                        \
+                        out + i * out_stride + (size_t)p * EM_PANEL_ROWS);                              \
             }                                                                                            \
         }                                                                                                \
     }
 
 DEFINE_PANELS(em_panels_f32_generic, EM_F32, float_product)
 DEFINE_PANELS(em_panels_f16_generic, EM_F16, float_product)
+DEFINE_PANELS(em_panels_bf16_generic, EM_BF16, float_product)
 DEFINE_PANELS(em_panels_f8_generic, EM_F8, e4m3_product)
 DEFINE_PANELS(em_panels_m8_generic, EM_M8, e4m3_product)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(em_panels_##name##_generic, EM_##NAME, quantised_product)

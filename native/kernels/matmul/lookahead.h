@@ -34,9 +34,16 @@ static inline void em_prefetch_group(em_lookahead *next, int format) {
     const em_format_numbers numbers = em_numbers(format);
     const size_t group = (size_t)next->group, shared = group >> numbers.scale_shift;
     const size_t payload_bytes = em_payload_bytes(format);
-    const uint8_t *payload = next->panel + group * payload_bytes;
-    for (size_t line = 0; line < payload_bytes; line += EM_LINE_BYTES) __builtin_prefetch(payload + line);
-    __builtin_prefetch(next->panel + next->at.scales + shared * em_scales_bytes(format));
+    const uint8_t *payload = next->panel + (group >> numbers.block_shift) * payload_bytes;
+    if ((group & (((size_t)1 << numbers.block_shift) - 1)) == 0) {
+        for (size_t line = 0; line < payload_bytes; line += EM_LINE_BYTES) __builtin_prefetch(payload + line);
+    }
+    const uint8_t *scales = next->panel + next->at.scales;
+    if (numbers.factor == EM_FACTOR_BESIDE) { /* more than a line for the groups that share them */
+        __builtin_prefetch(scales + (group * em_scales_bytes(format) >> numbers.scale_shift));
+    } else {
+        __builtin_prefetch(scales + shared * em_scales_bytes(format));
+    }
     if (numbers.has_minimums) {
         __builtin_prefetch(next->panel + next->at.minimums + shared * em_minimums_bytes(format));
     }

@@ -21,6 +21,7 @@
 #include "../neon.h"
 #include "grid_neon.h"
 #include "lookahead.h"
+#include "trellis_neon.h"
 
 enum {
     QUADS = 8,    /* of a group */
@@ -34,6 +35,7 @@ enum {
     /* Prefetches go this far ahead: somewhat more than memory delivers to a core in the time of one miss. */
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
+    TRELLIS_BYTES_AHEAD = 4096, /* of payloads */
 };
 
 /* Quad `quad` of a plane of `bits` bits, of which `at` is the first byte of these 4 rows, moved to the bits from `to` on. */
@@ -53,7 +55,7 @@ INLINE void unpack(const uint8_t *payload, int quarter, int format, int8x16_t we
         grid_unpack(payload, quarter, format, weights);
         return;
     }
-    if (bits == 8) {
+    if (bits == 8 || em_is_trellis(format)) { /* which is unpacked before (unpack_trellis) */
         for (int quad = 0; quad < QUADS; quad++) weights[quad] = vreinterpretq_s8_u8(vld1q_u8(at + quad * EM_LINE_BYTES));
         return;
     }
@@ -154,6 +156,10 @@ INLINE row_numbers grid_numbers(const uint8_t *panel, em_sections at, int32_t g,
 INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g, int quarter, int format) {
     const em_format_numbers numbers = em_numbers(format);
     if (numbers.grid != EM_GRID_NONE) return grid_numbers(panel, at, g, quarter, format);
+    if (em_is_trellis(format)) {
+        const float32x4_t of_trellis = trellis_scale(panel, at, g, quarter, format);
+        return (row_numbers){.scales = {of_trellis, of_trellis}, .minimum = of_trellis};
+    }
     const size_t shared = (size_t)(g >> numbers.scale_shift), scales_bytes = em_scales_bytes(format);
     const uint8_t *scales = panel + at.scales + shared * scales_bytes + (size_t)quarter * (scales_bytes / QUARTERS);
     const float32x4_t scale = load_scales(scales, format);
@@ -232,10 +238,59 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     for (int quarter = 0; quarter < QUARTERS; quarter++) vst1q_f32(out + quarter * QUARTER_ROWS, sums[quarter]);
 }
 
-/* `count` activation rows times one group of QUARTERS_TOGETHER quarters, added to the sums in `out`. */
-INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int32_t g, int first_quarter,
-                              const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
-    const size_t payload_bytes = em_payload_bytes(format);
+/* The same with a trellis. A payload's groups follow one another while its planes are at hand. */
+INLINE void trellis_row(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row, float *out,
+                        int format) {
+    const int32_t group_count = x->group_count;
+    const int each = em_trellis_weights(format), ahead = TRELLIS_BYTES_AHEAD / (int)em_payload_bytes(format) * each;
+    const em_sections at = em_sections_of(format, group_count);
+    const em_group *groups = x->groups + (size_t)row * group_count;
+    const int8_t *values = x->values + (size_t)row * group_count * EM_GROUP_COLUMNS;
+    const trellis_tables tables = trellis_load_tables(head, format);
+    em_lookahead next = em_look_ahead(panel, group_count, 0, group_count, format, em_panel_bytes(format, x->columns), ahead);
+    float32x4_t sums[QUARTERS];
+    for (int quarter = 0; quarter < QUARTERS; quarter++) sums[quarter] = vdupq_n_f32(0);
+    for (int32_t first = 0; first < group_count; first += each) {
+        const int32_t left = group_count - first, count = left < each ? left : each;
+        for (int32_t i = 0; i < count; i++) em_prefetch_group(&next, format);
+        for (int quarter = 0; quarter < QUARTERS; quarter++) {
+            uint8x16_t planes[EM_TRELLIS_PLANES + 1];
+            trellis_planes(panel, format, (size_t)(first / each), quarter, planes);
+            EM_UNROLLED for (int i = 0; i < each; i++) {
+                if (i >= count) break;
+                const int32_t g = first + i;
+                const group_input in = load_input(values + (size_t)g * EM_GROUP_COLUMNS, groups + g, format);
+                const row_numbers numbers = load_numbers(panel, at, g, quarter, format);
+                int8x16_t weights[QUADS];
+                EM_UNROLLED for (int quad = 0; quad < QUADS; quad++) {
+                    weights[quad] = trellis_quad(&tables, planes, format, i * QUADS + quad);
+                }
+                sums[quarter] = add_group(sums[quarter], weights, &in, &numbers, format);
+            }
+        }
+    }
+    for (int quarter = 0; quarter < QUARTERS; quarter++) vst1q_f32(out + quarter * QUARTER_ROWS, sums[quarter]);
+}
+
+/* The values of a payload of a trellis, with which group g begins: quads of 64 bytes. */
+INLINE void unpack_trellis(const uint8_t *head, const uint8_t *panel, int format, int32_t g, uint8_t *unpacked) {
+    const int each = em_trellis_weights(format);
+    const trellis_tables tables = trellis_load_tables(head, format);
+    for (int quarter = 0; quarter < QUARTERS; quarter++) {
+        uint8x16_t planes[EM_TRELLIS_PLANES + 1];
+        trellis_planes(panel, format, (size_t)(g / each), quarter, planes);
+        EM_UNROLLED for (int quad = 0; quad < each * QUADS; quad++) {
+            uint8_t *to = unpacked + quad * EM_LINE_BYTES + quarter * (EM_LINE_BYTES / QUARTERS);
+            vst1q_u8(to, vreinterpretq_u8_s8(trellis_quad(&tables, planes, format, quad)));
+        }
+    }
+}
+
+/* `count` activation rows times one group of QUARTERS_TOGETHER quarters, added to the sums in `out`; the group's payload is
+ * `payload`. */
+INLINE void add_group_of_rows(const uint8_t *panel, const uint8_t *payload, const em_activations *x, int32_t g,
+                              int first_quarter, const int32_t *rows, int32_t count, float *out, size_t out_stride,
+                              int format) {
     const int32_t group_count = x->group_count;
     const em_sections sections = em_sections_of(format, group_count);
     /* Kept apart from `x`, which for all that the compiler knows the stores below might change. */
@@ -244,7 +299,7 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
     int8x16_t weights[QUARTERS_TOGETHER][QUADS];
     row_numbers numbers[QUARTERS_TOGETHER];
     for (int i = 0; i < QUARTERS_TOGETHER; i++) {
-        unpack(panel + (size_t)g * payload_bytes, first_quarter + i, format, weights[i]);
+        unpack(payload, first_quarter + i, format, weights[i]);
         numbers[i] = load_numbers(panel, sections, g, first_quarter + i, format);
     }
     out += first_quarter * QUARTER_ROWS;
@@ -258,38 +313,50 @@ INLINE void add_group_of_rows(const uint8_t *panel, const em_activations *x, int
     }
 }
 
-/* `count` activation rows, at most ROWS_TOGETHER, times one panel. */
-INLINE void quantised_rows(const uint8_t *panel, const em_activations *x, const int32_t *rows, int32_t count,
-                           float *out, size_t out_stride, int format) {
+/* `count` activation rows, at most ROWS_TOGETHER, times one panel of a matrix whose head is `head`. */
+INLINE void quantised_rows(const uint8_t *head, const uint8_t *panel, const em_activations *x, const int32_t *rows,
+                           int32_t count, float *out, size_t out_stride, int format) {
+    uint8_t unpacked[EM_TRELLIS_WEIGHTS * EM_PANEL_ROWS * EM_GROUP_COLUMNS]; /* a payload of a trellis */
     const size_t panel_bytes = em_panel_bytes(format, x->columns);
     em_lookahead next = em_look_ahead(panel, x->group_count, 0, x->group_count, format, panel_bytes, GROUPS_AHEAD);
     for (int32_t row = 0; row < count; row++) memset(out + (size_t)row * out_stride, 0, EM_PANEL_ROWS * sizeof *out);
     for (int32_t g = 0; g < x->group_count; g++) {
+        const uint8_t *payload = panel + (size_t)g * em_payload_bytes(format);
         em_prefetch_group(&next, format);
+        if (em_is_trellis(format)) {
+            const int32_t within = g % em_trellis_weights(format);
+            if (within == 0) unpack_trellis(head, panel, format, g, unpacked);
+            payload = unpacked + within * EM_PANEL_ROWS * EM_GROUP_COLUMNS;
+        }
         for (int quarter = 0; quarter < QUARTERS; quarter += QUARTERS_TOGETHER) {
-            add_group_of_rows(panel, x, g, quarter, rows, count, out, out_stride, format);
+            add_group_of_rows(panel, payload, x, g, quarter, rows, count, out, out_stride, format);
         }
     }
 }
 
-INLINE void quantised_panels(const uint8_t *panel, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                             int32_t count, float *out, size_t out_stride, int format) {
+INLINE void quantised_panels(const uint8_t *head, const uint8_t *panel, int32_t panel_count, const em_activations *x,
+                             const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     const size_t panel_bytes = em_panel_bytes(format, x->columns);
     for (int32_t p = 0; p < panel_count; p++, panel += panel_bytes, out += EM_PANEL_ROWS) {
+        if (count == 1 && em_is_trellis(format)) {
+            trellis_row(head, panel, x, rows[0], out, format);
+            continue;
+        }
         if (count == 1) {
             quantised_row(panel, x, rows[0], out, format);
             continue;
         }
         for (int32_t done = 0; done < count; done += ROWS_TOGETHER) {
             const int32_t now = count - done < ROWS_TOGETHER ? count - done : ROWS_TOGETHER;
-            quantised_rows(panel, x, rows + done, now, out + (size_t)done * out_stride, out_stride, format);
+            quantised_rows(head, panel, x, rows + done, now, out + (size_t)done * out_stride, out_stride, format);
         }
     }
 }
 
-/* 4 rows of one column of f32 or f16 weights. */
+/* 4 rows of one column of f32, f16 or bf16 weights. */
 INLINE float32x4_t load_weights(const uint8_t *panel, size_t index, int format) {
     if (format == EM_F16) return em_load_four_halves(panel + 2 * index);
+    if (format == EM_BF16) return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(panel + 2 * index)), 16));
     return vreinterpretq_f32_u8(vld1q_u8(panel + 4 * index));
 }
 
@@ -297,7 +364,7 @@ INLINE float32x4_t load_weights(const uint8_t *panel, size_t index, int format) 
  * of each sum, so 8 or 16 sums side by side hide the time that a step takes. */
 INLINE void float_tile(const uint8_t *panel, int panels, const em_activations *x, const int32_t *rows, int count,
                        float *out, size_t out_stride, int format) {
-    const size_t panel_bytes = em_panel_bytes(format, x->columns), column_bytes = format == EM_F16 ? 32 : 64;
+    const size_t panel_bytes = em_panel_bytes(format, x->columns), column_bytes = format == EM_F32 ? 64 : 32;
     const float *inputs[FLOAT_ROWS_TOGETHER];
     float32x4_t sums[FLOAT_PANELS_TOGETHER][FLOAT_ROWS_TOGETHER][QUARTERS];
     for (int t = 0; t < count; t++) inputs[t] = x->floats + (size_t)rows[t] * x->columns;
@@ -370,9 +437,10 @@ INLINE void e4m3_tile(const uint8_t *panel, const em_activations *x, const int32
     }
 }
 
-INLINE void e4m3_panels(const uint8_t *panel, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                        int32_t count, float *out, size_t out_stride, int format) {
+INLINE void e4m3_panels(const uint8_t *head, const uint8_t *panel, int32_t panel_count, const em_activations *x,
+                        const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     enum { STEP = FLOAT_ROWS_TOGETHER };
+    (void)head;
     for (int32_t p = 0; p < panel_count; p++, panel += em_panel_bytes(format, x->columns), out += EM_PANEL_ROWS) {
         int32_t i = 0;
         for (; i + STEP <= count; i += STEP) {
@@ -399,9 +467,10 @@ INLINE void float_panels_together(const uint8_t *panel, int panels, const em_act
     }
 }
 
-INLINE void float_panels(const uint8_t *panel, int32_t panel_count, const em_activations *x, const int32_t *rows,
-                         int32_t count, float *out, size_t out_stride, int format) {
+INLINE void float_panels(const uint8_t *head, const uint8_t *panel, int32_t panel_count, const em_activations *x,
+                         const int32_t *rows, int32_t count, float *out, size_t out_stride, int format) {
     enum { STEP = FLOAT_PANELS_TOGETHER };
+    (void)head;
     const size_t panel_bytes = em_panel_bytes(format, x->columns);
     for (; panel_count >= STEP; panel_count -= STEP, panel += STEP * panel_bytes, out += STEP * EM_PANEL_ROWS) {
         float_panels_together(panel, STEP, x, rows, count, out, out_stride, format);
@@ -413,11 +482,13 @@ INLINE void float_panels(const uint8_t *panel, int32_t panel_count, const em_act
     void em_panels_##name##_neon(const em_matrix *matrix, int32_t first, int32_t panel_count,                      \
                                  const em_activations *x, const int32_t *rows, int32_t count, float *out,          \
                                  size_t out_stride) {                                                              \
-        products(em_panel(matrix, first, EM_##NAME), panel_count, x, rows, count, out, out_stride, EM_##NAME);     \
+        products(matrix->data, em_panel(matrix, first, EM_##NAME), panel_count, x, rows, count, out, out_stride,   \
+                 EM_##NAME);                                                                                       \
     }
 
 DEFINE_PANELS(F32, f32, float_panels)
 DEFINE_PANELS(F16, f16, float_panels)
+DEFINE_PANELS(BF16, bf16, float_panels)
 DEFINE_PANELS(F8, f8, e4m3_panels)
 DEFINE_PANELS(M8, m8, e4m3_panels)
 #define DEFINE_QUANTISED(NAME, name) DEFINE_PANELS(NAME, name, quantised_panels)

@@ -27,6 +27,7 @@
 #include "grid256.h"
 #include "grid_row256.h"
 #include "lookahead.h"
+#include "trellis256.h"
 
 enum {
     SIDE_ROWS = 8,
@@ -37,6 +38,7 @@ enum {
     /* Prefetches go this many groups ahead: somewhat more than memory delivers to a core in the time of one miss. */
     GROUPS_AHEAD = 16,
     FLOAT_BYTES_AHEAD = 4096,
+    TRELLIS_BYTES_AHEAD = 4096, /* of payloads */
 };
 
 INLINE __m256 load_halves(const uint8_t *at) {
@@ -85,6 +87,10 @@ INLINE row_numbers load_numbers(const uint8_t *panel, em_sections at, int32_t g,
     const uint8_t *factors = panel + at.factors + number, *offsets = panel + at.offsets + number;
     row_numbers rows;
     rows.factors = rows.offsets = _mm256_setzero_si256();
+    if (em_is_trellis(format)) {
+        rows.scales[0] = rows.scales[1] = rows.minimum = trellis_scale(panel, at, g, side, format);
+        return rows;
+    }
     if (numbers.grid != EM_GRID_NONE) {
         const __m256 of_grid = grid_scale(panel, at, g, side, format);
         if (numbers.halves == 2) rows.factors = grid_half_factors(panel, at, g, side, format);
@@ -172,6 +178,62 @@ INLINE void quantised_row(const uint8_t *panel, const em_activations *x, int32_t
     for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
 }
 
+/* The share of group i of a payload with a trellis in the sums of one side. */
+INLINE __m256 trellis_group(__m256 sum, trellis_side *payload, const trellis_tables *tables, int i, const int8_t *x,
+                            const em_group *group, __m256 scale, int format) {
+    const row_numbers numbers = {.scales = {scale, scale}, .factors = _mm256_setzero_si256()};
+    __m256i weights[QUADS_TOGETHER];
+    trellis_quads(payload, tables, format, i * QUADS, weights);
+    const __m256i begun = begin_dots(weights, x, group, numbers.factors, format);
+    trellis_quads(payload, tables, format, i * QUADS + QUADS_TOGETHER, weights);
+    const __m256i dots = end_dots(begun, weights, x + EM_HALF_COLUMNS, group, numbers.factors, format);
+    return add_group(sum, begun, dots, group, &numbers, format);
+}
+
+/* The same with a trellis. A payload's groups follow one another while its planes are at hand, and numbers of groups that
+ * share a scale are put together before. Scales are prefetched a panel ahead. */
+INLINE void trellis_row(const uint8_t *head, const uint8_t *panel, const em_activations *x, int32_t row, float *out,
+                        int format) {
+    const int has_factors = em_numbers(format).factor != EM_FACTOR_NONE, each = em_trellis_weights(format);
+    const size_t payload_bytes = em_payload_bytes(format), panel_bytes = em_panel_bytes(format, x->columns);
+    const em_sections at = em_sections_of(format, x->group_count);
+    const em_group *groups = x->groups + (size_t)row * x->group_count;
+    const int8_t *values = x->values + (size_t)row * x->group_count * EM_GROUP_COLUMNS;
+    const uint8_t *payload = panel, *before = em_trellis_zeros;
+    const trellis_tables tables = trellis_load_tables(head, format);
+    __m256 sums[SIDES] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, scales[SIDES][EM_TRELLIS_SHARE];
+    for (int32_t first = 0; first < x->group_count; first += EM_TRELLIS_SHARE) {
+        const int32_t left = x->group_count - first, count = left < EM_TRELLIS_SHARE ? left : EM_TRELLIS_SHARE;
+        if (has_factors) {
+            const uint8_t *ahead = panel + panel_bytes + at.scales + (size_t)(first / EM_TRELLIS_SHARE) * em_scales_bytes(format);
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + EM_LINE_BYTES);
+        }
+        for (int side = 0; side < SIDES && (has_factors || first == 0); side++) {
+            trellis_scales(panel, at, first, side, format, scales[side]);
+        }
+        for (int32_t g = 0; g < count; g += each) {
+            for (size_t line = 0; line < payload_bytes; line += EM_LINE_BYTES) {
+                __builtin_prefetch(payload + TRELLIS_BYTES_AHEAD + line);
+            }
+            for (int side = 0; side < SIDES; side++) {
+                trellis_side of_side;
+                trellis_begin(&of_side, payload, before, format, side);
+                EM_UNROLLED for (int i = 0; i < each; i++) {
+                    if (g + i >= count) break;
+                    sums[side] = trellis_group(sums[side], &of_side, &tables, i, values + (g + i) * EM_GROUP_COLUMNS,
+                                               groups + g + i, scales[side][has_factors ? g + i : 0], format);
+                }
+            }
+            before = payload + payload_bytes - EM_LINE_BYTES;
+            payload += payload_bytes;
+        }
+        groups += EM_TRELLIS_SHARE;
+        values += EM_TRELLIS_SHARE * EM_GROUP_COLUMNS;
+    }
+    for (int side = 0; side < SIDES; side++) _mm256_storeu_ps(out + side * SIDE_ROWS, sums[side]);
+}
+
 /* Some groups of some activation rows: row i of group g is number g * count + i. */
 typedef struct packed_rows {
     int8_t values[GROUPS_TOGETHER * ROWS_TOGETHER * EM_GROUP_COLUMNS];
@@ -191,8 +253,13 @@ INLINE void pack(packed_rows *packed, const em_activations *x, const int32_t *ro
 }
 
 /* Adds the products of `count` packed rows with `groups` groups of a panel, from group `first` on. */
-INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_rows *packed, int32_t count,
-                            int32_t first, int32_t groups, float *out, size_t out_stride, int format) {
+INLINE void add_packed_rows(const uint8_t *head, const uint8_t *panel, int32_t columns, const packed_rows *packed,
+                            int32_t count, int32_t first, int32_t groups, float *out, size_t out_stride, int format) {
+    uint8_t unpacked[GROUPS_TOGETHER * TRELLIS_GROUP_BYTES]; /* of a trellis */
+    if (em_is_trellis(format)) {
+        const trellis_tables tables = trellis_load_tables(head, format);
+        trellis_unpack(&tables, panel, format, first, groups, unpacked);
+    }
     const size_t panel_bytes = em_panel_bytes(format, columns);
     const int32_t group_count = em_group_count(columns);
     em_lookahead next = em_look_ahead(panel, group_count, first, groups, format, panel_bytes, GROUPS_AHEAD);
@@ -210,7 +277,8 @@ INLINE void add_packed_rows(const uint8_t *panel, int32_t columns, const packed_
     const em_group *group = packed->groups;
     for (int32_t g = first; g < first + groups; g++, values += count * EM_GROUP_COLUMNS, group += count) {
         em_prefetch_group(&next, format);
-        const uint8_t *payload = panel + (size_t)g * payload_bytes;
+        const uint8_t *payload = em_is_trellis(format) ? unpacked + (size_t)(g - first) * TRELLIS_GROUP_BYTES
+                                                       : panel + (size_t)g * payload_bytes;
         __m256i weights[SIDES][QUADS_TOGETHER];
         row_numbers numbers[SIDES];
         for (int side = 0; side < SIDES; side++) {
@@ -247,8 +315,10 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
     if (count == 1) {
         for (int32_t p = 0; p < panel_count; p++) {
             const uint8_t *panel = em_panel(matrix, first_panel + p, format);
-            const int has_grid = em_numbers(format).grid != EM_GRID_NONE;
-            (has_grid ? grid_row : quantised_row)(panel, x, rows[0], out + p * EM_PANEL_ROWS, format);
+            float *products = out + p * EM_PANEL_ROWS;
+            if (em_is_trellis(format)) trellis_row(matrix->data, panel, x, rows[0], products, format);
+            else if (em_numbers(format).grid != EM_GRID_NONE) grid_row(panel, x, rows[0], products, format);
+            else quantised_row(panel, x, rows[0], products, format);
         }
         return;
     }
@@ -259,16 +329,20 @@ INLINE void quantised_panels(const em_matrix *matrix, int32_t first_panel, int32
             const int32_t left = x->group_count - first, groups = left < GROUPS_TOGETHER ? left : GROUPS_TOGETHER;
             pack(&packed, x, rows, now, first, groups);
             for (int32_t p = 0; p < panel_count; p++) {
-                add_packed_rows(em_panel(matrix, first_panel + p, format), x->columns, &packed, now, first, groups,
-                                out + p * EM_PANEL_ROWS, out_stride, format);
+                add_packed_rows(matrix->data, em_panel(matrix, first_panel + p, format), x->columns, &packed, now, first,
+                                groups, out + p * EM_PANEL_ROWS, out_stride, format);
             }
         }
     }
 }
 
-/* 8 rows of one column of f32 or f16 weights. */
+/* 8 rows of one column of f32, f16 or bf16 weights. */
 INLINE __m256 load_weights(const uint8_t *panel, size_t index, int format) {
     if (format == EM_F16) return load_halves(panel + 2 * index);
+    if (format == EM_BF16) {
+        const __m128i upper = _mm_loadu_si128((const __m128i *)(const void *)(panel + 2 * index));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(upper), 16));
+    }
     return _mm256_loadu_ps((const float *)(const void *)panel + index);
 }
 
@@ -284,7 +358,7 @@ INLINE void float_rows(const uint8_t *panel, const em_activations *x, const int3
     for (int32_t column = 0; column < x->columns; column++) {
         const size_t index = (size_t)column * EM_PANEL_ROWS;
         if (count == 1) {
-            _mm_prefetch((const char *)panel + index * (format == EM_F16 ? 2 : 4) + FLOAT_BYTES_AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)panel + index * (format == EM_F32 ? 4 : 2) + FLOAT_BYTES_AHEAD, _MM_HINT_T0);
         }
         const __m256 low_weights = load_weights(panel, index, format);
         const __m256 high_weights = load_weights(panel, index + SIDE_ROWS, format);

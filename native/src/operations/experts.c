@@ -28,7 +28,7 @@ typedef struct expert_wave {
 static ffn_sizes sizes_of_experts(const em_experts *e) {
     ffn_sizes sizes = {.hidden_size = e->hidden_size, .intermediate_size = e->layouts[0].intermediate_size};
     for (int32_t i = 0; i < e->layouts_count; i++) {
-        em_ffn_add_formats(&sizes, e->layouts[i].gate_up_format, e->layouts[i].down_format);
+        em_ffn_add_formats(&sizes, e->layouts[i].gate_format, e->layouts[i].up_format, e->layouts[i].down_format);
     }
     return sizes;
 }
@@ -48,20 +48,26 @@ static bool find_ffn(const em_experts *e, int32_t expert, int32_t first, int32_t
     const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
     const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
     const int32_t width = layout->intermediate_size;
-    const int32_t gate_up_rows = layout->gated ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
-    size_t down = (size_t)layout->down_offset;
+    const bool apart = layout->up_offset != 0;
+    const int32_t rows = layout->gated && !apart ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
     const size_t room = (size_t)e->slot_bytes;
-    if (layout->gate_up_format == EM_SUB1) {
-        const size_t bytes = em_sub1_bytes(record, gate_up_rows, layout->hidden_size, room);
+    size_t down = (size_t)layout->down_offset;
+    if (layout->gate_format == EM_SUB1) {
+        const size_t bytes = em_sub1_bytes(record, rows, layout->hidden_size, room);
         down = (bytes + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
-        const size_t of_down = (size_t)em_panel_count(layout->hidden_size) * em_panel_bytes(layout->down_format, width);
-        if (bytes == 0 || down > room || (layout->down_format != EM_SUB1 && of_down > room - down)) return false;
+        if (bytes == 0 || down > room) return false;
     }
-    if (layout->down_format == EM_SUB1 && !em_sub1_bytes(record + down, layout->hidden_size, width, room - down)) return false;
-    *found = (ffn){.gate_up = {record, layout->gate_up_format, gate_up_rows, layout->hidden_size},
+    const size_t of_down = layout->down_format == EM_SUB1
+        ? em_sub1_bytes(record + down, layout->hidden_size, width, room - down)
+        : em_matrix_bytes(layout->down_format, layout->hidden_size, width);
+    if (of_down == 0 || of_down > room - down) return false;
+    const em_matrix none = {0};
+    const em_matrix up = {record + layout->up_offset, layout->up_format, width, layout->hidden_size};
+    *found = (ffn){.first = {record, layout->gate_format, rows, layout->hidden_size},
+                   .up_apart = apart ? up : none,
                    .down = {record + down, layout->down_format, layout->hidden_size, width},
                    .biases = biases_of(layout, record),
-                   .first = first,
+                   .first_pair = first,
                    .count = count};
     return true;
 }
@@ -129,7 +135,7 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
 static int32_t run_ready(const em_experts *e, const em_run *run, ffn_memory memory) {
     const int32_t ffn_count = group_pairs(e, run->tokens, memory);
     if (ffn_count < 0) return EM_BAD_EXPERT;
-    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first + memory.ffns[ffn_count - 1].count : 0;
+    const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first_pair + memory.ffns[ffn_count - 1].count : 0;
     em_ffn_run(run, sizes_of_experts(e), memory, e->activation, e->input, e->output, ffn_count, pairs);
     for (int32_t i = 0; i < e->num_experts; i++) {
         if (memory.states[i] == READY) memory.states[i] = NOTHING;

@@ -70,16 +70,22 @@ static void add_bias(float *products, const float *bias, int32_t count) {
     for (int32_t i = 0; i < count; i++) products[i] += bias[i];
 }
 
+/* The products of some pairs with panels of gate and up: `step` floats lie from a panel of one to its next. */
+typedef struct up_products {
+    float *gate; /* those of up, without a gate */
+    float *up;
+    int32_t step;
+} up_products;
+
 /* Turns the products of one pair with the panels of one group into the pair's hidden columns. */
-static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int32_t pair, float *products) {
+static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int32_t pair, up_products products) {
     const em_kernels *kernels = task->run->kernels;
     const int32_t start = group * EM_GROUP_COLUMNS, left = task->sizes.intermediate_size - start;
     const int32_t columns = left < EM_GROUP_COLUMNS ? left : EM_GROUP_COLUMNS;
     const bool gated = task->activation.gated;
     float hidden[EM_GROUP_COLUMNS];
-    for (int32_t column = 0; column < columns; column += EM_PANEL_ROWS) {
-        float *first = products + (size_t)panels_per_column_panel(task) * column;
-        float *up = gated ? first + EM_PANEL_ROWS : first;
+    for (int32_t column = 0, at = 0; column < columns; column += EM_PANEL_ROWS, at += products.step) {
+        float *first = products.gate + at, *up = products.up + at;
         if (f->biases.up) {
             const int32_t rows = columns - column < EM_PANEL_ROWS ? columns - column : EM_PANEL_ROWS;
             if (gated) add_bias(first, f->biases.gate + start + column, rows);
@@ -98,6 +104,25 @@ static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int3
     }
 }
 
+/* Computes the products of pairs with `panels` panels of an FFN's first matrices, which begin at those of `group`. Those of
+ * a row lie `stride` floats from those of the next. */
+static up_products multiply_up(const ffn_task *task, const ffn *f, int32_t group, int32_t panels, int32_t pair,
+                               int32_t count, float *products, size_t stride) {
+    const em_kernels *kernels = task->run->kernels;
+    const int32_t *rows = task->memory.input_rows + pair;
+    const int32_t panel = group * panels_per_group(task);
+    if (f->up_apart.rows) {
+        const int32_t each = panels / 2;
+        float *up = products + (size_t)each * EM_PANEL_ROWS;
+        kernels->panels[f->first.format](&f->first, panel / 2, each, &task->input, rows, count, products, stride);
+        kernels->panels[f->up_apart.format](&f->up_apart, panel / 2, each, &task->input, rows, count, up, stride);
+        return (up_products){products, up, EM_PANEL_ROWS};
+    }
+    kernels->panels[f->first.format](&f->first, panel, panels, &task->input, rows, count, products, stride);
+    const int32_t step = panels_per_column_panel(task) * EM_PANEL_ROWS;
+    return (up_products){products, products + step - EM_PANEL_ROWS, step};
+}
+
 /* Computes groups `begin` to `end` of one FFN, as many at a time as the buffer of products holds. */
 static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int32_t end) {
     const int32_t panel_count = panels_per_column_panel(task) * em_panel_count(task->sizes.intermediate_size);
@@ -106,20 +131,19 @@ static void go_up_groups(const ffn_task *task, const ffn *f, int32_t begin, int3
     const int32_t groups_at_once = em_panels_at_once(rows_at_once) / per_group;
     for (int32_t first = begin; first < end; first += groups_at_once) {
         const int32_t last = end - first < groups_at_once ? end : first + groups_at_once;
-        const int32_t panel = first * per_group;
-        const int32_t panels = (last * per_group < panel_count ? last * per_group : panel_count) - panel;
+        const int32_t panels = (last * per_group < panel_count ? last * per_group : panel_count) - first * per_group;
         const size_t stride = em_products_stride(panels);
         for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
-            const int32_t left = f->count - done, pair = f->first + done;
+            const int32_t left = f->count - done, pair = f->first_pair + done;
             const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
             float products[EM_PRODUCTS_AT_ONCE];
-            task->run->kernels->panels[f->gate_up.format](&f->gate_up, panel, panels, &task->input,
-                                                          task->memory.input_rows + pair, count, products,
-                                                          stride);
+            const up_products all = multiply_up(task, f, first, panels, pair, count, products, stride);
             for (int32_t i = 0; i < count; i++) {
-                float *row = products + (size_t)i * stride;
+                up_products own = {all.gate + (size_t)i * stride, all.up + (size_t)i * stride, all.step};
                 for (int32_t g = first; g < last; g++) {
-                    finish_group(task, f, g, pair + i, row + (size_t)(g - first) * per_group * EM_PANEL_ROWS);
+                    finish_group(task, f, g, pair + i, own);
+                    own.gate += all.step * (EM_GROUP_COLUMNS / EM_PANEL_ROWS);
+                    own.up += all.step * (EM_GROUP_COLUMNS / EM_PANEL_ROWS);
                 }
             }
         }
@@ -145,7 +169,7 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
         const int32_t height = sizes.hidden_size - row < width ? sizes.hidden_size - row : width;
         const size_t stride = em_products_stride(panels);
         for (int32_t done = 0; done < f->count; done += EM_ROWS_AT_ONCE) {
-            const int32_t left = f->count - done, pair = f->first + done;
+            const int32_t left = f->count - done, pair = f->first_pair + done;
             const int32_t count = left < EM_ROWS_AT_ONCE ? left : EM_ROWS_AT_ONCE;
             float products[EM_PRODUCTS_AT_ONCE];
             int32_t rows[EM_ROWS_AT_ONCE];
@@ -178,6 +202,13 @@ static int64_t chunk_of(size_t bytes, int32_t rows) {
 
 static size_t panel_bytes_of(const em_matrix *matrix) { return em_panel_bytes(matrix->format, matrix->columns); }
 
+/* Bytes of the panels of gate and up that make a group of hidden columns. */
+static size_t group_bytes_of(const ffn_task *task, const ffn *f) {
+    const int32_t panels = panels_per_group(task);
+    const size_t first = panel_bytes_of(&f->first);
+    return f->up_apart.rows ? panels / 2 * (first + panel_bytes_of(&f->up_apart)) : panels * first;
+}
+
 void em_ffn_quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input) {
     if (sizes.quantised_input) {
         em_quantise_rows(run, input, run->tokens, sizes.hidden_size, memory.wanted, memory.input);
@@ -195,7 +226,7 @@ void em_ffn_run(const em_run *run, ffn_sizes sizes, ffn_memory memory, em_activa
     const int32_t rows_per_ffn = (pairs + ffn_count - 1) / ffn_count;
     size_t up_bytes = 0, down_bytes = 0; /* of an item of each FFN */
     for (int32_t i = 0; i < ffn_count; i++) {
-        up_bytes += panels_per_group(&task) * panel_bytes_of(&memory.ffns[i].gate_up);
+        up_bytes += group_bytes_of(&task, &memory.ffns[i]);
         down_bytes += panel_bytes_of(&memory.ffns[i].down);
     }
     em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes / ffn_count, rows_per_ffn),
@@ -204,8 +235,8 @@ void em_ffn_run(const em_run *run, ffn_sizes sizes, ffn_memory memory, em_activa
                 chunk_of(down_bytes / ffn_count, rows_per_ffn), go_down, &task);
 }
 
-void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_up_format, int32_t down_format) {
-    if (em_is_quantised(gate_up_format)) sizes->quantised_input = 1;
+void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_format, int32_t up_format, int32_t down_format) {
+    if (em_is_quantised(gate_format) || em_is_quantised(up_format)) sizes->quantised_input = 1;
     if (em_is_quantised(down_format)) sizes->quantised_hidden = 1;
     else sizes->float_hidden = 1;
 }
@@ -213,8 +244,9 @@ void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_up_format, int32_t down_f
 /* ---- one FFN -------------------------------------------------------------------------------------------- */
 
 static ffn_sizes sizes_of(const ffn *f) {
-    ffn_sizes sizes = {.hidden_size = f->gate_up.columns, .intermediate_size = f->down.columns};
-    em_ffn_add_formats(&sizes, f->gate_up.format, f->down.format);
+    ffn_sizes sizes = {.hidden_size = f->first.columns, .intermediate_size = f->down.columns};
+    const int32_t up_format = f->up_apart.rows ? f->up_apart.format : f->first.format;
+    em_ffn_add_formats(&sizes, f->first.format, up_format, f->down.format);
     return sizes;
 }
 
@@ -238,7 +270,10 @@ static int32_t run_one(const em_run *run, ffn f, em_activation activation, const
     return EM_OK;
 }
 
-static ffn gated_ffn(const em_gated_ffn *f) { return (ffn){.gate_up = f->gate_up, .down = f->down, .biases = f->biases}; }
+static ffn gated_ffn(const em_gated_ffn *f) {
+    const em_matrix first = f->gate_up.rows ? f->gate_up : f->apart.gate;
+    return (ffn){.first = first, .up_apart = f->apart.up, .down = f->down, .biases = f->biases};
+}
 
 size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *f, int32_t tokens) {
     return scratch_bytes_of_one(gated_ffn(f), tokens);
@@ -248,7 +283,7 @@ int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
     return run_one(run, gated_ffn(f), f->activation, f->input, f->output);
 }
 
-static ffn plain_ffn(const em_plain_ffn *f) { return (ffn){.gate_up = f->up, .down = f->down, .biases = f->biases}; }
+static ffn plain_ffn(const em_plain_ffn *f) { return (ffn){.first = f->up, .down = f->down, .biases = f->biases}; }
 
 size_t em_plain_ffn_scratch_bytes(const em_plain_ffn *f, int32_t tokens) {
     return scratch_bytes_of_one(plain_ffn(f), tokens);

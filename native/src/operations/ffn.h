@@ -9,11 +9,12 @@
 
 /* FFNs of a run have the same widths; each has formats of its own. */
 typedef struct ffn {
-    em_matrix gate_up; /* up alone, where the activation takes no gate */
+    em_matrix first;    /* gate and up, panel by panel in turn; gate where up is apart; up where there is no gate */
+    em_matrix up_apart; /* all zeros if up is not apart from gate */
     em_matrix down;
     em_ffn_biases biases; /* NULL if there are none */
-    int32_t first; /* number of its first pair */
-    int32_t count;
+    int32_t first_pair;   /* its number */
+    int32_t count;        /* of pairs */
 } ffn;
 
 /* The widths of all FFNs of an operation, and what their products take, whichever of them run. */
@@ -39,7 +40,7 @@ typedef struct ffn_memory {
 } ffn_memory;
 
 /* Adds what products with weights of these formats take. */
-void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_up_format, int32_t down_format);
+void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_format, int32_t up_format, int32_t down_format);
 
 /* Lays out the buffers of a run with room for `pairs` pairs of `experts` FFNs. */
 ffn_memory em_ffn_lay_out(em_layout *layout, ffn_sizes sizes, int32_t tokens, int32_t pairs, int32_t experts);

@@ -8,6 +8,7 @@
 #include "../../kernels/exponential.h"
 #include "../../kernels/half.h"
 #include "../../kernels/matmul/grid.h"
+#include "../../kernels/matmul/trellis.h"
 
 enum {
     /* A chunk of fewer numbers than this costs more to hand out than to do. */
@@ -27,11 +28,13 @@ static int32_t run_rows(const void *operation, const em_run *run, em_task *rows,
 
 /* ---- embed -------------------------------------------------------------------------------------------- */
 
-static inline float half_at(const uint8_t *section, size_t index) {
-    uint16_t half;
-    memcpy(&half, section + 2 * index, sizeof half);
-    return em_half_to_float(half);
+static inline uint16_t bits_at(const uint8_t *section, size_t index) {
+    uint16_t bits;
+    memcpy(&bits, section + 2 * index, sizeof bits);
+    return bits;
 }
+
+static inline float half_at(const uint8_t *section, size_t index) { return em_half_to_float(bits_at(section, index)); }
 
 static inline float float_at(const uint8_t *section, size_t index) {
     float value;
@@ -61,11 +64,13 @@ static float value_at(const uint8_t *payload, int32_t format, int32_t row, int32
     return numbers.table == EM_TABLE_SIGNS ? (float)(2 * code - 1) : (float)(code - numbers.zero);
 }
 
-/* One weight of row `row` of a panel. */
-static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count, int32_t row, int32_t column) {
+/* One weight of row `row` of a panel of a matrix whose head is `head`. */
+static float weight_at(const uint8_t *head, const uint8_t *panel, int32_t format, int32_t group_count, int32_t row,
+                       int32_t column) {
     const em_format_numbers numbers = em_numbers(format);
     const size_t at = (size_t)column * EM_PANEL_ROWS + row, group = (size_t)column / EM_GROUP_COLUMNS;
     if (format == EM_F16) return half_at(panel, at);
+    if (format == EM_BF16) return em_from_bits((uint32_t)bits_at(panel, at) << 16);
     if (format == EM_F32) return float_at(panel, at);
     const em_sections sections = em_sections_of(format, group_count);
     const int32_t c = column % EM_GROUP_COLUMNS;
@@ -74,6 +79,10 @@ static float weight_at(const uint8_t *panel, int32_t format, int32_t group_count
         const int value = em_grid_value(panel + group * em_payload_bytes(format), format, row, c);
         const int factor = em_grid_factor(panel, sections, format, (int32_t)group, half, row);
         return em_grid_scale(panel, sections, format, (int32_t)group, row) * (float)(factor * value);
+    }
+    if (em_is_trellis(format)) {
+        return em_trellis_scale(panel, sections, format, (int32_t)group, row) *
+               (float)em_trellis_value(head, panel, format, row, column);
     }
     const float value = numbers.floating ? e4m3(panel[at], em_e4m3_unit(format))
                                          : value_at(panel + group * em_payload_bytes(format), format, row, c);
@@ -102,11 +111,11 @@ static void embed_rows(void *context, int64_t begin, int64_t end, int32_t thread
     (void)thread;
     for (int64_t t = begin; t < end; t++) {
         const int32_t id = e->ids[t];
-        const size_t panel = (size_t)(id / EM_PANEL_ROWS) * em_panel_bytes(matrix->format, matrix->columns);
+        const uint8_t *panel = em_panel(matrix, id / EM_PANEL_ROWS, matrix->format);
         float *output = e->output + t * e->copies * matrix->columns;
         for (int32_t column = 0; column < matrix->columns; column++) {
             const float weight =
-                weight_at(matrix->data + panel, matrix->format, groups, id % EM_PANEL_ROWS, column);
+                weight_at(matrix->data, panel, matrix->format, groups, id % EM_PANEL_ROWS, column);
             output[column] = weight * e->scale;
         }
         for (int32_t copy = 1; copy < e->copies; copy++) {

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import edgemoe
+from edgemoe.cli.inspect import list_program
 from edgemoe.conversion.gguf.export import export_gguf
 from edgemoe.conversion.gguf.file import read_gguf
 from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.synthetic import synthesise
 from edgemoe.errors import SourceError, StoreError
 from edgemoe.kernels.blocks import Blocks, dequantise
+from edgemoe.kernels.formats import FORMATS
 from edgemoe.kernels.row_types import ROW_TYPES, TYPE_NAMES
-from edgemoe.session.stores import open_store
 from edgemoe.store.mixture import expert_mixtures, mixtures, ranges
 from edgemoe.store.reader import Store
 from tests.conversion.gguf.test_source import CONFIGS
@@ -96,17 +97,33 @@ def test_scales_that_do_not_fit(scales: np.ndarray, message: str, tmp_path: Path
 def test_gate_and_up_of_two_types(tmp_path: Path) -> None:
     kinds = {"ffn_gate_exps": "Q4_K", "ffn_up_exps": "Q5_K", ".": "Q6_K"}
     path = wide(tmp_path, kinds)
-    with pytest.raises(SourceError, match="found Q4_K, which would become q5k"):
-        open_store(path)
     store = Store.open(edgemoe.convert(path, tmp_path / "store"))
     assert store.manifest.quantisation["experts"]["relative_error"] == 0
-    (tmp_path / "other").mkdir()
-    path = wide(tmp_path / "other", kinds | {"ffn_up_exps": "Q3_K"})
-    with pytest.raises(SourceError, match=r"experts\.0\.gate: .* found Q3_K and Q4_K\.") as caught:
-        edgemoe.convert(path, tmp_path / "other" / "store")
-    assert caught.value.hint == "Name the format that they are rounded to, such as `experts=q8`."
-    rounded = Store.open(edgemoe.convert(path, tmp_path / "other" / "store", experts="q8"))
-    assert rounded.manifest.quantisation["experts"]["relative_error"] > 0
+    back = export_gguf(store, tmp_path / "back.gguf", name="back")
+    for name, tensor in read_gguf(path).tensors.items():
+        np.testing.assert_array_equal(read_gguf(back).tensors[name].read(0, tensor.rows), tensor.read(0, tensor.rows))
+
+
+def test_dense_gate_and_up_of_two_types(tmp_path: Path) -> None:
+    """They are two matrices of the store, of the file as it is, and of the program."""
+    path = wide(tmp_path, {"ffn_gate": "Q4_K", "ffn_up": "IQ3_S", ".": "Q6_K"}, "llama")
+    store = Store.open(edgemoe.convert(path, tmp_path / "store"))
+    formats = {tensor.name: tensor.format for tensor in store.manifest.dense}
+    assert formats["layers.0.ffn.gate"] == FORMATS["q4k"]
+    assert formats["layers.0.ffn.up"] == FORMATS["iq3s"]
+    assert store.manifest.quantisation["ffn"]["relative_error"] == 0
+    text = " ".join(line.text for line in list_program(store)["layer 0"])
+    assert "GatedFfn(normed (T, 256), ffn.down [256, 256], ffn.gate [256, 256], ffn.up [256, 256]" in text
+    back = export_gguf(store, tmp_path / "back.gguf", name="back")
+    for name, tensor in read_gguf(path).tensors.items():
+        np.testing.assert_array_equal(read_gguf(back).tensors[name].read(0, tensor.rows), tensor.read(0, tensor.rows))
+    ids = [1, 5, 9, 2]
+    with edgemoe.load(path, warm_start=False) as opened, edgemoe.load(store.path, warm_start=False) as kept:
+        expected = kept.logits(ids)
+        np.testing.assert_array_equal(opened.logits(ids), expected)
+    floats = edgemoe.convert(path, tmp_path / "floats", dense="f32")
+    with edgemoe.load(floats, warm_start=False) as exact:
+        assert np.abs(exact.logits(ids) - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_columns_that_move_by_less_than_a_block_are_rounded_and_told(tmp_path: Path) -> None:

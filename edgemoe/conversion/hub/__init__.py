@@ -1,0 +1,1 @@
+"""Models of the Hugging Face hub: what a person types, downloads, and the cache that all programs share."""

@@ -1,0 +1,85 @@
+"""The paths of the server, and which interface answers each."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from edgemoe.server.anthropic import ANTHROPIC, count_tokens, messages
+from edgemoe.server.exchange import Dialect, Handler, endpoint
+from edgemoe.server.guard import Guard
+from edgemoe.server.llama_common import LLAMA
+from edgemoe.server.llama_completion import completion
+from edgemoe.server.llama_texts import apply_template, detokenize, health, props, slots, tokenize
+from edgemoe.server.metrics import metrics
+from edgemoe.server.models import model, models
+from edgemoe.server.openai_chat import chat_completions
+from edgemoe.server.openai_common import OPENAI
+from edgemoe.server.openai_completions import completions
+from edgemoe.server.openai_responses import Responses
+from edgemoe.server.refusals import RefusalError
+from edgemoe.server.service import Service
+
+Path = tuple[str, str, Dialect, Handler]
+
+PATHS: tuple[Path, ...] = (
+    ("GET", "/v1/models", OPENAI, models),
+    ("GET", "/models", OPENAI, models),
+    ("GET", "/v1/models/{name:path}", OPENAI, model),
+    ("POST", "/v1/chat/completions", OPENAI, chat_completions),
+    ("POST", "/chat/completions", OPENAI, chat_completions),
+    ("POST", "/v1/completions", OPENAI, completions),
+    ("POST", "/v1/messages", ANTHROPIC, messages),
+    ("POST", "/v1/messages/count_tokens", ANTHROPIC, count_tokens),
+    ("GET", "/health", LLAMA, health),
+    ("GET", "/v1/health", LLAMA, health),
+    ("GET", "/props", LLAMA, props),
+    ("GET", "/slots", LLAMA, slots),
+    ("GET", "/metrics", LLAMA, metrics),
+    ("POST", "/completion", LLAMA, completion),
+    ("POST", "/completions", LLAMA, completion),
+    ("POST", "/tokenize", LLAMA, tokenize),
+    ("POST", "/detokenize", LLAMA, detokenize),
+    ("POST", "/apply-template", LLAMA, apply_template),
+)
+
+
+def make_app(service: Service) -> Starlette:
+    """The application that answers all requests."""
+    settings = service.settings
+    responses = Responses()
+    others = [("POST", path, OPENAI, responses.respond) for path in ("/v1/responses", "/responses")]
+    cors = Middleware(
+        CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+    )
+    guard = Middleware(Guard, settings=settings, dialect_of=dialect_of)
+    return Starlette(
+        routes=[
+            Route(path, endpoint(service, dialect, handler), methods=[method])
+            for method, path, dialect, handler in (*PATHS, *others)
+        ],
+        middleware=[*([cors] if settings.origins else []), guard],
+        exception_handlers={HTTPException: _not_found},
+    )
+
+
+def dialect_of(path: str) -> Dialect:
+    """The form of errors on a path, known or not."""
+    return next((dialect for _, known, dialect, _ in PATHS if known == path), OPENAI)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    """Tell that a path is not known, or not by this method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    refusal = RefusalError(
+        f"{request.method} {path[:200]}: {'there is no such path' if error.status_code == 404 else error.detail}.",
+        "The README lists the paths.",
+        error.status_code,
+    )
+    return dialect_of(path).refuse(refusal, "")

@@ -1,0 +1,141 @@
+"""Programs that people use, against the bundled model: packages of OpenAI and Anthropic, a suite of conformance."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgemoe
+from edgemoe.server.server import Server
+
+pytestmark = pytest.mark.serve
+
+GREEDY = {"temperature": 0}
+"""Not every version of Anthropic's package has it as a parameter."""
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Tell me a story."}]
+
+WITHOUT = {
+    "openai-chat": ("chat-tool-calling", "chat-image-input"),
+    "anthropic": ("anth-tool-calling", "anth-image-input"),
+    "open-responses": ("tool-calling", "image-input"),
+}
+"""Tests of what the server does not do: tools, which it does not know yet, and pictures."""
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[Server]:
+    with edgemoe.serve(context_length=1024) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("form", "least"), [("openai-chat", 6), ("anthropic", 6), ("open-responses", 10)])
+def test_the_suite_of_conformance_passes(bundled: Server, form: str, least: int) -> None:
+    pytest.importorskip("llm_comply")
+    command = [Path(sys.executable).with_name("llm-comply"), "--format", form, "-u", f"{bundled.url}/v1", "-k", "any"]
+    done = subprocess.run([*command, "-m", "any", "--json"], capture_output=True, text=True, timeout=300)
+    results = {result["id"]: result for result in json.loads(done.stdout)["results"]}
+    failed = {name: one["errors"] for name, one in results.items() if one["status"] == "failed"}
+    assert failed.keys() == set(WITHOUT[form]), failed
+    assert sum(one["status"] == "passed" for one in results.values()) >= least
+
+
+@pytest.fixture
+def openai_client(bundled: Server) -> Any:
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"{bundled.url}/v1", api_key="any", max_retries=0)
+
+
+@pytest.fixture
+def anthropic_client(bundled: Server) -> Any:
+    anthropic = pytest.importorskip("anthropic")
+    return anthropic.Anthropic(base_url=bundled.url, api_key="any", max_retries=0)
+
+
+def test_openai_chats(openai_client: Any) -> None:
+    create = openai_client.chat.completions.create
+    whole = create(model="any", messages=QUESTION, temperature=0, max_tokens=30, logprobs=True, top_logprobs=2)
+    text = whole.choices[0].message.content
+    assert "Paris" in text
+    assert "".join(entry.token for entry in whole.choices[0].logprobs.content) == text
+    options = {"include_usage": True}
+    stream = create(model="any", messages=QUESTION, temperature=0, max_tokens=30, stream=True, stream_options=options)
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_openai_continues_texts_and_lists_models(openai_client: Any) -> None:
+    whole = openai_client.completions.create(model="any", prompt="One, two,", temperature=0, max_tokens=8, echo=True)
+    assert whole.choices[0].text.startswith("One, two,")
+    (model,) = openai_client.models.list()
+    assert openai_client.models.retrieve(model.id).id == model.id == "smollm2-135m-moe"
+
+
+def test_openai_responds(openai_client: Any) -> None:
+    create = openai_client.responses.create
+    whole = create(model="any", input=QUESTION[0]["content"], temperature=0)
+    assert "Paris" in whole.output_text
+    events = list(create(model="any", input=QUESTION[0]["content"], temperature=0, stream=True))
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.output_text == whole.output_text
+    next_one = create(model="any", input="And of Italy?", previous_response_id=whole.id, max_output_tokens=5)
+    assert next_one.status in ("completed", "incomplete")
+
+
+def test_openai_is_told_of_errors(openai_client: Any) -> None:
+    import openai
+
+    long = [{"role": "user", "content": "word " * 3000}]
+    with pytest.raises(openai.BadRequestError) as raised:
+        openai_client.chat.completions.create(model="any", messages=long)
+    assert raised.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        openai_client.chat.completions.create(model="any", messages=QUESTION, tools=[{"type": "function"}])
+    with pytest.raises(openai.NotFoundError):
+        openai_client.embeddings.create(model="any", input="x")
+
+
+def test_anthropic_chats(anthropic_client: Any) -> None:
+    create = anthropic_client.messages.create
+    settings = {"model": "any", "max_tokens": 30, "messages": QUESTION, "system": "Be brief.", "extra_body": GREEDY}
+    whole = create(**settings)
+    assert "Paris" in whole.content[0].text
+    with anthropic_client.messages.stream(**settings) as stream:
+        assert "".join(stream.text_stream) == whole.content[0].text
+        final = stream.get_final_message()
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    assert final.stop_reason == whole.stop_reason == "end_turn"
+    counted = anthropic_client.messages.count_tokens(model="any", messages=QUESTION, system="Be brief.")
+    assert counted.input_tokens == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
+
+
+def test_anthropic_is_told_of_errors(anthropic_client: Any) -> None:
+    import anthropic
+
+    long = [{"role": "user", "content": "word " * 3000}]
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: .* tokens > 1024 maximum"):
+        anthropic_client.messages.create(model="any", max_tokens=9, messages=long)
+
+
+def test_all_interfaces_at_once_say_what_each_says_alone(openai_client: Any, anthropic_client: Any) -> None:
+    def ask(number: int) -> str:
+        sampling = {"seed": number, "temperature": 1.0}
+        settings: dict[str, Any] = {"model": "any", "max_tokens": 16, "extra_body": sampling}
+        if number % 3 == 0:
+            return str(anthropic_client.messages.create(messages=STORY, **settings).content[0].text)
+        if number % 3 == 1:
+            return str(openai_client.chat.completions.create(messages=STORY, **settings).choices[0].message.content)
+        return str(openai_client.completions.create(prompt="Once upon a time", **settings).choices[0].text)
+
+    alone = [ask(number) for number in range(30)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(30))) == alone
+    assert len(set(alone)) > 20

@@ -1,0 +1,77 @@
+"""Mixed requests, alone and together, under settings that may change no answer, beside clients that leave."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from edgemoe.server.settings import ServerSettings
+from tests.server.client import Client
+
+Request = tuple[str, dict[str, Any]]
+STORY = "Once upon a time there was a ship. "
+
+
+def requests() -> list[Request]:
+    """Requests of all interfaces, in all kinds of sampling, some of which begin alike."""
+    found: list[Request] = []
+    kinds: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 1.0}, {"temperature": 1.2, "top_p": 0.9}]
+    for seed, (length, kind) in enumerate(itertools.product((1, 2, 3, 5), kinds)):
+        text, sampling = STORY * length + str(seed % 4), {**kind, "seed": seed}
+        messages = [{"role": "user", "content": text}]
+        found += [
+            ("/v1/chat/completions", {"messages": messages, "max_tokens": 10, "n": 1 + seed % 2, **sampling}),
+            ("/v1/completions", {"prompt": [text, "The sea"], "max_tokens": 9, "logprobs": 1, **sampling}),
+            ("/v1/messages", {"messages": messages, "max_tokens": 8, "stop_sequences": ["e", "7"], **sampling}),
+            ("/v1/responses", {"input": text, "max_output_tokens": 7, "presence_penalty": 1.0, **sampling}),
+            ("/completion", {"prompt": text, "n_predict": 6, "min_p": 0.01, "return_tokens": True, **sampling}),
+        ]
+    return found
+
+
+def answer(client: Client, request: Request) -> Any:
+    """The parts of an answer that depend on its request alone."""
+    path, body = request
+    reply = client.post(path, **body)
+    assert reply.status == 200, reply.body
+    found = reply.json
+    if "choices" in found:
+        return found["choices"]
+    if "output" in found:
+        return [found["status"], [item["content"] for item in found["output"]]]
+    return [found.get(name) for name in ("content", "tokens", "stop_reason", "stop_sequence", "stop_type")]
+
+
+def come_and_go(client: Client, stopping: threading.Event) -> None:
+    """Ask for long answers, and leave at some time."""
+    chance = random.Random(5)
+    while not stopping.is_set():
+        connection = client.connect()
+        body = {"model": "-", "messages": [{"role": "user", "content": STORY * chance.randint(1, 6)}]}
+        connection.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": True}))
+        stopping.wait(chance.random() / 20)
+        connection.close()
+
+
+def test_mixed_requests_are_answered_the_same_in_any_company_and_under_any_settings(
+    serve: Callable[..., Client],
+) -> None:
+    asked = requests()
+    client = serve(sequences=1, threads=1)
+    alone = [answer(client, request) for request in asked]
+    assert len({json.dumps(one) for one in alone}) > 40
+    settings = ServerSettings(port=0, queue=200)
+    for options in ({"sequences": 8, "threads": 2}, {"sequences": 5, "ram": "floor"}):
+        client, stopping = serve(settings, **options), threading.Event()
+        leaving = threading.Thread(target=come_and_go, args=(client, stopping))
+        leaving.start()
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda request, client=client: answer(client, request), asked))  # type: ignore[misc]
+        stopping.set()
+        leaving.join()
+        assert together == alone

@@ -1,0 +1,122 @@
+"""llama-server's dialect, and the metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from tests.server.client import Client
+
+SAMPLED = {"temperature": 1.0, "seed": 5, "n_predict": 12}
+PROMPT = "Once upon"
+
+
+def test_a_whole_completion_is_that_of_openai_s_interface(client: Client) -> None:
+    found = client.post("/completion", prompt=PROMPT, return_tokens=True, **SAMPLED).json
+    other = client.post("/v1/completions", prompt=PROMPT, temperature=1.0, seed=5, max_tokens=12).json
+    assert found["content"] == other["choices"][0]["text"]
+    assert client.server.service.model.decode(found["tokens"]) == found["content"]
+    assert (found["stop"], found["stop_type"], found["stopping_word"]) == (True, "limit", "")
+    assert (found["tokens_predicted"], found["tokens_evaluated"]) == (12, len(PROMPT))
+    assert found["generation_settings"]["seed"] == 5
+    assert found["timings"]["predicted_n"] == 12
+    assert found["timings"]["predicted_per_second"] > 0
+    word = client.post("/completion", prompt=PROMPT, stop=[found["content"][3:5]], **SAMPLED).json
+    assert (word["stop_type"], word["stopping_word"]) == ("word", found["content"][3:5])
+
+
+def test_a_stream(client: Client) -> None:
+    whole = client.post("/completion", prompt=PROMPT, **SAMPLED).json
+    *pieces, end = (frame.json for frame in client.stream("/completion", prompt=PROMPT, **SAMPLED))
+    assert "".join(piece["content"] for piece in pieces) == whole["content"]
+    assert [piece["stop"] for piece in pieces] == [False] * len(pieces)
+    assert (end["stop"], end["tokens_predicted"], end["stop_type"]) == (True, 12, "limit")
+    told = client.stream("/completion", prompt="p" * 200, return_progress=True, n_predict=1)
+    assert told[0].json["prompt_progress"] == {"total": 200, "cache": 0, "processed": 200}
+
+
+def test_prompts_of_ids_texts_and_both(client: Client) -> None:
+    encode = client.server.service.model.encode
+    whole = client.post("/completion", prompt=PROMPT, **SAMPLED).json["content"]
+    for prompt in (encode(PROMPT), ["Once ", *encode("upon")]):
+        assert client.post("/completion", prompt=prompt, **SAMPLED).json["content"] == whole
+    several = client.post("/completion", prompt=[PROMPT, "The sea"], **SAMPLED).json
+    assert [one["index"] for one in several] == [0, 1]
+    assert several[0]["content"] == whole
+
+
+def test_probabilities(client: Client) -> None:
+    found = client.post("/completion", prompt=PROMPT, n_probs=3, **SAMPLED).json
+    entries = found["completion_probabilities"]
+    assert "".join(entry["token"] for entry in entries) == found["content"]
+    assert all(len(entry["top_logprobs"]) == 3 and entry["logprob"] < 0 for entry in entries)
+
+
+def test_errors_have_the_status_as_their_code(client: Client) -> None:
+    reply = client.post("/completion", prompt="x" * 300)
+    assert (reply.status, reply.error["code"]) == (400, 400)
+    assert reply.error["type"] == "exceed_context_size_error"
+    assert (reply.error["n_prompt_tokens"], reply.error["n_ctx"]) == (300, 256)
+    for body, says in (
+        ({"prompt": PROMPT, "grammar": "root ::= x"}, "grammar: grammars are not supported yet"),
+        ({"prompt": PROMPT, "mirostat": 2}, "mirostat: this sampler is not there"),
+        ({"prompt": PROMPT, "n_predict": 0}, "n_predict: expected 1 or more"),
+        ({"prompt": [999]}, "prompt: expected token ids from 0 to 95"),
+        ({"prompt": 5.5}, "prompt: expected a text"),
+        ({}, "prompt: expected a text"),
+        ({"prompt": ""}, "the prompt is empty"),
+    ):
+        reply = client.post("/completion", **body)
+        assert reply.status == 400
+        assert says in reply.error["message"]
+
+
+def test_texts_to_ids_and_back(client: Client) -> None:
+    ids = client.post("/tokenize", content="Hi!").json["tokens"]
+    assert ids == client.server.service.model.encode("Hi!")
+    pieces = client.post("/tokenize", content="Hi!", with_pieces=True).json["tokens"]
+    assert pieces == [{"id": token, "piece": letter} for token, letter in zip(ids, "Hi!", strict=True)]
+    assert client.post("/detokenize", tokens=ids).json == {"content": "Hi!"}
+    assert client.post("/detokenize", tokens=[-1]).status == 400
+
+
+def test_the_template(client: Client) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    assert client.post("/apply-template", messages=messages).json == {"prompt": "u:Hello\na:"}
+    continued = [*messages, {"role": "assistant", "content": "Well, "}]
+    assert client.post("/apply-template", messages=continued).json == {"prompt": "u:Hello\na:Well, "}
+
+
+def test_state(client: Client) -> None:
+    assert client.get("/health").json == {"status": "ok"}
+    props = client.get("/props").json
+    assert props["total_slots"] == 3
+    assert props["default_generation_settings"]["n_ctx"] == 256
+    assert "{% for m in messages %}" in props["chat_template"]
+    assert client.get("/slots").json == [{"id": n, "n_ctx": 256, "is_processing": False} for n in range(3)]
+
+
+def test_metrics_count(serve: Callable[..., Client]) -> None:
+    client = serve()
+    for _ in range(2):
+        assert client.post("/completion", prompt="m" * 100, **SAMPLED).status == 200
+    assert client.post("/completion", prompt="x" * 300).status == 400
+    reply = client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = reply.body.decode().splitlines()
+    values = {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
+    assert all(re.fullmatch(r"# (HELP|TYPE) edgemoe_\w+ .+|edgemoe_\w+ [0-9.]+", line) for line in lines)
+    assert values["edgemoe_requests_finished_total"] == 2
+    assert values["edgemoe_prompt_tokens_total"] == 200
+    assert values["edgemoe_cached_prompt_tokens_total"] == 64
+    assert values["edgemoe_generated_tokens_total"] == 24
+    assert values["edgemoe_sequences_in_use"] == values["edgemoe_waiting"] == 0
+    assert values["edgemoe_resident_bytes"] <= values["edgemoe_peak_resident_bytes"]
+
+
+@pytest.mark.parametrize("path", ["/slots", "/props", "/metrics"])
+def test_nothing_of_prompts_is_shown(client: Client, path: str) -> None:
+    client.post("/completion", prompt="secretsauce", **SAMPLED)
+    assert b"secretsauce" not in client.get(path).body

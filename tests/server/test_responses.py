@@ -1,0 +1,142 @@
+"""OpenAI's newer interface: whole responses, the events of a stream, responses that continue others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edgemoe.server.kept_responses import KeptResponses
+from edgemoe.server.refusals import RefusalError
+from tests.server.client import Client
+from tests.support.every_case import every_case
+
+PATH = "/v1/responses"
+SAMPLED = {"temperature": 1.0, "seed": 5, "max_output_tokens": 12}
+
+
+def chat_s(client: Client, *messages: tuple[str, str]) -> str:
+    sent = [{"role": role, "content": text} for role, text in messages]
+    reply = client.post("/v1/chat/completions", messages=sent, temperature=1.0, seed=5, max_tokens=12)
+    return str(reply.json["choices"][0]["message"]["content"])
+
+
+def text_of(response: Any) -> str:
+    (item,) = response["output"]
+    (part,) = item["content"]
+    return str(part["text"])
+
+
+def test_a_whole_response_is_that_of_a_chat(client: Client) -> None:
+    found = client.post(PATH, input="Hello", **SAMPLED).json
+    assert text_of(found) == chat_s(client, ("user", "Hello"))
+    assert (found["object"], found["status"]) == ("response", "incomplete")
+    assert found["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert found["usage"]["input_tokens"] == len("u:Hello\na:")
+    assert found["usage"]["output_tokens"] == 12
+    stopped = client.post(PATH, input="Hello", stop=[text_of(found)[4:6]], **SAMPLED).json
+    assert (stopped["status"], stopped["incomplete_details"]) == ("completed", None)
+
+
+def test_a_stream_has_each_event_in_its_place(client: Client) -> None:
+    frames = client.stream(PATH, input="Hello", **SAMPLED)
+    names = [frame.name for frame in frames]
+    assert [name for name in names if name != "response.output_text.delta"] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+        "response.output_text.done", "response.content_part.done", "response.output_item.done", "response.incomplete",
+    ]  # fmt: skip
+    assert [frame.json["sequence_number"] for frame in frames] == list(range(len(frames)))
+    assert all(frame.json["type"] == frame.name for frame in frames)
+    deltas = [frame.json for frame in frames if frame.name == "response.output_text.delta"]
+    last = frames[-1].json["response"]
+    assert "".join(delta["delta"] for delta in deltas) == text_of(last) == chat_s(client, ("user", "Hello"))
+    assert {delta["item_id"] for delta in deltas} == {last["output"][0]["id"]}
+
+
+def test_items_instructions_and_roles(client: Client) -> None:
+    items = [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be brief"}]},
+        {"role": "user", "content": "Hello"},
+        {"type": "reasoning", "summary": []},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]},
+        {"type": "message", "role": "user", "content": "More"},
+    ]
+    found = client.post(PATH, input=items, instructions="Be kind", **SAMPLED).json
+    expected = chat_s(
+        client, ("system", "Be kind\n\nBe brief"), ("user", "Hello"), ("assistant", "Hi"), ("user", "More")
+    )
+    assert text_of(found) == expected
+
+
+def test_a_response_continues_another(client: Client) -> None:
+    first = client.post(PATH, input="Hello", instructions="Be kind", **SAMPLED).json
+    second = client.post(PATH, input="More", previous_response_id=first["id"], **SAMPLED).json
+    assert text_of(second) == chat_s(client, ("user", "Hello"), ("assistant", text_of(first)), ("user", "More"))
+    assert second["previous_response_id"] == first["id"]
+    streamed = client.stream(PATH, input="And", previous_response_id=second["id"], **SAMPLED)
+    third = streamed[-1].json["response"]
+    assert client.post(PATH, input="x", previous_response_id=third["id"], **SAMPLED).status == 200
+    forgotten = client.post(PATH, input="Hello", store=False, **SAMPLED).json
+    reply = client.post(PATH, input="More", previous_response_id=forgotten["id"], **SAMPLED)
+    assert (reply.status, reply.error["code"]) == (404, "previous_response_not_found")
+
+
+def test_the_conversation_that_was_not_used_longest_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemoe.server.kept_responses.MOST_RESPONSES", 3)
+    kept = KeptResponses()
+    for name in "abc":
+        kept.add(name, [{"role": "user", "content": name}])
+    kept.find("a")
+    kept.add("d", [{"role": "user", "content": "d"}])
+    assert kept.find("a") == [{"role": "user", "content": "a"}]
+    with pytest.raises(RefusalError, match="no response 'b'"):
+        kept.find("b")
+    monkeypatch.setattr("edgemoe.server.kept_responses.MOST_CHARACTERS", 10)
+    kept.add("long", [{"role": "user", "content": "x" * 100}])
+    assert kept.find("long")
+    with pytest.raises(RefusalError):
+        kept.find("d")
+
+
+def test_a_probe_is_answered(client: Client) -> None:
+    for probe in ("", []):
+        reply = client.post(PATH, input=probe, max_output_tokens=1)
+        assert reply.status == 200
+
+
+@every_case(
+    ("body", "param"),
+    [
+        ({"tools": [{"type": "function", "name": "x"}]}, "tools"),
+        ({"background": True}, "background"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"input": [{"type": "function_call_output"}]}, "input[0]"),
+        ({"input": 5}, "input"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+    ],
+)
+def test_requests_that_cannot_be_honoured_are_refused_by_name(client: Client, body: Any, param: str) -> None:
+    reply = client.post(PATH, **{"input": "Hello", **body})
+    assert (reply.status, reply.error["param"]) == (400, param)
+
+
+def test_an_error_in_the_middle_of_a_stream_ends_the_response(
+    serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve()
+    engine = client.server.service.model.engine
+    step, steps = engine.step, []
+
+    def breaks(*arguments: Any, **named: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            raise RuntimeError("a bug")
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(engine, "step", breaks)
+    last = client.stream(PATH, input="Hello", **SAMPLED)[-1]
+    assert last.name == "response.failed"
+    assert last.json["response"]["status"] == "failed"
+    assert "a bug" in last.json["response"]["error"]["message"]
