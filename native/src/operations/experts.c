@@ -54,9 +54,10 @@ static bool find_ffn(const em_experts *e, int32_t expert, int32_t first, int32_t
     size_t down = (size_t)layout->down_offset;
     if (layout->gate_format == EM_SUB1) {
         const size_t bytes = em_sub1_bytes(record, rows, layout->hidden_size, room);
+        if (bytes == 0) return false;
         down = (bytes + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
-        if (bytes == 0 || down > room) return false;
     }
+    if (down > room) return false;
     const size_t of_down = layout->down_format == EM_SUB1
         ? em_sub1_bytes(record + down, layout->hidden_size, width, room - down)
         : em_matrix_bytes(layout->down_format, layout->hidden_size, width);
