@@ -192,7 +192,6 @@ def test_an_embedding_left_in_its_file(
             os.utime(panels.path, ns=(0, opened.modified_ns(0)))
 
 
-
 def test_a_file_that_changes_while_it_is_open(checkpoints: Path, tmp_path: Path) -> None:
     path = file_of(checkpoints, tmp_path, "mixtral", {"_exps": "Q4_0", ".": "Q8_0"})
     with engine_with_slots(open_store(path), 4, warm_start=False) as engine:

@@ -249,7 +249,7 @@ def test_a_destination_that_is_something_else_is_refused(checkpoint: Path, tmp_p
 
 
 def test_unknown_formats_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"`experts`: expected one of q4, q4m, .*bf16, f16, f32, n4, .*keep, found 'q7'"):
+    with pytest.raises(UsageError, match=r"`experts`: expected one of q4, q4m, .*bf16, .*n4, .*keep, found 'q7'"):
         convert_checkpoint(str(checkpoint), tmp_path / "store", experts="q7")
 
 
