@@ -15,8 +15,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,22 +23,16 @@ from pathlib import Path
 import numpy as np
 
 from edgemoe.architectures import SourceSlice
-from edgemoe.conversion.encoding import encode
 from edgemoe.conversion.formats import KEEP, FormatChoice, expert_of
 from edgemoe.conversion.gguf.source import FilePart, GgufSource
-from edgemoe.conversion.plan import Piece, Plan, plan_conversion
+from edgemoe.conversion.gguf_dense import GgufDenseReading, part_as_it_is, room_of
+from edgemoe.conversion.plan import Plan, plan_conversion
 from edgemoe.conversion.side_files import side_files_of
-from edgemoe.conversion.source import read_slice
 from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError, StoreError
-from edgemoe.io.direct import allocate_pages
-from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES
-from edgemoe.kernels.formats import PANEL_ROWS, Matrix
 from edgemoe.kernels.landing import time_mark
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.row_types import ROW_TYPES
-from edgemoe.process import start_threads
-from edgemoe.store.dense import DenseValue
 from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import DenseTensor, FileEntry, Manifest, is_table
 from edgemoe.store.panels import FilePanels
@@ -47,10 +40,6 @@ from edgemoe.store.reader import Store
 from edgemoe.store.records import PartPlaces
 from edgemoe.store.writer import side_file_entries
 
-SLICE_WEIGHTS = 1 << 18
-"""Weights that are converted at once: fewer than by a conversion, since the memory budget holds here too."""
-THREADS = 1
-"""Threads that convert, beside the one that waits for them."""
 EMBEDDING = "embedding"
 PARTS = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
 
@@ -115,16 +104,14 @@ class GgufStore(Store):
         tensors = [tensor for tensor in self.manifest.dense if tensor.name == EMBEDDING]
         if len(pieces) != 1 or len(tensors) != 1:
             return None
-        tensor, part = tensors[0], self._source.file_part(pieces[0].source)
-        kind = None if part is None else ROW_TYPES.get(part.type_name)
-        if part is None or kind is None or tensor.format is None or tensor.format.name != kind.twin:
+        tensor, part = tensors[0], part_as_it_is(self._source, pieces[0])
+        if part is None or tensor.format is None:
             return None
-        file = next(file for file in self._source.files if file.path == part.path)
-        mark, sides = time_mark(file.modified_ns), (tensor.rows, tensor.columns)
+        mark, sides = self._source.time_mark(part.path), (tensor.rows, tensor.columns)
         return FilePanels(part.path, mark, part.type_name, part.offset, tensor.format, *sides, part.scale)
 
     def dense_bytes(self, embedding: bool = True) -> int:
-        return round_up(sum(map(_room, self._tensors(embedding))), PAGE_BYTES)
+        return round_up(sum(map(room_of, self._tensors(embedding))), PAGE_BYTES)
 
     def begin_dense(self, embedding: bool = True) -> GgufDenseReading:
         self.check_unchanged()
@@ -150,101 +137,6 @@ class GgufStore(Store):
                 raise StoreError(
                     f"{file.path}: {fault} while it was open.", "Open it again when nothing writes to the file."
                 )
-
-
-class GgufDenseReading:
-    """Converts the weights that every token needs into one block of memory, in the background.
-
-    The views in `tensors` are valid when `wait` has returned. Matrices are in kernel layout, vectors float32.
-    """
-
-    def __init__(
-        self,
-        source: GgufSource,
-        tensors: Sequence[DenseTensor],
-        pieces: Sequence[Piece],
-        memory_bytes: int,
-        check: Callable[[], None],
-    ) -> None:
-        """Begins to convert the pieces of these tensors. `check` raises an error if the file has changed.
-
-        Raises BudgetError.
-        """
-        self.bytes = memory_bytes
-        self.tensors: dict[str, DenseValue] = {}
-        self._source, self._check = source, check
-        self._memory = np.frombuffer(allocate_pages(memory_bytes), np.uint8)
-        begins: dict[str, int] = {}
-        at = 0
-        for tensor in tensors:
-            data = self._memory[at : at + tensor.bytes]
-            begins[tensor.name] = at - tensor.offset
-            self.tensors[tensor.name] = (
-                data.view(np.float32)
-                if tensor.format is None
-                else Matrix(data, tensor.format, tensor.rows, tensor.columns)
-            )
-            at += _room(tensor)
-        self._left = deque(
-            (piece, begins[piece.place.part] + piece.place.offset, start, stop)
-            for piece in pieces
-            for start, stop in _slices(piece)
-        )
-        self._failure: BaseException | None = None
-        self._threads = start_threads(THREADS, self._work)
-
-    def _work(self) -> None:
-        """Convert what is left, until there is nothing more or something failed."""
-        while self._failure is None:
-            try:
-                piece, place, start, stop = self._left.popleft()
-            except IndexError:
-                return
-            try:
-                self._convert(piece, place, start, stop)
-            except BaseException as error:
-                self._failure = error
-
-    def _convert(self, piece: Piece, place: int, start: int, stop: int) -> None:
-        """Convert rows of a tensor whose first panel, or element, begins at `place`."""
-        rows = read_slice(self._source, piece.source, start, stop)
-        data = encode(rows, piece.place.format, f"{self._source.files[0].path}: {piece.source.tensor}").data
-        if piece.place.format is None:
-            self._memory[place + 4 * start : place + 4 * start + len(data)] = data
-            return
-        size, stride = piece.place.panel_bytes, piece.place.panel_stride
-        for number, panel in enumerate(data.reshape(-1, size), start // PANEL_ROWS):
-            self._memory[place + number * stride : place + number * stride + size] = panel
-
-    def wait(self) -> None:
-        """Return when every tensor is in its place. Raises SourceError, or StoreError where the file has changed."""
-        self._work()
-        self._join()
-        if self._failure is not None:
-            raise self._failure
-        self._check()
-
-    def close(self) -> None:
-        """Stop converting, if it has not ended."""
-        self._left.clear()
-        self._join()
-
-    def _join(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
-
-
-def _room(tensor: DenseTensor) -> int:
-    """Bytes of a tensor's place in memory."""
-    return round_up(tensor.bytes, MATRIX_ALIGNMENT_BYTES)
-
-
-def _slices(piece: Piece) -> Iterator[tuple[int, int]]:
-    """Yield row ranges of about `SLICE_WEIGHTS` weights, in whole panels."""
-    step = max(PANEL_ROWS, SLICE_WEIGHTS // piece.place.columns // PANEL_ROWS * PANEL_ROWS)
-    for start in range(0, piece.place.rows, step):
-        yield start, min(start + step, piece.place.rows)
 
 
 # ---- records -----------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from edgemoe.conversion.source import TensorInfo, join_rows, take_columns, take_
 from edgemoe.errors import SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.file_rows import Rows, decode_rows, scaled
+from edgemoe.kernels.landing import time_mark
 from edgemoe.kernels.row_types import BLOCK_FORMATS, block_columns
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
@@ -129,6 +130,10 @@ class GgufSource:
         row = expert * part_rows + view.first_row + where.row_start - number * part_rows
         offset = part.offset + row * part.row_bytes
         return FilePart(part.type_name, part.path, offset, where.rows * part.row_bytes, part.scale(expert))
+
+    def time_mark(self, path: Path) -> int:
+        """The mark (`kernels/landing.py`) of the time at which a file of this model was modified last."""
+        return time_mark(next(file.modified_ns for file in self.files if file.path == path))
 
     def forget_text(self) -> None:
         """Give back the memory of metadata and side files, which nobody will ask for again."""
