@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_a_conversion_is_shown_with_rate_and_time_left() -> None:
 
 def test_a_download_is_measured_from_where_this_run_began(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([10.0, 12.0, 12.1, 20.0])
-    monkeypatch.setattr(convert_module.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(convert_module, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     bar: Any = Bar()
     report = Report(bar)
     report.download(Download("a", 50 << 20, 100 << 20))

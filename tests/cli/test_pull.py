@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -206,7 +207,7 @@ def test_an_error_is_one_paragraph(
 def test_progress_counts_the_files_that_are_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     now = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr("edgemoe.cli.convert.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("edgemoe.cli.convert.time", SimpleNamespace(monotonic=lambda: next(now)))
 
     class Bar:
         def update(self, title: str, done: int, total: int | None, beside: str) -> None:

@@ -41,8 +41,9 @@ def loader(store: Path, **options: Any) -> Callable[[], Any]:
     return functools.partial(load, store, EngineOptions(**{"context_length": 256, "sequences": 3, **options}))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(letters_store: Path) -> Iterator[Server]:
+    """A server in the background, which is closed before other tests replace what its threads use, such as clocks."""
     with Server(loader(letters_store), ServerSettings(port=0)) as started:
         yield started
 
