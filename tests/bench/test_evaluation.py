@@ -273,7 +273,7 @@ def test_the_bundled_model_against_itself(tmp_path: Path) -> None:
     (result,) = first.models
     assert result.positions == 399
     assert 5 < result.perplexity.mean < 200
-    for options in (EngineOptions("floor", threads=1), EngineOptions("280MiB", threads=2)):
+    for options in (EngineOptions("floor", threads=1), EngineOptions("2GiB", threads=2)):
         (again,) = evaluate(model, against=run, settings=settings, options=options, text=text).models
         assert again.divergence is not None
         assert (again.divergence.nats.mean, again.divergence.same_top.mean) == (0.0, 1.0)

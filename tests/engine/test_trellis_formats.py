@@ -68,7 +68,8 @@ def test_instruction_sets_agree_to_the_bit_and_backends_nearly(store: Store, mon
     expected = logits(store, 16)
     for backend in ("reference", "jit"):
         monkeypatch.setenv("EDGEMOE_KERNELS", backend)
-        np.testing.assert_allclose(logits(store, 16), expected, atol=1e-3)
+        # an activation between two int8 values becomes the one or the other
+        np.testing.assert_allclose(logits(store, 16), expected, rtol=0, atol=0.1)
     monkeypatch.delenv("EDGEMOE_KERNELS")
     for isa in available_isas():
         monkeypatch.setenv("EDGEMOE_ISA", isa)
