@@ -13,6 +13,7 @@ from edgemoe.conversion.gguf.source import FilePart, GgufSource
 from edgemoe.conversion.plan import Piece
 from edgemoe.conversion.source import read_slice
 from edgemoe.errors import ReadError, SourceError
+from edgemoe.experts.slots import READ_TIMEOUT_SECONDS
 from edgemoe.io.direct import allocate_pages
 from edgemoe.io.reads import ExpertFiles, RecordReader, open_reader
 from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES
@@ -175,7 +176,7 @@ class _Landing:
             name, ticket = self._reading.popleft()
             assert self._reader is not None
             try:
-                self._reader.wait(ticket)
+                self._reader.wait(ticket, READ_TIMEOUT_SECONDS)
             except ReadError as error:
                 raise SourceError(f"{self._path}: {name}: {error.message}", error.hint) from error
             self._reader.release(ticket)

@@ -92,6 +92,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.kernels.panel_sizes import GROUP_COLUMNS as GROUP_COLUMNS
+from edgemoe.kernels.panel_sizes import PANEL_ROWS as PANEL_ROWS
 from edgemoe.kernels.trellis import TRELLISES, Trellis
 
 FormatName = Literal[
@@ -105,8 +107,6 @@ FactorKind = Literal["none", "int8", "nibble", "e4m3", "pairs", "inner", "beside
 TableName = Literal["none", "e2m1", "iq4", "signs"]
 GridName = Literal["none", "iq2xxs", "iq2xs", "iq2s", "iq3xxs", "iq3s", "iq1"]
 
-PANEL_ROWS = 16
-GROUP_COLUMNS = 32
 PANEL_ALIGNMENT_BYTES = 64
 WHOLE_ROW = 1 << 30
 """The number of columns that share a scale where a row has only one."""

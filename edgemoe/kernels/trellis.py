@@ -42,8 +42,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-GROUP_COLUMNS = 32
-PANEL_ROWS = 16
+from edgemoe.kernels.panel_sizes import GROUP_COLUMNS, PANEL_ROWS
+
 CHAINS = 4
 """Chains of a row: as many as columns share a 32-bit lane."""
 BLOCK_STEPS = 8

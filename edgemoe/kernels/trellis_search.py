@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.trellis import CHAINS, GROUP_COLUMNS, Bytes, Trellis
+from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
+from edgemoe.kernels.trellis import CHAINS, Bytes, Trellis
 
 Floats = npt.NDArray[np.float32]
 

@@ -16,14 +16,8 @@ import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError, KernelError
 from edgemoe.kernels import trellis_search
-from edgemoe.kernels.trellis import (
-    GROUP_COLUMNS,
-    SCALE_COLUMNS,
-    Bytes,
-    Trellis,
-    Values,
-    window_values,
-)
+from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
+from edgemoe.kernels.trellis import SCALE_COLUMNS, Bytes, Trellis, Values, window_values
 from edgemoe.kernels.trellis_search import Levels
 
 Floats = npt.NDArray[np.float32]

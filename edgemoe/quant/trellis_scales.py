@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.jit.compile import jit
-from edgemoe.kernels.trellis import CHAINS, GROUP_COLUMNS, LARGEST_FACTOR
+from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
+from edgemoe.kernels.trellis import CHAINS, LARGEST_FACTOR
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.native.trellis import NativeTrellisSearch
+from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
 from edgemoe.kernels.trellis import (
     CHAINS,
-    GROUP_COLUMNS,
     LARGEST_VALUE,
     TRELLISES,
     Bytes,

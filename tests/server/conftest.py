@@ -63,3 +63,24 @@ def serve(letters_store: Path) -> Iterator[Callable[..., Client]]:
             return Client(stack.enter_context(made))
 
         yield start
+
+
+@pytest.fixture
+def breaking(serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Client]:
+    """A server of which the step of a number, counted from now on, fails once."""
+    client, left = serve(), [0]
+    engine = client.server.service.model.engine
+    step = engine.step
+
+    def breaks(*arguments: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("a bug")
+        return step(*arguments, **named)
+
+    def at(number: int) -> Client:
+        left[0] = number
+        return client
+
+    monkeypatch.setattr(engine, "step", breaks)
+    return at

@@ -122,21 +122,8 @@ def test_requests_that_cannot_be_honoured_are_refused_by_name(client: Client, bo
     assert (reply.status, reply.error["param"]) == (400, param)
 
 
-def test_an_error_in_the_middle_of_a_stream_ends_the_response(
-    serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = serve()
-    engine = client.server.service.model.engine
-    step, steps = engine.step, []
-
-    def breaks(*arguments: Any, **named: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 4:
-            raise RuntimeError("a bug")
-        return step(*arguments, **named)
-
-    monkeypatch.setattr(engine, "step", breaks)
-    last = client.stream(PATH, input="Hello", **SAMPLED)[-1]
+def test_an_error_in_the_middle_of_a_stream_ends_the_response(breaking: Callable[[int], Client]) -> None:
+    last = breaking(4).stream(PATH, input="Hello", **SAMPLED)[-1]
     assert last.name == "response.failed"
     assert last.json["response"]["status"] == "failed"
     assert "a bug" in last.json["response"]["error"]["message"]

@@ -193,24 +193,11 @@ def test_a_silent_stream_shows_signs_of_life(serve: Callable[..., Client], monke
     assert [frame.data for frame in frames(response)][-1] == "[DONE]"
 
 
-def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
-    serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = serve()
-    engine = client.server.service.model.engine
-    step, steps = engine.step, []
-
-    def breaks(*arguments: Any, **named: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 4:
-            raise RuntimeError("a bug")
-        return step(*arguments, **named)
-
-    monkeypatch.setattr(engine, "step", breaks)
-    told = client.stream(CHAT, **ENDLESS)
+def test_an_error_in_the_middle_of_a_stream_is_its_last_event(breaking: Callable[[int], Client]) -> None:
+    told = breaking(4).stream(CHAT, **ENDLESS)
     assert told[-1].json["error"]["message"].startswith("internal error: RuntimeError: a bug.")
     assert len(told) > 2
-    steps[:] = [1, 1, 1]
+    client = breaking(1)
     reply = client.post(CHAT, **ENDLESS)
     assert (reply.status, reply.headers["x-should-retry"]) == (500, "false")
     assert client.post(CHAT, **{**ENDLESS, "max_tokens": 2}).status == 200

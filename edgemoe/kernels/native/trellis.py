@@ -8,7 +8,8 @@ import numpy as np
 
 from edgemoe.kernels.native.library import available_isas, load_library
 from edgemoe.kernels.native.structures import TrellisStruct
-from edgemoe.kernels.trellis import GROUP_COLUMNS, Bytes
+from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
+from edgemoe.kernels.trellis import Bytes
 from edgemoe.kernels.trellis_search import Floats, Levels
 
 

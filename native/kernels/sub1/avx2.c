@@ -58,28 +58,14 @@ INLINE void take_pairs(em_sub1_panel *panel, size_t count, uint16_t *words) {
     panel->pairs += count;
 }
 
-/* The words of a class in a group: the places of those that come next in each 8 blocks. */
-typedef struct spread {
-    const uint16_t *words;
-    uint64_t members;
-    uint64_t before; /* byte k: the members in the blocks before 8k */
-} spread;
-
-INLINE spread spread_of(const uint16_t **words, uint64_t members) {
-    const uint64_t counts = em_sub1_running_counts(members);
-    const spread found = {*words, members, counts << 8};
-    *words += counts >> 56;
-    return found;
-}
-
 /* Of blocks 8k to 8k + 7 what one class has, in lines 0 and 1. */
-INLINE __m128i eight_blocks(const spread *of, int k) {
+INLINE __m128i eight_blocks(const em_sub1_spread *of, int k) {
     const __m128i places = load(em_sub1_places[of->members >> 8 * k & 255]);
     return _mm_shuffle_epi8(load(of->words + (of->before >> 8 * k & 255)), places);
 }
 
 /* Blocks 8k on, and 16 blocks later: what all classes have. */
-INLINE __m256i twice_eight_blocks(const spread *classes, int k) {
+INLINE __m256i twice_eight_blocks(const em_sub1_spread *classes, int k) {
     __m256i all = _mm256_setzero_si256();
     for (int class = 0; class < 3; class++) {
         const __m128i first = eight_blocks(&classes[class], k), second = eight_blocks(&classes[class], k + 2);
@@ -99,7 +85,7 @@ static void decode(em_sub1_panel *panel, int32_t first, int32_t groups, uint8_t 
     for (int32_t g = 0; g < groups; g++, lines += EM_SUB1_LINES_BYTES) {
         const uint64_t low = em_load_u64(classes + (size_t)g * EM_SUB1_CLASS_BYTES);
         const uint64_t high = em_load_u64(classes + (size_t)g * EM_SUB1_CLASS_BYTES + 8);
-        const spread all[3] = {spread_of(&singles, low & ~high), spread_of(&pairs, high & ~low), spread_of(&masks, low & high)};
+        const em_sub1_spread all[3] = {em_sub1_spread_of(&singles, low & ~high), em_sub1_spread_of(&pairs, high & ~low), em_sub1_spread_of(&masks, low & high)};
         for (int side = 0; side < 2; side++) {
             const __m256i even = twice_eight_blocks(all, 4 * side), odd = twice_eight_blocks(all, 4 * side + 1);
             __m256i *to = (__m256i *)(void *)(lines + side * 32);

@@ -34,4 +34,18 @@ static inline uint64_t em_sub1_running_counts(uint64_t bits) {
     return bits * 0x0101010101010101;
 }
 
+/* The words of a class in a group: the places of those that come next in each 8 blocks. */
+typedef struct em_sub1_spread {
+    const uint16_t *words;
+    uint64_t members;
+    uint64_t before; /* byte k: the members in the blocks before 8k */
+} em_sub1_spread;
+
+static inline em_sub1_spread em_sub1_spread_of(const uint16_t **words, uint64_t members) {
+    const uint64_t counts = em_sub1_running_counts(members);
+    const em_sub1_spread found = {*words, members, counts << 8};
+    *words += counts >> 56;
+    return found;
+}
+
 #endif

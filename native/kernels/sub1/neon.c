@@ -42,25 +42,11 @@ INLINE void take_pairs(em_sub1_panel *panel, size_t count, uint16_t *words) {
     panel->pairs += count;
 }
 
-/* The words of a class in a group: the places of those that come next in each 8 blocks. */
-typedef struct spread {
-    const uint16_t *words;
-    uint64_t members;
-    uint64_t before; /* byte k: the members in the blocks before 8k */
-} spread;
-
-INLINE spread spread_of(const uint16_t **words, uint64_t members) {
-    const uint64_t counts = em_sub1_running_counts(members);
-    const spread found = {*words, members, counts << 8};
-    *words += counts >> 56;
-    return found;
-}
-
 /* Of blocks 8k to 8k + 7 what all classes have, in lines 0 and 1. */
-INLINE uint64x2_t eight_blocks(const spread *classes, int k) {
+INLINE uint64x2_t eight_blocks(const em_sub1_spread *classes, int k) {
     uint8x16_t all = vdupq_n_u8(0);
     for (int class = 0; class < 3; class++) {
-        const spread *of = &classes[class];
+        const em_sub1_spread *of = &classes[class];
         const uint8x16_t places = vld1q_u8(em_sub1_places[of->members >> 8 * k & 255]);
         all = vorrq_u8(all, vqtbl1q_u8(vld1q_u8((const uint8_t *)(of->words + (of->before >> 8 * k & 255))), places));
     }
@@ -78,7 +64,7 @@ static void decode(em_sub1_panel *panel, int32_t first, int32_t groups, uint8_t 
     for (int32_t g = 0; g < groups; g++, lines += EM_SUB1_LINES_BYTES) {
         const uint64_t low = em_load_u64(classes + (size_t)g * EM_SUB1_CLASS_BYTES);
         const uint64_t high = em_load_u64(classes + (size_t)g * EM_SUB1_CLASS_BYTES + 8);
-        const spread all[3] = {spread_of(&singles, low & ~high), spread_of(&pairs, high & ~low), spread_of(&masks, low & high)};
+        const em_sub1_spread all[3] = {em_sub1_spread_of(&singles, low & ~high), em_sub1_spread_of(&pairs, high & ~low), em_sub1_spread_of(&masks, low & high)};
         for (int k = 0; k < 8; k += 2) {
             const uint64x2_t even = eight_blocks(all, k), odd = eight_blocks(all, k + 1);
             vst1q_u8(lines + 8 * k, vreinterpretq_u8_u64(vzip1q_u64(even, odd)));
