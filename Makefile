@@ -13,8 +13,9 @@ HELP := "If numba or llvmlite is what failed: README.md (Without Numba) says wha
 chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
 
+# Three at a time for two processors: one in five of their seconds is a wait, for a disk, a process or a server.
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

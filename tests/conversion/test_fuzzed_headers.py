@@ -35,7 +35,7 @@ from tests.conversion.gguf.test_source import CONFIGS
 from tests.conversion.quantised.schemes import CASES
 from tests.support.checkpoints import SMALL_MIXTRAL, read_tensors, write_checkpoint
 from tests.support.gguf_files import write_gguf
-from tests.support.mutants import Tally, mutants
+from tests.support.mutants import Tally, mutants, overwrite
 from tests.support.quantised_checkpoints import write_quantised_checkpoint
 
 FUZZED = int(os.environ.get("FUZZED", "16000"))
@@ -149,7 +149,7 @@ def test_headers_of_gguf_files(name: str, part: int, tmp_path: Path) -> None:
     header, weights = whole[:end], whole[end:]
     most = [one for one in GGUF_MODELS if one.startswith("qwen3_moe")]
     count = some(0.4, len(most) * PARTS) if name in most else some(0.2, (len(GGUF_MODELS) - len(most)) * PARTS)
-    fuzz(header, count, part, lambda data: path.write_bytes(data + weights), lambda: open_gguf(path), ["m.gguf"])
+    fuzz(header, count, part, lambda data: overwrite(path, data + weights), lambda: open_gguf(path), ["m.gguf"])
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
@@ -194,11 +194,11 @@ def test_quantised_checkpoints(name: str, tmp_path: Path) -> None:
         tmp_path / "model",
     )
     text, count = config.read_bytes(), some(0.18, len(QUANTISED))
-    fuzz(text, count, 1, config.write_bytes, lambda: plan_checkpoint(folder), names)
-    config.write_bytes(text)
-    fuzz(header, count, 2, lambda data: file.write_bytes(data + weights), lambda: plan_checkpoint(folder), names)
+    fuzz(text, count, 1, lambda data: overwrite(config, data), lambda: plan_checkpoint(folder), names)
+    overwrite(config, text)
+    fuzz(header, count, 2, lambda data: overwrite(file, data + weights), lambda: plan_checkpoint(folder), names)
     count = some(0.04, len(QUANTISED))
-    fuzz(weights, count, 3, lambda data: file.write_bytes(header + data), lambda: encode_checkpoint(folder), names)
+    fuzz(weights, count, 3, lambda data: overwrite(file, header + data), lambda: encode_checkpoint(folder), names)
 
 
 def peak_bytes() -> int:

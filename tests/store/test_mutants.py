@@ -12,7 +12,7 @@ import edgemoe
 from edgemoe.conversion.pipeline import convert_checkpoint
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.letters_tokenizer import write_letters_tokenizer
-from tests.support.mutants import Tally, mutants
+from tests.support.mutants import Tally, mutants, overwrite
 
 SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 FILES = ("edgemoe.json", "records.safetensors", "resident.safetensors", "experts-00000.safetensors", *SIDE_FILES)
@@ -50,10 +50,10 @@ def tally(store: Path, counts: dict[str, int], seed: int) -> Tally:
         whole = path.read_bytes()
         try:
             for what, data in mutants(whole, count, seed):
-                path.write_bytes(data)
+                overwrite(path, data)
                 found.count(f"{name}, {what}", lambda: use(store), lambda result: result == expected)
         finally:
-            path.write_bytes(whole)
+            overwrite(path, whole)
     assert use(store) == expected
     return found
 

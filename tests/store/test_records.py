@@ -29,7 +29,7 @@ from edgemoe.store.records import RECORDS_NAME, RecordTable, parse_records
 from edgemoe.store.verification import verify_store
 from edgemoe.store.writer import StoreWriter, with_checksums
 from tests.support.examples import examples
-from tests.support.mutants import mutants
+from tests.support.mutants import mutants, overwrite
 from tests.support.stores import edit_manifest, edit_records, put_records, small_store
 
 Columns = dict[str, np.ndarray[Any, Any]]
@@ -342,8 +342,8 @@ def _fuzz_tables(folder: Path, count: int, seed: int) -> int:
             for record in store.manifest.records:
                 place = store.record(record.layer, record.expert)
                 assert place.offset + place.length <= sizes[place.path], what
-        (folder / MANIFEST_NAME).write_bytes(manifest)
-    (folder / RECORDS_NAME).write_bytes(whole)
+        overwrite(folder / MANIFEST_NAME, manifest)
+    overwrite(folder / RECORDS_NAME, whole)
     return refusals
 
 

@@ -9,9 +9,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from edgemoe.errors import EdgemoeError
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Gives a file that exists another content, in place.
+
+    `write_bytes` empties the file first, and ext4 then goes to the disk when it is closed: 4 ms for each of thousands.
+    """
+    with path.open("r+b") as file:
+        file.write(data)
+        file.truncate()
 
 
 def mutants(data: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+LONG = 16
+"""So many parameters, such as all formats, are many: fewer of them speak for the others."""
+
 
 def default_pairs(first: Sequence[Any], second: Sequence[Any], every: int = 1) -> list[Any]:
     """All pairs. The default tests have each value of both lists; the slow tests have the other pairs.
@@ -24,5 +27,7 @@ def default_pairs(first: Sequence[Any], second: Sequence[Any], every: int = 1) -
 
 
 def some(values: Iterable[Any]) -> list[Any]:
-    """All values. The default tests have every fourth; the slow tests have the others."""
-    return [pytest.param(value, marks=[] if at % 4 == 0 else pytest.mark.slow) for at, value in enumerate(values)]
+    """All values. The default tests have every fourth, of long lists every eighth; the slow tests have the others."""
+    listed = list(values)
+    every = 4 if len(listed) < LONG else 8
+    return [pytest.param(value, marks=[] if at % every == 0 else pytest.mark.slow) for at, value in enumerate(listed)]

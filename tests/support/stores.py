@@ -20,6 +20,7 @@ from edgemoe.store.reader import Store
 from edgemoe.store.records import RECORDS_NAME
 from edgemoe.store.update import replace_side_files, staged
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
+from tests.support.mutants import overwrite
 
 
 def small_store(folder: Path, **options: str | None) -> Store:
@@ -83,7 +84,7 @@ def edit_records(folder: Path, change: Callable[[dict[str, np.ndarray[Any, Any]]
 
 def put_records(folder: Path, content: bytes) -> None:
     """Gives a store another file of its record table, for which the manifest vouches, whatever it holds."""
-    (folder / RECORDS_NAME).write_bytes(content)
+    overwrite(folder / RECORDS_NAME, content)
     named = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     edit_manifest(folder, lambda data: data["experts"]["table"].update(named))
 
@@ -93,7 +94,7 @@ def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
     path = folder / MANIFEST_NAME
     data = json.loads(path.read_text())
     change(data)
-    path.write_bytes(sealed(data))
+    overwrite(path, sealed(data))
 
 
 def sealed(data: Mapping[str, Any]) -> bytes:

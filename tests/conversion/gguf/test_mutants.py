@@ -23,7 +23,7 @@ from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import read_tensors, write_checkpoint
 from tests.support.gguf_files import write_gguf
-from tests.support.mutants import Tally, mutants
+from tests.support.mutants import Tally, mutants, overwrite
 from tests.support.stores import store_weights
 
 CONFIG: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_refused_or_taken_at_its_word(
     assert is_what_the_bytes_describe(converted(path), path)
     before = peak_bytes()
     for what, data in mutants(whole, count, seed):
-        path.write_bytes(data)
+        overwrite(path, data)
         tally.count(what, lambda: converted(path), lambda store: is_what_the_bytes_describe(store, path))
 
     tally.require_no_fault(count)
