@@ -10,7 +10,7 @@ import typer
 
 from edgemoe.cli import options as shared
 from edgemoe.cli.fetching import fetched
-from edgemoe.cli.template_options import LiteralOption
+from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ def serve(
     cors: Annotated[
         list[str] | None,
         typer.Option(
-            "--cors", metavar="ORIGIN", help="Let web pages of an origin (https://app.example) ask. Can be repeated."
+            "--cors",
+            metavar="ORIGIN",
+            help="Let web pages of an origin (https://app.example) ask; localhost for all of this machine, and with a"
+            " key * for all. Can be repeated.",
         ),
     ] = None,
     sequences: Annotated[
@@ -56,6 +59,13 @@ def serve(
             "--alias", metavar="NAME", help="The model's name for clients.", show_default="its folder's or file's"
         ),
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", help="Seed of answers whose request names none.", show_default="a new one for each"
+        ),
+    ] = None,
+    template_var: TemplateVarOption = None,
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
@@ -85,14 +95,18 @@ def serve(
     keys = () if api_key_file is None else read_keys(_key_lines(api_key_file))
     if own := os.environ.get(KEY_VARIABLE):
         keys = (*keys, own)
-    settings = ServerSettings(host, port, keys, tuple(cors or ()), queue, alias, literal=literal_prompt)
+    variables = template_variables(template_var)
+    settings = ServerSettings(
+        host, port, keys, tuple(cors or ()), queue, alias, literal=literal_prompt, template_variables=variables,
+        seed=seed,
+    )  # fmt: skip
     found = fetched(model)
 
     from edgemoe.engine.options import EngineOptions
     from edgemoe.server.opening import open_to_serve
 
     options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences)
-    server = Server(lambda: open_to_serve(found, options), settings)
+    server = Server(lambda: open_to_serve(found, options, variables), settings)
     server.on_ready = lambda opened: _greet(opened, server.url)
     server.run()
 
