@@ -71,6 +71,11 @@ class ServerSettings:
                 )
 
 
+def server_url(host: str, port: int) -> str:
+    """The address of a server, without a path."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 @dataclass(frozen=True)
 class AnswerSettings:
     """The wishes of a request beside its prompt."""
