@@ -143,7 +143,7 @@ def _greet(model: Model, url: str) -> None:
     print_remarks([
         described(model),
         f"{engine.sequences.most} answers at a time, {engine.context_length} tokens of context each",
-        "for Claude Code, Codex, opencode and Open WebUI: edgemoe serve --for claude-code (codex, opencode, open-webui)",
+        "how programs use it: edgemoe serve --for claude-code, codex, opencode or open-webui",
         f"serving at {url} (OpenAI: {url}/v1); Ctrl-C stops",
     ])  # fmt: skip
 
