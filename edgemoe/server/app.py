@@ -76,6 +76,7 @@ def make_app(service: Service) -> Starlette:
         for method, path, handler in (
             ("POST", "", responses.respond),
             ("POST", "/input_tokens", responses.input_tokens),
+            ("POST", "/compact", responses.compact),
             ("GET", "/{name}", responses.retrieve),
             ("DELETE", "/{name}", responses.delete),
         )

@@ -89,6 +89,12 @@ class Responses:
         self._kept.remove(name)
         return json_response({"id": name, "object": "response.deleted", "deleted": True})
 
+    async def compact(self, exchange: Exchange) -> Response:
+        """Refuse to compact a conversation."""
+        raise RefusalError(
+            f"{exchange.request.url.path}: edgemoe compacts no conversations.", "Ask for a summary.", 404, "unsupported"
+        )
+
     def _before(self, fields: Fields) -> list[dict[str, str]]:
         """The conversation that a request continues; none where it names no response."""
         name = fields.text("previous_response_id")
