@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgemoe.cli import options as shared
+from edgemoe.cli.client_lines import Program, Served, lines_for
 from edgemoe.cli.fetching import fetched
-from edgemoe.cli.template_options import LiteralOption
+from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
 from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgemoe.server.settings import ServerSettings
     from edgemoe.session.model import Model
 
 SEQUENCES = 4
@@ -40,7 +42,10 @@ def serve(
     cors: Annotated[
         list[str] | None,
         typer.Option(
-            "--cors", metavar="ORIGIN", help="Let web pages of an origin (https://app.example) ask. Can be repeated."
+            "--cors",
+            metavar="ORIGIN",
+            help="Let web pages of an origin (https://app.example) ask; localhost for all of this machine, and with a"
+            " key * for all. Can be repeated.",
         ),
     ] = None,
     sequences: Annotated[
@@ -56,6 +61,17 @@ def serve(
             "--alias", metavar="NAME", help="The model's name for clients.", show_default="its folder's or file's"
         ),
     ] = None,
+    for_program: Annotated[
+        Program | None,
+        typer.Option("--for", help="Print how a program uses such a server, and serve nothing."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", help="Seed of answers whose request names none.", show_default="a new one for each"
+        ),
+    ] = None,
+    template_var: TemplateVarOption = None,
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
@@ -85,16 +101,36 @@ def serve(
     keys = () if api_key_file is None else read_keys(_key_lines(api_key_file))
     if own := os.environ.get(KEY_VARIABLE):
         keys = (*keys, own)
-    settings = ServerSettings(host, port, keys, tuple(cors or ()), queue, alias, literal=literal_prompt)
+    variables = template_variables(template_var)
+    settings = ServerSettings(
+        host, port, keys, tuple(cors or ()), queue, alias, literal=literal_prompt, template_variables=variables,
+        seed=seed,
+    )  # fmt: skip
     found = fetched(model)
+    if for_program is not None:
+        typer.echo(lines_for(for_program, _as_clients_see_it(found, settings, context)))
+        return
 
     from edgemoe.engine.options import EngineOptions
     from edgemoe.server.opening import open_to_serve
 
     options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences)
-    server = Server(lambda: open_to_serve(found, options), settings)
+    server = Server(lambda: open_to_serve(found, options, variables), settings)
     server.on_ready = lambda opened: _greet(opened, server.url)
     server.run()
+
+
+def _as_clients_see_it(found: str | None, settings: ServerSettings, context: int | None) -> Served:
+    """A server with these settings, as programs see it. Raises UsageError where its port is not known before."""
+    from edgemoe.server.settings import server_url
+    from edgemoe.session.default_model import model_name
+    from edgemoe.session.stores import find_runnable
+
+    if settings.port == 0:
+        raise UsageError("--for: expected a port, found 0, which takes any.", "Give the --port of the server.")
+    name = settings.name or model_name(find_runnable(found))
+    key = KEY_VARIABLE if settings.api_keys else None
+    return Served(server_url(settings.host, settings.port), name, context, key)
 
 
 def _greet(model: Model, url: str) -> None:
@@ -107,6 +143,7 @@ def _greet(model: Model, url: str) -> None:
     print_remarks([
         described(model),
         f"{engine.sequences.most} answers at a time, {engine.context_length} tokens of context each",
+        "how programs use it: edgemoe serve --for claude-code, codex, opencode or open-webui",
         f"serving at {url} (OpenAI: {url}/v1); Ctrl-C stops",
     ])  # fmt: skip
 

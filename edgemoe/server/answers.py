@@ -114,29 +114,32 @@ async def gathered(answers: Answers) -> list[Whole]:
 
 
 def timings(figures: Figures) -> dict[str, Any]:
-    """Times and counts of an answer, by the names that llama-server gave them; null where nothing was measured.
+    """Times and counts of an answer, by the names that llama-server gave them; 0 where nothing was measured.
 
     `expert_hit_rate` and `disk_bytes_per_token` are those of the steps in which the answer took part: experts are read
-    for all sequences of a step at once.
+    for all sequences of a step at once. A model whose experts are all in RAM has none.
     """
     prompt_n = figures.prompt_tokens - figures.cached_tokens
     decoded = figures.decode_steps
     experts = figures.expert_hits + figures.expert_misses
-    return {
+    found: dict[str, Any] = {
         "cache_n": figures.cached_tokens,
-        "prompt_n": prompt_n,
-        "prompt_ms": _ms(figures.prompt_s),
-        "prompt_per_token_ms": _ms(figures.prompt_s / prompt_n) if prompt_n else None,
-        "prompt_per_second": round(prompt_n / figures.prompt_s, 3) if figures.prompt_s > 0 else None,
+        "prompt_n": prompt_n if figures.prompt_s else 0,
+        **_rates("prompt", figures.prompt_s, prompt_n),
         "predicted_n": figures.generated_tokens,
-        "predicted_ms": _ms(figures.decode_s),
-        "predicted_per_token_ms": _ms(figures.decode_s / decoded) if decoded else None,
-        "predicted_per_second": round(decoded / figures.decode_s, 3) if decoded and figures.decode_s > 0 else None,
-        "queue_ms": _ms(figures.queue_s),
-        "expert_hit_rate": round(figures.expert_hits / experts, 4) if experts else None,
-        "disk_bytes_per_token": round(figures.disk_bytes / figures.step_tokens) if figures.step_tokens else None,
+        **_rates("predicted", figures.decode_s, decoded),
+        "queue_ms": 1000 * figures.queue_s,
     }
+    if experts:
+        found["expert_hit_rate"] = round(figures.expert_hits / experts, 4)
+        found["disk_bytes_per_token"] = round(figures.disk_bytes / figures.step_tokens)
+    return found
 
 
-def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 3)
+def _rates(name: str, seconds: float, count: int) -> dict[str, float]:
+    """The time of something, and the rates in which it counted."""
+    return {
+        f"{name}_ms": 1000 * seconds,
+        f"{name}_per_token_ms": 1000 * seconds / count if count else 0.0,
+        f"{name}_per_second": count / seconds if seconds > 0 else 0.0,
+    }

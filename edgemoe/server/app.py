@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,10 +14,11 @@ from edgemoe.server.exchange import Dialect, Handler, endpoint
 from edgemoe.server.guard import Guard
 from edgemoe.server.llama_common import LLAMA
 from edgemoe.server.llama_completion import completion
+from edgemoe.server.llama_infill import infill
 from edgemoe.server.llama_texts import apply_template, detokenize, health, props, slots, tokenize
 from edgemoe.server.metrics import metrics
 from edgemoe.server.models import model, models
-from edgemoe.server.openai_chat import chat_completions
+from edgemoe.server.openai_chat import chat_completions, input_tokens
 from edgemoe.server.openai_common import OPENAI
 from edgemoe.server.openai_completions import completions
 from edgemoe.server.openai_responses import Responses
@@ -32,7 +32,9 @@ PATHS: tuple[Path, ...] = (
     ("GET", "/models", OPENAI, models),
     ("GET", "/v1/models/{name:path}", OPENAI, model),
     ("POST", "/v1/chat/completions", OPENAI, chat_completions),
-    ("POST", "/chat/completions", OPENAI, chat_completions),
+    ("POST", "/chat/completions", LLAMA, chat_completions),
+    ("POST", "/v1/chat/completions/input_tokens", OPENAI, input_tokens),
+    ("POST", "/chat/completions/input_tokens", LLAMA, input_tokens),
     ("POST", "/v1/completions", OPENAI, completions),
     ("POST", "/v1/messages", ANTHROPIC, messages),
     ("POST", "/v1/messages/count_tokens", ANTHROPIC, count_tokens),
@@ -43,27 +45,48 @@ PATHS: tuple[Path, ...] = (
     ("GET", "/metrics", LLAMA, metrics),
     ("POST", "/completion", LLAMA, completion),
     ("POST", "/completions", LLAMA, completion),
+    ("POST", "/infill", LLAMA, infill),
     ("POST", "/tokenize", LLAMA, tokenize),
     ("POST", "/detokenize", LLAMA, detokenize),
     ("POST", "/apply-template", LLAMA, apply_template),
 )
+
+REFUSED = {
+    "embeddings": "edgemoe makes no embeddings of texts",
+    "embedding": "edgemoe makes no embeddings of texts",
+    "rerank": "edgemoe ranks no texts",
+    "reranking": "edgemoe ranks no texts",
+    "lora-adapters": "edgemoe has no adapters",
+    "audio/speech": "edgemoe writes text alone",
+    "audio/transcriptions": "edgemoe reads text alone",
+    "audio/translations": "edgemoe reads text alone",
+    "images/generations": "edgemoe writes text alone",
+    "moderations": "edgemoe judges no texts",
+}
+"""Paths of other servers, with and without /v1, that are refused by name."""
 
 
 def make_app(service: Service) -> Starlette:
     """The application that answers all requests."""
     settings = service.settings
     responses = Responses()
-    others = [("POST", path, OPENAI, responses.respond) for path in ("/v1/responses", "/responses")]
-    cors = Middleware(
-        CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
-    )
-    guard = Middleware(Guard, settings=settings, dialect_of=dialect_of)
+    others: list[Path] = [
+        (method, prefix + path, dialect, handler)
+        for prefix, dialect in (("/v1/responses", OPENAI), ("/responses", LLAMA))
+        for method, path, handler in (
+            ("POST", "", responses.respond),
+            ("POST", "/input_tokens", responses.input_tokens),
+            ("POST", "/compact", responses.compact),
+            ("GET", "/{name}", responses.retrieve),
+            ("DELETE", "/{name}", responses.delete),
+        )
+    ]
     return Starlette(
         routes=[
             Route(path, endpoint(service, dialect, handler), methods=[method])
             for method, path, dialect, handler in (*PATHS, *others)
         ],
-        middleware=[*([cors] if settings.origins else []), guard],
+        middleware=[Middleware(Guard, settings=settings, dialect_of=dialect_of)],
         exception_handlers={HTTPException: _not_found},
     )
 
@@ -82,4 +105,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
         "The README lists the paths.",
         error.status_code,
     )
+    why = REFUSED.get(path.removeprefix("/v1").removeprefix("/"))
+    if why is not None:
+        refusal = RefusalError(f"{path}: {why}.", "Ask another server for that.", 501, "unsupported")
     return dialect_of(path).refuse(refusal, "")

@@ -12,15 +12,18 @@ import hmac
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgemoe.server.exchange import Dialect
+from edgemoe.server.exchange import WARNING_HEADER, Dialect
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.settings import LOOPBACK, ServerSettings
 
 OPEN_PATHS = ("/health", "/v1/health")
 """Paths that need no key."""
+ASKED_METHOD = "access-control-request-method"
+"""The header of a browser that asks, before a page's request, whether it may send that."""
 
 
 class Guard:
@@ -34,27 +37,63 @@ class Guard:
         self._keys = [_digest(key) for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                self._check(scope["path"], Headers(scope=scope))
-            except RefusalError as refusal:
-                response = self._dialect_of(scope["path"]).refuse(refusal, "")
-                response.headers["connection"] = "close"  # a body may follow that nobody reads
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        allowing = self._allowing(headers)
 
-    def _check(self, path: str, headers: Headers) -> None:
-        """Raises RefusalError for a request that may not pass."""
-        host, origin = headers.get("host", ""), headers.get("origin")
+        async def allowed(message: Message) -> None:
+            if message["type"] == "http.response.start" and allowing:
+                MutableHeaders(scope=message).update(allowing)
+            await send(message)
+
+        try:
+            self._check_host(headers)
+            if scope["method"] == "OPTIONS" and ASKED_METHOD in headers:
+                await Response()(scope, receive, allowed)
+                return
+            self._check(scope["path"], headers, bool(allowing))
+        except RefusalError as refusal:
+            response = self._dialect_of(scope["path"]).refuse(refusal, "")
+            response.headers["connection"] = "close"  # a body may follow that nobody reads
+            await response(scope, receive, allowed)
+            return
+        await self._app(scope, receive, allowed)
+
+    def _allowing(self, headers: Headers) -> dict[str, str]:
+        """The headers by which a browser lets a page of another origin read a response; none where it may not."""
+        origin, origins = headers.get("origin"), self._settings.origins
+        if origin is None or not (
+            "*" in origins or origin in origins or ("localhost" in origins and _is_local(origin))
+        ):
+            return {}
+        allowing = {
+            "access-control-allow-origin": origin,
+            "access-control-allow-credentials": "true",
+            "access-control-expose-headers": WARNING_HEADER,
+            "vary": "origin",
+        }
+        if ASKED_METHOD in headers:
+            allowing["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
+            allowing["access-control-allow-headers"] = headers.get("access-control-request-headers", "*")
+        return allowing
+
+    def _check_host(self, headers: Headers) -> None:
+        """Raises RefusalError for a request that calls the server by a name that is not its own."""
+        host = headers.get("host", "")
         if self._settings.host in LOOPBACK and host and _name(host) not in LOOPBACK:
             raise RefusalError(
                 f"the host {host[:80]!r} is not this server's: expected localhost or 127.0.0.1.",
                 "Ask it by one of these names.",
                 403,
             )
-        own = origin is not None and urlsplit(origin).netloc == host
-        if origin is not None and not own and origin not in self._settings.origins:
+
+    def _check(self, path: str, headers: Headers, allowed: bool) -> None:
+        """Raises RefusalError for a request that may not pass. `allowed`: pages of its origin may ask."""
+        origin = headers.get("origin")
+        own = origin is not None and urlsplit(origin).netloc == headers.get("host", "")
+        if origin is not None and not own and not allowed:
             raise RefusalError(
                 f"a page of {origin[:80]!r} may not ask this server.", "Start the server with that origin allowed.", 403
             )
@@ -76,6 +115,12 @@ class Guard:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def _is_local(origin: str) -> bool:
+    """Whether a page comes from a server on this machine."""
+    scheme, _, host = origin.partition("://")
+    return scheme in ("http", "https") and _name(host) in LOOPBACK
 
 
 def _name(host: str) -> str:

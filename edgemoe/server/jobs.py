@@ -25,29 +25,6 @@ class StoppingError(EdgemoeError):
         super().__init__("the server is stopping.", "Ask again when it has been started again.")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far the prompt has come, in tokens."""
-
-    total: int
-    cached: int
-    """Tokens at its beginning that were computed before, for this or another prompt."""
-    processed: int
-    """Tokens that are done, those included."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token, with the text that has become certain with it, if any; the last text comes without a token."""
-
-    text: str
-    """Text that is said to the person."""
-    thought: str = ""
-    """Text that the model says to itself or to a tool, in channels of their own."""
-    token: int | None = None
-    logprobs: TokenLogprobs | None = None
-
-
 @dataclass
 class Figures:
     """Counts and times of one answer."""
@@ -66,6 +43,33 @@ class Figures:
     expert_misses: int = 0
     disk_bytes: int = 0
     """The last three are those of the same steps."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the prompt has come, in tokens."""
+
+    total: int
+    cached: int
+    """Tokens at its beginning that were computed before, for this or another prompt."""
+    processed: int
+    """Tokens that are done, those included."""
+    figures: Figures
+    """Counts and times up to here."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token, with the text that has become certain with it, if any; the last text comes without a token."""
+
+    text: str
+    """Text that is said to the person."""
+    thought: str = ""
+    """Text that the model says to itself or to a tool, in channels of their own."""
+    token: int | None = None
+    logprobs: TokenLogprobs | None = None
+    figures: Figures | None = None
+    """Counts and times up to here, of a token."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""The latest conversations, in memory, under the ids of the responses that ended them."""
+"""The latest responses, in memory, under their ids, each with the conversation that it ended."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
 
 from edgemoe.server.refusals import RefusalError
 
@@ -12,32 +14,43 @@ MOST_CHARACTERS = 4 << 20
 Messages = list[dict[str, str]]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A response, and the messages of the conversation up to its end."""
+
+    messages: Messages
+    resource: dict[str, Any]
+
+
 class KeptResponses:
-    """Conversations by their ids; the one that was not used for the longest time makes way."""
+    """Responses by their ids; the one that was not used for the longest time makes way."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Messages] = OrderedDict()
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
 
-    def add(self, name: str, messages: Messages) -> None:
-        """Keep a conversation."""
-        self._kept[name] = messages
+    def add(self, name: str, kept: Kept) -> None:
+        """Keep a response."""
+        self._kept[name] = kept
         while len(self._kept) > MOST_RESPONSES or (len(self._kept) > 1 and self._characters() > MOST_CHARACTERS):
             self._kept.popitem(last=False)
 
-    def find(self, name: str | None) -> Messages:
-        """The conversation up to a response; none without an id. Raises RefusalError for an unknown one."""
-        if name is None:
-            return []
+    def find(self, name: str, param: str | None = None) -> Kept:
+        """The response of an id. Raises RefusalError for an unknown one, naming the field that had it."""
         if name not in self._kept:
             raise RefusalError(
-                f"previous_response_id: there is no response {name[:80]!r} here.",
+                f"{'' if param is None else f'{param}: '}there is no response {name[:80]!r} here.",
                 "The server keeps the latest ones, until it is stopped: send the whole conversation.",
                 404,
-                "previous_response_not_found",
-                "previous_response_id",
+                f"{param or 'response_id'}_not_found".replace("_id_", "_"),
+                param,
             )
         self._kept.move_to_end(name)
-        return list(self._kept[name])
+        return self._kept[name]
+
+    def remove(self, name: str) -> None:
+        """Forget a response. Raises RefusalError for an unknown one."""
+        self.find(name)
+        del self._kept[name]
 
     def _characters(self) -> int:
-        return sum(len(message["content"]) for messages in self._kept.values() for message in messages)
+        return sum(len(message["content"]) for kept in self._kept.values() for message in kept.messages)

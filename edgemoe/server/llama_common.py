@@ -13,8 +13,12 @@ KINDS = {503: "unavailable_error", 413: "invalid_request_error", 429: "unavailab
 
 def error_body(refusal: RefusalError, request_id: str) -> dict[str, Any]:
     """An error in llama-server's form, whose code is the status."""
-    kind = "exceed_context_size_error" if refusal.code == OVERFLOW else KINDS.get(refusal.status, refusal.kind)
-    return {"error": {"code": refusal.status, "message": str(refusal), "type": kind, **refusal.facts}}
+    kind, message = KINDS.get(refusal.status, refusal.kind), str(refusal)
+    if refusal.code == OVERFLOW:
+        tokens, context = refusal.facts["n_prompt_tokens"], refusal.facts["n_ctx"]
+        kind = "exceed_context_size_error"
+        message = f"The prompt's {tokens} tokens are more than fit: it exceeds the available context size ({context})."
+    return {"error": {"code": refusal.status, "message": message, "type": kind, **refusal.facts}}
 
 
 LLAMA = Dialect(error_body)

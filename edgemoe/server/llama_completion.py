@@ -11,7 +11,7 @@ from starlette.responses import Response
 from edgemoe.server.answers import Answers, Whole, gathered, timings
 from edgemoe.server.exchange import Exchange, event
 from edgemoe.server.fields import Fields, is_text
-from edgemoe.server.jobs import Finished, Piece, Progress
+from edgemoe.server.jobs import Figures, Finished, Piece, Progress
 from edgemoe.server.llama_common import stop_type
 from edgemoe.server.service import Service
 from edgemoe.server.settings import MOST_TOP_LOGPROBS, AnswerSettings, sampling_of
@@ -19,13 +19,14 @@ from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.token_bytes import TokenBytes
 
 MOST_PROMPTS = 256
-WITHOUT_EFFECT = ("cache_prompt", "id_slot", "model", "response_fields", "timings_per_token", "t_max_predict_ms")
+MISSING = object()
+WITHOUT_EFFECT = ("cache_prompt", "id_slot", "model", "t_max_predict_ms")
 UNSUPPORTED = {
     "grammar": "grammars are not supported yet",
     "json_schema": "answers in a given form are not supported yet",
-    "ignore_eos": "the end of an answer cannot be ignored",
     "image_data": "edgemoe reads text alone",
     "lora": "adapters are not supported",
+    "post_sampling_probs": "probabilities are those of the model, before any setting of sampling acts",
     "n_indent": "indentation is not supported",
     "n_keep": "a full context is not shifted",
     "n_cmpl": "several answers to one prompt are asked for at /v1/completions",
@@ -33,12 +34,12 @@ UNSUPPORTED = {
 HARMLESS = {"n_keep": (0, -1), "n_cmpl": (1,)}
 SAMPLERS = {
     "mirostat": 0, "dry_multiplier": 0, "xtc_probability": 0, "dynatemp_range": 0, "top_n_sigma": -1,
-    "repeat_last_n": -1,
+    "repeat_last_n": -1, "adaptive_target": -1,
 }  # fmt: skip
 """Samplers that are not there, with the value at which each has no effect."""
 TUNING = (
     "mirostat_tau", "mirostat_eta", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
-    "xtc_threshold", "dynatemp_exponent", "min_keep", "samplers",
+    "xtc_threshold", "dynatemp_exponent", "min_keep", "samplers", "adaptive_decay",
 )  # fmt: skip
 """Fields that only those samplers read."""
 
@@ -46,19 +47,38 @@ TUNING = (
 async def completion(exchange: Exchange) -> Response:
     """Continue a text, or several."""
     fields = await exchange.fields()
+    several, prompts = await _prompts(fields.any("prompt"), exchange.service)
+    return await continued(exchange, fields, prompts, several)
+
+
+async def continued(exchange: Exchange, fields: Fields, prompts: Sequence[list[int]], several: bool) -> Response:
+    """The answer, or the list of answers, to prompts whose ids are known. Raises RefusalError."""
     service = exchange.service
     spelled = TokenBytes(service.model.tokenizer)
-    several, prompts = await _prompts(fields.any("prompt"), service)
     settings = _settings(fields, service)
-    with_tokens = fields.flag("return_tokens")
-    progress, ping_s = fields.flag("return_progress"), fields.whole("sse_ping_interval", 1)
+    shown = fields.texts("response_fields")
+    ping_s = fields.whole("sse_ping_interval", 1)
+    form = _Form(service, spelled, settings, fields)
     answers = service.begin(prompts, settings)
-    form = _Form(service, spelled, settings, with_tokens)
     if settings.stream:
-        return exchange.stream(_chunks(answers, form, progress), fields, ping_s)
+        return exchange.stream(_chunks(answers, form), fields, ping_s)
     wholes = await exchange.whole(gathered(answers))
-    found = [form.whole(number, len(ids), one) for number, (ids, one) in enumerate(zip(prompts, wholes, strict=True))]
+    found = [form.whole(number, ids, one) for number, (ids, one) in enumerate(zip(prompts, wholes, strict=True))]
+    if shown:
+        found = [selected(one, shown) for one in found]
     return exchange.answer(found if several else found[0], fields)
+
+
+def selected(answer: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The fields of an answer with these names; that of a field inside another one is both, with a slash between."""
+    found = {}
+    for name in names:
+        value: Any = answer
+        for part in name.split("/"):
+            value = value.get(part, MISSING) if isinstance(value, dict) else MISSING
+        if value is not MISSING:
+            found[name] = value
+    return found
 
 
 def _settings(fields: Fields, service: Service) -> AnswerSettings:
@@ -73,13 +93,16 @@ def _settings(fields: Fields, service: Service) -> AnswerSettings:
     if limit == 0:
         raise fields.wrong("n_predict", "1 or more, or -1 for no limit", 0)
     top = fields.whole("n_probs", 0, MOST_TOP_LOGPROBS, default=0)
-    sampling = sampling_of(fields, service.defaults.sampling)
+    if limit is None:
+        limit = service.defaults.max_tokens
+    sampling = sampling_of(fields, service.defaults.sampling, tokenizer=service.model.tokenizer)
     return AnswerSettings(sampling, limit if limit and limit > 0 else None, 1, top or None, fields.flag("stream"))
 
 
 async def _prompts(value: Any, service: Service) -> tuple[bool, list[list[int]]]:
     """The ids of one prompt, or of several; and whether a list of prompts was given. Raises RefusalError."""
-    several = isinstance(value, list) and bool(value) and all(is_text(one) or isinstance(one, list) for one in value)
+    whole = (str, list, dict)
+    several = isinstance(value, list) and bool(value) and all(isinstance(one, whole) for one in value)
     listed = value if several else [value]
     if len(listed) > MOST_PROMPTS:
         raise Fields({}).wrong("prompt", f"at most {MOST_PROMPTS} prompts", value)
@@ -87,7 +110,11 @@ async def _prompts(value: Any, service: Service) -> tuple[bool, list[list[int]]]
 
 
 async def _prompt(value: Any, service: Service) -> list[int]:
-    """The ids of a prompt: a text, or a list of texts and ids that follow each other."""
+    """The ids of a prompt: a text, an object with one, or a list of texts and ids that follow each other."""
+    if isinstance(value, dict):
+        fields = Fields(value, "prompt.")
+        fields.refuse("multimodal_data", "edgemoe reads text alone")
+        value = fields.any("prompt_string")
     if is_text(value):
         return await service.text_ids(value)
     if not isinstance(value, list) or not value:
@@ -106,15 +133,26 @@ async def _prompt(value: Any, service: Service) -> list[int]:
 class _Form:
     """Makes the objects of answers."""
 
-    def __init__(self, service: Service, spelled: TokenBytes, settings: AnswerSettings, with_tokens: bool) -> None:
+    def __init__(self, service: Service, spelled: TokenBytes, settings: AnswerSettings, fields: Fields) -> None:
         self._name = service.name
+        self._decode = service.model.decode
         self._spelled = spelled
         self._settings = settings
-        self._with_tokens = with_tokens
+        self._with_tokens = fields.flag("return_tokens")
+        self.progress, self._timed = fields.flag("return_progress"), fields.flag("timings_per_token")
+        sampling = settings.sampling
+        biases: list[dict[str, Any]] = [
+            {"token": token, "bias": bias} for token, bias in dict(sampling.logit_bias).items()
+        ]
+        if fields.flag("ignore_eos"):
+            biases += [{"token": token, "bias": None} for token in sorted(service.model.tokenizer.stop_ids)]
         self._generation = {
-            **{name: value for name, value in settings.sampling.to_json().items() if value not in ((), [])},
+            **SAMPLERS,
+            "adaptive_decay": 0,
+            **{name: value for name, value in sampling.to_json().items() if value not in ((), [])},
             "n_predict": -1 if settings.max_tokens is None else settings.max_tokens,
-            "stop": list(settings.sampling.stop),
+            "stop": list(sampling.stop),
+            "logit_bias": biases,
         }
 
     def piece(self, number: int, one: Piece, generated: int, prompt_tokens: int) -> dict[str, Any]:
@@ -122,26 +160,32 @@ class _Form:
         return {
             "index": number,
             "content": one.thought + one.text,
-            "tokens": [one.token] if self._with_tokens and one.token is not None else [],
+            "tokens": [] if one.token is None else [one.token],
             "stop": False,
             "id_slot": -1,
             "tokens_predicted": generated,
             "tokens_evaluated": prompt_tokens,
             **self._probabilities([] if one.logprobs is None else [one.logprobs]),
+            **self._times(one.figures),
         }
 
-    def whole(self, number: int, prompt_tokens: int, one: Whole) -> dict[str, Any]:
+    def progressed(self, number: int, one: Progress) -> dict[str, Any]:
+        """How far a prompt has come."""
+        told = {"total": one.total, "cache": one.cached, "processed": one.processed}
+        times = self._times(one.figures)
+        return {"index": number, "content": "", "tokens": [], "stop": False, "prompt_progress": told, **times}
+
+    def whole(self, number: int, prompt: Sequence[int], one: Whole) -> dict[str, Any]:
         """A whole answer."""
         content = one.thought + one.text
         return {
-            **self.end(number, prompt_tokens, one.finished),
+            **self.end(number, prompt, one.finished, "\n" in content),
             "content": content,
             "tokens": one.token_ids if self._with_tokens else [],
-            "has_new_line": "\n" in content,
             **self._probabilities(one.logprobs),
         }
 
-    def end(self, number: int, prompt_tokens: int, end: Finished) -> dict[str, Any]:
+    def end(self, number: int, prompt: Sequence[int], end: Finished, has_new_line: bool) -> dict[str, Any]:
         """The end of an answer."""
         return {
             "index": number,
@@ -151,14 +195,19 @@ class _Form:
             "stop": True,
             "model": self._name,
             "tokens_predicted": end.figures.generated_tokens,
-            "tokens_evaluated": prompt_tokens,
+            "tokens_evaluated": len(prompt),
             "tokens_cached": end.figures.cached_tokens,
             "generation_settings": self._generation,
-            "truncated": False,
+            "prompt": self._decode(list(prompt), skip_special_tokens=False),
+            "has_new_line": has_new_line,
+            "truncated": end.reason == "context",
             "stop_type": stop_type(end.reason, end.stop_text),
             "stopping_word": end.stop_text or "",
             "timings": timings(end.figures),
         }
+
+    def _times(self, figures: Figures | None) -> dict[str, Any]:
+        return {"timings": timings(figures)} if self._timed and figures is not None else {}
 
     def _probabilities(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:
@@ -175,16 +224,17 @@ class _Form:
         }
 
 
-async def _chunks(answers: Answers, form: _Form, progress: bool) -> AsyncGenerator[bytes, None]:
+async def _chunks(answers: Answers, form: _Form) -> AsyncGenerator[bytes, None]:
     generated = [0] * len(answers.jobs)
+    new_lines = [False] * len(answers.jobs)
     async with answers:
         async for number, one in answers.events():
-            prompt_tokens = len(answers.jobs[number].prompt_ids)
+            prompt = answers.jobs[number].prompt_ids
             if isinstance(one, Finished):
-                yield event(form.end(number, prompt_tokens, one))
+                yield event(form.end(number, prompt, one, new_lines[number]))
             elif isinstance(one, Piece):
                 generated[number] += one.token is not None
-                yield event(form.piece(number, one, generated[number], prompt_tokens))
-            elif isinstance(one, Progress) and progress:
-                told = {"total": one.total, "cache": one.cached, "processed": one.processed}
-                yield event({"index": number, "content": "", "stop": False, "prompt_progress": told})
+                new_lines[number] |= "\n" in one.thought + one.text
+                yield event(form.piece(number, one, generated[number], len(prompt)))
+            elif isinstance(one, Progress) and form.progress:
+                yield event(form.progressed(number, one))

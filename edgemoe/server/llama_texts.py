@@ -97,8 +97,13 @@ async def apply_template(exchange: Exchange) -> Response:
     fields.ignore(*WITHOUT_EFFECT)
     service = exchange.service
     conversation = Conversation.of(messages_of(fields.any("messages")))
+    begins = fields.flag("add_generation_prompt", True)
     variables = await template_variables(fields, service)
-    text = await service.on_texts(
-        lambda: service.conversation_encoder(variables).render(conversation.messages, conversation.continues)
-    )
+
+    def work() -> str:
+        if begins or conversation.continues:
+            return service.conversation_encoder(variables).render(conversation.messages, conversation.continues)
+        return service.model.template.render(conversation.messages, False, service.template_variables(variables))
+
+    text = await service.on_texts(work)
     return exchange.answer({"prompt": text}, fields)

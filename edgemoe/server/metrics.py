@@ -1,11 +1,21 @@
-"""GET /metrics: counters and gauges in Prometheus's text format."""
+"""GET /metrics: counters and gauges in Prometheus's text format, under names of edgemoe and of llama-server.
+
+Programs that watch llama-server read the latter.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from starlette.responses import Response
 
 from edgemoe.process import peak_rss_bytes, rss_bytes
+from edgemoe.server.engine_thread import EngineThread
 from edgemoe.server.exchange import Exchange
+from edgemoe.server.scheduler import Totals
+
+Entries = Mapping[str, tuple[str, float]]
+"""What is told under each name: its meaning, and its value."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -16,7 +26,7 @@ async def metrics(exchange: Exchange) -> Response:
     engine, scheduler = service.model.engine, service.engine.scheduler
     assert scheduler is not None
     totals, experts, memory = scheduler.totals, engine.statistics, engine.memory
-    counters: dict[str, tuple[str, float]] = {
+    counters: Entries = {
         "requests_begun": ("Answers that were begun.", totals.begun),
         "requests_finished": ("Answers that came to their end.", totals.finished),
         "requests_failed": ("Answers that ended by an error.", totals.failed),
@@ -33,7 +43,7 @@ async def metrics(exchange: Exchange) -> Response:
         "expert_misses": ("Experts that a step had to read from disk.", experts.expert_misses),
         "expert_read_bytes": ("Bytes of experts read from disk for tokens.", experts.disk_bytes),
     }
-    gauges: dict[str, tuple[str, float]] = {
+    gauges: Entries = {
         "sequences_in_use": ("Answers that are being written, or whose prompt is being read.", service.engine.running),
         "sequences": ("Answers that may be written at a time.", scheduler.most_running),
         "waiting": ("Answers that wait for a sequence.", service.engine.waiting),
@@ -45,13 +55,53 @@ async def metrics(exchange: Exchange) -> Response:
         "peak_resident_bytes": ("The most memory that this process has had.", peak_rss_bytes()),
     }
     lines = [
+        *_lines("edgemoe_{}_total", "counter", counters),
+        *_lines("edgemoe_{}", "gauge", gauges),
+        *_lines("llamacpp:{}", "counter", _llama_counters(totals)),
+        *_lines("llamacpp:{}", "gauge", _llama_gauges(totals, service.engine)),
+    ]
+    headers = {"process-start-time-unix": str(int(service.began_s))}
+    return Response("\n".join(lines) + "\n", media_type=CONTENT_TYPE, headers=headers)
+
+
+def _llama_counters(totals: Totals) -> Entries:
+    """The counters of llama-server; nothing is drafted here."""
+    nothing = dict.fromkeys(("draft_tokens", "accepted_tokens", "drafts"), ("Drafts: there are none.", 0))
+    return {
+        "prompt_tokens_total": ("Tokens of prompts that were run.", totals.prompt_tokens - totals.cached_tokens),
+        "prompt_tokens_cached_total": ("Tokens of prompts that were found in the cache.", totals.cached_tokens),
+        "prompt_seconds_total": ("Seconds of prompts.", totals.prompt_seconds),
+        "tokens_predicted_total": ("Tokens of answers.", totals.generated_tokens),
+        "tokens_predicted_seconds_total": ("Seconds of answers.", totals.decode_seconds),
+        "n_decode_total": ("Steps of the engine.", totals.steps),
+        "n_tokens_max": ("The longest prompt with its answer.", totals.longest),
+        **{f"spec_decode_num_{name}_total": entry for name, entry in nothing.items()},
+    }
+
+
+def _llama_gauges(totals: Totals, engine: EngineThread) -> Entries:
+    prompt_tokens = totals.prompt_tokens - totals.cached_tokens
+    decoded = totals.generated_tokens - totals.finished
+    return {
+        "prompt_tokens_seconds": ("Tokens of prompts a second.", _ratio(prompt_tokens, totals.prompt_seconds)),
+        "predicted_tokens_seconds": ("Tokens of answers a second.", _ratio(max(0, decoded), totals.decode_seconds)),
+        "requests_processing": ("Answers with a sequence.", engine.running),
+        "requests_deferred": ("Answers that wait for one.", engine.waiting),
+        "n_busy_slots_per_decode": ("Sequences of a step, in the mean.", _ratio(totals.sequence_steps, totals.steps)),
+    }
+
+
+def _ratio(count: float, of: float) -> float:
+    return count / of if of else 0.0
+
+
+def _lines(form: str, kind: str, entries: Entries) -> list[str]:
+    return [
         line
-        for kind, suffix, entries in (("counter", "_total", counters), ("gauge", "", gauges))
         for name, (help_text, value) in entries.items()
         for line in (
-            f"# HELP edgemoe_{name}{suffix} {help_text}",
-            f"# TYPE edgemoe_{name}{suffix} {kind}",
-            f"edgemoe_{name}{suffix} {value:.6f}" if isinstance(value, float) else f"edgemoe_{name}{suffix} {value}",
+            f"# HELP {form.format(name)} {help_text}",
+            f"# TYPE {form.format(name)} {kind}",
+            f"{form.format(name)} {value:.6f}" if isinstance(value, float) else f"{form.format(name)} {value}",
         )
     ]
-    return Response("\n".join(lines) + "\n", media_type=CONTENT_TYPE)

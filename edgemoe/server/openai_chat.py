@@ -8,21 +8,24 @@ from typing import Any
 
 from starlette.responses import Response
 
-from edgemoe.server.answers import Answers, Whole, gathered
+from edgemoe.server.answers import Answers, Whole, gathered, timings
 from edgemoe.server.exchange import Exchange, event
 from edgemoe.server.fields import Fields
 from edgemoe.server.jobs import Event, Figures, Finished, Piece, Progress
 from edgemoe.server.messages import Conversation, messages_of
 from edgemoe.server.openai_common import (
     FINISH_REASONS,
+    WITHOUT_EFFECT,
     answer_settings,
     chat_logprobs,
     figures_of,
+    shown_prompt,
     timings_of,
     top_logprobs_of,
     usage_of,
     wants_usage,
 )
+from edgemoe.server.refusals import RefusalError
 from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings
 from edgemoe.session.token_bytes import TokenBytes
@@ -39,19 +42,24 @@ async def chat_completions(exchange: Exchange) -> Response:
     """Answer a conversation."""
     fields = await exchange.fields()
     service = exchange.service
+    exchange.check_model(fields)
     spelled = TokenBytes(service.model.tokenizer)
     conversation = Conversation.of(messages_of(fields.any("messages")))
     limit = fields.whole("max_completion_tokens", 1)
     older = fields.whole("max_tokens", 1)
     settings = answer_settings(fields, exchange, limit or older or service.defaults.max_tokens, top_logprobs_of(fields))
     variables = await template_variables(fields, service)
-    usage, progress = wants_usage(fields), fields.flag("return_progress")
+    usage, progress, timed = wants_usage(fields), fields.flag("return_progress"), fields.flag("timings_per_token")
     ping_s = fields.whole("sse_ping_interval", 1)
     ids = await service.chat_ids(conversation, variables)
+    prompt = shown_prompt(fields, service, ids)
     answers = service.begin([ids], settings)
-    head = {"id": f"chatcmpl-{exchange.id}", "created": int(time.time()), "model": service.name}
+    head = {
+        "id": f"chatcmpl-{exchange.id}", "created": int(time.time()), "model": service.name,
+        "system_fingerprint": service.fingerprint,
+    }  # fmt: skip
     if settings.stream:
-        return exchange.stream(_chunks(answers, head, spelled, usage, progress), fields, ping_s)
+        return exchange.stream(_chunks(answers, head, spelled, usage, progress, timed), fields, ping_s)
     wholes = await exchange.whole(gathered(answers))
     return exchange.answer(
         {
@@ -60,15 +68,33 @@ async def chat_completions(exchange: Exchange) -> Response:
             "choices": [_choice(number, whole, spelled, settings) for number, whole in enumerate(wholes)],
             "usage": usage_of(figures_of(wholes), settings.choices),
             **timings_of(figures_of(wholes)),
+            **prompt,
         },
         fields,
     )
+
+
+async def input_tokens(exchange: Exchange) -> Response:
+    """Count the tokens of a conversation, which need not fit the context."""
+    fields = await exchange.fields()
+    service = exchange.service
+    fields.ignore(*WITHOUT_EFFECT)
+    conversation = Conversation.of(messages_of(fields.any("messages")))
+    ids = await service.chat_ids(conversation, await template_variables(fields, service), answers=False)
+    return exchange.answer({"object": "chat.completion.input_tokens", "input_tokens": len(ids)}, fields)
 
 
 async def template_variables(fields: Fields, service: Service) -> dict[str, Any]:
     """Variables of the chat template; what cannot be honoured is refused."""
     for name, why in UNSUPPORTED.items():
         fields.refuse(name, why)
+    if fields.flag("add_generation_prompt") and fields.flag("continue_final_message"):
+        raise RefusalError(
+            "continue_final_message: an answer either continues the last message or begins a new one"
+            " (add_generation_prompt).",
+            "Leave one of them out.",
+            param="continue_final_message",
+        )
     fields.ignore("parallel_tool_calls", "add_generation_prompt", "continue_final_message", "prediction")
     fields.refuse("tool_choice", "tools are not supported yet", ("none", "auto"))
     fields.refuse("function_call", "functions are not supported yet", ("none", "auto"))
@@ -103,29 +129,32 @@ def _choice(number: int, whole: Whole, spelled: TokenBytes, settings: AnswerSett
 
 
 async def _chunks(
-    answers: Answers, head: dict[str, Any], spelled: TokenBytes, usage: bool, progress: bool
+    answers: Answers, head: dict[str, Any], spelled: TokenBytes, usage: bool, progress: bool, timed: bool
 ) -> AsyncGenerator[bytes, None]:
     """The stream: a chunk that names the role, pieces, the reason of the end, and counts of tokens where asked."""
     head = {**head, "object": "chat.completion.chunk"}
 
-    def chunk(number: int, delta: dict[str, Any], **more: Any) -> bytes:
+    def chunk(number: int, delta: dict[str, Any], figures: Figures | None = None, **more: Any) -> bytes:
         choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        return event({**head, "choices": [choice], **({"usage": None} if usage else {})})
+        times = {"timings": timings(figures)} if timed and figures is not None else {}
+        return event({**head, "choices": [choice], **({"usage": None} if usage else {}), **times})
 
     ends: dict[int, Figures] = {}
     async with answers:
         for number in range(len(answers.jobs)):
-            yield chunk(number, {"role": "assistant", "content": ""})
+            yield chunk(number, {"role": "assistant", "content": None})
         async for number, one in answers.events():
             if isinstance(one, Progress) and progress:
                 told = {"total": one.total, "cache": one.cached, "processed": one.processed}
-                yield event({**head, "choices": [], "prompt_progress": told})
+                times = {"timings": timings(one.figures)} if timed else {}
+                yield event({**head, "choices": [], "prompt_progress": told, **times})
             elif isinstance(one, Finished):
                 ends[number] = one.figures
                 yield chunk(number, {}, finish_reason=FINISH_REASONS[one.reason])
             elif delta := delta_of(one):
-                logprobs = one.logprobs if isinstance(one, Piece) else None
-                yield chunk(number, delta, **({"logprobs": chat_logprobs(spelled, [logprobs])} if logprobs else {}))
+                assert isinstance(one, Piece)
+                more = {"logprobs": chat_logprobs(spelled, [one.logprobs])} if one.logprobs else {}
+                yield chunk(number, delta, one.figures, **more)
     if usage:
         figures = [ends[number] for number in range(len(ends))]
         yield event({**head, "choices": [], "usage": usage_of(figures, len(figures)), **timings_of(figures)})

@@ -10,6 +10,7 @@ from edgemoe.server.exchange import Dialect, Exchange
 from edgemoe.server.fields import Fields
 from edgemoe.server.jobs import Figures
 from edgemoe.server.refusals import OVERFLOW, RefusalError
+from edgemoe.server.service import Service
 from edgemoe.server.settings import MOST_CHOICES, MOST_TOP_LOGPROBS, AnswerSettings, sampling_of
 from edgemoe.session.continuation import FinishReason
 from edgemoe.session.logprobs import TokenLogprobs
@@ -19,7 +20,7 @@ FINISH_REASONS: dict[FinishReason, str] = {"stop": "stop", "length": "length", "
 
 WITHOUT_EFFECT = (
     "model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "verbosity", "cache_prompt",
+    "prompt_cache_retention", "verbosity", "cache_prompt", "id_slot",
 )  # fmt: skip
 """Fields that change no answer here."""
 
@@ -49,11 +50,11 @@ def answer_settings(
     fields: Fields, exchange: Exchange, max_tokens: int | None, top_logprobs: int | None
 ) -> AnswerSettings:
     """The settings of an answer. Raises RefusalError for known fields that cannot be honoured, and for wrong values."""
-    exchange.check_model(fields)
     fields.ignore(*WITHOUT_EFFECT)
     for name, why in UNSUPPORTED.items():
         fields.refuse(name, why)
-    sampling = sampling_of(fields, exchange.service.defaults.sampling)
+    service = exchange.service
+    sampling = sampling_of(fields, service.defaults.sampling, tokenizer=service.model.tokenizer)
     choices = fields.whole("n", 1, MOST_CHOICES, default=1)
     assert choices is not None
     stream = fields.flag("stream")
@@ -67,6 +68,13 @@ def wants_usage(fields: Fields) -> bool:
         return False
     options.ignore("include_obfuscation")
     return options.flag("include_usage")
+
+
+def shown_prompt(fields: Fields, service: Service, ids: Sequence[int]) -> dict[str, Any]:
+    """The prompt as the model reads it, for people who write templates: where a request says `verbose`."""
+    if not fields.flag("verbose"):
+        return {}
+    return {"__verbose": {"prompt": service.model.decode(list(ids), skip_special_tokens=False)}}
 
 
 def usage_of(figures: Sequence[Figures], choices: int = 1) -> dict[str, Any]:

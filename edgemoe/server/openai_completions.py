@@ -42,7 +42,8 @@ async def completions(exchange: Exchange) -> Response:
     answers = service.begin(prompts, settings)
     before = [service.model.decode(ids) if echo else "" for ids in prompts for _ in range(settings.choices)]
     head = {
-        "id": f"cmpl-{exchange.id}", "object": "text_completion", "created": int(time.time()), "model": service.name
+        "id": f"cmpl-{exchange.id}", "object": "text_completion", "created": int(time.time()), "model": service.name,
+        "system_fingerprint": service.fingerprint,
     }  # fmt: skip
     if settings.stream:
         return exchange.stream(_chunks(answers, head, spelled, before, settings, usage), fields)

@@ -1,21 +1,23 @@
-"""POST /v1/responses: answers to conversations, in OpenAI's newer form."""
+"""/v1/responses: answers to conversations, in OpenAI's newer form, which are kept for a while."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
 
-from edgemoe.server.answers import Answers, Whole, gathered
-from edgemoe.server.exchange import Exchange, event
+from edgemoe.server.answers import Answers, Whole, gathered, timings
+from edgemoe.server.exchange import Exchange, event, json_response
 from edgemoe.server.fields import Fields
-from edgemoe.server.jobs import Figures, Finished, Piece
-from edgemoe.server.kept_responses import KeptResponses
+from edgemoe.server.jobs import Figures, Finished, Piece, Progress
+from edgemoe.server.kept_responses import Kept, KeptResponses
 from edgemoe.server.messages import Conversation, messages_of
 from edgemoe.server.openai_chat import effort_variable
 from edgemoe.server.refusals import RefusalError, refusal_of
+from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings, sampling_of
 
 WITHOUT_EFFECT = (
@@ -43,11 +45,8 @@ class Responses:
         service = exchange.service
         exchange.check_model(fields)
         _check(fields)
-        before = self._kept.find(fields.text("previous_response_id"))
-        conversation = _conversation(fields, before)
-        reasoning = fields.object("reasoning")
-        effort = None if reasoning is None else reasoning.text("effort")
-        variables = await effort_variable(effort, fields, service)
+        conversation = _conversation(fields, self._before(fields))
+        variables = await _effort(fields, service)
         settings = AnswerSettings(
             sampling_of(fields, service.defaults.sampling),
             fields.whole("max_output_tokens", 1) or service.defaults.max_tokens,
@@ -57,17 +56,54 @@ class Responses:
         answers = service.begin([ids], settings)
         form = _Form(exchange, fields, settings)
         keeps = fields.flag("store", True)
+        told = _Told(fields.flag("return_progress"), fields.flag("timings_per_token"))
 
         def keep(whole: Whole) -> None:
             if keeps:
                 answer = {"role": "assistant", "content": whole.text}
-                self._kept.add(form.id, [*_without_instructions(conversation, fields), answer])
+                messages = [*_without_instructions(conversation, fields), answer]
+                self._kept.add(form.id, Kept(messages, form.resource(whole)))
 
         if settings.stream:
-            return exchange.stream(_events(answers, form, keep), fields)
+            return exchange.stream(_events(answers, form, keep, told), fields)
         (whole,) = await exchange.whole(gathered(answers))
         keep(whole)
         return exchange.answer(form.resource(whole), fields)
+
+    async def input_tokens(self, exchange: Exchange) -> Response:
+        """Count the tokens of a conversation, which need not fit the context."""
+        fields = await exchange.fields()
+        service = exchange.service
+        _check(fields)
+        conversation = _conversation(fields, self._before(fields))
+        ids = await service.chat_ids(conversation, await _effort(fields, service), answers=False)
+        return exchange.answer({"object": "response.input_tokens", "input_tokens": len(ids)}, fields)
+
+    async def retrieve(self, exchange: Exchange) -> Response:
+        """Tell a response again. Raises RefusalError for one that is not kept."""
+        return json_response(self._kept.find(exchange.request.path_params["name"]).resource)
+
+    async def delete(self, exchange: Exchange) -> Response:
+        """Forget a response. Raises RefusalError for one that is not kept."""
+        name = exchange.request.path_params["name"]
+        self._kept.remove(name)
+        return json_response({"id": name, "object": "response.deleted", "deleted": True})
+
+    async def compact(self, exchange: Exchange) -> Response:
+        """Refuse to compact a conversation."""
+        raise RefusalError(
+            f"{exchange.request.url.path}: edgemoe compacts no conversations.", "Ask for a summary.", 404, "unsupported"
+        )
+
+    def _before(self, fields: Fields) -> list[dict[str, str]]:
+        """The conversation that a request continues; none where it names no response."""
+        name = fields.text("previous_response_id")
+        return [] if name is None else list(self._kept.find(name, "previous_response_id").messages)
+
+
+async def _effort(fields: Fields, service: Service) -> dict[str, Any]:
+    reasoning = fields.object("reasoning")
+    return await effort_variable(None if reasoning is None else reasoning.text("effort"), fields, service)
 
 
 def _check(fields: Fields) -> None:
@@ -213,6 +249,18 @@ def _usage(figures: Figures) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a stream tells beside OpenAI's events, in llama-server's words."""
+
+    progress: bool
+    timings: bool
+
+    def times(self, figures: Figures | None) -> dict[str, Any]:
+        """Times and counts up to an event."""
+        return {"timings": timings(figures)} if self.timings and figures is not None else {}
+
+
 class _Numbered:
     """Events with their numbers."""
 
@@ -224,7 +272,7 @@ class _Numbered:
         return event({"type": name, "sequence_number": self._number, **more}, name)
 
 
-async def _events(answers: Answers, form: _Form, keep: Any) -> AsyncGenerator[bytes, None]:
+async def _events(answers: Answers, form: _Form, keep: Any, told: _Told) -> AsyncGenerator[bytes, None]:
     """The stream: the response, its items and their parts are begun, grow, and are ended, each by an event."""
     numbered, whole = _Numbered(), Whole()
     yield numbered.event("response.created", response=form.begun())
@@ -245,13 +293,18 @@ async def _events(answers: Answers, form: _Form, keep: Any) -> AsyncGenerator[by
                             yield part
                     if one.text:
                         place = _message_place(form, whole.thought + one.thought)
-                        yield numbered.event("response.output_text.delta", **place, delta=one.text, logprobs=[])
+                        place |= {"delta": one.text, "logprobs": []}
+                        yield numbered.event("response.output_text.delta", **place, **told.times(one.figures))
+                elif isinstance(one, Progress) and told.progress:
+                    progress = {"total": one.total, "cache": one.cached, "processed": one.processed}
+                    more = {"prompt_progress": progress, **told.times(one.figures)}
+                    yield numbered.event("response.in_progress", response=form.begun(), **more)
                 whole.add(one)
                 if isinstance(one, Finished):
                     if not message_begun:
                         for part in _message_begun(numbered, form, whole.thought):
                             yield part
-                    for part in _ended(numbered, form, whole):
+                    for part in _ended(numbered, form, whole, told):
                         yield part
         keep(whole)
     except Exception as error:
@@ -275,7 +328,7 @@ def _message_begun(numbered: _Numbered, form: _Form, thought: str) -> list[bytes
     return [*events, numbered.event("response.content_part.added", **place, part=text_part(""))]
 
 
-def _ended(numbered: _Numbered, form: _Form, whole: Whole) -> list[bytes]:
+def _ended(numbered: _Numbered, form: _Form, whole: Whole, told: _Told) -> list[bytes]:
     """The events that end the message and the response."""
     place, resource = _message_place(form, whole.thought), form.resource(whole)
     message = form.message(resource["status"], [text_part(whole.text)])
@@ -283,5 +336,5 @@ def _ended(numbered: _Numbered, form: _Form, whole: Whole) -> list[bytes]:
         numbered.event("response.output_text.done", **place, text=whole.text, logprobs=[]),
         numbered.event("response.content_part.done", **place, part=text_part(whole.text)),
         numbered.event("response.output_item.done", output_index=place["output_index"], item=message),
-        numbered.event(f"response.{resource['status']}", response=resource),
+        numbered.event(f"response.{resource['status']}", response=resource, **told.times(whole.finished.figures)),
     ]

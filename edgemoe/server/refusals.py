@@ -11,7 +11,7 @@ from edgemoe.server.jobs import QueueFullError, StoppingError
 OVERFLOW = "context_length_exceeded"
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          405: "invalid_request_error", 408: "invalid_request_error", 413: "request_too_large",
-         429: "rate_limit_error", 503: "overloaded_error"}  # fmt: skip
+         429: "rate_limit_error", 501: "not_supported_error", 503: "overloaded_error"}  # fmt: skip
 """The kind of an error by its status, in the words of OpenAI and Anthropic."""
 
 

@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgemoe.engine.engine import EngineStatistics
 from edgemoe.engine.sequence import Sequence
@@ -38,7 +38,11 @@ class Totals:
     """Tokens of prompts, the cached ones included."""
     cached_tokens: int = 0
     generated_tokens: int = 0
+    longest: int = 0
+    """The most tokens that a prompt and its answer had together."""
     steps: int = 0
+    sequence_steps: int = 0
+    """The sequences of all steps."""
     step_seconds: float = 0.0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -63,6 +67,7 @@ class _Running:
         self.began_s = time.perf_counter()
         self.figures = Figures(len(ids), sequence.position, queue_s=self.began_s - asked_s)
         sequence.turn.begin()
+        job.report(self._progress())
 
     def next_ids(self, rows: int) -> list[int]:
         """The tokens to run next, of which a prompt may have `rows`."""
@@ -73,11 +78,10 @@ class _Running:
         job, written = self.job, self.written
         if self.rest:
             del self.rest[:tokens]
-            total = len(job.prompt_ids)
-            job.report(Progress(total, self.figures.cached_tokens, total - len(self.rest)))
+            self.figures.prompt_s = time.perf_counter() - self.began_s
+            job.report(self._progress())
             if self.rest:
                 return
-            self.figures.prompt_s = time.perf_counter() - self.began_s
             self.sequence.turn.begin_decoding()
         else:
             self.figures.decode_steps += 1
@@ -85,7 +89,8 @@ class _Running:
         if token is not None:
             piece = written.take(token)
             logprobs = written.logprobs[-1] if written.logprobs else None
-            job.report(Piece(*self._parts(piece), token, logprobs))
+            self.note_end()
+            job.report(Piece(*self._parts(piece), token, logprobs, replace(self.figures)))
         if written.finish_reason is not None:
             if rest := written.finish():
                 job.report(Piece(*self._parts(rest)))
@@ -96,7 +101,12 @@ class _Running:
         """Note the answer's length and time so far."""
         figures = self.figures
         figures.generated_tokens = len(self.written.token_ids)
-        figures.decode_s = time.perf_counter() - self.began_s - figures.prompt_s
+        if not self.rest:
+            figures.decode_s = time.perf_counter() - self.began_s - figures.prompt_s
+
+    def _progress(self) -> Progress:
+        figures, total = self.figures, len(self.job.prompt_ids)
+        return Progress(total, figures.cached_tokens, total - len(self.rest), replace(figures))
 
     def _parts(self, piece: str) -> tuple[str, str]:
         """The text of a piece that is said to the person, and the text that is not."""
@@ -244,6 +254,8 @@ class Scheduler:
         self._engine.sequences.close(one.sequence)
         one.note_end()
         self.totals.generated_tokens += one.figures.generated_tokens
+        length = one.figures.prompt_tokens - len(one.rest) + one.figures.generated_tokens
+        self.totals.longest = max(self.totals.longest, length)
         self.totals.prompt_seconds += one.figures.prompt_s
         self.totals.decode_seconds += one.figures.decode_s
         if error is not None:
@@ -256,6 +268,7 @@ class Scheduler:
         rows = sum(map(len, batch.values()))
         self._rows.ran(sum(len(ids) for one, ids in batch.items() if one.rest), seconds)
         self.totals.steps += 1
+        self.totals.sequence_steps += len(batch)
         self.totals.step_seconds += seconds
         for one in batch:
             figures = one.figures

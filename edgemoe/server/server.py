@@ -16,7 +16,7 @@ from edgemoe.errors import UsageError
 from edgemoe.server.app import make_app
 from edgemoe.server.engine_thread import EngineThread
 from edgemoe.server.service import Service
-from edgemoe.server.settings import ServerSettings
+from edgemoe.server.settings import ServerSettings, server_url
 from edgemoe.session.model import Model
 
 GRACE_SECONDS = 3
@@ -82,8 +82,7 @@ class Server:
     @property
     def url(self) -> str:
         """The address, without a path."""
-        host = self.settings.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return server_url(self.settings.host, self.port)
 
     def run(self) -> None:
         """Serve until a signal or `stop` ends it; raises the error for which the model could not be opened."""

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from edgemoe.errors import EdgemoeError, UsageError
@@ -48,8 +50,15 @@ class Service:
         return self.settings.name or model_name(self.model.path)
 
     @property
+    def fingerprint(self) -> str:
+        """The build and the setting by which bits of an answer may differ, apart from the weights."""
+        return f"b{version('edgemoe')}-{self.model.engine.memory.kv_format}"
+
+    @property
     def defaults(self) -> GenerationDefaults:
-        return self.model.generation_defaults
+        """What answers are where a request says nothing: as the model publishes, with the server's seed."""
+        published = self.model.generation_defaults
+        return replace(published, sampling=published.sampling.changed(seed=self.settings.seed))
 
     async def on_texts(self, work: Callable[[], Result]) -> Result:
         """The result of work with the tokenizer or the template, which may take long. Raises RefusalError."""
@@ -75,8 +84,12 @@ class Service:
 
     def conversation_encoder(self, variables: Mapping[str, Any] | None = None) -> ConversationEncoder:
         """Call this in `on_texts`: it asks the template which variables it reads."""
-        model = self.model
-        return ConversationEncoder(model.tokenizer, model.template, variables, self.settings.literal)
+        model, own = self.model, self.template_variables(variables)
+        return ConversationEncoder(model.tokenizer, model.template, own, self.settings.literal)
+
+    def template_variables(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The variables of the chat template: those of the server, and of a request, which come first."""
+        return {**self.settings.template_variables, **(variables or {})}
 
     async def chat_ids(
         self, conversation: Conversation, variables: Mapping[str, Any] | None = None, answers: bool = True

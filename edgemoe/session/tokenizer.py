@@ -6,7 +6,7 @@ import itertools
 import numbers
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -136,6 +136,11 @@ class Tokenizer:
     def with_twins(self, text: str) -> str:
         """A text whose special tokens have the names of their twins, for `encode` with `literal`."""
         return self._twins.rename(text)
+
+    def first_known(self, names: Iterable[str]) -> int | None:
+        """The id of the first of these tokens that there is, None for none."""
+        ids = (self.require().token_to_id(name) for name in names)
+        return next((one for one in ids if one is not None), None)
 
     def encode(self, text: str, special_tokens: bool = False, literal: bool = False) -> list[int]:
         """The ids of a text. `special_tokens` adds what the tokenizer puts around a plain text (such as BOS).

@@ -99,7 +99,7 @@ def test_openai_is_told_of_errors(openai_client: Any) -> None:
     assert raised.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="tools"):
         openai_client.chat.completions.create(model="any", messages=QUESTION, tools=[{"type": "function"}])
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.InternalServerError, match="no embeddings"):
         openai_client.embeddings.create(model="any", input="x")
 
 
@@ -123,6 +123,41 @@ def test_anthropic_is_told_of_errors(anthropic_client: Any) -> None:
     long = [{"role": "user", "content": "word " * 3000}]
     with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: .* tokens > 1024 maximum"):
         anthropic_client.messages.create(model="any", max_tokens=9, messages=long)
+
+
+def test_langchain_chats(bundled: Server) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    settings = {"model": "any", "api_key": "any", "max_retries": 0, "temperature": 0}
+    chat = langchain.ChatOpenAI(base_url=f"{bundled.url}/v1", max_tokens=30, **settings)
+    whole = chat.invoke(QUESTION)
+    assert "Paris" in whole.content
+    assert whole.usage_metadata["output_tokens"] > 0
+    assert "".join(piece.content for piece in chat.stream(QUESTION)) == whole.content
+    assert [one.content for one in chat.batch([QUESTION, QUESTION])] == [whole.content] * 2
+    responding = langchain.ChatOpenAI(base_url=f"{bundled.url}/v1", use_responses_api=True, **settings)
+    assert "Paris" in responding.invoke(QUESTION).text
+
+
+def test_langchain_chats_in_the_manner_of_anthropic(bundled: Server) -> None:
+    langchain = pytest.importorskip("langchain_anthropic")
+    chat = langchain.ChatAnthropic(base_url=bundled.url, api_key="any", model="any", max_tokens=30, temperature=0)
+    whole = chat.invoke(QUESTION)
+    assert "Paris" in whole.text
+    assert "".join(piece.text for piece in chat.stream(QUESTION)) == whole.text
+
+
+def test_pydantic_ai_runs_an_agent_without_tools(bundled: Server) -> None:
+    pytest.importorskip("pydantic_ai")
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    model = OpenAIChatModel("any", provider=OpenAIProvider(base_url=f"{bundled.url}/v1", api_key="any"))
+    agent = Agent(model, instructions="Be brief.", model_settings={"temperature": 0, "max_tokens": 30})
+    first = agent.run_sync(QUESTION[0]["content"])
+    assert "Paris" in first.output
+    second = agent.run_sync("And of Italy?", message_history=first.all_messages())
+    assert second.usage.input_tokens > first.usage.input_tokens > 0
 
 
 def test_all_interfaces_at_once_say_what_each_says_alone(openai_client: Any, anthropic_client: Any) -> None:

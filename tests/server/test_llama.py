@@ -34,7 +34,8 @@ def test_a_stream(client: Client) -> None:
     assert [piece["stop"] for piece in pieces] == [False] * len(pieces)
     assert (end["stop"], end["tokens_predicted"], end["stop_type"]) == (True, 12, "limit")
     told = client.stream("/completion", prompt="p" * 200, return_progress=True, n_predict=1)
-    assert told[0].json["prompt_progress"] == {"total": 200, "cache": 0, "processed": 200}
+    progress = [frame.json["prompt_progress"] for frame in told if "prompt_progress" in frame.json]
+    assert progress == [{"total": 200, "cache": 0, "processed": number} for number in (0, 200)]
 
 
 def test_prompts_of_ids_texts_and_both(client: Client) -> None:
@@ -107,11 +108,15 @@ def test_metrics_count(serve: Callable[..., Client]) -> None:
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = reply.body.decode().splitlines()
     values = {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}
-    assert all(re.fullmatch(r"# (HELP|TYPE) edgemoe_\w+ .+|edgemoe_\w+ [0-9.]+", line) for line in lines)
+    form = r"# (HELP|TYPE) (edgemoe_|llamacpp:)\w+ .+|(edgemoe_|llamacpp:)\w+ [0-9.]+"
+    assert all(re.fullmatch(form, line) for line in lines)
     assert values["edgemoe_requests_finished_total"] == 2
     assert values["edgemoe_prompt_tokens_total"] == 200
     assert values["edgemoe_cached_prompt_tokens_total"] == 64
     assert values["edgemoe_generated_tokens_total"] == 24
+    assert values["llamacpp:prompt_tokens_total"] == 200 - 64
+    assert values["llamacpp:tokens_predicted_total"] == values["llamacpp:n_decode_total"] == 24
+    assert values["llamacpp:n_tokens_max"] == 100 + 12
     assert values["edgemoe_sequences_in_use"] == values["edgemoe_waiting"] == 0
     assert values["edgemoe_resident_bytes"] <= values["edgemoe_peak_resident_bytes"]
 
@@ -120,3 +125,64 @@ def test_metrics_count(serve: Callable[..., Client]) -> None:
 def test_nothing_of_prompts_is_shown(client: Client, path: str) -> None:
     client.post("/completion", prompt="secretsauce", **SAMPLED)
     assert b"secretsauce" not in client.get(path).body
+
+
+def test_prompts_in_objects_and_chosen_fields(client: Client) -> None:
+    whole = client.post("/completion", prompt=PROMPT, **SAMPLED).json
+    assert client.post("/completion", prompt={"prompt_string": PROMPT}, **SAMPLED).json["content"] == whole["content"]
+    names = ["content", "generation_settings/n_predict", "prompt", "nothing/here"]
+    chosen = client.post("/completion", prompt=PROMPT, response_fields=names, **SAMPLED).json
+    assert chosen == {"content": whole["content"], "generation_settings/n_predict": 12, "prompt": PROMPT}
+    media = {"prompt_string": PROMPT, "multimodal_data": ["x"]}
+    assert "prompt.multimodal_data" in client.post("/completion", prompt=media).error["message"]
+
+
+def test_biases_of_texts_are_those_of_their_tokens(client: Client) -> None:
+    ids = client.server.service.model.encode("ei")
+    for biases in ([["ei", False]], {"ei": -100}, [[token, -100] for token in ids]):
+        found = client.post("/completion", prompt=PROMPT, logit_bias=biases, **{**SAMPLED, "n_predict": 60}).json
+        assert not set("ei") & set(found["content"])
+        assert found["generation_settings"]["logit_bias"] == [{"token": one, "bias": -100} for one in sorted(ids)]
+
+
+def test_the_end_of_an_answer_can_be_ignored(serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve()
+    tokenizer = client.server.service.model.tokenizer
+    first = client.post("/completion", prompt=PROMPT, return_tokens=True, **SAMPLED).json["tokens"][0]
+    monkeypatch.setattr(tokenizer, "stop_ids", frozenset([first]))
+    assert client.post("/completion", prompt=PROMPT, **SAMPLED).json["stop_type"] == "eos"
+    found = client.post("/completion", prompt=PROMPT, ignore_eos=True, return_tokens=True, **SAMPLED).json
+    assert (found["stop_type"], len(found["tokens"])) == ("limit", 12)
+    assert found["generation_settings"]["logit_bias"] == [{"token": first, "bias": None}]
+
+
+def test_times_grow(client: Client) -> None:
+    told = client.stream("/completion", prompt="p" * 200, return_progress=True, timings_per_token=True, **SAMPLED)
+    times = [frame.json["timings"] for frame in told]
+    assert (times[0]["prompt_n"], times[0]["prompt_ms"]) == (0, 0)
+    assert [one["predicted_n"] for one in times if one["predicted_n"]] == [*range(1, 13), 12]
+    assert all(value is not None for one in times for value in one.values())
+
+
+def test_a_text_between_two_others(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    around = {"input_prefix": "a(", "input_suffix": ")b", "prompt": "c"}
+    refused = client.post("/infill", **around)
+    assert (refused.status, "not trained" in refused.error["message"]) == (501, True)
+    monkeypatch.setattr("edgemoe.server.llama_infill.MARKERS", (("<", ">", "x"), ("{", "|", "}")))
+    monkeypatch.setattr("edgemoe.server.llama_infill.FILE_SEPARATORS", ("~",))
+    files = [{"filename": "f", "text": "t"}]
+    found = client.post("/infill", input_extra=files, **around, **SAMPLED).json
+    assert found["prompt"] == "~f\nt\n<a(>)bxc"
+    assert found["content"] == client.post("/completion", prompt=found["prompt"], **SAMPLED).json["content"]
+    for wrong in ({}, {"filename": "ok"}, {"filename": 1, "text": "x"}):
+        assert client.post("/infill", input_extra=[wrong], **around).status == 400
+
+
+def test_variables_and_a_seed_of_the_server_stand_where_a_request_says_none(serve: Callable[..., Client]) -> None:
+    from edgemoe.server.settings import ServerSettings
+
+    client = serve(ServerSettings(port=0, seed=5))
+    sampled = {"temperature": 1.0, "n_predict": 12}
+    answers = [client.post("/completion", prompt=PROMPT, **sampled, **more).json for more in ({}, {"seed": 5})]
+    assert answers[0]["content"] == answers[1]["content"]
+    assert client.get("/props").json["default_generation_settings"]["params"]["seed"] == 5

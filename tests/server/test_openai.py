@@ -52,8 +52,8 @@ def test_a_stream_says_the_same(client: Client) -> None:
     chunks = streamed(client, messages=HELLO)
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk["id"] for chunk in chunks}) == 1
-    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == said(client)
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == said(client)
     reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
     assert reasons == [None] * (len(chunks) - 1) + ["length"]
     assert all("usage" not in chunk for chunk in chunks)
@@ -84,7 +84,7 @@ def test_choices_have_seeds_of_their_own_and_the_first_is_the_only_one(client: C
     chunks = streamed(client, messages=HELLO, n=3)
     for number, text in enumerate(choices):
         deltas = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == number]
-        assert "".join(delta["delta"].get("content", "") for delta in deltas) == text
+        assert "".join(delta["delta"].get("content") or "" for delta in deltas) == text
 
 
 def test_stop_texts_are_held_back(client: Client) -> None:
@@ -94,7 +94,7 @@ def test_stop_texts_are_held_back(client: Client) -> None:
         assert reply["message"]["content"] == whole[: whole.index(whole[4:6])]
         assert reply["finish_reason"] == "stop"
     chunks = streamed(client, messages=HELLO, stop=[whole[4:6]])
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == reply["message"]["content"]
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == reply["message"]["content"]
 
 
 def test_logprobs_of_a_chat(client: Client) -> None:
@@ -197,7 +197,7 @@ def test_unknown_fields_are_told_in_a_header(client: Client) -> None:
         ({"tool_choice": "required"}, "tool_choice", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "expected a bias from -100 to 100"),
-        ({"logit_bias": {"x": 1}}, "logit_bias", "expected token ids, found x"),
+        ({"logit_bias": [1]}, "logit_bias", "expected an object with a bias"),
         ({"logit_bias": {"96": 1}}, None, "token id 96: expected 0 to 95"),
         ({"temperature": -1}, "temperature", "expected 0 (greedy) to 100, found -1"),
         ({"temperature": "hot"}, "temperature", 'expected a number, found "hot"'),
@@ -277,4 +277,29 @@ def test_paths_and_methods(client: Client) -> None:
     assert (unknown.status, method.status) == (404, 405)
     assert "there is no such path" in unknown.error["message"]
     embeddings = client.post("/v1/embeddings", input="x")
-    assert embeddings.status == 404
+    assert (embeddings.status, embeddings.error["code"]) == (501, "unsupported")
+    assert embeddings.headers["x-should-retry"] == "false"
+    assert client.get("/lora-adapters").error["message"].startswith("/lora-adapters: edgemoe has no adapters")
+
+
+def test_a_fingerprint_a_prompt_and_times_are_told_where_they_were_asked_for(client: Client) -> None:
+    settings = {"messages": HELLO, "max_tokens": 3, "temperature": 0}
+    plain = client.post(CHAT, **settings).json
+    shown = client.post(CHAT, **settings, verbose=True).json
+    assert plain["system_fingerprint"] == shown["system_fingerprint"]
+    assert "__verbose" not in plain
+    ids = client.server.service.model.encode(shown["__verbose"]["prompt"])
+    assert len(ids) == shown["usage"]["prompt_tokens"]
+    timed = [frame.json for frame in client.stream(CHAT, **settings, timings_per_token=True)[:-1]]
+    assert [chunk["timings"]["predicted_n"] for chunk in timed if "timings" in chunk] == [1, 2, 3]
+
+
+def test_conversations_are_counted(client: Client) -> None:
+    counted = client.post(f"{CHAT}/input_tokens", messages=HELLO).json["input_tokens"]
+    assert counted == client.post(CHAT, messages=HELLO, max_tokens=1).json["usage"]["prompt_tokens"]
+    assert client.post(f"{CHAT}/input_tokens", messages=[{"role": "user", "content": "x" * 300}]).status == 200
+
+
+def test_a_prompt_either_goes_on_or_begins_an_answer(client: Client) -> None:
+    reply = client.post(CHAT, messages=HELLO, add_generation_prompt=True, continue_final_message=True)
+    assert (reply.status, reply.error["param"]) == (400, "continue_final_message")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe.server.kept_responses import KeptResponses
+from edgemoe.server.kept_responses import Kept, KeptResponses
 from edgemoe.server.refusals import RefusalError
 from tests.server.client import Client
 from tests.support.every_case import every_case
@@ -85,18 +85,48 @@ def test_a_response_continues_another(client: Client) -> None:
 def test_the_conversation_that_was_not_used_longest_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemoe.server.kept_responses.MOST_RESPONSES", 3)
     kept = KeptResponses()
+    entries = {name: Kept([{"role": "user", "content": name}], {"id": name}) for name in "abcd"}
     for name in "abc":
-        kept.add(name, [{"role": "user", "content": name}])
+        kept.add(name, entries[name])
     kept.find("a")
-    kept.add("d", [{"role": "user", "content": "d"}])
-    assert kept.find("a") == [{"role": "user", "content": "a"}]
+    kept.add("d", entries["d"])
+    assert kept.find("a") == entries["a"]
     with pytest.raises(RefusalError, match="no response 'b'"):
         kept.find("b")
     monkeypatch.setattr("edgemoe.server.kept_responses.MOST_CHARACTERS", 10)
-    kept.add("long", [{"role": "user", "content": "x" * 100}])
+    kept.add("long", Kept([{"role": "user", "content": "x" * 100}], {}))
     assert kept.find("long")
     with pytest.raises(RefusalError):
         kept.find("d")
+
+
+def test_a_response_is_told_again_until_it_is_deleted(client: Client) -> None:
+    made = client.post(PATH, input="Hello", **SAMPLED).json
+    place = f"{PATH}/{made['id']}"
+    assert client.get(place).json == made
+    assert client.ask("DELETE", place).json == {"id": made["id"], "object": "response.deleted", "deleted": True}
+    for reply in (client.get(place), client.ask("DELETE", place)):
+        assert (reply.status, reply.error["code"]) == (404, "response_not_found")
+    assert client.post(PATH, input="Hello", previous_response_id=made["id"]).status == 404
+    unkept = client.post(PATH, input="Hello", store=False, **SAMPLED).json
+    assert client.get(f"{PATH}/{unkept['id']}").status == 404
+
+
+def test_a_conversation_is_counted(client: Client) -> None:
+    first = client.post(PATH, input="Hello", **SAMPLED).json
+    more = {"input": "And then?", "instructions": "Be brief.", "previous_response_id": first["id"]}
+    counted = client.post(f"{PATH}/input_tokens", **more).json["input_tokens"]
+    assert counted == client.post(PATH, **more, **SAMPLED).json["usage"]["input_tokens"]
+
+
+def test_a_stream_tells_progress_and_times_where_asked(client: Client) -> None:
+    told = client.stream(PATH, input="p" * 100, return_progress=True, timings_per_token=True, **SAMPLED)
+    progress = [frame.json["prompt_progress"]["processed"] for frame in told if "prompt_progress" in frame.json]
+    assert progress[0] == 0
+    assert progress[-1] == told[-1].json["response"]["usage"]["input_tokens"]
+    counts = [frame.json["timings"]["predicted_n"] for frame in told if frame.name == "response.output_text.delta"]
+    assert counts == sorted(counts)
+    assert told[-1].json["timings"]["predicted_n"] == counts[-1]
 
 
 def test_a_probe_is_answered(client: Client) -> None:

@@ -84,6 +84,24 @@ def test_an_origin_that_is_allowed_gets_cors_headers(serve: Callable[..., Client
     assert client.get("/v1/models", origin="http://other.example").status == 403
 
 
+def test_pages_of_this_machine_or_of_all_sites_may_ask_where_that_was_wanted(serve: Callable[..., Client]) -> None:
+    asked = {"access_control_request_method": "POST", "access_control_request_headers": "authorization"}
+    local, foreign = ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:80"], ["http://localhost.evil.com"]
+    client = serve(ServerSettings(port=0, origins=["localhost"]))
+    for origin in (*local, *foreign):
+        reply = client.ask("OPTIONS", CHAT, origin=origin, **asked)
+        assert reply.status == 200
+        assert reply.headers["access-control-allow-origin"] == (origin if origin in local else None)
+    assert reply.headers["access-control-allow-headers"] is None
+    assert client.get("/v1/models", origin=foreign[0]).status == 403
+    client = serve(ServerSettings(port=0, origins=["*"], api_keys=["key"]))
+    reply = client.ask("OPTIONS", CHAT, origin=foreign[0], **asked)
+    assert reply.headers["access-control-allow-origin"] == foreign[0]
+    assert reply.headers["access-control-allow-headers"] == "authorization"
+    refused = client.get("/v1/models", origin=foreign[0])
+    assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, foreign[0])
+
+
 def test_a_key_opens_all_but_health(serve: Callable[..., Client]) -> None:
     client = serve(ServerSettings(port=0, api_keys=["first", "second"]))
     for headers, status in (

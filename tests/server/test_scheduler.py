@@ -173,7 +173,7 @@ def test_a_prompt_that_nobody_waits_for_ends_between_two_layers(
     scheduler.add([heard.job])
     scheduler.step()
     assert layers
-    assert heard.events == []
+    assert [type(one) for one in heard.events] == [Progress]
     assert scheduler.running[0].sequence.position == 0
     run(scheduler)
     assert scheduler.totals.cancelled == 1
@@ -249,7 +249,8 @@ def test_a_long_prompt_does_not_hold_back_answers_or_short_prompts(
     scheduler.step()
     assert isinstance(short.end, Finished)
     rows = min(FEWEST_ROWS, model.engine.memory.chunk_tokens - 1)
-    assert long.events == [Progress(240, 0, rows - len("ok"))]
+    places = [(one.total, one.cached, one.processed) for one in long.events if isinstance(one, Progress)]
+    assert places == [(240, 0, 0), (240, 0, rows - len("ok"))]
     assert len(writing.token_ids) == said + 1
     run(scheduler)
     assert isinstance(long.end, Finished)

@@ -54,6 +54,36 @@ def test_python_serves_in_the_background(letters_store: Path) -> None:
         Client(server).get("/v1/models")
 
 
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        (
+            "claude-code",
+            ["ANTHROPIC_BASE_URL=http://127.0.0.1:9000", 'ANTHROPIC_AUTH_TOKEN="$EDGEMOE_API_KEY"', "=mine"],
+        ),
+        ("codex", ['model_provider="edgemoe"', 'base_url = "http://127.0.0.1:9000/v1"', 'wire_api = "responses"']),
+        ("opencode", ['"apiKey": "{env:EDGEMOE_API_KEY}"', '"model": "edgemoe/mine"', '"context": 4096']),
+        ("open-webui", ["OPENAI_API_BASE_URL=http://127.0.0.1:9000/v1", 'OPENAI_API_KEY="$EDGEMOE_API_KEY"']),
+    ],
+)
+def test_lines_for_programs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, letters_store: Path, program: str,
+    says: list[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("EDGEMOE_API_KEY", "secret")
+    asked = ["serve", str(letters_store), "--port", "9000", "--for", program]
+    assert run_command([*asked, "--alias", "mine", "--context", "4096"]) == 0
+    told = capsys.readouterr().out
+    assert all(one in told for one in says), told
+    assert "secret" not in told
+    subprocess.run(["sh", "-n", "-c", told], check=True)
+    monkeypatch.delenv("EDGEMOE_API_KEY")
+    assert run_command(asked) == 0
+    told = capsys.readouterr().out
+    assert ("letters" in told) == (program != "open-webui")  # it asks the server for its models
+    assert "EDGEMOE_API_KEY" not in told
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert run_command(["serve", *arguments]) == 2
     return capsys.readouterr().err
@@ -63,6 +93,9 @@ def test_what_would_not_be_safe_is_refused_before_the_model_is_opened(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert "--host 0.0.0.0: other machines could use this server" in refused(capsys, "--host", "0.0.0.0")
+    assert "--for: expected a port, found 0" in refused(capsys, "--port", "0", "--for", "codex")
+    assert "pages of all sites could use this server" in refused(capsys, "--cors", "*")
+    assert "--seed: expected 0 to 2^64 - 1, found -1" in refused(capsys, "--seed", "-1")
     assert "--port: expected 0 to 65535, found 70000" in refused(capsys, "--port", "70000")
     keys = tmp_path / "keys"
     keys.write_text("one\n")
