@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from edgemoe.server.messages import Message, text_of
 from edgemoe.server.refusals import RefusalError
 
 MOST_RESPONSES = 256
 MOST_CHARACTERS = 4 << 20
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 
 
 class KeptResponses:
@@ -40,4 +41,4 @@ class KeptResponses:
         return list(self._kept[name])
 
     def _characters(self) -> int:
-        return sum(len(message["content"]) for messages in self._kept.values() for message in messages)
+        return sum(len(text_of(messages)) for messages in self._kept.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,14 +16,13 @@ from edgemoe.server.jobs import Finished, Piece, Progress
 from edgemoe.server.llama_common import stop_type
 from edgemoe.server.service import Service
 from edgemoe.server.settings import MOST_TOP_LOGPROBS, AnswerSettings, sampling_of
+from edgemoe.server.tool_fields import own_structure
 from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.token_bytes import TokenBytes
 
 MOST_PROMPTS = 256
 WITHOUT_EFFECT = ("cache_prompt", "id_slot", "model", "response_fields", "timings_per_token", "t_max_predict_ms")
 UNSUPPORTED = {
-    "grammar": "grammars are not supported yet",
-    "json_schema": "answers in a given form are not supported yet",
     "ignore_eos": "the end of an answer cannot be ignored",
     "image_data": "edgemoe reads text alone",
     "lora": "adapters are not supported",
@@ -52,6 +52,7 @@ async def completion(exchange: Exchange) -> Response:
     settings = _settings(fields, service)
     with_tokens = fields.flag("return_tokens")
     progress, ping_s = fields.flag("return_progress"), fields.whole("sse_ping_interval", 1)
+    settings = replace(settings, constraint=await service.compiled(own_structure(fields)))
     answers = service.begin(prompts, settings)
     form = _Form(service, spelled, settings, with_tokens)
     if settings.stream:

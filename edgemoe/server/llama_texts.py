@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from edgemoe.server.exchange import Exchange, json_response
 from edgemoe.server.messages import Conversation, messages_of
-from edgemoe.server.openai_chat import template_variables
+from edgemoe.server.openai_chat import template_variables, tool_wishes
 from edgemoe.server.openai_common import WITHOUT_EFFECT
 from edgemoe.session.token_bytes import TokenBytes
 
@@ -98,7 +98,6 @@ async def apply_template(exchange: Exchange) -> Response:
     service = exchange.service
     conversation = Conversation.of(messages_of(fields.any("messages")))
     variables = await template_variables(fields, service)
-    text = await service.on_texts(
-        lambda: service.conversation_encoder(variables).render(conversation.messages, conversation.continues)
-    )
-    return exchange.answer({"prompt": text}, fields)
+    wishes = tool_wishes(fields)
+    chat = await service.chat(conversation, variables, wishes, answers=False)
+    return exchange.answer({"prompt": chat.text}, fields)

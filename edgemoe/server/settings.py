@@ -11,6 +11,8 @@ from edgemoe.errors import UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.server.fields import Fields
 from edgemoe.server.refusals import refusal_of
+from edgemoe.session.constraint import Constraint
+from edgemoe.session.tools import ToolPrompt
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_CHOICES = 128
@@ -67,6 +69,10 @@ class AnswerSettings:
     choices: int = 1
     top_logprobs: int | None = None
     stream: bool = False
+    chat: ToolPrompt | None = None
+    """What the answer to a conversation needs to be read."""
+    constraint: Constraint | None = None
+    """The structure of the answer to a prompt that is no conversation."""
 
 
 def sampling_of(fields: Fields, defaults: SamplingOptions, stop: str = "stop") -> SamplingOptions:
