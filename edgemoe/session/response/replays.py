@@ -97,7 +97,7 @@ class Replays:
 
 
 def _meaning(message: Message) -> Any:
-    """What a message says, whatever white space is around it, and however its arguments are spelled."""
+    """The meaning of a message, whatever white space is around it, and however its arguments are spelled."""
     try:
         calls = [(call.name, json.loads(call.arguments)) for call in message.calls]
     except ValueError:

@@ -41,7 +41,7 @@ class Shape:
     """None: they are a JSON object."""
     between: str = ""
     section: tuple[str, str] = ("", "")
-    """What stands around all calls."""
+    """The texts around all calls."""
     thought: tuple[str, str] | None = ("<think>", "</think>")
     several: bool = True
 
