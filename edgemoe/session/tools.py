@@ -118,6 +118,8 @@ class ToolTexts:
             given["tools"] = [{"type": "function", "function": dict(tool)} for tool in offered]
         elif (offered or has_calls) and not knows:
             messages = plainly(messages, offered)
+        if knows:
+            messages = in_words_of(builtin_name(self.template.source), messages)
         encoder = ConversationEncoder(self.tokenizer, self.template, given, self.literal)
         form = self._form if knows or not offered else _with_hermes(self._form)
         text = encoder.render(messages, continues)
@@ -175,6 +177,33 @@ class ToolTexts:
                 "Leave it out, or let the model choose (auto).",
             )
         return SHAPES[name]
+
+
+def in_words_of(form: str | None, messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation as the templates of two families want it.
+
+    Kimi's write the ids of calls, which have names and numbers in them; the id of a client stays as `key`. gpt-oss's
+    read the thought before a call as `thinking`.
+    """
+    if form == "harmony":
+        return [
+            {**one, "thinking": one["reasoning_content"]}
+            if "tool_calls" in one and "reasoning_content" in one and not one["content"]
+            else one
+            for one in messages
+        ]
+    if form != "kimi-k2":
+        return messages
+    found: list[Message] = []
+    names: dict[str, str] = {}
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls", ()):
+            names[call["id"]] = f"functions.{call['function']['name']}:{len(names)}"
+            calls.append({**call, "id": names[call["id"]], "key": call["id"]})
+        result = {"tool_call_id": names[message["tool_call_id"]]} if message.get("tool_call_id") in names else {}
+        found.append({**message, **({"tool_calls": calls} if calls else {}), **result})
+    return found
 
 
 def plainly(messages: Sequence[Message], offered: Sequence[Mapping[str, Any]]) -> list[Message]:
