@@ -11,7 +11,9 @@ from edgemoe.errors import UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.server.fields import Fields
 from edgemoe.server.refusals import refusal_of
+from edgemoe.session.constraint import Constraint
 from edgemoe.session.tokenizer import Tokenizer
+from edgemoe.session.tools import ToolPrompt
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MOST_CHOICES = 128
@@ -85,6 +87,10 @@ class AnswerSettings:
     choices: int = 1
     top_logprobs: int | None = None
     stream: bool = False
+    chat: ToolPrompt | None = None
+    """The prompt of a conversation, with its tools and its form."""
+    constraint: Constraint | None = None
+    """The structure of the answer to a prompt that is no conversation."""
 
 
 def sampling_of(
