@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import string
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -13,6 +15,10 @@ from edgemoe.server.engine_thread import EngineThread
 from edgemoe.server.jobs import Event, Failed, Figures, Finished, Job, Piece
 from edgemoe.server.settings import AnswerSettings
 from edgemoe.session.logprobs import TokenLogprobs
+from edgemoe.session.response.parts import Call, Message
+from edgemoe.session.response.replays import Replays
+
+ID_CHARACTERS = string.ascii_letters + string.digits
 
 
 class Answers:
@@ -21,13 +27,25 @@ class Answers:
     Use it in an `async with`: its end cancels what is still running.
     """
 
-    def __init__(self, engine: EngineThread, prompts: Sequence[Sequence[int]], settings: AnswerSettings) -> None:
+    def __init__(
+        self,
+        engine: EngineThread,
+        prompts: Sequence[Sequence[int]],
+        settings: AnswerSettings,
+        replays: Replays | None = None,
+    ) -> None:
+        """`replays` keep answers with calls for later prompts."""
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[tuple[int, Event]] = deque()
         self._told = False
         """Whether the event loop knows of events that have arrived: it is woken once for several."""
         self._wake = asyncio.Event()
+        self.wholes = [Whole() for _ in range(len(prompts) * settings.choices)]
+        """The answers as far as they have come."""
+        self._chat = settings.chat
+        self._replays = replays
+        constraint = settings.constraint if settings.chat is None else settings.chat.constraint
         self.jobs = [
             Job(
                 ids,
@@ -35,6 +53,8 @@ class Answers:
                 settings.max_tokens,
                 self._reporter(number),
                 settings.top_logprobs,
+                None if settings.chat is None else settings.chat.reader(settings.stream),
+                None if constraint is None else constraint.copy(),
             )
             for number, (ids, choice) in enumerate(
                 (ids, choice) for ids in prompts for choice in range(settings.choices)
@@ -57,8 +77,18 @@ class Answers:
             number, event = self._arrived.popleft()
             if isinstance(event, Failed):
                 raise event.error
-            left -= isinstance(event, Finished)
+            self.wholes[number].add(event)
+            if isinstance(event, Finished):
+                left -= 1
+                self._keep(number)
             yield number, event
+
+    def _keep(self, number: int) -> None:
+        """Keep an answer with calls, so that it can stand in a later prompt as it was written."""
+        whole, chat = self.wholes[number], self._chat
+        if chat is not None and self._replays is not None and all(call.whole for call in whole.calls):
+            names = [whole.call_id(place) for place in range(len(whole.calls))]
+            self._replays.keep(names, chat.text, chat.before, chat.ids, whole.token_ids, whole.message)
 
     def _reporter(self, number: int) -> Callable[[Event], None]:
         def report(event: Event) -> None:
@@ -77,25 +107,47 @@ class Answers:
 
 @dataclass
 class Whole:
-    """A whole answer."""
+    """An answer as far as it has come."""
 
-    text: str = ""
-    thought: str = ""
+    message: Message = field(default_factory=Message)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     end: Finished | None = None
+    _call_ids: list[str] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         """Add what an event brings."""
         if isinstance(event, Piece):
-            self.text += event.text
-            self.thought += event.thought
+            self.message.add(event.parts)
             if event.token is not None:
                 self.token_ids.append(event.token)
             if event.logprobs is not None:
                 self.logprobs.append(event.logprobs)
         elif isinstance(event, Finished):
             self.end = event
+
+    @property
+    def text(self) -> str:
+        return self.message.said
+
+    @property
+    def thought(self) -> str:
+        return self.message.thought
+
+    @property
+    def calls(self) -> list[Call]:
+        return self.message.calls
+
+    def call_id(self, place: int) -> str:
+        """The id of the call of a place: nine letters and digits, which all templates accept."""
+        while len(self._call_ids) <= place:
+            self._call_ids.append("".join(secrets.choice(ID_CHARACTERS) for _ in range(9)))
+        return self._call_ids[place]
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the answer ends with calls, whose results are awaited."""
+        return bool(self.calls) and self.end is not None and self.end.reason == "stop"
 
     @property
     def finished(self) -> Finished:
@@ -106,11 +158,10 @@ class Whole:
 
 async def gathered(answers: Answers) -> list[Whole]:
     """The whole answers, in the order of their jobs."""
-    wholes = [Whole() for _ in answers.jobs]
     async with answers:
-        async for number, event in answers.events():
-            wholes[number].add(event)
-    return wholes
+        async for _ in answers.events():
+            pass
+    return answers.wholes
 
 
 def timings(figures: Figures) -> dict[str, Any]:
@@ -120,7 +171,7 @@ def timings(figures: Figures) -> dict[str, Any]:
     for all sequences of a step at once. A model whose experts are all in RAM has none.
     """
     prompt_n = figures.prompt_tokens - figures.cached_tokens
-    decoded = figures.decode_steps
+    decoded = figures.decode_tokens
     experts = figures.expert_hits + figures.expert_misses
     found: dict[str, Any] = {
         "cache_n": figures.cached_tokens,

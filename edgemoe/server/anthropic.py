@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
 
 from edgemoe.server.answers import Answers, Whole, gathered
+from edgemoe.server.anthropic_messages import anthropic_messages
 from edgemoe.server.exchange import Dialect, Exchange, event
 from edgemoe.server.fields import Fields
 from edgemoe.server.jobs import Figures, Finished, Piece
@@ -15,13 +18,18 @@ from edgemoe.server.messages import Conversation, content_of, messages_of, witho
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings, sampling_of
+from edgemoe.server.tool_fields import function_of, one_structure, structure_of_format, tool_list, wishes_of
+from edgemoe.session.constraint import Structure
 from edgemoe.session.continuation import FinishReason
+from edgemoe.session.response.parts import CallArguments, CallBegun, Part, Said, Thought
+from edgemoe.session.tools import ToolWishes
 
 WITHOUT_EFFECT = ("model", "metadata", "service_tier", "context_management", "inference_geo", "speed")
 STOP_REASONS: dict[FinishReason, str] = {
     "stop": "end_turn", "length": "max_tokens", "context": "model_context_window_exceeded"
 }  # fmt: skip
 
+CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "auto"}
 NOT_STOPPED = ("stop_reason", "stop_sequence", "stop_details", "container")
 
 
@@ -38,53 +46,82 @@ async def messages(exchange: Exchange) -> Response:
     """Answer a conversation."""
     fields = await exchange.fields()
     service = exchange.service
-    conversation, variables = await _conversation(fields, service)
+    conversation, variables, wishes, structure = await _conversation(fields, service)
     limit = fields.whole("max_tokens", 1)
     settings = AnswerSettings(
         sampling_of(fields, service.defaults.sampling, "stop_sequences"),
         limit or service.defaults.max_tokens,
         stream=fields.flag("stream"),
     )
-    ids = await service.chat_ids(conversation, variables)
-    answers = service.begin([ids], settings)
+    chat = await service.chat(conversation, variables, wishes, structure)
+    answers = service.begin([chat.ids], replace(settings, chat=chat))
     head = {"id": f"msg_{exchange.id}", "type": "message", "role": "assistant", "model": service.name}
     if settings.stream:
         return exchange.stream(_events(answers, head), fields)
     (whole,) = await exchange.whole(gathered(answers))
     return exchange.answer(
-        {**head, "content": _content(whole), **_stop(whole.finished), "usage": usage_of(whole.finished.figures)}, fields
+        {**head, "content": _content(whole), **_stop(whole), "usage": usage_of(whole.finished.figures)}, fields
     )
 
 
 async def count_tokens(exchange: Exchange) -> Response:
     """Count the tokens of a conversation, which need not fit the context."""
     fields = await exchange.fields()
-    conversation, variables = await _conversation(fields, exchange.service)
-    ids = await exchange.service.chat_ids(conversation, variables, answers=False)
-    return exchange.answer({"input_tokens": len(ids)}, fields)
+    conversation, variables, wishes, _ = await _conversation(fields, exchange.service)
+    chat = await exchange.service.chat(conversation, variables, wishes, answers=False)
+    return exchange.answer({"input_tokens": len(chat.ids)}, fields)
 
 
-async def _conversation(fields: Fields, service: Service) -> tuple[Conversation, dict[str, Any]]:
-    """The conversation, and variables of the template. Raises RefusalError for what cannot be honoured."""
+async def _conversation(
+    fields: Fields, service: Service
+) -> tuple[Conversation, dict[str, Any], ToolWishes, Structure | None]:
+    """The conversation, variables of the template, tools, and the structure of the answer.
+
+    Raises RefusalError for what cannot be honoured.
+    """
     fields.ignore(*WITHOUT_EFFECT)
     for name, why in (
-        ("tools", "tools are not supported yet"),
         ("mcp_servers", "this server calls no other servers"),
         ("container", "this server runs no programs"),
     ):
         fields.refuse(name, why)
-    choice = fields.object("tool_choice")
-    if choice is not None and choice.text("type") not in ("auto", "none"):
-        raise RefusalError("tool_choice: tools are not supported yet.", param="tool_choice", code="unsupported")
     output = fields.object("output_config")
+    structure = structure_of_format(fields.object("output_format"), "output_format")
     if output is not None:
-        output.refuse("format", "answers in a given form are not supported yet")
+        wanted = structure_of_format(output.object("format"), "output_config.format")
+        structure = one_structure(structure, wanted)
         output.ignore("effort")
     system = without_billing(content_of(fields.any("system"), "system"))
-    found = messages_of(fields.any("messages"))
+    found = messages_of(anthropic_messages(fields.any("messages")))
     if system:
         found.insert(0, {"role": "system", "content": system})
-    return Conversation.of(found), await _thinking(fields, service)
+    return Conversation.of(found), await _thinking(fields, service), _wishes(fields), structure
+
+
+def _wishes(fields: Fields) -> ToolWishes:
+    """The tools that may be called. Raises RefusalError."""
+    tools = []
+    for one, where in tool_list(fields):
+        kind = one.text("type", "custom")
+        if kind != "custom":
+            raise RefusalError(
+                f"{where}: this server has no tool of type {kind!s:.40}.",
+                "Leave it out.",
+                param=where,
+                code="unsupported",
+            )
+        one.ignore("cache_control", "eager_input_streaming", "defer_loading", "allowed_callers", "input_examples")
+        tools.append(function_of(one, where, "input_schema"))
+    choice = fields.object("tool_choice")
+    if choice is None:
+        return wishes_of(tools, None, None, True)
+    kind = choice.text("type")
+    if kind not in CHOICES:
+        raise choice.wrong("type", "auto, any, tool or none", kind)
+    name = choice.text("name")
+    if (kind == "tool") != (name is not None):
+        raise choice.wrong("name", "the name of a tool beside type tool alone", name)
+    return wishes_of(tools, CHOICES[kind], name, not choice.flag("disable_parallel_tool_use"))
 
 
 async def _thinking(fields: Fields, service: Service) -> dict[str, Any]:
@@ -116,15 +153,22 @@ def usage_of(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _stop(end: Finished) -> dict[str, Any]:
+def _stop(whole: Whole) -> dict[str, Any]:
+    end = whole.finished
     reason = "stop_sequence" if end.stop_text is not None else STOP_REASONS[end.reason]
+    reason = "tool_use" if whole.calls_tools else reason
     return {"stop_reason": reason, "stop_sequence": end.stop_text, "stop_details": None, "container": None}
 
 
 def _content(whole: Whole) -> list[dict[str, Any]]:
     thought = {"type": "thinking", "thinking": whole.thought, "signature": ""}
     text = {"type": "text", "text": whole.text, "citations": None}
-    return [thought] * bool(whole.thought) + [text] * bool(whole.text)
+    calls = [_call(whole.call_id(place), one.name, json.loads(one.arguments)) for place, one in enumerate(whole.calls)]
+    return [thought] * bool(whole.thought) + [text] * bool(whole.text) + calls
+
+
+def _call(name: str, tool: str, arguments: Any) -> dict[str, Any]:
+    return {"type": "tool_use", "id": name, "name": tool, "input": arguments, "caller": {"type": "direct"}}
 
 
 class _Blocks:
@@ -133,6 +177,7 @@ class _Blocks:
     def __init__(self) -> None:
         self._kind: str | None = None
         self._index = -1
+        self._calls = 0
 
     def add(self, kind: str, field: str, text: str) -> list[bytes]:
         """The events that add text to the block of a kind, which is begun if the last one is of another."""
@@ -144,6 +189,23 @@ class _Blocks:
             events.append(self._event("content_block_start", content_block=block))
         events.append(self._event("content_block_delta", delta={"type": f"{field}_delta", field: text}))
         return events
+
+    def add_part(self, part: Part, whole: Whole) -> list[bytes]:
+        """The events that tell a part."""
+        if isinstance(part, Said):
+            return self.add("text", "text", part.text)
+        if isinstance(part, Thought):
+            return self.add("thinking", "thinking", part.text)
+        if isinstance(part, CallBegun):
+            ended = self.end()
+            self._kind, self._index = "tool_use", self._index + 1
+            block = _call(whole.call_id(self._calls), part.name, {})
+            self._calls += 1
+            return [*ended, self._event("content_block_start", content_block=block)]
+        if isinstance(part, CallArguments):
+            delta = {"type": "input_json_delta", "partial_json": part.json}
+            return [self._event("content_block_delta", delta=delta)]
+        return self.end()
 
     def end(self) -> list[bytes]:
         """The event that ends the last block, if there is one."""
@@ -164,15 +226,14 @@ async def _events(answers: Answers, head: dict[str, Any]) -> AsyncGenerator[byte
                 begun = True
                 yield _start(head, answers, getattr(one, "cached", 0))
             if isinstance(one, Piece):
-                for kind, field, text in (("thinking", "thinking", one.thought), ("text", "text", one.text)):
-                    if text:
-                        for part in blocks.add(kind, field, text):
-                            yield part
+                for told in one.parts:
+                    for part in blocks.add_part(told, answers.wholes[0]):
+                        yield part
             elif isinstance(one, Finished):
                 for part in blocks.end():
                     yield part
-                told = {"type": "message_delta", "delta": _stop(one), "usage": usage_of(one.figures)}
-                yield event(told, "message_delta")
+                ended = {"type": "message_delta", "delta": _stop(answers.wholes[0]), "usage": usage_of(one.figures)}
+                yield event(ended, "message_delta")
                 yield event({"type": "message_stop"}, "message_stop")
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.model.sampling import SamplingOptions
+from edgemoe.session.constraint import Constraint
 from edgemoe.session.continuation import FinishReason
 from edgemoe.session.logprobs import TokenLogprobs
+from edgemoe.session.response.parts import Part, Said, Thought
+from edgemoe.session.response.reader import ResponseReader
 
 
 class QueueFullError(EdgemoeError):
@@ -35,8 +38,8 @@ class Figures:
     queue_s: float = 0.0
     prompt_s: float = 0.0
     decode_s: float = 0.0
-    decode_steps: int = 0
-    """Steps after the first token, which comes out of the prompt's logits."""
+    decode_tokens: int = 0
+    """Tokens that were run after the prompt: the first one comes out of the prompt's logits."""
     step_tokens: int = 0
     """Tokens of all steps in which this answer took part, those of other answers included."""
     expert_hits: int = 0
@@ -60,16 +63,23 @@ class Progress:
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, with the text that has become certain with it, if any; the last text comes without a token."""
+    """A token, with the parts of the answer that have become certain with it; the last parts come without a token."""
 
-    text: str
-    """Text that is said to the person."""
-    thought: str = ""
-    """Text that the model says to itself or to a tool, in channels of their own."""
+    parts: Sequence[Part]
     token: int | None = None
     logprobs: TokenLogprobs | None = None
     figures: Figures | None = None
     """Counts and times up to here, of a token."""
+
+    @property
+    def text(self) -> str:
+        """Text that is said to the person."""
+        return "".join(part.text for part in self.parts if isinstance(part, Said))
+
+    @property
+    def thought(self) -> str:
+        """Text that the model says to itself, or to a tool in a channel of its own."""
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
 
 
 @dataclass(frozen=True)
@@ -102,5 +112,9 @@ class Job:
     report: Callable[[Event], None]
     top_logprobs: int | None = None
     """How many likeliest tokens to name beside each token; None: no logprobs."""
+    reader: ResponseReader | None = None
+    """Takes the answer apart; without one it is text, but for channels."""
+    constraint: Constraint | None = None
+    """Says which tokens may come."""
     cancelled: bool = field(default=False, init=False)
     """Set from any thread once nobody wants the answer any more."""

@@ -6,12 +6,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from edgemoe.server.messages import Message, text_of
 from edgemoe.server.refusals import RefusalError
 
 MOST_RESPONSES = 256
 MOST_CHARACTERS = 4 << 20
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 
 
 @dataclass(frozen=True)
@@ -53,4 +54,4 @@ class KeptResponses:
         del self._kept[name]
 
     def _characters(self) -> int:
-        return sum(len(message["content"]) for kept in self._kept.values() for message in kept.messages)
+        return sum(len(text_of(kept.messages)) for kept in self._kept.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgemoe.server.jobs import Figures, Finished, Piece, Progress
 from edgemoe.server.llama_common import stop_type
 from edgemoe.server.service import Service
 from edgemoe.server.settings import MOST_TOP_LOGPROBS, AnswerSettings, sampling_of
+from edgemoe.server.tool_fields import own_structure
 from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.token_bytes import TokenBytes
 
@@ -22,8 +24,6 @@ MOST_PROMPTS = 256
 MISSING = object()
 WITHOUT_EFFECT = ("cache_prompt", "id_slot", "model", "t_max_predict_ms")
 UNSUPPORTED = {
-    "grammar": "grammars are not supported yet",
-    "json_schema": "answers in a given form are not supported yet",
     "image_data": "edgemoe reads text alone",
     "lora": "adapters are not supported",
     "post_sampling_probs": "probabilities are those of the model, before any setting of sampling acts",
@@ -56,6 +56,7 @@ async def continued(exchange: Exchange, fields: Fields, prompts: Sequence[list[i
     service = exchange.service
     spelled = TokenBytes(service.model.tokenizer)
     settings = _settings(fields, service)
+    settings = replace(settings, constraint=await service.compiled(own_structure(fields)))
     shown = fields.texts("response_fields")
     ping_s = fields.whole("sse_ping_interval", 1)
     form = _Form(service, spelled, settings, fields)

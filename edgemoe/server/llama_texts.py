@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from edgemoe.server.exchange import Exchange, json_response
 from edgemoe.server.messages import Conversation, messages_of
-from edgemoe.server.openai_chat import template_variables
+from edgemoe.server.openai_chat import template_variables, tool_wishes
 from edgemoe.server.openai_common import WITHOUT_EFFECT
 from edgemoe.session.token_bytes import TokenBytes
 
@@ -99,11 +99,6 @@ async def apply_template(exchange: Exchange) -> Response:
     conversation = Conversation.of(messages_of(fields.any("messages")))
     begins = fields.flag("add_generation_prompt", True)
     variables = await template_variables(fields, service)
-
-    def work() -> str:
-        if begins or conversation.continues:
-            return service.conversation_encoder(variables).render(conversation.messages, conversation.continues)
-        return service.model.template.render(conversation.messages, False, service.template_variables(variables))
-
-    text = await service.on_texts(work)
-    return exchange.answer({"prompt": text}, fields)
+    wishes = tool_wishes(fields)
+    chat = await service.chat(conversation, variables, wishes, answers=False, opens=begins)
+    return exchange.answer({"prompt": chat.text}, fields)

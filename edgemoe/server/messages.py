@@ -8,8 +8,11 @@ from typing import Any
 
 from edgemoe.server.fields import Fields, is_text
 from edgemoe.server.refusals import RefusalError
+from edgemoe.server.tool_fields import call_arguments
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+Message = dict[str, Any]
+"""A message as templates read it: role, content, and for some what they called and thought, or whose result it is."""
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 TEXT_PARTS = ("text", "input_text", "output_text")
 BILLING = "x-anthropic-billing-header:"
 """The first line of a system message of some clients, which changes with each request and says nothing to a model."""
@@ -19,41 +22,75 @@ BILLING = "x-anthropic-billing-header:"
 class Conversation:
     """Messages up to where an answer begins."""
 
-    messages: list[dict[str, str]]
+    messages: list[Message]
     continues: bool
     """Whether the answer continues the last message, which is the assistant's."""
 
     @classmethod
-    def of(cls, messages: list[dict[str, str]]) -> Conversation:
+    def of(cls, messages: list[Message]) -> Conversation:
         """The conversation of these messages; an empty one of the assistant at the end says only that it is next."""
         while messages and messages[-1] == {"role": "assistant", "content": ""}:
             messages = messages[:-1]
         if not messages:
             raise RefusalError("messages: expected at least one message with some text.", param="messages")
-        return cls(messages, messages[-1]["role"] == "assistant")
+        last = messages[-1]
+        return cls(_named(messages), last["role"] == "assistant" and "tool_calls" not in last)
 
 
-def messages_of(value: Any, name: str = "messages") -> list[dict[str, str]]:
+def _named(messages: list[Message]) -> list[Message]:
+    """The messages with the name of the tool in each result, which some templates read."""
+    names = {call["id"]: call["function"]["name"] for one in messages for call in one.get("tool_calls", ())}
+    return [
+        {"name": names[one["tool_call_id"]], **one} if one.get("tool_call_id") in names else one for one in messages
+    ]
+
+
+def messages_of(value: Any, name: str = "messages") -> list[Message]:
     """The messages of a list of objects with role and content. Raises RefusalError, naming the one that is to blame."""
     if not isinstance(value, list):
         raise Fields({}).wrong(name, "a list of messages", value)
     return [_message(one, f"{name}[{number}]") for number, one in enumerate(value)]
 
 
-def _message(value: Any, where: str) -> dict[str, str]:
+def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
         raise Fields({}).wrong(where, "an object with role and content", value)
     fields = Fields(value, f"{where}.")
     role = fields.text("role")
-    if role in ("tool", "function"):
-        raise RefusalError(
-            f"{where}: results of tools are not supported yet.", param=f"{where}.role", code="unsupported"
-        )
     if role not in ROLES:
-        raise fields.wrong("role", "system, developer, user or assistant", role)
-    for calls in ("tool_calls", "function_call"):
-        fields.refuse(calls, "calls of tools are not supported yet")
-    return {"role": ROLES[role], "content": content_of(fields.any("content"), f"{where}.content")}
+        raise fields.wrong("role", "system, developer, user, assistant or tool", role)
+    fields.refuse("function_call", "functions are not supported: use tools")
+    made: Message = {"role": ROLES[role], "content": content_of(fields.any("content"), f"{where}.content")}
+    if role == "tool":
+        return {**made, "tool_call_id": fields.text("tool_call_id", "")}
+    if role != "assistant":
+        return made
+    thought = fields.text("reasoning_content") or fields.text("reasoning") or thought_of(fields.any("content"))
+    calls = [_call(one, f"{where}.tool_calls[{number}]") for number, one in enumerate(fields.any("tool_calls") or ())]
+    return {**made, **({"reasoning_content": thought} if thought else {}), **({"tool_calls": calls} if calls else {})}
+
+
+def _call(value: Any, where: str) -> dict[str, Any]:
+    fields = Fields(value if isinstance(value, dict) else {}, f"{where}.")
+    function = fields.object("function")
+    if function is None:
+        raise RefusalError(f"{where}: expected the call of a function.", param=where)
+    name = function.text("name")
+    if not name:
+        raise function.wrong("name", "the name of a tool", name)
+    arguments = call_arguments(function.any("arguments") or "", f"{where}.function.arguments")
+    return earlier_call(fields.text("id", "") or "", name, arguments)
+
+
+def earlier_call(name: str, function: str, arguments: Any) -> dict[str, Any]:
+    """A call in the form in which templates read it. `name`: its id."""
+    return {"id": name, "type": "function", "function": {"name": function, "arguments": arguments}}
+
+
+def thought_of(value: Any) -> str:
+    """What a model said to itself, among the parts of a message."""
+    parts = value if isinstance(value, list) else []
+    return "\n".join(str(one["thinking"]) for one in parts if _is_thought(one) and is_text(one.get("thinking")))
 
 
 def content_of(value: Any, where: str) -> str:
@@ -72,7 +109,7 @@ def content_of(value: Any, where: str) -> str:
 
 
 def _is_thought(value: Any) -> bool:
-    """Whether a part is what a model said to itself in an earlier turn, which no template wants back."""
+    """Whether a part is what a model said to itself in an earlier turn."""
     return isinstance(value, dict) and value.get("type") in ("thinking", "redacted_thinking")
 
 
@@ -98,6 +135,8 @@ def without_billing(system: str) -> str:
     return rest.lstrip("\n") if line.startswith(BILLING) else system
 
 
-def text_of(messages: Sequence[dict[str, str]]) -> str:
+def text_of(messages: Sequence[Message]) -> str:
     """All text of a conversation, to tell whether it may fit the context."""
-    return "\n".join(message["content"] for message in messages)
+    said = [message["content"] for message in messages]
+    calls = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
+    return "\n".join([*said, *map(str, calls)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from edgemoe.server.answers import Answers, Whole, gathered, timings
 from edgemoe.server.exchange import Exchange, event
 from edgemoe.server.fields import Fields
-from edgemoe.server.jobs import Event, Figures, Finished, Piece, Progress
+from edgemoe.server.jobs import Figures, Finished, Piece, Progress
 from edgemoe.server.messages import Conversation, messages_of
 from edgemoe.server.openai_common import (
     FINISH_REASONS,
@@ -28,11 +29,20 @@ from edgemoe.server.openai_common import (
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings
+from edgemoe.server.tool_fields import (
+    function_of,
+    one_structure,
+    own_structure,
+    structure_of_format,
+    tool_list,
+    wishes_of,
+)
+from edgemoe.session.response.parts import CallArguments, CallBegun, Part, Said, Thought
 from edgemoe.session.token_bytes import TokenBytes
+from edgemoe.session.tools import ToolWishes
 
 UNSUPPORTED = {
-    "tools": "tools are not supported yet",
-    "functions": "functions are not supported yet",
+    "functions": "functions are not supported: use tools",
     "audio": "answers are text",
     "web_search_options": "this server searches nothing",
 }
@@ -49,11 +59,14 @@ async def chat_completions(exchange: Exchange) -> Response:
     older = fields.whole("max_tokens", 1)
     settings = answer_settings(fields, exchange, limit or older or service.defaults.max_tokens, top_logprobs_of(fields))
     variables = await template_variables(fields, service)
+    wishes = tool_wishes(fields)
+    structure = structure_of_format(fields.object("response_format"), "response_format")
+    structure = one_structure(structure, own_structure(fields))
     usage, progress, timed = wants_usage(fields), fields.flag("return_progress"), fields.flag("timings_per_token")
     ping_s = fields.whole("sse_ping_interval", 1)
-    ids = await service.chat_ids(conversation, variables)
-    prompt = shown_prompt(fields, service, ids)
-    answers = service.begin([ids], settings)
+    chat = await service.chat(conversation, variables, wishes, structure)
+    prompt = shown_prompt(fields, service, chat.ids)
+    answers = service.begin([chat.ids], replace(settings, chat=chat))
     head = {
         "id": f"chatcmpl-{exchange.id}", "created": int(time.time()), "model": service.name,
         "system_fingerprint": service.fingerprint,
@@ -80,8 +93,10 @@ async def input_tokens(exchange: Exchange) -> Response:
     service = exchange.service
     fields.ignore(*WITHOUT_EFFECT)
     conversation = Conversation.of(messages_of(fields.any("messages")))
-    ids = await service.chat_ids(conversation, await template_variables(fields, service), answers=False)
-    return exchange.answer({"object": "chat.completion.input_tokens", "input_tokens": len(ids)}, fields)
+    chat = await service.chat(
+        conversation, await template_variables(fields, service), tool_wishes(fields), answers=False
+    )
+    return exchange.answer({"object": "chat.completion.input_tokens", "input_tokens": len(chat.ids)}, fields)
 
 
 async def template_variables(fields: Fields, service: Service) -> dict[str, Any]:
@@ -95,10 +110,8 @@ async def template_variables(fields: Fields, service: Service) -> dict[str, Any]
             "Leave one of them out.",
             param="continue_final_message",
         )
-    fields.ignore("parallel_tool_calls", "add_generation_prompt", "continue_final_message", "prediction")
-    fields.refuse("tool_choice", "tools are not supported yet", ("none", "auto"))
-    fields.refuse("function_call", "functions are not supported yet", ("none", "auto"))
-    fields.refuse("response_format", "answers in a given form are not supported yet", ({"type": "text"},))
+    fields.ignore("add_generation_prompt", "continue_final_message", "prediction")
+    fields.refuse("function_call", "functions are not supported: use tools", ("none", "auto"))
     fields.refuse("modalities", "answers are text", (["text"],))
     own = fields.object("chat_template_kwargs")
     variables = {} if own is None else {name: own.any(name) for name in own.names()}
@@ -116,15 +129,47 @@ async def effort_variable(effort: str | None, fields: Fields, service: Service) 
     return {}
 
 
+def tool_wishes(fields: Fields) -> ToolWishes:
+    """The tools that may be called. Raises RefusalError."""
+    tools = []
+    for one, where in tool_list(fields):
+        kind, function = one.text("type", "function"), one.object("function")
+        if kind != "function" or function is None:
+            raise RefusalError(f"{where}: expected a tool of type function.", param=where, code="unsupported")
+        tools.append(function_of(function, f"{where}.function"))
+    choice, name = fields.any("tool_choice"), None
+    if isinstance(choice, dict):
+        named = Fields(choice, "tool_choice.").object("function")
+        name = None if named is None else named.text("name")
+    if choice is not None and name is None and choice not in ("auto", "none", "required"):
+        raise fields.wrong("tool_choice", "auto, none, required or a function", choice)
+    return wishes_of(tools, None if name else choice, name, fields.flag("parallel_tool_calls", True))
+
+
+def calls_of(whole: Whole) -> list[dict[str, Any]]:
+    """The calls of an answer."""
+    return [
+        {"id": whole.call_id(place), "type": "function", "function": {"name": one.name, "arguments": one.arguments}}
+        for place, one in enumerate(whole.calls)
+    ]
+
+
+def finish_reason(whole: Whole) -> str:
+    """Why an answer ended."""
+    return "tool_calls" if whole.calls_tools else FINISH_REASONS[whole.finished.reason]
+
+
 def _choice(number: int, whole: Whole, spelled: TokenBytes, settings: AnswerSettings) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
     if whole.thought:
         message["reasoning_content"] = whole.thought
+    if whole.calls:
+        message |= {"content": whole.text or None, "tool_calls": calls_of(whole)}
     return {
         "index": number,
         "message": message,
         "logprobs": None if settings.top_logprobs is None else chat_logprobs(spelled, whole.logprobs),
-        "finish_reason": FINISH_REASONS[whole.finished.reason],
+        "finish_reason": finish_reason(whole),
     }
 
 
@@ -140,6 +185,7 @@ async def _chunks(
         return event({**head, "choices": [choice], **({"usage": None} if usage else {}), **times})
 
     ends: dict[int, Figures] = {}
+    deltas = [_Deltas(whole) for whole in answers.wholes]
     async with answers:
         for number in range(len(answers.jobs)):
             yield chunk(number, {"role": "assistant", "content": None})
@@ -150,20 +196,44 @@ async def _chunks(
                 yield event({**head, "choices": [], "prompt_progress": told, **times})
             elif isinstance(one, Finished):
                 ends[number] = one.figures
-                yield chunk(number, {}, finish_reason=FINISH_REASONS[one.reason])
-            elif delta := delta_of(one):
-                assert isinstance(one, Piece)
-                more = {"logprobs": chat_logprobs(spelled, [one.logprobs])} if one.logprobs else {}
-                yield chunk(number, delta, one.figures, **more)
+                yield chunk(number, {}, finish_reason=finish_reason(answers.wholes[number]))
+            elif isinstance(one, Piece):
+                scores = one.logprobs
+                for delta in deltas[number].of(one):
+                    more = {} if scores is None else {"logprobs": chat_logprobs(spelled, [scores])}
+                    yield chunk(number, delta, one.figures, **more)
+                    scores = None
     if usage:
         figures = [ends[number] for number in range(len(ends))]
         yield event({**head, "choices": [], "usage": usage_of(figures, len(figures)), **timings_of(figures)})
     yield event("[DONE]")
 
 
-def delta_of(one: Event) -> dict[str, Any]:
-    """The part of a message that an event brings; empty for none."""
-    if not isinstance(one, Piece):
-        return {}
-    delta = {"content": one.text} if one.text or (one.logprobs and not one.thought) else {}
-    return {**({"reasoning_content": one.thought} if one.thought else {}), **delta}
+class _Deltas:
+    """Makes the parts of one message that grow: the calls have numbers, and their ids stand in their first parts."""
+
+    def __init__(self, whole: Whole) -> None:
+        self._whole = whole
+        self._calls = 0
+
+    def of(self, one: Piece) -> list[dict[str, Any]]:
+        """The parts that a piece brings; an empty text carries the logprobs of a token that brings none."""
+        found = [delta for part in one.parts if (delta := self._delta(part)) is not None]
+        return found or [{"content": ""}] * (one.logprobs is not None)
+
+    def _delta(self, part: Part) -> dict[str, Any] | None:
+        if isinstance(part, Said):
+            return {"content": part.text}
+        if isinstance(part, Thought):
+            return {"reasoning_content": part.text}
+        if isinstance(part, CallBegun):
+            self._calls += 1
+            place = self._calls - 1
+            function = {"name": part.name, "arguments": ""}
+            return self._call({"id": self._whole.call_id(place), "type": "function", "function": function})
+        if isinstance(part, CallArguments):
+            return self._call({"function": {"arguments": part.json}})
+        return None
+
+    def _call(self, told: dict[str, Any]) -> dict[str, Any]:
+        return {"tool_calls": [{"index": self._calls - 1, **told}]}

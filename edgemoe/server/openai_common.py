@@ -24,11 +24,6 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Fields that change no answer here."""
 
-UNSUPPORTED = {
-    "grammar": "grammars are not supported yet",
-    "json_schema": "answers in a given form are not supported yet",
-}
-
 
 def error_body(refusal: RefusalError, request_id: str) -> dict[str, Any]:
     """An error in OpenAI's form, with the numbers that some clients look for."""
@@ -51,8 +46,6 @@ def answer_settings(
 ) -> AnswerSettings:
     """The settings of an answer. Raises RefusalError for known fields that cannot be honoured, and for wrong values."""
     fields.ignore(*WITHOUT_EFFECT)
-    for name, why in UNSUPPORTED.items():
-        fields.refuse(name, why)
     service = exchange.service
     sampling = sampling_of(fields, service.defaults.sampling, tokenizer=service.model.tokenizer)
     choices = fields.whole("n", 1, MOST_CHOICES, default=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from edgemoe.server.openai_common import FINISH_REASONS, answer_settings, figure
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings
+from edgemoe.server.tool_fields import own_structure
 from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.token_bytes import TokenBytes
 
@@ -39,6 +41,7 @@ async def completions(exchange: Exchange) -> Response:
     usage, echo = wants_usage(fields), fields.flag("echo")
     if echo and top is not None:
         raise RefusalError("echo: logprobs of a prompt are not supported.", "Leave one of them out.", param="echo")
+    settings = replace(settings, constraint=await service.compiled(own_structure(fields)))
     answers = service.begin(prompts, settings)
     before = [service.model.decode(ids) if echo else "" for ids in prompts for _ in range(settings.choices)]
     head = {

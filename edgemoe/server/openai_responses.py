@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.responses import Response
@@ -14,18 +14,20 @@ from edgemoe.server.exchange import Exchange, event, json_response
 from edgemoe.server.fields import Fields
 from edgemoe.server.jobs import Figures, Finished, Piece, Progress
 from edgemoe.server.kept_responses import Kept, KeptResponses
-from edgemoe.server.messages import Conversation, messages_of
+from edgemoe.server.messages import Conversation, Message, earlier_call, messages_of
 from edgemoe.server.openai_chat import effort_variable
 from edgemoe.server.refusals import RefusalError, refusal_of
+from edgemoe.server.responses_input import items_as_messages, wishes_of_response
+from edgemoe.server.responses_items import Items, Told
 from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings, sampling_of
+from edgemoe.server.tool_fields import call_arguments, structure_of_format
 
 WITHOUT_EFFECT = (
     "model", "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "include",
-    "max_tool_calls", "parallel_tool_calls", "client_metadata",
+    "max_tool_calls", "client_metadata",
 )  # fmt: skip
 UNSUPPORTED = {
-    "tools": "tools are not supported yet",
     "background": "an answer in the background is not supported",
     "conversation": "conversations are not kept under a name: use previous_response_id",
     "prompt": "prompts are not kept under a name",
@@ -52,21 +54,26 @@ class Responses:
             fields.whole("max_output_tokens", 1) or service.defaults.max_tokens,
             stream=fields.flag("stream"),
         )
-        ids = await service.chat_ids(conversation, variables)
-        answers = service.begin([ids], settings)
-        form = _Form(exchange, fields, settings)
+        wishes, custom = wishes_of_response(fields)
+        text = fields.object("text")
+        wanted = None if text is None else text.object("format")
+        structure = structure_of_format(wanted, "text.format")
+        chat = await service.chat(conversation, variables, wishes, structure)
+        answers = service.begin([chat.ids], replace(settings, chat=chat))
+        form = _Form(exchange, fields, settings, Items(exchange.id, answers.wholes[0], custom))
         keeps = fields.flag("store", True)
-        told = _Told(fields.flag("return_progress"), fields.flag("timings_per_token"))
+        extras = _Extras(fields.flag("return_progress"), fields.flag("timings_per_token"))
 
         def keep(whole: Whole) -> None:
             if keeps:
-                answer = {"role": "assistant", "content": whole.text}
-                messages = [*_without_instructions(conversation, fields), answer]
+                messages = [*_without_instructions(conversation, fields), _answer(whole)]
                 self._kept.add(form.id, Kept(messages, form.resource(whole)))
 
         if settings.stream:
-            return exchange.stream(_events(answers, form, keep, told), fields)
+            return exchange.stream(_events(answers, form, keep, extras), fields)
         (whole,) = await exchange.whole(gathered(answers))
+        form.items.add_whole()
+        form.items.finish(status_of(whole))
         keep(whole)
         return exchange.answer(form.resource(whole), fields)
 
@@ -76,8 +83,9 @@ class Responses:
         service = exchange.service
         _check(fields)
         conversation = _conversation(fields, self._before(fields))
-        ids = await service.chat_ids(conversation, await _effort(fields, service), answers=False)
-        return exchange.answer({"object": "response.input_tokens", "input_tokens": len(ids)}, fields)
+        wishes, _ = wishes_of_response(fields)
+        chat = await service.chat(conversation, await _effort(fields, service), wishes, answers=False)
+        return exchange.answer({"object": "response.input_tokens", "input_tokens": len(chat.ids)}, fields)
 
     async def retrieve(self, exchange: Exchange) -> Response:
         """Tell a response again. Raises RefusalError for one that is not kept."""
@@ -95,7 +103,7 @@ class Responses:
             f"{exchange.request.url.path}: edgemoe compacts no conversations.", "Ask for a summary.", 404, "unsupported"
         )
 
-    def _before(self, fields: Fields) -> list[dict[str, str]]:
+    def _before(self, fields: Fields) -> list[Message]:
         """The conversation that a request continues; none where it names no response."""
         name = fields.text("previous_response_id")
         return [] if name is None else list(self._kept.find(name, "previous_response_id").messages)
@@ -111,27 +119,27 @@ def _check(fields: Fields) -> None:
     fields.ignore(*WITHOUT_EFFECT)
     for name, why in UNSUPPORTED.items():
         fields.refuse(name, why, (0,))
-    fields.refuse("tool_choice", "tools are not supported yet", ("auto", "none"))
     fields.refuse("truncation", "a conversation that does not fit is refused, never cut", ("disabled",))
     options = fields.object("stream_options")
     if options is not None:
         options.ignore("include_obfuscation")
-    text = fields.object("text")
-    if text is not None:
-        text.refuse("format", "answers in a given form are not supported yet", ({"type": "text"},))
 
 
-def _conversation(fields: Fields, before: list[dict[str, str]]) -> Conversation:
+def _answer(whole: Whole) -> dict[str, Any]:
+    """An answer as a message of the conversation that goes on."""
+    made: dict[str, Any] = {"role": "assistant", "content": whole.text}
+    if whole.thought:
+        made["reasoning_content"] = whole.thought
+    calls = [
+        earlier_call(whole.call_id(place), one.name, call_arguments(one.arguments, "arguments"))
+        for place, one in enumerate(whole.calls)
+    ]
+    return {**made, "tool_calls": calls} if calls else made
+
+
+def _conversation(fields: Fields, before: list[Message]) -> Conversation:
     """The conversation: instructions, what was said before, and the input. An empty input is a probe."""
-    value = fields.any("input")
-    items = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    if isinstance(items, list):
-        items = [item for item in items if not (isinstance(item, dict) and item.get("type") == "reasoning")]
-        for number, item in enumerate(items):
-            kind = item.get("type", "message") if isinstance(item, dict) else "message"
-            if kind != "message":
-                problem = f"input[{number}]: items of type {str(kind)[:40]} are not supported."
-                raise RefusalError(problem, param=f"input[{number}]", code="unsupported")
+    items = items_as_messages(fields.any("input"))
     found = [*before, *messages_of(items, "input")] or [{"role": "user", "content": ""}]
     if instructions := fields.text("instructions"):
         found.insert(0, {"role": "system", "content": instructions})
@@ -141,7 +149,7 @@ def _conversation(fields: Fields, before: list[dict[str, str]]) -> Conversation:
     return Conversation.of(found)
 
 
-def _without_instructions(conversation: Conversation, fields: Fields) -> list[dict[str, str]]:
+def _without_instructions(conversation: Conversation, fields: Fields) -> list[Message]:
     """The messages to keep: the instructions of one response are not those of the next."""
     kept = list(conversation.messages)
     instructions = fields.text("instructions")
@@ -154,10 +162,11 @@ def _without_instructions(conversation: Conversation, fields: Fields) -> list[di
 class _Form:
     """Makes the objects of one response."""
 
-    def __init__(self, exchange: Exchange, fields: Fields, settings: AnswerSettings) -> None:
+    def __init__(self, exchange: Exchange, fields: Fields, settings: AnswerSettings, items: Items) -> None:
         self.id = f"resp_{exchange.id}"
-        self.message_id = f"msg_{exchange.id}"
-        self.thought_id = f"rs_{exchange.id}"
+        self.items = items
+        text = fields.object("text")
+        wanted = None if text is None else text.any("format")
         sampling = settings.sampling
         self._fixed: dict[str, Any] = {
             "id": self.id,
@@ -170,7 +179,7 @@ class _Form:
             "max_output_tokens": settings.max_tokens,
             "max_tool_calls": None,
             "metadata": fields.any("metadata") or {},
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
             "presence_penalty": sampling.presence_penalty,
             "previous_response_id": fields.text("previous_response_id"),
             "prompt_cache_key": None,
@@ -179,9 +188,9 @@ class _Form:
             "service_tier": "default",
             "store": fields.flag("store", True),
             "temperature": sampling.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "text": {"format": wanted or {"type": "text"}},
+            "tool_choice": fields.any("tool_choice") or "auto",
+            "tools": [_tool(one) for one in fields.any("tools") or ()],
             "top_logprobs": 0,
             "top_p": sampling.top_p,
             "truncation": "disabled",
@@ -200,15 +209,14 @@ class _Form:
         }
 
     def resource(self, whole: Whole) -> dict[str, Any]:
-        """The response at its end."""
-        complete = whole.finished.reason == "stop"
-        status = "completed" if complete else "incomplete"
+        """The response at its end, whose items have been ended."""
+        status = status_of(whole)
         return {
             **self.begun(),
             "status": status,
             "completed_at": int(time.time()),
-            "incomplete_details": None if complete else {"reason": "max_output_tokens"},
-            "output": self.output(whole, status),
+            "incomplete_details": None if status == "completed" else {"reason": "max_output_tokens"},
+            "output": self.items.done,
             "usage": _usage(whole.finished.figures),
         }
 
@@ -217,26 +225,17 @@ class _Form:
         error = {"code": refusal.code or "server_error", "message": str(refusal)}
         return {**self.begun(), "status": "failed", "error": error}
 
-    def output(self, whole: Whole, status: str) -> list[dict[str, Any]]:
-        """The items of an answer."""
-        thought = [self.thought(whole.thought)] if whole.thought else []
-        return [*thought, self.message(status, [text_part(whole.text)])]
 
-    def thought(self, text: str) -> dict[str, Any]:
-        """The item of what the model said to itself."""
-        content = [{"type": "reasoning_text", "text": text}]
-        return {"type": "reasoning", "id": self.thought_id, "summary": [], "content": content if text else []}
-
-    def message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        """The item of what is said to the person."""
-        return {
-            "type": "message", "id": self.message_id, "status": status, "role": "assistant", "content": content
-        }  # fmt: skip
+def status_of(whole: Whole) -> str:
+    """Whether an answer came to its own end."""
+    return "completed" if whole.finished.reason == "stop" else "incomplete"
 
 
-def text_part(text: str) -> dict[str, Any]:
-    """A part of a message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _tool(tool: Any) -> Any:
+    """A tool as it is told back, with the fields that are there in any case."""
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": None, **tool}
 
 
 def _usage(figures: Figures) -> dict[str, Any]:
@@ -250,7 +249,7 @@ def _usage(figures: Figures) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Extras:
     """What a stream tells beside OpenAI's events, in llama-server's words."""
 
     progress: bool
@@ -267,74 +266,33 @@ class _Numbered:
     def __init__(self) -> None:
         self._number = -1
 
-    def event(self, name: str, **more: Any) -> bytes:
+    def event(self, name: str, /, **more: Any) -> bytes:
         self._number += 1
         return event({"type": name, "sequence_number": self._number, **more}, name)
 
 
-async def _events(answers: Answers, form: _Form, keep: Any, told: _Told) -> AsyncGenerator[bytes, None]:
+async def _events(answers: Answers, form: _Form, keep: Any, extras: _Extras) -> AsyncGenerator[bytes, None]:
     """The stream: the response, its items and their parts are begun, grow, and are ended, each by an event."""
-    numbered, whole = _Numbered(), Whole()
+    numbered, whole = _Numbered(), answers.wholes[0]
     yield numbered.event("response.created", response=form.begun())
     yield numbered.event("response.in_progress", response=form.begun())
     try:
         async with answers:
-            message_begun = False
             async for _, one in answers.events():
+                told: list[Told] = []
                 if isinstance(one, Piece):
-                    if one.thought:
-                        if not whole.thought:
-                            yield numbered.event("response.output_item.added", output_index=0, item=form.thought(""))
-                        place = {"item_id": form.thought_id, "output_index": 0, "content_index": 0}
-                        yield numbered.event("response.reasoning_text.delta", **place, delta=one.thought)
-                    if one.text and not message_begun:
-                        message_begun = True
-                        for part in _message_begun(numbered, form, whole.thought + one.thought):
-                            yield part
-                    if one.text:
-                        place = _message_place(form, whole.thought + one.thought)
-                        place |= {"delta": one.text, "logprobs": []}
-                        yield numbered.event("response.output_text.delta", **place, **told.times(one.figures))
-                elif isinstance(one, Progress) and told.progress:
+                    told = [event for part in one.parts for event in form.items.add(part)]
+                    told = [(name, {**more, **extras.times(one.figures)}) for name, more in told]
+                elif isinstance(one, Progress) and extras.progress:
                     progress = {"total": one.total, "cache": one.cached, "processed": one.processed}
-                    more = {"prompt_progress": progress, **told.times(one.figures)}
-                    yield numbered.event("response.in_progress", response=form.begun(), **more)
-                whole.add(one)
-                if isinstance(one, Finished):
-                    if not message_begun:
-                        for part in _message_begun(numbered, form, whole.thought):
-                            yield part
-                    for part in _ended(numbered, form, whole, told):
-                        yield part
+                    more = {"prompt_progress": progress, **extras.times(one.figures)}
+                    told = [("response.in_progress", {"response": form.begun(), **more})]
+                elif isinstance(one, Finished):
+                    told = form.items.finish(status_of(whole))
+                for name, more in told:
+                    yield numbered.event(name, **more)
         keep(whole)
+        more = extras.times(whole.finished.figures)
+        yield numbered.event(f"response.{status_of(whole)}", response=form.resource(whole), **more)
     except Exception as error:
         yield numbered.event("response.failed", response=form.failed(refusal_of(error)))
-
-
-def _message_place(form: _Form, thought: str) -> dict[str, Any]:
-    return {"item_id": form.message_id, "output_index": int(bool(thought)), "content_index": 0}
-
-
-def _message_begun(numbered: _Numbered, form: _Form, thought: str) -> list[bytes]:
-    """The events that end a thought, if there was one, and begin the message."""
-    events = []
-    if thought:
-        place = {"item_id": form.thought_id, "output_index": 0, "content_index": 0}
-        events.append(numbered.event("response.reasoning_text.done", **place, text=thought))
-        events.append(numbered.event("response.output_item.done", output_index=0, item=form.thought(thought)))
-    place = _message_place(form, thought)
-    item = form.message("in_progress", [])
-    events.append(numbered.event("response.output_item.added", output_index=place["output_index"], item=item))
-    return [*events, numbered.event("response.content_part.added", **place, part=text_part(""))]
-
-
-def _ended(numbered: _Numbered, form: _Form, whole: Whole, told: _Told) -> list[bytes]:
-    """The events that end the message and the response."""
-    place, resource = _message_place(form, whole.thought), form.resource(whole)
-    message = form.message(resource["status"], [text_part(whole.text)])
-    return [
-        numbered.event("response.output_text.done", **place, text=whole.text, logprobs=[]),
-        numbered.event("response.content_part.done", **place, part=text_part(whole.text)),
-        numbered.event("response.output_item.done", output_index=place["output_index"], item=message),
-        numbered.event(f"response.{resource['status']}", response=resource, **told.times(whole.finished.figures)),
-    ]

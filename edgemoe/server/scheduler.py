@@ -23,6 +23,7 @@ from edgemoe.server.prompt_rows import PromptRows
 from edgemoe.session.continuation import Continuation
 from edgemoe.session.held_tokens import check_finite
 from edgemoe.session.model import Model
+from edgemoe.session.response.parts import Part, Said, Thought
 
 
 @dataclass
@@ -62,8 +63,11 @@ class _Running:
         self.rest = list(ids[sequence.position :])
         """Tokens of the prompt that have not been run."""
         self.written = Continuation(
-            model.tokenizer, ids, job.options, job.max_tokens, model.engine.context_length, job.top_logprobs
-        )
+            model.tokenizer, ids, job.options, job.max_tokens, model.engine.context_length, job.top_logprobs,
+            job.constraint, job.reader is not None,
+        )  # fmt: skip
+        self._ran = 0
+        """Tokens of the answer that have been run."""
         self.began_s = time.perf_counter()
         self.figures = Figures(len(ids), sequence.position, queue_s=self.began_s - asked_s)
         sequence.turn.begin()
@@ -71,7 +75,7 @@ class _Running:
 
     def next_ids(self, rows: int) -> list[int]:
         """The tokens to run next, of which a prompt may have `rows`."""
-        return self.rest[:rows] if self.rest else self.written.token_ids[-1:]
+        return self.rest[:rows] if self.rest else self.written.token_ids[self._ran :]
 
     def take(self, tokens: int, logits: Floats) -> None:
         """Go on with the logits after `tokens` tokens that were run; reports what has come of them."""
@@ -84,16 +88,23 @@ class _Running:
                 return
             self.sequence.turn.begin_decoding()
         else:
-            self.figures.decode_steps += 1
+            self.figures.decode_tokens += tokens
+            self._ran += tokens
         token = written.choose(logits)
-        if token is not None:
-            piece = written.take(token)
+        while token is not None:
+            parts = self._parts(written.take(token))
             logprobs = written.logprobs[-1] if written.logprobs else None
             self.note_end()
-            job.report(Piece(*self._parts(piece), token, logprobs, replace(self.figures)))
+            job.report(Piece(parts, token, logprobs, replace(self.figures)))
+            if job.reader is not None and job.reader.full:
+                written.finish_reason = written.finish_reason or "stop"
+            token = written.forced()
         if written.finish_reason is not None:
-            if rest := written.finish():
-                job.report(Piece(*self._parts(rest)))
+            rest = self._parts(written.finish())
+            if job.reader is not None:
+                rest += job.reader.finish(written.finish_reason != "stop")
+            if rest:
+                job.report(Piece(rest))
             self.note_end()
             job.report(Finished(written.finish_reason, written.stop_text, self.figures))
 
@@ -108,12 +119,15 @@ class _Running:
         figures, total = self.figures, len(self.job.prompt_ids)
         return Progress(total, figures.cached_tokens, total - len(self.rest), replace(figures))
 
-    def _parts(self, piece: str) -> tuple[str, str]:
-        """The text of a piece that is said to the person, and the text that is not."""
+    def _parts(self, piece: str) -> list[Part]:
+        """The parts of the answer that a piece of its text brings."""
+        if self.job.reader is not None:
+            return self.job.reader.push(piece) if piece else []
         start = self.written.final_start
         before = len(self.written.text) - len(piece)
         cut = len(piece) if start is None else min(max(0, start - before), len(piece))
-        return piece[cut:], piece[:cut]
+        parts: list[Part] = [Thought(piece[:cut])] * bool(piece[:cut])
+        return parts + [Said(piece[cut:])] * bool(piece[cut:])
 
 
 @dataclass(frozen=True)

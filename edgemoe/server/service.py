@@ -17,12 +17,13 @@ from edgemoe.server.engine_thread import EngineThread
 from edgemoe.server.messages import Conversation, text_of
 from edgemoe.server.refusals import RefusalError, refusal_of
 from edgemoe.server.settings import AnswerSettings, ServerSettings
-from edgemoe.session.conversation import ConversationEncoder
+from edgemoe.session.constraint import Constraint, Grammars, Structure
 from edgemoe.session.default_model import model_name
 from edgemoe.session.generate import check_prompt_length, check_text_fits
 from edgemoe.session.model import Model
 from edgemoe.session.template import template_source
 from edgemoe.session.tokenizer import check_token_ids
+from edgemoe.session.tools import ToolPrompt, ToolTexts, ToolWishes
 
 Result = TypeVar("Result")
 
@@ -35,6 +36,8 @@ class Service:
         self.settings = settings
         self.began_s = time.time()
         self._read_variables: dict[str, bool] = {}
+        self._tools: ToolTexts | None = None
+        self._own_grammars: Grammars | None = None
         self._texts = ThreadPoolExecutor(1, "texts")  # the process that renders templates takes one request at a time
 
     @property
@@ -82,30 +85,55 @@ class Service:
             self._read_variables[variable] = await self.on_texts(work)
         return self._read_variables[variable]
 
-    def conversation_encoder(self, variables: Mapping[str, Any] | None = None) -> ConversationEncoder:
-        """Call this in `on_texts`: it asks the template which variables it reads."""
-        model, own = self.model, self.template_variables(variables)
-        return ConversationEncoder(model.tokenizer, model.template, own, self.settings.literal)
-
     def template_variables(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         """The variables of the chat template: those of the server, and of a request, which come first."""
         return {**self.settings.template_variables, **(variables or {})}
 
-    async def chat_ids(
-        self, conversation: Conversation, variables: Mapping[str, Any] | None = None, answers: bool = True
-    ) -> list[int]:
-        """The ids of a conversation. Raises RefusalError, also where they leave no room for a wanted answer."""
+    async def chat(
+        self,
+        conversation: Conversation,
+        variables: Mapping[str, Any] | None = None,
+        wishes: ToolWishes | None = None,
+        structure: Structure | None = None,
+        answers: bool = True,
+        opens: bool = True,
+    ) -> ToolPrompt:
+        """The prompt of a conversation, without the opening of an answer unless it `opens` one.
+
+        Raises RefusalError, also where it leaves no room for a wanted answer.
+        """
         model = self.model
 
-        def work() -> list[int]:
+        def work() -> ToolPrompt:
             if answers:
                 check_text_fits(text_of(conversation.messages), model.tokenizer, model.engine.context_length)
-            ids = self.conversation_encoder(variables).encode(conversation.messages, conversation.continues)
+            texts = self._tool_texts()
+            own = self.template_variables(variables)
+            prompt = texts.prompt(
+                conversation.messages, wishes or ToolWishes(), own, conversation.continues, structure, opens
+            )
             if answers:
-                check_prompt_length(len(ids), model.engine.context_length)
-            return ids
+                check_prompt_length(len(prompt.ids), model.engine.context_length)
+            return prompt
 
         return await self.on_texts(work)
+
+    def _tool_texts(self) -> ToolTexts:
+        """Call this in `on_texts`: it reads the template."""
+        if self._tools is None:
+            self._tools = ToolTexts(self.model, self._grammars(), self.settings.literal)
+        return self._tools
+
+    async def compiled(self, structure: Structure | None) -> Constraint | None:
+        """The constraint of a structure. Raises RefusalError for what cannot be enforced."""
+        if structure is None:
+            return None
+        return await self.on_texts(lambda: self._grammars().compile(structure))
+
+    def _grammars(self) -> Grammars:
+        if self._own_grammars is None:
+            self._own_grammars = Grammars(self.model.tokenizer)
+        return self._own_grammars
 
     async def text_ids(self, text: str) -> list[int]:
         """The ids of a plain text, to be continued. Raises RefusalError."""
@@ -140,7 +168,7 @@ class Service:
         """Ask for answers to prompts, as many to each as the settings say. Raises RefusalError for a full queue."""
         try:
             check_token_ids(list(dict(settings.sampling.logit_bias)), self.model.spec.vocab_size)
-            answers = Answers(self.engine, prompts, settings)
+            answers = Answers(self.engine, prompts, settings, None if self._tools is None else self._tools.replays)
             self.engine.submit(answers.jobs)
         except EdgemoeError as error:
             raise refusal_of(error) from None

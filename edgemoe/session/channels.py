@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgemoe.session.special_tokens import ChannelMarkers
+from edgemoe.session.spelled_texts import SpelledTexts
 from edgemoe.session.tokenizer import Detokeniser, Tokenizer
 
 LONGEST_HEADER = 64
@@ -21,8 +22,15 @@ FINAL = ("", "final")
 _ROLE = "assistant"
 
 
-def texts_of(tokenizer: Tokenizer, before: Sequence[int]) -> Detokeniser | ChannelTexts:
-    """Make the object that turns an answer's ids into text, with or without channels. `before`: the prompt's ids."""
+def texts_of(
+    tokenizer: Tokenizer, before: Sequence[int], spelled: bool = False
+) -> Detokeniser | ChannelTexts | SpelledTexts:
+    """Make the object that turns an answer's ids into text, with or without channels. `before`: the prompt's ids.
+
+    `spelled`: special tokens stand by their names, for those who read the form of answers themselves.
+    """
+    if spelled:
+        return SpelledTexts(tokenizer, before)
     markers = tokenizer.channel_markers
     return Detokeniser(tokenizer, before) if markers is None else ChannelTexts(tokenizer, markers, before)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edgemoe.session.constraint import Constraint
+
 FinishReason = Literal["stop", "length", "context", "interrupted"]
 
 
@@ -35,9 +37,12 @@ class Continuation:
         max_tokens: int | None = None,
         context_length: int = sys.maxsize,
         top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        spelled: bool = False,
     ) -> None:
         """`before`: the ids before the answer; `top_logprobs`: how many likeliest tokens to name, None for no logprobs.
 
+        `constraint` says which tokens may come; `spelled`: the text has special tokens by their names.
         Raises UsageError for a bias of a token that the model does not have, StoreError for stop texts where the model
         has no tokenizer.
         """
@@ -51,7 +56,8 @@ class Continuation:
         self._stop_ids = tokenizer.stop_ids | _special_ids(options.stop, tokenizer)
         self._stop_texts = StopTexts(options.stop)
         self._sampler = Sampler(options, before, self._stop_ids)
-        self._texts = texts_of(tokenizer, before)
+        self._texts = texts_of(tokenizer, before, spelled)
+        self._constraint = constraint
         self._most = sys.maxsize if max_tokens is None else max_tokens
         self._room = context_length - len(before) + 1  # the last token need not be run
         self._top_logprobs = top_logprobs
@@ -72,19 +78,42 @@ class Continuation:
         Shapes: logits `(V,)`, which penalties change in place. Raises UsageError where the options leave no token.
         """
         reader = None if self._top_logprobs is None else LogprobReader(logits, self._top_logprobs)
-        token = self._sampler.sample(logits)
+        constraint = self._constraint
+        token = None if constraint is None else constraint.forced
+        if token is not None:
+            self._sampler.add(token)
+        else:
+            if constraint is not None:
+                constraint.apply(logits)
+            token = self._sampler.sample(logits)
         if token in self._stop_ids:
             self.finish_reason = "stop"
             return None
-        self.token_ids.append(token)
+        self._chosen(token)
         if reader is not None:
             self.logprobs.append(reader.of(token))
         return token
 
+    def forced(self) -> int | None:
+        """The next token, where it needs no logits, since a grammar leaves no choice; `take` gives its text."""
+        if self._constraint is None or self._top_logprobs is not None or self.finish_reason is not None:
+            return None
+        token = self._constraint.forced
+        if token is None or token in self._stop_ids:
+            return None
+        self._sampler.add(token)
+        self._chosen(token)
+        return token
+
+    def _chosen(self, token: int) -> None:
+        self.token_ids.append(token)
+        if self._constraint is not None:
+            self._constraint.add(token)
+
     def take(self, token: int) -> str:
         """The text that has become certain with a chosen token; may be empty."""
         piece = self._stop_texts.push(self._texts.push(token))
-        if self._stop_texts.first is not None:
+        if self._stop_texts.first is not None or (self._constraint is not None and self._constraint.ended):
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self._most:
             self.finish_reason = "length"

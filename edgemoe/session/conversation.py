@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgemoe.errors import UsageError
@@ -64,19 +64,26 @@ class ConversationEncoder:
         if not self._literal:
             return self._tokenizer.encode(self.render(messages, continues))
         markers = self._tokenizer.special_texts
-        texts = [message["content"] for message in messages]
-        covers = _covers({marker[0] for marker in markers}, [*texts, self._template.source])
-        contents = (_cover(text, markers, covers) for text in texts)
-        covered = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+        said = [{name: value for name, value in message.items() if name != "role"} for message in messages]
+        covers = _covers({marker[0] for marker in markers}, [*_texts(said), self._template.source])
+
+        def cover(text: str) -> str:
+            return _cover(text, markers, covers)
+
+        covered = [{**message, **_mapped(one, cover)} for message, one in zip(messages, said, strict=True)]
         text = self._tokenizer.with_twins(self.render(covered, continues))
         uncovered = text.translate({ord(cover): character for character, cover in covers.items()})
         return self._tokenizer.encode(uncovered, literal=True)
 
+    def render_past(self, messages: Sequence[Message]) -> str:
+        """The text of a conversation up to the end of its last message. Raises EdgemoeError."""
+        return self._template.render(messages, False, self._variables)
+
     def render(self, messages: Sequence[Message], continues: bool = False) -> str:
         """The text of a conversation, up to the same place. Raises EdgemoeError."""
-        text = self._template.render(messages, not continues, self._variables)
         if not continues:
-            return text
+            return self._template.render(messages, True, self._variables)
+        text = self.render_past(messages)
         last = messages[-1]["content"]
         for spelled in (last, last.rstrip(), last.strip()):
             place = text.rfind(spelled)
@@ -86,6 +93,25 @@ class ConversationEncoder:
             "the last message cannot be continued: this model's chat template leaves its text out.",
             "End the conversation with a message of the user.",
         )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within a value, but the names in objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for one in value.values() for text in _texts(one))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for one in value for text in _texts(one))
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The same value with all those texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _mapped(one, change) for name, one in value.items()}
+    return [_mapped(one, change) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _covers(characters: Iterable[str], texts: Iterable[str]) -> dict[str, str]:

@@ -52,9 +52,13 @@ class Sampler:
                     "Relax no_repeat_ngram_size, bad_words_ids, suppress_tokens or min_new_tokens.",
                 )
         token = best if self.options.temperature == 0 else self._draw(logits)
+        self.add(token)
+        return token
+
+    def add(self, token: int) -> None:
+        """Note a token of the answer; `sample` notes the one that it chooses."""
         for processor in self._processors:
             processor.add(token)
-        return token
 
     def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         tokens, probabilities = candidates(logits, self.options)

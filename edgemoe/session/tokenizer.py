@@ -72,10 +72,10 @@ class Tokenizer:
 
     def has_text_of(self, token: int) -> bool:
         """Whether a decoder sees this token: it is in the tokenizer's vocabulary, and not special."""
-        return token not in self._special_ids and self.require().id_to_token(token) is not None
+        return token not in self.special_ids and self.require().id_to_token(token) is not None
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
         added = self.require().get_added_tokens_decoder()
         return frozenset(token for token, description in added.items() if description.special) - self._gap_ids
 
@@ -176,7 +176,7 @@ class Tokenizer:
     def doubled_beginning(self, token_ids: Sequence[int]) -> str | None:
         """The token that begins a plain text, where these ids begin with it twice."""
         around = self.encode("", special_tokens=True)
-        if around and list(token_ids[:2]) == [around[0]] * 2 and around[0] in self._special_ids:
+        if around and list(token_ids[:2]) == [around[0]] * 2 and around[0] in self.special_ids:
             return self.require().id_to_token(around[0])
         return None
 
@@ -189,13 +189,13 @@ class Tokenizer:
         tokenizer = self.require()
         token_ids = list(token_ids)
         if skip_special_tokens and self._fills_gaps:  # the library would leave gaps out too
-            token_ids = [token for token in token_ids if token not in self._special_ids]
+            token_ids = [token for token in token_ids if token not in self.special_ids]
             skip_special_tokens = False
         try:
             text = tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
             if BROKEN in text and self._byte_fallback:
                 # The library drops all characters of a run of bytes if one of them is broken.
-                seen = (t for t in token_ids if not skip_special_tokens or t not in self._special_ids)
+                seen = (t for t in token_ids if not skip_special_tokens or t not in self.special_ids)
                 tokens = (tokenizer.id_to_token(token) for token in seen)
                 text = tokenizer.decoder.decode(with_whole_characters([t for t in tokens if t is not None]))
         except (KeyboardInterrupt, SystemExit):

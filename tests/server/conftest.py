@@ -15,7 +15,8 @@ from edgemoe.server.settings import ServerSettings
 from edgemoe.session.model import load
 from tests.server.client import Client
 from tests.support.checkpoints import SMALL_MIXTRAL, SMALL_QWEN, write_checkpoint
-from tests.support.letters_tokenizer import write_letters_tokenizer
+from tests.support.letters_tokenizer import write_letters_tokenizer, write_tool_tokenizer
+from tests.support.scripted import Script, scripted
 
 
 def _store(folder: Path, config: dict[str, Any]) -> Path:
@@ -35,6 +36,34 @@ def letters_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recurrent_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with layers whose state no token can be taken out of again."""
     return _store(tmp_path_factory.mktemp("recurrent"), SMALL_QWEN)
+
+
+@pytest.fixture(scope="session")
+def tool_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small store whose template knows tools and thoughts."""
+    folder = tmp_path_factory.mktemp("tools")
+    write_checkpoint(folder / "source", {**SMALL_MIXTRAL, "vocab_size": 102, "max_position_embeddings": 4096})
+    assert write_tool_tokenizer(folder / "source") <= 102
+    convert_checkpoint(str(folder / "source"), folder / "letters", experts="q4", dense="q8")
+    return folder / "letters"
+
+
+@pytest.fixture(scope="package")
+def tool_server(tool_store: Path) -> Iterator[Server]:
+    with Server(loader(tool_store, context_length=4096), ServerSettings(port=0)) as started:
+        yield started
+
+
+@pytest.fixture
+def tool_client(tool_server: Server) -> Client:
+    return Client(tool_server)
+
+
+@pytest.fixture
+def script(tool_server: Server) -> Iterator[Script]:
+    """The answers of that server."""
+    with scripted(tool_server.service.model.tokenizer) as made:
+        yield made
 
 
 def loader(store: Path, **options: Any) -> Callable[[], Any]:

@@ -68,8 +68,11 @@ def test_tokens_are_counted_also_of_what_does_not_fit(client: Client) -> None:
 @every_case(
     ("body", "says"),
     [
-        ({"tools": [{"name": "x"}]}, "tools: tools are not supported yet"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice: tools are not supported yet"),
+        ({"tools": [{"name": ""}]}, "tools[0].name: expected a name"),
+        ({"tools": [{"name": "x", "type": "bash_20250124"}]}, "tools[0]: this server has no tool of type bash"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice: expected tools beside it"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name: expected the name of a tool"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema: expected a JSON schema"),
         ({"max_tokens": 0}, "max_tokens: expected a whole number, 1 or more"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of type text, found image"),
         ({"system": 5}, "system: expected text"),

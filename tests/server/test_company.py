@@ -30,6 +30,7 @@ def requests() -> list[Request]:
             ("/v1/messages", {"messages": messages, "max_tokens": 8, "stop_sequences": ["e", "7"], **sampling}),
             ("/v1/responses", {"input": text, "max_output_tokens": 7, "presence_penalty": 1.0, **sampling}),
             ("/completion", {"prompt": text, "n_predict": 6, "min_p": 0.01, "return_tokens": True, **sampling}),
+            ("/completion", {"prompt": text, "n_predict": 9, "regex": "[a-d]{2}(north|south)x*", **sampling}),
         ]
     return found
 

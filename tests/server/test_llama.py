@@ -61,7 +61,7 @@ def test_errors_have_the_status_as_their_code(client: Client) -> None:
     assert reply.error["type"] == "exceed_context_size_error"
     assert (reply.error["n_prompt_tokens"], reply.error["n_ctx"]) == (300, 256)
     for body, says in (
-        ({"prompt": PROMPT, "grammar": "root ::= x"}, "grammar: grammars are not supported yet"),
+        ({"prompt": PROMPT, "grammar": "root ::= x"}, "`grammar`: it is no grammar in GBNF or Lark"),
         ({"prompt": PROMPT, "mirostat": 2}, "mirostat: this sampler is not there"),
         ({"prompt": PROMPT, "n_predict": 0}, "n_predict: expected 1 or more"),
         ({"prompt": [999]}, "prompt: expected token ids from 0 to 95"),

@@ -190,12 +190,20 @@ def test_unknown_fields_are_told_in_a_header(client: Client) -> None:
     assert "reasoning_effort has no effect" in effort.headers["x-edgemoe-warning"]
 
 
+TOOLS = [{"type": "function", "function": {"name": "x"}}]
+
+
 @every_case(
     ("body", "param", "says"),
     [
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0]", "expected a tool of type function"),
+        ({"tools": TOOLS * 2}, "tools", "the name 'x' stands twice"),
+        ({"tool_choice": "required"}, "tool_choice", "expected tools beside it"),
+        ({"tools": TOOLS, "tool_choice": {"function": {"name": "y"}}}, "tool_choice", "there is no tool 'y'"),
+        ({"tools": TOOLS, "tool_choice": "some"}, "tool_choice", "auto, none, required or a function"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "text, json_object or json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.schema", "expected a JSON schema"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "response_format", "it excludes regex"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "expected a bias from -100 to 100"),
         ({"logit_bias": [1]}, "logit_bias", "expected an object with a bias"),
         ({"logit_bias": {"96": 1}}, None, "token id 96: expected 0 to 95"),
@@ -212,7 +220,7 @@ def test_unknown_fields_are_told_in_a_header(client: Client) -> None:
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": "Hi"}, "messages", 'expected a list of messages, found "Hi"'),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "expected system"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "not supported yet"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role", "expected system"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "image_url"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "expected text"),
         ({"chat_template_kwargs": {"shout": 1}}, None, "does not read it"),

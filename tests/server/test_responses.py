@@ -138,11 +138,12 @@ def test_a_probe_is_answered(client: Client) -> None:
 @every_case(
     ("body", "param"),
     [
-        ({"tools": [{"type": "function", "name": "x"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tools": [{"type": "wand", "name": "x"}]}, "tools[0].type"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
-        ({"input": [{"type": "function_call_output"}]}, "input[0]"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"input": [{"type": "item_reference"}]}, "input[0]"),
         ({"input": 5}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
     ],
