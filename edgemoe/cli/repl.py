@@ -109,6 +109,8 @@ class Repl:
                 self.screen.remark(remark)
             if not answer.joined:
                 self.screen.remark("the model ended without an answer to you; the message is removed")
+        if answer.call is not None:
+            self.screen.remark(f"the model calls {answer.call.name}: your next message is the result")
         if generation.statistics:
             line = statistics_line(generation.statistics, len(generation.token_ids), self.model.engine.memory)
             self.screen.note(line)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +16,7 @@ from edgemoe.cli.json_text import json_text
 from edgemoe.cli.starting import collection_paused
 from edgemoe.cli.template_options import LiteralOption, TemplateVarOption, template_variables
 from edgemoe.cli.terminal.text import printable
+from edgemoe.cli.tool_files import read_schema
 from edgemoe.cli.tracing import TraceOption, traced
 from edgemoe.errors import INTERRUPTED, UsageError
 
@@ -62,6 +65,12 @@ def run(
             help="With --json: each token's logprob, and those of the N likeliest tokens at its place (0 to 20).",
         ),
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--schema", metavar="FILE", help="Answer with JSON that a JSON schema allows. Needs the extra serve."
+        ),
+    ] = None,
     system: shared.SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as plain text, without the chat template.")
@@ -98,6 +107,7 @@ def run(
     _check_several(n, logprobs, as_json)
     variables = template_variables(template_var)
     text = read_prompt(prompt, raw)
+    wanted = None if schema is None else read_schema(schema)
     found = fetched(model)
 
     with collection_paused():
@@ -125,10 +135,17 @@ def run(
                 "Leave them out.",
             )
         raw = raw or opened.spec.encoder is not None
-        if raw:
+        structured = None
+        if wanted is not None:
+            from edgemoe.cli.structured import Structured
+
+            structured = Structured(opened, wanted, literal_prompt)
+            prompt_ids = structured.prompt(text, system, variables, raw)
+        elif raw:
             prompt_ids = opened.encode(text, literal=literal_prompt)
         else:
             prompt_ids = opened.encode_chat(text, system, variables, literal_prompt)
+        if not raw:
             opened.template.close()  # no further prompt is rendered, and the answer may need the memory
         print_remarks(model_remarks(opened, prompt_ids if raw else ()))
         if as_json:
@@ -139,11 +156,14 @@ def run(
         for number in range(n):
             if n > 1 and not as_json:
                 print_remarks([f"answer {number + 1} of {n}:"])
-            generation = opened.stream(prompt_ids, limit, sampling.of_answer(number), logprobs)
+            constraint, reads = (None, False) if structured is None else structured.next_answer()
+            own = sampling.of_answer(number)
+            generation = opened.stream(prompt_ids, limit, own, logprobs, constraint, reads)
             generation.on_long_prompt = lambda estimate: print_remarks([prompt_remark(estimate)])
-            _write(generation, as_json)
+            pieces = generation if structured is None else structured.said(generation)
+            said = _write(generation, pieces, as_json)
             result = finished(generation)
-            facts = {**result.to_json(), **lossy_json(opened, asked, ram)}
+            facts = {**result.to_json(), "text": said, **lossy_json(opened, asked, ram)}
             if logprobs is not None:
                 from edgemoe.cli.logprobs_json import logprobs_json
 
@@ -155,13 +175,16 @@ def run(
                 raise typer.Exit(INTERRUPTED)
 
 
-def _write(generation: Generation, quietly: bool) -> None:
-    """Let an answer be generated, and write it to stdout as it grows; the first Ctrl-C ends it."""
+def _write(generation: Generation, pieces: Iterable[str], quietly: bool) -> str:
+    """Let an answer be generated, and write it to stdout as it grows; the first Ctrl-C ends it. Returns its text."""
+    said = []
     with on_interrupt(generation.stop):
-        for piece in generation:
+        for piece in pieces:
+            said.append(piece)
             if not quietly:
                 sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
                 sys.stdout.flush()
+    return "".join(said)
 
 
 def _check_several(answers: int, logprobs: int | None, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgemoe.cli.options import parse_bias
 from edgemoe.cli.terminal.figures import format_rate
+from edgemoe.cli.tool_files import read_tools
 from edgemoe.errors import UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.sizes import format_size
@@ -118,6 +119,19 @@ def load(repl: Conversation, argument: str) -> None:
         repl.screen.note(f"last message: {_shortened(repl.chat.messages[-2]['content'])}")
 
 
+def set_tools(repl: Conversation, argument: str) -> None:
+    """Show the tools that the model may call, or load others."""
+    chat = repl.chat
+    if not argument:
+        rows = [(str(tool["name"]), str(tool.get("description", ""))) for tool in chat.tools]
+        repl.screen.table(rows or [("tools", "none")])
+        return
+    chat.tools = () if argument == OFF else read_tools(_path(argument, "/tools"))
+    names = ", ".join(str(tool["name"]) for tool in chat.tools)
+    told = f"the model may call {names}; your next message after a call is its result"
+    repl.screen.note(told if names else "no tools")
+
+
 def set_option(repl: Conversation, argument: str) -> None:
     """Show the options, or change one."""
     chat = repl.chat
@@ -214,6 +228,7 @@ COMMANDS: dict[str, Command] = {
     "retry": Command("", "answer the last message again", retry),
     "save": Command("FILE", "write the conversation to a file", save),
     "load": Command("FILE", "load a saved conversation", load),
+    "tools": Command("[FILE|off]", "show, or load from a JSON file, tools that the model may call", set_tools),
     "set": Command("[NAME VALUE]", f"show or change {', '.join(OPTIONS)}", set_option),
     "stats": Command("", "context, memory, and figures of the last answer", show_statistics),
     "experts": Command("[on|off]", "draw which experts the routers choose, live", toggle_map),

@@ -88,7 +88,7 @@ def earlier_call(name: str, function: str, arguments: Any) -> dict[str, Any]:
 
 
 def thought_of(value: Any) -> str:
-    """What a model said to itself, among the parts of a message."""
+    """The text of thoughts among the parts of a message."""
     parts = value if isinstance(value, list) else []
     return "\n".join(str(one["thinking"]) for one in parts if _is_thought(one) and is_text(one.get("thinking")))
 

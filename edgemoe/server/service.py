@@ -121,7 +121,8 @@ class Service:
     def _tool_texts(self) -> ToolTexts:
         """Call this in `on_texts`: it reads the template."""
         if self._tools is None:
-            self._tools = ToolTexts(self.model, self._grammars(), self.settings.literal)
+            model, literal = self.model, self.settings.literal
+            self._tools = ToolTexts(model.tokenizer, model.template, model.folder, self._grammars(), literal)
         return self._tools
 
     async def compiled(self, structure: Structure | None) -> Constraint | None:

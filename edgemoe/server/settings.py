@@ -99,7 +99,7 @@ class AnswerSettings:
     top_logprobs: int | None = None
     stream: bool = False
     chat: ToolPrompt | None = None
-    """What the answer to a conversation needs to be read."""
+    """The prompt of a conversation, with its tools and its form."""
     constraint: Constraint | None = None
     """The structure of the answer to a prompt that is no conversation."""
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
 from edgemoe.model.sampling import SamplingOptions
@@ -25,32 +26,54 @@ from edgemoe.session.conversation import ConversationEncoder, check_message
 from edgemoe.session.generate import Generation, check_max_tokens, check_prompt_length, check_text_fits
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.model_files import read_json_object
+from edgemoe.session.response.parts import Call, Message, Shown
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgemoe.session.response.reader import ResponseReader
+    from edgemoe.session.tools import ToolPrompt, ToolTexts
 
 SAVE_VERSION = 1
 
 
-class ChatMessage(TypedDict):
-    """One message; role is `system`, `user` or `assistant`."""
-
+class _Text(TypedDict):
     role: str
     content: str
+
+
+class ChatMessage(_Text, total=False):
+    """One message; role is `system`, `user`, `assistant` or `tool` (the result of a call, in place of the user's)."""
+
+    tool_calls: list[dict[str, Any]]
+    """The call that an answer ends with, in the form in which templates read it."""
+    tool_call_id: str
 
 
 class Answer:
     """An answer on its way: iterate over it for the pieces of text. It joins the conversation as it ends."""
 
     def __init__(
-        self, chat: ChatSession, before: list[ChatMessage], text: str, generation: Generation, forgotten: int
+        self,
+        chat: ChatSession,
+        before: list[ChatMessage],
+        question: ChatMessage,
+        generation: Generation,
+        forgotten: int,
+        reader: ResponseReader | None = None,
     ) -> None:
+        """`question`: the message that is answered; `reader` takes an answer apart that may call tools."""
         self.generation = generation
         self.newly_forgotten_turns = max(0, forgotten - chat.forgotten_turns)
         self._chat = chat
         self._before = before
-        self._user_text = text
+        self._question = question
         self._forgotten = forgotten
         self._joined = False
+        self._reader = reader
+        self._said: str | None = None
+        self.call: Call | None = None
+        """The call of a tool with which the answer ended: the next message is its result."""
 
     def stop(self) -> None:
         """End after the token being computed; what was said so far stays."""
@@ -63,17 +86,45 @@ class Answer:
 
     def __iter__(self) -> Generator[str, None, None]:
         try:
-            yield from self.generation
+            yield from self.generation if self._reader is None else self._read(self._reader)
         finally:
-            answer = self.generation.answer
+            answer = self.generation.answer if self._reader is None else self._said
             if answer is not None and (answer or self.generation.finish_reason not in (None, "interrupted")):
-                self._chat.messages = [
-                    *self._before,
-                    ChatMessage(role="user", content=self._user_text),
-                    ChatMessage(role="assistant", content=answer),
-                ]
+                said = ChatMessage(role="assistant", content=answer)
+                if self.call is not None:
+                    said["tool_calls"] = [_call(self.call, len(self._before))]
+                self._chat.messages = [*self._before, self._question, said]
                 self._chat.forgotten_turns = self._forgotten
                 self._joined = True
+
+    def _read(self, reader: ResponseReader) -> Generator[str, None, None]:
+        """The pieces of an answer that may call a tool; it ends with the first call."""
+        message = Message()
+        shown = Shown()
+        try:
+            for piece in self.generation:
+                parts = reader.push(piece)
+                message.add(parts)
+                if reader.full:
+                    self.generation.end()
+                if text := shown.text(parts):
+                    yield text
+            parts = reader.finish(self.generation.finish_reason != "stop")
+            message.add(parts)
+            if text := shown.text(parts):
+                yield text
+        finally:
+            self.call = next((call for call in message.calls if call.whole), None)
+            if message.said or self.call is not None or not message.thought:
+                self._said = message.said
+
+
+def _call(call: Call, place: int) -> dict[str, Any]:
+    return {
+        "id": f"call{place:05d}",  # nine letters and digits, which all templates accept
+        "type": "function",
+        "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+    }
 
 
 class ChatSession:
@@ -89,8 +140,12 @@ class ChatSession:
         system: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
         literal: bool = False,
+        tool_texts: Callable[[], ToolTexts] | None = None,
     ) -> None:
-        """`max_tokens` limits each answer; None leaves it to the context. The last two are as in `Model.chat`."""
+        """`max_tokens` limits each answer; None leaves it to the context. The next two are as in `Model.chat`.
+
+        `tool_texts` makes the object that prompts with tools come from.
+        """
         self.options = options or SamplingOptions()
         self.max_tokens = max_tokens
         self.system = system
@@ -100,13 +155,23 @@ class ChatSession:
         self._held = held
         self._tokenizer = tokenizer
         self._encoder = ConversationEncoder(tokenizer, template, template_variables, literal)
+        self._variables = template_variables
+        self._make_tool_texts = tool_texts
+        self._tool_texts: ToolTexts | None = None
+        self.tools: tuple[Mapping[str, Any], ...] = ()
+        """Functions that the model may call, each with name, description and parameters."""
 
     def send(self, text: str) -> Answer:
         """The answer to a message. Raises UsageError for one that is no text, empty or does not fit the context."""
         check_message(text)
-        if not text.strip():
+        if not text.strip() and self.awaited_call is None:
             raise UsageError("the message is empty: expected some text.", "Write something to answer.")
         return self._answer(list(self.messages), text)
+
+    @property
+    def awaited_call(self) -> dict[str, Any] | None:
+        """The call whose result the next message is."""
+        return _awaited(self.messages)
 
     def ask(self, text: str) -> str:
         """The whole answer to a message. Raises as `send`."""
@@ -161,14 +226,14 @@ class ChatSession:
             and (system is None or isinstance(system, str))
             and isinstance(messages, list)
             and len(messages) % 2 == 0
-            and all(_is_message(m, ("user", "assistant")[i % 2]) for i, m in enumerate(messages))
+            and all(_is_message(m, (("user", "tool"), ("assistant",))[i % 2]) for i, m in enumerate(messages))
         )
         if not valid:
             raise EdgemoeError(
                 f"{path}: expected a conversation saved by edgemoe (version {SAVE_VERSION}), found another file.",
                 "Choose a file written by /save.",
             )
-        self.messages = [ChatMessage(role=m["role"], content=m["content"]) for m in data["messages"]]
+        self.messages = [_loaded(m) for m in data["messages"]]
         self.system = system
         self.forgotten_turns = 0
 
@@ -184,33 +249,76 @@ class ChatSession:
     def _answer(self, before: list[ChatMessage], text: str) -> Answer:
         check_max_tokens(self.max_tokens)
         check_text_fits(text, self._tokenizer, self.context_length)
-        prompt_ids, forgotten = self._fit(before, text)
-        generation = Generation(self._held, self._tokenizer, prompt_ids, self.options, self.max_tokens)
-        return Answer(self, before, text, generation, forgotten)
+        question = ChatMessage(role="user", content=text)
+        if (call := _awaited(before)) is not None:
+            question = ChatMessage(role="tool", content=text, tool_call_id=call["id"])
+        prompt, forgotten = self._fit(before, question)
+        reader = prompt.reader(eager=True)
+        ids, spelled = prompt.ids, reader is not None
+        generation = Generation(self._held, self._tokenizer, ids, self.options, self.max_tokens, spelled=spelled)
+        return Answer(self, before, question, generation, forgotten, reader)
 
-    def _fit(self, before: list[ChatMessage], text: str) -> tuple[list[int], int]:
+    def _fit(self, before: list[ChatMessage], question: ChatMessage) -> tuple[_Prompt | ToolPrompt, int]:
         """The prompt's ids with as many old turns as the context allows, and how many turns that leaves out."""
         turns = len(before) // 2
         forgotten = min(self.forgotten_turns, turns)
-        ids = self._prompt(before, text, forgotten)
+        prompt = self._prompt(before, question, forgotten)
         room_for_answer = min(self.max_tokens or self.context_length, self.context_length // 4)
-        if len(ids) + room_for_answer > self.context_length and forgotten < turns:
+        if len(prompt.ids) + room_for_answer > self.context_length and forgotten < turns:
 
             def fits(left_out: int) -> bool:
-                return len(self._prompt(before, text, left_out)) <= self.context_length // 2
+                return len(self._prompt(before, question, left_out).ids) <= self.context_length // 2
 
             # Each turn that is left out makes the prompt shorter.
             forgotten = bisect_left(range(turns), True, lo=forgotten + 1, key=fits)
-            ids = self._prompt(before, text, forgotten)
-        check_prompt_length(len(ids), self.context_length)
-        return ids, forgotten
+            prompt = self._prompt(before, question, forgotten)
+        check_prompt_length(len(prompt.ids), self.context_length)
+        return prompt, forgotten
 
-    def _prompt(self, before: list[ChatMessage], text: str, forgotten: int) -> list[int]:
-        """The prompt's ids without the oldest `forgotten` turns."""
+    def _prompt(self, before: list[ChatMessage], question: ChatMessage, forgotten: int) -> _Prompt | ToolPrompt:
+        """The prompt without the oldest `forgotten` turns."""
         system = [ChatMessage(role="system", content=self.system)] if self.system else []
-        user = ChatMessage(role="user", content=text)
-        return self._encoder.encode([*system, *before[2 * forgotten :], user])
+        messages = [*system, *before[2 * forgotten :], question]
+        called = any(message["role"] == "tool" for message in messages)
+        if self._make_tool_texts is None or not (self.tools or called):
+            return _Prompt(self._encoder.encode(messages))
+        if self._tool_texts is None:
+            self._tool_texts = self._make_tool_texts()
+        from edgemoe.session.tools import ToolWishes
+
+        return self._tool_texts.prompt(messages, ToolWishes(self.tools, several=False), self._variables)
 
 
-def _is_message(value: object, role: str) -> bool:
-    return isinstance(value, dict) and value.get("role") == role and isinstance(value.get("content"), str)
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt without tools, whose answer is text."""
+
+    ids: list[int]
+
+    def reader(self, eager: bool) -> ResponseReader | None:
+        return None
+
+
+def _awaited(messages: Sequence[ChatMessage]) -> dict[str, Any] | None:
+    """The call with which a conversation ends."""
+    calls = messages[-1].get("tool_calls") if messages else None
+    return calls[0] if calls else None
+
+
+def _is_message(value: object, roles: Sequence[str]) -> bool:
+    if not isinstance(value, dict) or value.get("role") not in roles or not isinstance(value.get("content"), str):
+        return False
+    calls = value.get("tool_calls", [])
+    return isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(call.get("id"), str) and isinstance(call.get("function"), dict)
+        for call in calls
+    )
+
+
+def _loaded(value: Mapping[str, Any]) -> ChatMessage:
+    made = ChatMessage(role=value["role"], content=value["content"])
+    if value.get("tool_calls"):
+        made["tool_calls"] = value["tool_calls"]
+    if isinstance(value.get("tool_call_id"), str):
+        made["tool_call_id"] = value["tool_call_id"]
+    return made

@@ -39,7 +39,7 @@ class Structure:
     grammar: Mapping[str, Any]
     """A grammar as llguidance takes it: `json_schema` or `lark_grammar`."""
     where: str
-    """What to call it in errors."""
+    """Its name in errors."""
 
     @classmethod
     def of_schema(cls, schema: Mapping[str, Any], where: str) -> Structure:

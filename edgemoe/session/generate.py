@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from edgemoe.session.constraint import Constraint
+
 LIKELY_TOKEN_CHARACTERS = 8
 """A token has about four characters in most languages: a text that fits the context rarely has more than this."""
 
@@ -78,10 +80,14 @@ class Generation:
         options: SamplingOptions,
         max_tokens: int | None = None,
         top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        spelled: bool = False,
     ) -> None:
         """Checks the prompt. Raises UsageError where it is empty, not of this vocabulary, or does not fit.
 
         `top_logprobs`: how many of the likeliest tokens to name at each place; None keeps no logprobs.
+        `constraint` says which tokens may come; `spelled`: the text has special tokens by their names, for a reader of
+        answers.
 
         Raises StoreError for stop texts where the model has no tokenizer.
         """
@@ -93,8 +99,9 @@ class Generation:
         """The ids of the prompt: those before the answer or, for a model with an encoder, its input."""
         self._before = self.prompt_ids if held.start is None else held.start
         self._written = Continuation(
-            tokenizer, self._before, options, max_tokens, held.engine.context_length, check_top_logprobs(top_logprobs)
-        )
+            tokenizer, self._before, options, max_tokens, held.engine.context_length, check_top_logprobs(top_logprobs),
+            constraint, spelled,
+        )  # fmt: skip
         self.statistics: GenerationStatistics | None = None
         self.ledger: TimeLedger | None = None
         self._held = held
@@ -105,6 +112,10 @@ class Generation:
         that shows another time.
         """
         self._stopped = False
+
+    def end(self) -> None:
+        """End after the token being computed, as if the model had ended its answer."""
+        self._written.finish_reason = self._written.finish_reason or "stop"
 
     @property
     def token_ids(self) -> list[int]:
@@ -161,14 +172,17 @@ class Generation:
             if token is None:
                 break
             began_ns = time.perf_counter_ns()
-            piece = written.take(token)
+            piece, run = written.take(token), [token]
+            while (forced := written.forced()) is not None:
+                piece += written.take(forced)
+                run.append(forced)
             text_ns += time.perf_counter_ns() - began_ns
             if piece:
                 began_ns = time.perf_counter_ns()
                 yield piece
                 consumer_ns += time.perf_counter_ns() - began_ns
             if written.finish_reason is None:
-                logits = self._held.forward([token], out=logits)  # the sampler is done with the last ones
+                logits = self._held.forward(run, out=logits)  # the sampler is done with the last ones
         self.statistics = self._statistics(start, prefilled, self._counters(), prefill_tokens)
         ledger = self._held.engine.ledger
         if ledger is not None and ledger_before is not None:

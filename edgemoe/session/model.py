@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from edgemoe.engine.ledger import TimeLedger
     from edgemoe.engine.options import EngineOptions
     from edgemoe.model.spec import ModelSpec
+    from edgemoe.session.constraint import Constraint
+    from edgemoe.session.tools import ToolTexts
 
 
 @dataclass(frozen=True)
@@ -194,15 +196,18 @@ class Model:
         max_tokens: int | None = None,
         options: SamplingOptions | None = None,
         top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        spelled: bool = False,
     ) -> Generation:
         """An answer to iterate over, piece by piece; greedy without options.
 
         A model with an encoder reads `token_ids` as its input, and writes a text of its own. With `top_logprobs` the
-        answer keeps the logprob of each token, and those of as many of the likeliest at its place.
+        answer keeps the logprob of each token, and those of as many of the likeliest at its place. `constraint`
+        (`edgemoe.session.constraint`) gives it a structure; `spelled`: its text has special tokens by their names.
         Raises UsageError for ids that are empty or do not fit, StoreError for stop texts without a tokenizer.
         """
         sampling = options or SamplingOptions()
-        return Generation(self.held, self.tokenizer, token_ids, sampling, max_tokens, top_logprobs)
+        return Generation(self.held, self.tokenizer, token_ids, sampling, max_tokens, top_logprobs, constraint, spelled)
 
     def generate(
         self,
@@ -270,8 +275,15 @@ class Model:
         defaults = self.generation_defaults
         sampling = options or defaults.sampling
         limit = defaults.max_tokens if max_tokens is None else max_tokens
+
+        def tool_texts() -> ToolTexts:
+            from edgemoe.session.constraint import Grammars
+            from edgemoe.session.tools import ToolTexts
+
+            return ToolTexts(self.tokenizer, self.template, self.folder, Grammars(self.tokenizer), literal)
+
         return ChatSession(
-            self.held, self.tokenizer, self.template, sampling, limit, system, template_variables, literal
+            self.held, self.tokenizer, self.template, sampling, limit, system, template_variables, literal, tool_texts
         )
 
 

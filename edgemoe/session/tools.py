@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from edgemoe.errors import UsageError
 from edgemoe.session.constraint import Constraint, Grammars, Structure
@@ -21,9 +22,8 @@ from edgemoe.session.response.reader import ResponseReader
 from edgemoe.session.response.replays import Replays
 from edgemoe.session.response.shapes import HERMES as HERMES_SHAPE
 from edgemoe.session.response.shapes import SHAPES, Shape, call_grammar, thought_grammar
-
-if TYPE_CHECKING:
-    from edgemoe.session.model import Model
+from edgemoe.session.template import ChatTemplate
+from edgemoe.session.tokenizer import Tokenizer
 
 Choice = Literal["auto", "none", "required"]
 Message = Mapping[str, Any]
@@ -89,13 +89,16 @@ class ToolPrompt:
 class ToolTexts:
     """Makes prompts with tools for one model. Not to be used from several threads at once."""
 
-    model: Model
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    folder: Path
+    """The model's folder, whose files may say the form of its answers."""
     grammars: Grammars
     literal: bool = False
     replays: Replays = field(init=False, default_factory=Replays)
 
     def __post_init__(self) -> None:
-        self._form = form_of(self.model.folder, self.model.template.source)
+        self._form = form_of(self.folder, self.template.source)
         self._knows: bool | None = None
 
     def prompt(
@@ -119,15 +122,17 @@ class ToolTexts:
             given["tools"] = [{"type": "function", "function": dict(tool)} for tool in offered]
         elif (offered or has_calls) and not knows:
             messages = plainly(messages, offered)
-        encoder = ConversationEncoder(self.model.tokenizer, self.model.template, given, self.literal)
+        if knows:
+            messages = in_words_of(builtin_name(self.template.source), messages)
+        encoder = ConversationEncoder(self.tokenizer, self.template, given, self.literal)
         form = self._form if knows or not offered else _with_hermes(self._form)
         text = encoder.render(messages, continues) if opens or continues else encoder.render_past(messages)
         ids = None
         if form is not None and not self.literal:
-            ids = self.replays.ids(messages, text, encoder, form, wishes.offered, self.model.tokenizer)
+            ids = self.replays.ids(messages, text, encoder, form, wishes.offered, self.tokenizer)
         if ids is None:
-            ids = encoder.encode(messages, continues) if self.literal else self.model.tokenizer.encode(text)
-        before = self.model.tokenizer.decode(ids[-BEFORE_TOKENS:], skip_special_tokens=False)
+            ids = encoder.encode(messages, continues) if self.literal else self.tokenizer.encode(text)
+        before = self.tokenizer.decode(ids[-BEFORE_TOKENS:], skip_special_tokens=False)
         constraint = self._constraint(wishes, before, form, structure)
         return ToolPrompt(ids, text, before, wishes, form, constraint)
 
@@ -136,7 +141,7 @@ class ToolTexts:
         """Whether the chat template has a place for tools."""
         if self._knows is None:
             try:
-                self.model.template.check_variables({"tools": []})
+                self.template.check_variables({"tools": []})
                 self._knows = True
             except UsageError:
                 self._knows = False
@@ -145,8 +150,8 @@ class ToolTexts:
     @property
     def markers(self) -> dict[str, int]:
         """The ids of tokens with a name of their own, special or not."""
-        added = self.model.tokenizer.require().get_added_tokens_decoder()
-        return {token.content: number for number, token in added.items() if number < self.model.tokenizer.vocabulary}
+        added = self.tokenizer.require().get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if number < self.tokenizer.vocabulary}
 
     def _constraint(
         self, wishes: ToolWishes, before: str, form: ResponseForm | None, structure: Structure | None
@@ -161,7 +166,7 @@ class ToolTexts:
             structure = Structure({"lark_grammar": grammar}, "tools")
         if structure is None:
             return None
-        source = self.model.template.source
+        source = self.template.source
         thought = SHAPES.get(builtin_name(source) or "", HERMES_SHAPE).thought
         if thought is None or thought[1] not in source:
             return self.grammars.compile(structure)
@@ -169,13 +174,40 @@ class ToolTexts:
         return self.grammars.compile(structure, thought_grammar(thought, self.markers, begun))
 
     def _shape(self) -> Shape:
-        name = builtin_name(self.model.template.source) if self.template_knows_tools else "hermes"
+        name = builtin_name(self.template.source) if self.template_knows_tools else "hermes"
         if name not in SHAPES:
             raise UsageError(
                 "`tool_choice`: calls cannot be demanded of this model: the form of its calls is not known.",
                 "Leave it out, or let the model choose (auto).",
             )
         return SHAPES[name]
+
+
+def in_words_of(form: str | None, messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation as the templates of two families want it.
+
+    Kimi's write the ids of calls, which have names and numbers in them; the id of a client stays as `key`. gpt-oss's
+    read the thought before a call as `thinking`.
+    """
+    if form == "harmony":
+        return [
+            {**one, "thinking": one["reasoning_content"]}
+            if "tool_calls" in one and "reasoning_content" in one and not one["content"]
+            else one
+            for one in messages
+        ]
+    if form != "kimi-k2":
+        return messages
+    found: list[Message] = []
+    names: dict[str, str] = {}
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls", ()):
+            names[call["id"]] = f"functions.{call['function']['name']}:{len(names)}"
+            calls.append({**call, "id": names[call["id"]], "key": call["id"]})
+        result = {"tool_call_id": names[message["tool_call_id"]]} if message.get("tool_call_id") in names else {}
+        found.append({**message, **({"tool_calls": calls} if calls else {}), **result})
+    return found
 
 
 def plainly(messages: Sequence[Message], offered: Sequence[Mapping[str, Any]]) -> list[Message]:

@@ -23,11 +23,16 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me a story."}]
 
 WITHOUT = {
-    "openai-chat": ("chat-tool-calling", "chat-image-input"),
-    "anthropic": ("anth-tool-calling", "anth-image-input"),
-    "open-responses": ("tool-calling", "image-input"),
+    "openai-chat": ("chat-image-input",),
+    "anthropic": ("anth-image-input",),
+    "open-responses": ("image-input",),
 }
-"""Tests of what the server does not do: tools, which it does not know yet, and pictures."""
+"""Tests of what the server does not do: pictures."""
+TOOL = {"name": "weather", "description": "The weather of a city.", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string", "maxLength": 40}}, "required": ["city"],
+    "additionalProperties": False,
+}}  # fmt: skip
+WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,7 @@ def bundled() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize(("form", "least"), [("openai-chat", 6), ("anthropic", 6), ("open-responses", 10)])
+@pytest.mark.parametrize(("form", "least"), [("openai-chat", 7), ("anthropic", 7), ("open-responses", 11)])
 def test_the_suite_of_conformance_passes(bundled: Server, form: str, least: int) -> None:
     pytest.importorskip("llm_comply")
     command = [Path(sys.executable).with_name("llm-comply"), "--format", form, "-u", f"{bundled.url}/v1", "-k", "any"]
@@ -70,6 +75,26 @@ def test_openai_chats(openai_client: Any) -> None:
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_openai_calls_tools_and_keeps_to_schemas(openai_client: Any) -> None:
+    create = openai_client.chat.completions.create
+    settings = {"model": "any", "temperature": 0, "tools": [{"type": "function", "function": TOOL}]}
+    whole = create(messages=WEATHER, tool_choice="required", parallel_tool_calls=False, **settings)
+    (call,) = whole.choices[0].message.tool_calls
+    assert (call.function.name, [*json.loads(call.function.arguments)]) == ("weather", ["city"])
+    with openai_client.chat.completions.stream(
+        messages=WEATHER, tool_choice="required", parallel_tool_calls=False, **settings
+    ) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.tool_calls[0].function.arguments == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "18 degrees, sunny"}
+    after = create(messages=[*WEATHER, whole.choices[0].message, result], max_tokens=30, **settings)
+    assert after.choices[0].message.content
+    assert after.usage.prompt_tokens_details.cached_tokens >= (whole.usage.total_tokens - 2) // 64 * 64
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": TOOL["parameters"], "strict": True}}
+    told = create(model="any", messages=WEATHER, temperature=0, response_format=form)
+    assert [*json.loads(told.choices[0].message.content)] == ["city"]
 
 
 def test_openai_continues_texts_and_lists_models(openai_client: Any) -> None:
@@ -115,6 +140,19 @@ def test_anthropic_chats(anthropic_client: Any) -> None:
     assert final.stop_reason == whole.stop_reason == "end_turn"
     counted = anthropic_client.messages.count_tokens(model="any", messages=QUESTION, system="Be brief.")
     assert counted.input_tokens == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
+
+
+def test_anthropic_calls_tools(anthropic_client: Any) -> None:
+    tools = [{"name": "weather", "description": TOOL["description"], "input_schema": TOOL["parameters"]}]
+    settings = {"model": "any", "max_tokens": 100, "tools": tools, "extra_body": GREEDY}
+    choice = {"type": "tool", "name": "weather", "disable_parallel_tool_use": True}
+    whole = anthropic_client.messages.create(messages=WEATHER, tool_choice=choice, **settings)
+    assert (whole.stop_reason, whole.content[-1].name) == ("tool_use", "weather")
+    with anthropic_client.messages.stream(messages=WEATHER, tool_choice=choice, **settings) as stream:
+        assert stream.get_final_message().content[-1].input == whole.content[-1].input
+    result = {"type": "tool_result", "tool_use_id": whole.content[-1].id, "content": "18 degrees"}
+    talk = [*WEATHER, {"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
+    assert anthropic_client.messages.create(messages=talk, **settings).content[0].text
 
 
 def test_anthropic_is_told_of_errors(anthropic_client: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgemoe.errors import EdgemoeError, UsageError
-from edgemoe.session.chat import Answer, ChatSession
+from edgemoe.session.chat import Answer, ChatMessage, ChatSession
 from edgemoe.session.model import Model
 from edgemoe.session.template import ChatTemplate
 from tests.support.every_case import every_case
@@ -105,7 +105,8 @@ def test_the_fewest_turns_are_forgotten_that_leave_half_a_context(make_model: Ma
         read(chat.send(f"Message {turn}"))
         if chat.forgotten_turns > forgotten:
             break
-    sizes = [len(chat._prompt(before, f"Message {turn}", out)) for out in range(len(before) // 2 + 1)]
+    question = ChatMessage(role="user", content=f"Message {turn}")
+    sizes = [len(chat._prompt(before, question, out).ids) for out in range(len(before) // 2 + 1)]
     assert chat.forgotten_turns == next(out for out, size in enumerate(sizes) if size <= 200) > 2
 
 

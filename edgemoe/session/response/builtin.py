@@ -18,6 +18,10 @@ NESTED = {"type": "function", "function": "{content}"}
 LISTED = {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}}
 
 
+BEGUN = r"(?=<think>\s*\Z)"
+"""The place before a thought that the prompt has begun, in whichever words it begins an answer."""
+
+
 def _think(opening: str = "<think>", closing: str = "</think>") -> dict[str, Any]:
     return {"open": opening, "close": closing}
 
@@ -32,7 +36,7 @@ def _tags(pattern: str, parser: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _form(start: str, **fields: dict[str, Any]) -> dict[str, Any]:
-    return {"start_anchor_pattern": start, "fields": {"content": {}, **fields}}
+    return {"start_anchor_pattern": f"{start}|{BEGUN}", "fields": {"content": {}, **fields}}
 
 
 ANY_JSON = {"name": "json", "args": {"allow_non_json": True}}
@@ -226,7 +230,7 @@ TABLE: dict[str, dict[str, Any]] = {
     ),
     "granite-4": _form(r"<\|start_of_role\|>assistant<\|end_of_role\|>", thinking=_think(), tool_calls=HERMES),
     "hermes": _form(CHATML, thinking=_think(), tool_calls=HERMES),
-    "think": _form(r"(?<=\n)(?!)|<\|assistant\|>\n?|<\|im_start\|>assistant\n", thinking=_think()),
+    "think": _form(r"<\|assistant\|>\n?|<\|im_start\|>assistant\n", thinking=_think()),
 }  # fmt: skip
 
 MARKERS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -288,7 +288,7 @@ class TaggedWriter:
 
     @property
     def _mark(self) -> str | None:
-        """What the tag itself says of being a string, where it says anything."""
+        """The mark of the tag itself that its value is text, where it has one."""
         groups = {} if self._tag is None else self._tag.groupdict()
         return groups.get("string") or "false" if "string" in groups else None
 
@@ -319,7 +319,7 @@ class TaggedWriter:
 
 
 def tag_markers(pattern: str) -> tuple[Marker, Marker]:
-    """What stands before and after the group `value` of a pattern."""
+    """The texts before and after the group `value` of a pattern."""
     import regex
 
     begin = pattern.find("(?P<value>")

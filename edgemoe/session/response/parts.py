@@ -76,3 +76,31 @@ class Message:
                 self.calls[-1].arguments += part.json
             else:
                 self.calls[-1].whole = part.whole
+
+
+class Shown:
+    """An answer as text for a person, in which thoughts and calls stand under headers, as channels do."""
+
+    def __init__(self) -> None:
+        self._header = ""
+        self._any = False
+
+    def text(self, parts: Iterable[Part]) -> str:
+        """The text of further parts."""
+        return "".join(self._text(part) for part in parts)
+
+    def _text(self, part: Part) -> str:
+        if isinstance(part, CallEnded):
+            return ""
+        if isinstance(part, CallArguments):
+            return part.json
+        if isinstance(part, CallBegun):
+            return self._under(f"[{part.name}]", "")
+        return self._under("[thinking]" if isinstance(part, Thought) else "", part.text)
+
+    def _under(self, header: str, text: str) -> str:
+        gap = ""
+        if header != self._header or not text:
+            gap = "\n\n" * self._any + (f"{header}\n" if header else "")
+        self._header, self._any = header, True
+        return gap + text

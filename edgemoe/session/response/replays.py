@@ -74,7 +74,7 @@ class Replays:
         """
         for place in range(len(messages) - 1, -1, -1):
             calls = messages[place].get("tool_calls") or ()
-            kept = self._find(str(calls[0].get("id"))) if calls else None
+            kept = self._find(str(calls[0].get("key", calls[0].get("id")))) if calls else None
             if kept is not None:
                 break
         else:
@@ -97,7 +97,7 @@ class Replays:
 
 
 def _meaning(message: Message) -> Any:
-    """What a message says, whatever white space is around it, and however its arguments are spelled."""
+    """The meaning of a message, whatever white space is around it, and however its arguments are spelled."""
     try:
         calls = [(call.name, json.loads(call.arguments)) for call in message.calls]
     except ValueError:

@@ -41,13 +41,13 @@ class Shape:
     """None: they are a JSON object."""
     between: str = ""
     section: tuple[str, str] = ("", "")
-    """What stands around all calls."""
+    """The texts around all calls. The second does not begin as `between` does: llguidance would not tell them apart."""
     thought: tuple[str, str] | None = ("<think>", "</think>")
     several: bool = True
 
 
 V3 = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
-MINIMAX = ("<minimax:tool_call>\n", "\n</minimax:tool_call>")
+MINIMAX = ("<minimax:tool_call>\n", "</minimax:tool_call>")
 K2 = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
 CLOSE_K3 = "<|close|>argument<|sep|>"
 HERMES = Shape('<tool_call>\n{{"name": "{}", "arguments": ', "}\n</tool_call>", between="\n")
@@ -67,14 +67,14 @@ SHAPES: dict[str, Shape] = {
     "deepseek-v3.1": Shape("<｜tool▁call▁begin｜>{}<｜tool▁sep｜>", "<｜tool▁call▁end｜>", section=V3),
     "dsml": Shape(
         '<｜DSML｜invoke name="{}">\n',
-        "</｜DSML｜invoke>",
+        "</｜DSML｜invoke>\n",
         Tags(
             '<｜DSML｜parameter name="{}" string="false">',
             "</｜DSML｜parameter>\n",
             string='<｜DSML｜parameter name="{}" string="true">',
         ),
-        "\n",
-        ("\n\n<｜DSML｜function_calls>\n", "\n</｜DSML｜function_calls>"),
+        "",
+        ("\n\n<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
     ),
     "kimi-k2": Shape("<|tool_call_begin|>functions.{}:0<|tool_call_argument_begin|>", "<|tool_call_end|>", section=K2),
     "kimi-k3": Shape(
@@ -92,7 +92,7 @@ SHAPES: dict[str, Shape] = {
         "<tool_call>{}\n", "</tool_call>", Tags("<arg_key>{}</arg_key>\n<arg_value>", "</arg_value>\n"), "\n"
     ),
     "minimax": Shape(
-        '<invoke name="{}">\n', "</invoke>", Tags('<parameter name="{}">', "</parameter>\n"), "\n", MINIMAX
+        '<invoke name="{}">\n', "</invoke>\n", Tags('<parameter name="{}">', "</parameter>\n"), "", MINIMAX
     ),
     "qwen-xml": Shape(
         "<tool_call>\n<function={}>\n",

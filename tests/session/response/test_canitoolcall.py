@@ -64,6 +64,7 @@ def read(fixture: Any, family: Any, pieces: list[str], eager: bool) -> Any:
 
 @pytest.mark.parametrize(("eager", "least"), [(False, LEAST_OF_WHOLE), (True, LEAST_OF_STREAMED)])
 def test_most_recorded_answers_are_read_as_expected(eager: bool, least: float) -> None:
+    pytest.importorskip("canitoolcall")
     from canitoolcall import checks
     from canitoolcall.chunking import DEFAULT_STRATEGIES, split
     from canitoolcall.fixtures import load_fixtures

@@ -17,6 +17,7 @@ from edgemoe.session.response.form import ResponseForm
 from edgemoe.session.response.parts import Call, CallArguments, CallBegun, CallEnded, Message, Said, Thought
 from edgemoe.session.response.reader import ResponseReader
 from tests.support.every_case import every_case
+from tests.support.examples import examples
 from tests.support.written_answers import BARE, TOOLS, TWO, WRITTEN
 
 
@@ -50,7 +51,7 @@ def test_every_form_of_the_table_has_an_example_and_a_mark() -> None:
     assert {*WRITTEN, *BARE, "think"} == {*TABLE} == {name for name, _ in MARKERS}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     name=st.sampled_from(sorted({**WRITTEN, **BARE})),
     order=st.lists(st.integers(0, 10**6), max_size=12),
@@ -74,7 +75,7 @@ def test_no_cut_changes_what_a_damaged_answer_says(name: str, order: list[int], 
         assert isinstance(json.loads(call.arguments), dict)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.sampled_from(sorted(WRITTEN)), st.text(max_size=40))
 def test_text_without_markers_is_said_as_it_stands(name: str, text: str) -> None:
     reader = ResponseReader(builtin(name), "", TOOLS)

@@ -1,0 +1,51 @@
+"""Messages with calls, in the words that templates of some families want."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgemoe.session.tools import ToolWishes, in_words_of, plainly
+
+
+def call(name: str, key: str) -> dict[str, Any]:
+    return {"id": key, "type": "function", "function": {"name": name, "arguments": {"a": 1}}}
+
+
+TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call("f", "x"), call("g", "y")]},
+    {"role": "tool", "content": "1", "tool_call_id": "x"},
+    {"role": "tool", "content": "2", "tool_call_id": "y"},
+]
+
+
+def test_ids_of_calls_are_those_that_kimi_knows() -> None:
+    found = in_words_of("kimi-k2", TALK)
+    assert [(one["id"], one["key"]) for one in found[1]["tool_calls"]] == [
+        ("functions.f:0", "x"),
+        ("functions.g:1", "y"),
+    ]
+    assert [one["tool_call_id"] for one in found[2:]] == ["functions.f:0", "functions.g:1"]
+
+
+def test_thoughts_before_calls_have_the_name_that_gpt_oss_knows() -> None:
+    assert in_words_of("harmony", TALK)[1]["thinking"] == "hm"
+    assert in_words_of("hermes", TALK) == TALK
+
+
+def test_a_template_without_tools_is_given_text() -> None:
+    found = plainly(TALK, [{"name": "f"}])
+    assert [one["role"] for one in found] == ["system", "user", "assistant", "user"]
+    assert found[2]["content"].count("<tool_call>") == 2
+    assert found[3] == {
+        "role": "user",
+        "content": "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>",
+    }
+    assert [one["role"] for one in plainly(TALK, [])] == ["user", "assistant", "user"]
+
+
+def test_demands() -> None:
+    tools = ({"name": "f"}, {"name": "g"})
+    assert [*ToolWishes(tools, "required").demanded] == ["f", "g"]
+    assert [*ToolWishes(tools, name="g").demanded] == ["g"]
+    assert ToolWishes(tools, "none").offered == ToolWishes(tools).demanded == {}
