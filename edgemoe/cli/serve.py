@@ -27,7 +27,11 @@ def serve(
     model: shared.ModelArgument = None,
     host: Annotated[
         str,
-        typer.Option("--host", metavar="ADDRESS", help="Address to listen at; beyond this machine it needs a key."),
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address to listen at, or several: 127.0.0.1,::1. Beyond this machine it needs a key.",
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="Port to listen at; 0 takes a free one.")] = 8080,
     api_key_file: Annotated[
@@ -130,7 +134,7 @@ def _as_clients_see_it(found: str | None, settings: ServerSettings, context: int
         raise UsageError("--for: expected a port, found 0, which takes any.", "Give the --port of the server.")
     name = settings.name or model_name(find_runnable(found))
     key = KEY_VARIABLE if settings.api_keys else None
-    return Served(server_url(settings.host, settings.port), name, context, key)
+    return Served(server_url(settings.hosts[0], settings.port), name, context, key)
 
 
 def _greet(model: Model, url: str) -> None:

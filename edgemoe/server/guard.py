@@ -82,7 +82,7 @@ class Guard:
     def _check_host(self, headers: Headers) -> None:
         """Raises RefusalError for a request that calls the server by a name that is not its own."""
         host = headers.get("host", "")
-        if self._settings.host in LOOPBACK and host and _name(host) not in LOOPBACK:
+        if self._settings.is_local and host and _name(host) not in LOOPBACK:
             raise RefusalError(
                 f"the host {host[:80]!r} is not this server's: expected localhost or 127.0.0.1.",
                 "Ask it by one of these names.",

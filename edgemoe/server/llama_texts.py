@@ -99,5 +99,6 @@ async def apply_template(exchange: Exchange) -> Response:
     conversation = Conversation.of(messages_of(fields.any("messages")))
     begins = fields.flag("add_generation_prompt", True)
     variables = await template_variables(fields, service)
-    text = await service.chat_text(conversation, variables, tool_wishes(fields), begins)
-    return exchange.answer({"prompt": text}, fields)
+    wishes = tool_wishes(fields)
+    chat = await service.chat(conversation, variables, wishes, answers=False, opens=begins)
+    return exchange.answer({"prompt": chat.text}, fields)

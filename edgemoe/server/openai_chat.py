@@ -93,8 +93,9 @@ async def input_tokens(exchange: Exchange) -> Response:
     service = exchange.service
     fields.ignore(*WITHOUT_EFFECT)
     conversation = Conversation.of(messages_of(fields.any("messages")))
-    variables = await template_variables(fields, service)
-    chat = await service.chat(conversation, variables, tool_wishes(fields), answers=False)
+    chat = await service.chat(
+        conversation, await template_variables(fields, service), tool_wishes(fields), answers=False
+    )
     return exchange.answer({"object": "chat.completion.input_tokens", "input_tokens": len(chat.ids)}, fields)
 
 

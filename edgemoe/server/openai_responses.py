@@ -62,7 +62,7 @@ class Responses:
         answers = service.begin([chat.ids], replace(settings, chat=chat))
         form = _Form(exchange, fields, settings, Items(exchange.id, answers.wholes[0], custom))
         keeps = fields.flag("store", True)
-        beside = _Beside(fields.flag("return_progress"), fields.flag("timings_per_token"))
+        extras = _Extras(fields.flag("return_progress"), fields.flag("timings_per_token"))
 
         def keep(whole: Whole) -> None:
             if keeps:
@@ -70,11 +70,11 @@ class Responses:
                 self._kept.add(form.id, Kept(messages, form.resource(whole)))
 
         if settings.stream:
-            return exchange.stream(_events(answers, form, keep, beside), fields)
+            return exchange.stream(_events(answers, form, keep, extras), fields)
         (whole,) = await exchange.whole(gathered(answers))
-        keep(whole)
         form.items.add_whole()
         form.items.finish(status_of(whole))
+        keep(whole)
         return exchange.answer(form.resource(whole), fields)
 
     async def input_tokens(self, exchange: Exchange) -> Response:
@@ -249,7 +249,7 @@ def _usage(figures: Figures) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Beside:
+class _Extras:
     """What a stream tells beside OpenAI's events, in llama-server's words."""
 
     progress: bool
@@ -271,7 +271,7 @@ class _Numbered:
         return event({"type": name, "sequence_number": self._number, **more}, name)
 
 
-async def _events(answers: Answers, form: _Form, keep: Any, beside: _Beside) -> AsyncGenerator[bytes, None]:
+async def _events(answers: Answers, form: _Form, keep: Any, extras: _Extras) -> AsyncGenerator[bytes, None]:
     """The stream: the response, its items and their parts are begun, grow, and are ended, each by an event."""
     numbered, whole = _Numbered(), answers.wholes[0]
     yield numbered.event("response.created", response=form.begun())
@@ -280,20 +280,19 @@ async def _events(answers: Answers, form: _Form, keep: Any, beside: _Beside) -> 
         async with answers:
             async for _, one in answers.events():
                 told: list[Told] = []
-                times: dict[str, Any] = {}
                 if isinstance(one, Piece):
-                    times = beside.times(one.figures)
                     told = [event for part in one.parts for event in form.items.add(part)]
+                    told = [(name, {**more, **extras.times(one.figures)}) for name, more in told]
+                elif isinstance(one, Progress) and extras.progress:
+                    progress = {"total": one.total, "cache": one.cached, "processed": one.processed}
+                    more = {"prompt_progress": progress, **extras.times(one.figures)}
+                    told = [("response.in_progress", {"response": form.begun(), **more})]
                 elif isinstance(one, Finished):
                     told = form.items.finish(status_of(whole))
-                elif isinstance(one, Progress) and beside.progress:
-                    progress = {"total": one.total, "cache": one.cached, "processed": one.processed}
-                    more = {"prompt_progress": progress, **beside.times(one.figures)}
-                    yield numbered.event("response.in_progress", response=form.begun(), **more)
                 for name, more in told:
-                    yield numbered.event(name, **more, **(times if name == "response.output_text.delta" else {}))
+                    yield numbered.event(name, **more)
         keep(whole)
-        times = beside.times(whole.finished.figures)
-        yield numbered.event(f"response.{status_of(whole)}", response=form.resource(whole), **times)
+        more = extras.times(whole.finished.figures)
+        yield numbered.event(f"response.{status_of(whole)}", response=form.resource(whole), **more)
     except Exception as error:
         yield numbered.event("response.failed", response=form.failed(refusal_of(error)))

@@ -66,7 +66,9 @@ class Server:
     def __init__(self, load: Callable[[], Model], settings: ServerSettings) -> None:
         """`load` opens the model, on the engine thread. Raises UsageError where the port cannot be used."""
         self.settings = settings
-        self._socket = _listen(settings.host, settings.port)
+        first, *others = settings.hosts
+        self._sockets = [_listen(first, settings.port)]
+        self._sockets += [_listen(host, self.port) for host in others]
         self.engine = EngineThread(load, settings.queue, self._model_changed)
         self.service = Service(self.engine, settings)
         self.on_ready: Callable[[Model], None] | None = None
@@ -77,12 +79,12 @@ class Server:
 
     @property
     def port(self) -> int:
-        return int(self._socket.getsockname()[1])
+        return int(self._sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
-        """The address, without a path."""
-        return server_url(self.settings.host, self.port)
+        """The first address, without a path."""
+        return server_url(self.settings.hosts[0], self.port)
 
     def run(self) -> None:
         """Serve until a signal or `stop` ends it; raises the error for which the model could not be opened."""
@@ -125,12 +127,13 @@ class Server:
 
     def _serve(self) -> None:
         try:
-            self._loop.run([self._socket])
+            self._loop.run(self._sockets)
         finally:
             self.engine.stop()
             self.engine.join(GRACE_SECONDS)  # the opening of a model cannot be interrupted
             self.service.close()
-            self._socket.close()
+            for one in self._sockets:
+                one.close()
 
     def _model_changed(self) -> None:
         model = self.engine.model

@@ -85,6 +85,10 @@ class Service:
             self._read_variables[variable] = await self.on_texts(work)
         return self._read_variables[variable]
 
+    def template_variables(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The variables of the chat template: those of the server, and of a request, which come first."""
+        return {**self.settings.template_variables, **(variables or {})}
+
     async def chat(
         self,
         conversation: Conversation,
@@ -92,41 +96,27 @@ class Service:
         wishes: ToolWishes | None = None,
         structure: Structure | None = None,
         answers: bool = True,
+        opens: bool = True,
     ) -> ToolPrompt:
-        """The prompt of a conversation. Raises RefusalError, also where it leaves no room for a wanted answer."""
+        """The prompt of a conversation, without the opening of an answer unless it `opens` one.
+
+        Raises RefusalError, also where it leaves no room for a wanted answer.
+        """
         model = self.model
 
         def work() -> ToolPrompt:
             if answers:
                 check_text_fits(text_of(conversation.messages), model.tokenizer, model.engine.context_length)
-            prompt = self._tool_texts().prompt(
-                conversation.messages,
-                wishes or ToolWishes(),
-                self._template_variables(variables),
-                conversation.continues,
-                structure,
+            texts = self._tool_texts()
+            own = self.template_variables(variables)
+            prompt = texts.prompt(
+                conversation.messages, wishes or ToolWishes(), own, conversation.continues, structure, opens
             )
             if answers:
                 check_prompt_length(len(prompt.ids), model.engine.context_length)
             return prompt
 
         return await self.on_texts(work)
-
-    async def chat_text(
-        self, conversation: Conversation, variables: Mapping[str, Any], wishes: ToolWishes, begins: bool
-    ) -> str:
-        """The text of a conversation: up to where its answer begins or, unless it `begins`, to its last message's end.
-
-        Raises RefusalError.
-        """
-        own, continues = self._template_variables(variables), conversation.continues
-        return await self.on_texts(
-            lambda: self._tool_texts().text(conversation.messages, wishes, own, continues, begins)
-        )
-
-    def _template_variables(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The variables of the chat template: those of the server, and of a request, which come first."""
-        return {**self.settings.template_variables, **(variables or {})}
 
     def _tool_texts(self) -> ToolTexts:
         """Call this in `on_texts`: it reads the template."""

@@ -26,6 +26,7 @@ class ServerSettings:
     """Where and for whom the server answers. Raises UsageError for settings that would not be safe."""
 
     host: str = "127.0.0.1"
+    """One address, or several with commas between them."""
     port: int = 8080
     """0 takes a free one."""
     api_keys: Sequence[str] = field(default=(), repr=False)
@@ -49,8 +50,18 @@ class ServerSettings:
     seed: int | None = None
     """The seed of answers whose request names none; None draws one for each."""
 
+    @property
+    def hosts(self) -> list[str]:
+        """The addresses to listen at."""
+        return [host.strip() for host in self.host.split(",")]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine alone can ask."""
+        return all(host in LOOPBACK for host in self.hosts)
+
     def __post_init__(self) -> None:
-        if self.host not in LOOPBACK and not self.api_keys:
+        if not self.is_local and not self.api_keys:
             raise UsageError(
                 f"`host={self.host}`: other machines could use this server: expected an API key beside that address.",
                 "Give a key (`api_key_file`, or the variable EDGEMOE_API_KEY), or leave the address out.",

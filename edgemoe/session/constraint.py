@@ -26,6 +26,8 @@ Logits = npt.NDArray[np.float32]
 SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 MARKER_BEGINS = "<["
 """How tokens with names of their own begin that are markers; others, such as runs of spaces, are text."""
+BEFORE_TEXT = "\x02"
+"""A character that no tokenizer joins with the text after it."""
 LARGEST_BYTES = 1 << 20
 """The largest grammar that is compiled."""
 
@@ -126,13 +128,37 @@ class _Words:
         if not ends:  # it wants one: a token that is never allowed stands for it
             self.tokens.append(b"")
             ends = [tokenizer.vocabulary]
+        self._ids: dict[bytes, int] | None = None
         self.ends = ends
         self.eos_token_id = ends[0]
 
     def __call__(self, text: bytes | str) -> list[int]:
         """The ids of a text; called for each run of forced text, on the thread that waits for it."""
         said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return list(self._library.encode(said, add_special_tokens=False).ids)
+        wanted = said.encode()
+        for before in ("", BEFORE_TEXT):  # some tokenizers put a space before the first word of a text
+            ids = list(self._library.encode(before + said, add_special_tokens=False).ids)
+            spelled = [self.tokens[one] for one in ids]
+            while spelled and sum(map(len, spelled)) > len(wanted):
+                del ids[0], spelled[0]
+            if b"".join(spelled) == wanted:
+                return ids
+        return self._longest(wanted)
+
+    def _longest(self, wanted: bytes) -> list[int]:
+        """The ids of bytes, each the longest token that fits; they end where none does."""
+        if self._ids is None:
+            special = set(self.special_token_ids)
+            self._ids = {one: number for number, one in enumerate(self.tokens) if one and number not in special}
+        ids, place, longest = [], 0, max(map(len, self._ids))
+        while place < len(wanted):
+            sizes = range(min(longest, len(wanted) - place), 0, -1)
+            size = next((size for size in sizes if wanted[place : place + size] in self._ids), None)
+            if size is None:
+                break
+            ids.append(self._ids[wanted[place : place + size]])
+            place += size
+        return ids
 
 
 class Constraint:

@@ -108,36 +108,12 @@ class ToolTexts:
         variables: Mapping[str, Any] | None = None,
         continues: bool = False,
         structure: Structure | None = None,
+        opens: bool = True,
     ) -> ToolPrompt:
-        """The prompt of a conversation whose answer is to have a structure. Raises EdgemoeError."""
-        messages, encoder = self._told(messages, wishes, variables)
-        form = self._form if self.template_knows_tools or not wishes.offered else _with_hermes(self._form)
-        text = encoder.render(messages, continues)
-        ids = None
-        if form is not None and not self.literal:
-            ids = self.replays.ids(messages, text, encoder, form, wishes.offered, self.tokenizer)
-        if ids is None:
-            ids = encoder.encode(messages, continues) if self.literal else self.tokenizer.encode(text)
-        before = self.tokenizer.decode(ids[-BEFORE_TOKENS:], skip_special_tokens=False)
-        constraint = self._constraint(wishes, before, form, structure)
-        return ToolPrompt(ids, text, before, wishes, form, constraint)
+        """The prompt of a conversation whose answer is to have a structure. Raises EdgemoeError.
 
-    def text(
-        self,
-        messages: Sequence[Message],
-        wishes: ToolWishes,
-        variables: Mapping[str, Any] | None = None,
-        continues: bool = False,
-        begins: bool = True,
-    ) -> str:
-        """The text of a conversation, without the beginning of an answer unless it `begins`. Raises EdgemoeError."""
-        messages, encoder = self._told(messages, wishes, variables)
-        return encoder.render(messages, continues) if begins or continues else encoder.render_past(messages)
-
-    def _told(
-        self, messages: Sequence[Message], wishes: ToolWishes, variables: Mapping[str, Any] | None
-    ) -> tuple[Sequence[Message], ConversationEncoder]:
-        """The messages as the template wants them, and the encoder that tells the model of the tools."""
+        `opens`: whether the opening of an answer stands at its end, unless the answer continues the last message.
+        """
         knows = self.template_knows_tools
         offered = list(wishes.offered.values())
         has_calls = any("tool_calls" in one or one["role"] == "tool" for one in messages)
@@ -148,7 +124,17 @@ class ToolTexts:
             messages = plainly(messages, offered)
         if knows:
             messages = in_words_of(builtin_name(self.template.source), messages)
-        return messages, ConversationEncoder(self.tokenizer, self.template, given, self.literal)
+        encoder = ConversationEncoder(self.tokenizer, self.template, given, self.literal)
+        form = self._form if knows or not offered else _with_hermes(self._form)
+        text = encoder.render(messages, continues) if opens or continues else encoder.render_past(messages)
+        ids = None
+        if form is not None and not self.literal:
+            ids = self.replays.ids(messages, text, encoder, form, wishes.offered, self.tokenizer)
+        if ids is None:
+            ids = encoder.encode(messages, continues) if self.literal else self.tokenizer.encode(text)
+        before = self.tokenizer.decode(ids[-BEFORE_TOKENS:], skip_special_tokens=False)
+        constraint = self._constraint(wishes, before, form, structure)
+        return ToolPrompt(ids, text, before, wishes, form, constraint)
 
     @property
     def template_knows_tools(self) -> bool:

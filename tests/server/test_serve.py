@@ -125,3 +125,19 @@ def test_a_model_that_cannot_be_opened_is_an_error_of_the_command(
 ) -> None:
     assert run_command(["serve", str(letters_store), "--port", "0", "--ram", "1MiB"]) == 1
     assert "--ram" in capsys.readouterr().err
+
+
+def test_a_server_listens_at_several_addresses(letters_store: Path) -> None:
+    import socket
+
+    from edgemoe.server.settings import ServerSettings
+    from tests.server.conftest import loader
+
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with Server(loader(letters_store), ServerSettings("127.0.0.1,::1", 0)) as server:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, server.port), 5).close()
+        assert server.url == f"http://127.0.0.1:{server.port}"

@@ -26,11 +26,11 @@ class Script:
 
     def sampler(
         self, options: SamplingOptions, before: Sequence[int] = (), stop_ids: Collection[int] = frozenset()
-    ) -> _ScriptedSampler:
-        return _ScriptedSampler([*self._answers.pop(0), min(stop_ids)])
+    ) -> ScriptedSampler:
+        return ScriptedSampler([*self._answers.pop(0), min(stop_ids)])
 
 
-class _ScriptedSampler:
+class ScriptedSampler:
     def __init__(self, ids: list[int]) -> None:
         self._ids = ids
 
