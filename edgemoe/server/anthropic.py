@@ -45,7 +45,7 @@ async def messages(exchange: Exchange) -> Response:
         limit or service.defaults.max_tokens,
         stream=fields.flag("stream"),
     )
-    ids = await service.chat_ids(conversation, variables)
+    ids = await exchange.chat_ids(conversation, variables)
     answers = service.begin([ids], settings)
     head = {"id": f"msg_{exchange.id}", "type": "message", "role": "assistant", "model": service.name}
     if settings.stream:

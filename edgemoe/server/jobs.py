@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.model.sampling import SamplingOptions
@@ -100,3 +104,8 @@ class Job:
     """How many likeliest tokens to name beside each token; None: no logprobs."""
     cancelled: bool = field(default=False, init=False)
     """Set from any thread once nobody wants the answer any more."""
+
+    @cached_property
+    def id_array(self) -> npt.NDArray[np.int32]:
+        """The prompt's ids, to be compared with those of others."""
+        return np.asarray(self.prompt_ids, np.int32)

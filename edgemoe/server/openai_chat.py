@@ -47,7 +47,7 @@ async def chat_completions(exchange: Exchange) -> Response:
     variables = await template_variables(fields, service)
     usage, progress = wants_usage(fields), fields.flag("return_progress")
     ping_s = fields.whole("sse_ping_interval", 1)
-    ids = await service.chat_ids(conversation, variables)
+    ids = await exchange.chat_ids(conversation, variables)
     answers = service.begin([ids], settings)
     head = {"id": f"chatcmpl-{exchange.id}", "created": int(time.time()), "model": service.name}
     if settings.stream:

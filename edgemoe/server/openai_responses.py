@@ -53,7 +53,7 @@ class Responses:
             fields.whole("max_output_tokens", 1) or service.defaults.max_tokens,
             stream=fields.flag("stream"),
         )
-        ids = await service.chat_ids(conversation, variables)
+        ids = await exchange.chat_ids(conversation, variables)
         answers = service.begin([ids], settings)
         form = _Form(exchange, fields, settings)
         keeps = fields.flag("store", True)

@@ -3,21 +3,25 @@ prompts that are being read.
 
 What a token gives depends on its own sequence alone (`engine/batch.py`), so no answer depends on its company, on the
 order of requests, or on how prompts were cut. Answers begin in the order in which they were asked for. Prompts share
-the rows of a step evenly, so that a short one is not behind a long one. One that another answer's prompt is about to
-compute for the most part waits for that, and then finds it in the prefix cache.
+the rows of a step evenly, so that a short one is not behind a long one. Where two prompts begin alike the second waits
+until the first has read what they share, and finds that in the prefix cache; the first one's step ends there, so that
+state which cannot be cut has a snapshot at that place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgemoe.engine.engine import EngineStatistics
 from edgemoe.engine.sequence import Sequence
-from edgemoe.kernels.operations import Floats
+from edgemoe.kernels.operations import PAGE_TOKENS, Floats
 from edgemoe.server.jobs import Failed, Figures, Finished, Job, Piece, Progress, StoppingError
 from edgemoe.server.prompt_rows import PromptRows
 from edgemoe.session.continuation import Continuation
@@ -184,7 +188,7 @@ class Scheduler:
             if len(self.running) == self.most_running:
                 return
             job, asked_s = entry
-            if any(_computes_most_of(job, one) for one in self.running if one.rest):
+            if any(shared_tokens(job, one.job) > one.sequence.position for one in self.running if one.rest):
                 continue
             self.waiting.remove(entry)
             sequence = self._engine.sequences.open(job.prompt_ids)
@@ -209,9 +213,15 @@ class Scheduler:
             rows = min(rows, self._rows.rows())
         batch = {one: one.next_ids(1) for one in writing}
         for place, one in enumerate(reading):
-            batch[one] = one.next_ids(max(1, rows // (len(reading) - place)))
+            share = max(1, rows // (len(reading) - place))
+            batch[one] = one.next_ids(min(share, self._wanted_next(one)))
             rows -= len(batch[one])
         return batch
+
+    def _wanted_next(self, one: _Running) -> int:
+        """The tokens up to the first place for which another job waits, or up to the end of the prompt."""
+        ends = (shared_tokens(job, one.job) for job, _ in self.waiting)
+        return min((end for end in ends if end > one.sequence.position), default=sys.maxsize) - one.sequence.position
 
     def _run(self, batch: Mapping[_Running, list[int]]) -> None:
         """Run a step; where it fails, run each of its sequences alone, so that only those end that fail."""
@@ -270,8 +280,9 @@ class Scheduler:
             raise _Abandoned
 
 
-def _computes_most_of(job: Job, other: _Running) -> bool:
-    """Whether a prompt that is being read begins with most of a job's prompt."""
-    ids, others = job.prompt_ids, other.job.prompt_ids
-    least = len(ids) // 2 + 1
-    return others is ids or (len(others) >= least and ids[:least] == others[:least])
+def shared_tokens(job: Job, other: Job) -> int:
+    """How many tokens of a job's prompt it would find in the prefix cache, once another job's prompt has been read."""
+    ids, others = job.id_array, other.id_array
+    length = min(len(ids) - 1, len(others))
+    differs = np.flatnonzero(ids[:length] != others[:length])
+    return (int(differs[0]) if len(differs) else length) // PAGE_TOKENS * PAGE_TOKENS

@@ -278,3 +278,22 @@ def test_paths_and_methods(client: Client) -> None:
     assert "there is no such path" in unknown.error["message"]
     embeddings = client.post("/v1/embeddings", input="x")
     assert embeddings.status == 404
+
+
+def test_the_message_that_departs_from_an_earlier_conversation_is_named(serve: Any) -> None:
+    client = serve()
+
+    def differs(*texts: str, **more: Any) -> str | None:
+        roles = ("system", "user", "assistant", "user")
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        reply = client.post(CHAT, messages=messages, **{**SAMPLED, "max_tokens": 1, **more})
+        assert reply.status == 200, reply.body
+        found = reply.headers["x-edgemoe-prefix-differs"]
+        return None if found is None else str(found)
+
+    assert differs("be kind", "hello") is None
+    assert differs("be kind", "hello") is None
+    assert differs("be kind", "hello", "hi", "and now") is None
+    assert differs("be kind", "hello", "hey", "and now") == "messages[2] (assistant)"
+    assert differs("be kind, today is Monday", "hello") == "messages[0] (system)"
+    assert differs("be kind", "hello", "hey", "and then") == "messages[3] (user)"
