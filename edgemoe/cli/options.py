@@ -120,6 +120,16 @@ NoWarmStartOption = Annotated[
         help="Do not load the last session's cached experts at start, and save no list of them at the end.",
     ),
 ]
+PrefixDiskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix-disk",
+        metavar="SIZE",
+        help="Keep what was computed of prompts and answers in files for later starts, at most SIZE in all (8GiB). They"
+        " lie in your cache folder, and the texts can be guessed from them. Never changes an answer.",
+        show_default="off",
+    ),
+]
 CacheAwareOption = Annotated[
     float,
     typer.Option(

@@ -64,6 +64,7 @@ def serve(
     policy: shared.PolicyOption = "lru",
     prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
+    prefix_disk: shared.PrefixDiskOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Serve a model to programs that speak to OpenAI, Anthropic or llama-server. Ctrl-C stops it.
@@ -91,7 +92,9 @@ def serve(
     from edgemoe.engine.options import EngineOptions
     from edgemoe.server.opening import open_to_serve
 
-    options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences)
+    options = EngineOptions(
+        ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences, prefix_disk=prefix_disk
+    )
     server = Server(lambda: open_to_serve(found, options), settings)
     server.on_ready = lambda opened: _greet(opened, server.url)
     server.run()
@@ -100,9 +103,10 @@ def serve(
 def _greet(model: Model, url: str) -> None:
     """Tell on stderr what is served, and where."""
     from edgemoe.cli.chat import described
-    from edgemoe.cli.remarks import model_remarks, print_remarks
+    from edgemoe.cli.remarks import model_remarks, print_remarks, tell_of_prefixes
 
     engine = model.engine
+    tell_of_prefixes(model, None)
     print_remarks(model_remarks(model))
     print_remarks([
         described(model),

@@ -33,6 +33,7 @@ from edgemoe.engine.loaded import LoadedModel
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import PROMPT, Turn
+from edgemoe.engine.prefix_program import open_prefix_disk
 from edgemoe.engine.prompt_times import PromptTimes, PromptWork, rates_note
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
@@ -50,6 +51,8 @@ if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
     from edgemoe.engine.traffic import TokenTraffic
 
+SAVING_SECONDS = 3.0
+"""The longest time in which prefixes are saved when the engine is closed."""
 PROBED_TOKENS = 64
 """Tokens for which products are timed: with as many, kernels are about as fast as with any number."""
 
@@ -123,12 +126,15 @@ class Engine:
         groups, inputs = space.page_groups(graph), space.inputs(graph)
         self.sequences = Sequences(groups, spec.vocab_size, keeps_prefixes, fixed_state, inputs)
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
-        self.sequence = self.sequences.open()
-        """The sequence of `forward`, `rewind` and `position`."""
         self._loaded = LoadedModel(store, backend, space)
         mode = options.prefetch if routing is None or routing.recall is not None else "off"
         try:
             self._loaded.open(graph, memory, options, mode, dense)
+            if keeps_prefixes and inputs is None and options.prefix_disk is not None:
+                files = open_prefix_disk(options.prefix_disk, store, graph, memory, backend, groups, fixed_state)
+                self.sequences.keep_on_disk(files)
+            self.sequence = self.sequences.open()
+            """The sequence of `forward`, `rewind` and `position`."""
             by_layer, of_inputs = (
                 {layer: one.experts for layer, one in enumerate(routing) if one is not None}
                 for routing in (self.routing, self._loaded.encoder_routing)
@@ -360,6 +366,11 @@ class Engine:
         """
         self.sequence.rewind(position)
 
+    def adopt(self, token_ids: TokenIds) -> int:
+        """Begin the engine's own sequence anew with the longest kept prefix of these tokens; returns its length."""
+        self.sequence.rewind(0)
+        return self.sequence.adopt(check_ids(token_ids, self.spec.vocab_size))
+
     def _run(self, pieces: list[Piece]) -> None:
         """Run all tokens of the pieces, and append them to their sequences; after an error none of them."""
         for piece in pieces:
@@ -452,6 +463,8 @@ class Engine:
         """
         if self._tokens:
             self._loaded.keep_hot_list(self.expert_uses)
+        if self.sequences.tier is not None:
+            self.sequences.tier.save(SAVING_SECONDS)
         self._loaded.close()
         self.backend.close()
         self.sequences.release()

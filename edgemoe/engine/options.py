@@ -10,6 +10,7 @@ from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prefetch import PrefetchTrial
+from edgemoe.sizes import parse_size
 
 MOST_SEQUENCES = 256
 
@@ -45,6 +46,12 @@ class EngineOptions:
     Each has room for `context_length` tokens.
     """
 
+    prefix_disk: str | int | None = None
+    """The most bytes of prefixes that are kept on disk, in the user's cache folder (`prefix_tier.py`); None: none are.
+
+    They are kept from one start to the next. What was read or written can be guessed from them.
+    """
+
     def __post_init__(self) -> None:
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise UsageError(
@@ -59,6 +66,8 @@ class EngineOptions:
             raise UsageError(
                 f"`sequences`: expected 1 to {MOST_SEQUENCES}, found {self.sequences!r}.", "Leave it out for one."
             )
+        if isinstance(self.prefix_disk, str):
+            parse_size(self.prefix_disk)
         # Both refuse unknown names already here, whether or not experts are streamed.
         make_policy(self.policy, 1, 1)
         PrefetchTrial(self.prefetch)

@@ -33,6 +33,9 @@ async def metrics(exchange: Exchange) -> Response:
         "expert_misses": ("Experts that a step had to read from disk.", experts.expert_misses),
         "expert_read_bytes": ("Bytes of experts read from disk for tokens.", experts.disk_bytes),
     }
+    tier = engine.sequences.tier
+    if tier is not None:
+        counters["prefix_disk_read_bytes"] = ("Bytes of prefixes read from disk.", tier.disk.read_bytes)
     gauges: dict[str, tuple[str, float]] = {
         "sequences_in_use": ("Answers that are being written, or whose prompt is being read.", service.engine.running),
         "sequences": ("Answers that may be written at a time.", scheduler.most_running),
@@ -44,6 +47,8 @@ async def metrics(exchange: Exchange) -> Response:
         "resident_bytes": ("Memory of this process now.", rss_bytes()),
         "peak_resident_bytes": ("The most memory that this process has had.", peak_rss_bytes()),
     }
+    if tier is not None:
+        gauges["prefix_disk_bytes"] = ("Bytes of prefixes on disk.", tier.disk.held_bytes)
     lines = [
         line
         for kind, suffix, entries in (("counter", "_total", counters), ("gauge", "", gauges))

@@ -141,6 +141,12 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     @property
+    def has_work(self) -> bool:
+        """Whether there are jobs, or prefixes to be saved while there are none."""
+        tier = self._engine.sequences.tier
+        return self.busy or (tier is not None and tier.unsaved)
+
+    @property
     def most_running(self) -> int:
         return self._engine.sequences.most
 
@@ -165,6 +171,12 @@ class Scheduler:
             return
         with contextlib.suppress(_Abandoned):
             self._run(batch)
+
+    def save_prefix(self) -> None:
+        """Save one page or snapshot of what was computed to disk, where prefixes are kept there."""
+        tier = self._engine.sequences.tier
+        if tier is not None and tier.unsaved:
+            tier.save_one()
 
     def stop(self) -> None:
         """End all jobs with an error that says why."""

@@ -51,6 +51,10 @@ class HeldTokens:
                 break
             common += 1
         self.rewind(common)
+        tier = self.engine.sequences.tier
+        if tier is not None and self.start is None and tier.kept(token_ids) > self.engine.sequence.resumes_at:
+            common = self.engine.adopt(token_ids)
+            self.ids = list(token_ids[:common])
         return common
 
     def forward(
