@@ -57,6 +57,7 @@ def chat(
     prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
     prefix_disk: shared.PrefixDiskOption = None,
+    speculate: shared.SpeculateOption = "auto",
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
@@ -78,8 +79,9 @@ def chat(
 
     asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
     options = EngineOptions(
-        ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked, prefix_disk=prefix_disk
-    )
+        ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
+        prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+    )  # fmt: skip
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
     read = read_line

@@ -130,6 +130,15 @@ PrefixDiskOption = Annotated[
         show_default="off",
     ),
 ]
+SpeculateOption = Annotated[
+    str,
+    typer.Option(
+        "--speculate",
+        metavar="N",
+        help="Run up to N guessed tokens beside each generated one: a number, auto (as many as pay here) or off."
+        " Guesses repeat what followed the same words earlier. Never changes an answer.",
+    ),
+]
 CacheAwareOption = Annotated[
     float,
     typer.Option(
@@ -222,6 +231,11 @@ SeedOption = Annotated[
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")]
 """Read by `main`, at any place among the arguments."""
+
+
+def speculation(text: str) -> str | int:
+    """The number that `--speculate` gives, or its word, which `EngineOptions` checks."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else text
 
 
 def sampling_options(model: Model, **given: Any) -> SamplingOptions:

@@ -76,6 +76,7 @@ def run(
     prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
     prefix_disk: shared.PrefixDiskOption = None,
+    speculate: shared.SpeculateOption = "auto",
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
@@ -111,8 +112,9 @@ def run(
 
         asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
         options = EngineOptions(
-            ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked, prefix_disk=prefix_disk
-        )
+            ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
+            prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+        )  # fmt: skip
         opening = load(found, options)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):
         report_lossy(opened.path, asked, opened.engine.lossy, model, ram)

@@ -65,6 +65,7 @@ def serve(
     prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
     prefix_disk: shared.PrefixDiskOption = None,
+    speculate: shared.SpeculateOption = "auto",
     debug: shared.DebugOption = False,
 ) -> None:
     """Serve a model to programs that speak to OpenAI, Anthropic or llama-server. Ctrl-C stops it.
@@ -93,8 +94,9 @@ def serve(
     from edgemoe.server.opening import open_to_serve
 
     options = EngineOptions(
-        ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences, prefix_disk=prefix_disk
-    )
+        ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences,
+        prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+    )  # fmt: skip
     server = Server(lambda: open_to_serve(found, options), settings)
     server.on_ready = lambda opened: _greet(opened, server.url)
     server.run()

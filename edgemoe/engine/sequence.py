@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.inputs import HeldInput, Inputs
 from edgemoe.engine.pages import PREFIX_HASH_BYTES, HeldPages, PageGroup, PrefixHash, prefix_hash, prefix_hashes
-from edgemoe.engine.phase import Turn
+from edgemoe.engine.phase import DECODE, VERIFY, Turn
 from edgemoe.engine.prefix_disk import PrefixDisk
 from edgemoe.engine.prefix_tier import PrefixTier
 from edgemoe.engine.snapshots import Snapshots
@@ -66,6 +66,7 @@ class Sequence:
         self._tier = tier
         self._lost_before = 0  # the sequence can go back to this position on its own, and no further
         self._running = 0  # tokens of a run that has begun and is not noted yet
+        self._mark: tuple[int, int] | None = None  # the slot of a copy of the fixed state, and its position
         self.behind = 0
         """How many of its last tokens have to be run again before others follow."""
 
@@ -125,6 +126,25 @@ class Sequence:
             pool.unname(whole.pages[-1])
         while whole.end < end:
             whole.append(pool.take())
+
+    def mark(self, tokens: int) -> None:
+        """Begin a step of `tokens` tokens: where some of them may be taken back, keep the fixed state of now.
+
+        It is kept until the next step begins, and only where it could not be taken back otherwise.
+        """
+        snapshots = self._snapshots
+        if snapshots is None or snapshots.fixed is None:
+            return
+        self._unmark(snapshots)
+        if self.turn.phase == VERIFY and snapshots.undo < tokens:
+            slot = snapshots.take_slot()
+            snapshots.fixed.save(slot, self.row, len(self.ids))
+            self._mark = slot, len(self.ids)
+
+    def _unmark(self, snapshots: Snapshots) -> None:
+        if self._mark is not None:
+            snapshots.give_back_slot(self._mark[0])
+            self._mark = None
 
     def begin_run(self, tokens: int) -> None:
         """Make room in the windows for the next `tokens` tokens, which are about to be run (again, if it is behind).
@@ -213,6 +233,8 @@ class Sequence:
             held.share(0, ())
         if self.input is not None:
             self.input.release()
+        if self._snapshots is not None:
+            self._unmark(self._snapshots)
         self.ids.clear()
         self._hashes.clear()
 
@@ -230,8 +252,15 @@ class Sequence:
         Returns where it stands then. With no snapshot that is 0, where no state is needed.
         """
         if position < self._lost_before:
-            position = snapshots.restore(self._hashes, position // PAGE_TOKENS, self.row, self.windowed)
+            newest = snapshots.newest(self._hashes, position // PAGE_TOKENS) * PAGE_TOKENS
+            if self._mark is not None and newest < self._mark[1] <= position and snapshots.fixed is not None:
+                slot, position = self._mark
+                snapshots.fixed.load(slot, self.row, position)
+            else:
+                position = snapshots.restore(self._hashes, position // PAGE_TOKENS, self.row, self.windowed)
             self._lost_before = position
+        if self._mark is not None and position < self._mark[1]:
+            self._unmark(snapshots)
         for held in self.windowed:
             held.release_from(-(-position // PAGE_TOKENS))
         return position
@@ -248,11 +277,12 @@ class Sequence:
         place = pages * PAGE_TOKENS
         lost = snapshots.fixed is not None and place < self._lost_before
         if end - tokens < place and not lost:
-            snapshots.keep(self._hashes[:pages], self.row, self.windowed, self.turn.phase)
+            snapshots.keep(self._hashes[:pages], self.row, self.windowed, min(self.turn.phase, DECODE))
             if self._tier is not None:
                 self._tier.note("state", self._hashes[pages - 1], pages)
+        earliest = self._lost_before if self._mark is None else min(self._lost_before, self._mark[1])
         for held in self.windowed:
-            held.release_before(held.group.first_needed(self._lost_before))
+            held.release_before(held.group.first_needed(earliest))
 
     def _hash_of(self, number: int) -> PrefixHash:
         """The hash of the tokens up to the end of a page, from that of the page before it.

@@ -88,7 +88,7 @@ class Snapshots:
             last = self._kept[prefixes[earlier - 1]]
             if last.phase == phase and end - earlier * PAGE_TOKENS + last.saves <= self._widest:
                 self._drop(prefixes[earlier - 1])
-        slot = self._take_slot()
+        slot = self.take_slot()
         if self.fixed is not None:
             self.fixed.save(slot, row, end)
         pages = [one.between(one.group.first_needed(end), len(prefixes)) for one in held]
@@ -111,7 +111,7 @@ class Snapshots:
 
         False where there is no room for it, or the function could not do that.
         """
-        slot = self._take_slot()
+        slot = self.take_slot()
         pages: list[list[int]] = [[] for _ in self._windowed]
         wanted = [len(prefixes) - group.first_needed(len(prefixes) * PAGE_TOKENS) for group in self._windowed]
         for group, some, count in zip(self._windowed, pages, wanted, strict=True):
@@ -170,16 +170,23 @@ class Snapshots:
                 other.before, other.saves = gone.before, other.saves + gone.saves
         self._give_back(gone.pages, gone.slot)
 
-    def _take_slot(self) -> int:
-        """Make room for one snapshot more; returns its slot for the fixed state."""
+    def take_slot(self) -> int:
+        """Make room for one snapshot more; returns its slot for the fixed state.
+
+        Every sequence may hold one slot for itself: there are `LEAST_SNAPSHOTS` for each (`workspace.py`).
+        """
         # Pools do not bound the snapshots of windows of one token, which hold no pages.
-        if len(self._kept) == self._most:
+        if len(self._kept) == self._most or (self.fixed is not None and not self._free):
             self._drop_least()
         return -1 if self.fixed is None else self._free.pop()
 
-    def _give_back(self, pages: Sequence[Sequence[int]], slot: int) -> None:
+    def give_back_slot(self, slot: int) -> None:
+        """Let a slot be taken by others."""
         if self.fixed is not None:
             self._free.append(slot)
+
+    def _give_back(self, pages: Sequence[Sequence[int]], slot: int) -> None:
+        self.give_back_slot(slot)
         for group, some in zip(self._windowed, pages, strict=True):
             for page in some:
                 group.pool.release(page)

@@ -120,7 +120,7 @@ def timings(figures: Figures) -> dict[str, Any]:
     for all sequences of a step at once.
     """
     prompt_n = figures.prompt_tokens - figures.cached_tokens
-    decoded = figures.decode_steps
+    decoded = figures.decoded
     experts = figures.expert_hits + figures.expert_misses
     return {
         "cache_n": figures.cached_tokens,

@@ -62,8 +62,8 @@ class Figures:
     queue_s: float = 0.0
     prompt_s: float = 0.0
     decode_s: float = 0.0
-    decode_steps: int = 0
-    """Steps after the first token, which comes out of the prompt's logits."""
+    decoded: int = 0
+    """Tokens chosen after the first one, which comes out of the prompt's logits, with one that ended the answer."""
     step_tokens: int = 0
     """Tokens of all steps in which this answer took part, those of other answers included."""
     expert_hits: int = 0

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemoe.engine.engine import EngineStatistics
-from edgemoe.engine.sequence import Sequence
-from edgemoe.kernels.operations import PAGE_TOKENS, Floats
-from edgemoe.server.jobs import Failed, Figures, Finished, Job, Piece, Progress, StoppingError
+from edgemoe.kernels.operations import PAGE_TOKENS
+from edgemoe.server.jobs import Failed, Job, StoppingError
 from edgemoe.server.prompt_rows import PromptRows
-from edgemoe.session.continuation import Continuation
-from edgemoe.session.held_tokens import check_finite
+from edgemoe.server.running import Running
+from edgemoe.session.draft_gate import StepCosts
 from edgemoe.session.model import Model
 
 
@@ -52,64 +51,6 @@ class _Abandoned(Exception):  # noqa: N818 (no error)
     """Ends a step in which a prompt is run that nobody wants any more."""
 
 
-class _Running:
-    """A job that has a sequence."""
-
-    def __init__(self, job: Job, asked_s: float, sequence: Sequence, model: Model) -> None:
-        ids = job.prompt_ids
-        self.job = job
-        self.sequence = sequence
-        self.rest = list(ids[sequence.position :])
-        """Tokens of the prompt that have not been run."""
-        self.written = Continuation(
-            model.tokenizer, ids, job.options, job.max_tokens, model.engine.context_length, job.top_logprobs
-        )
-        self.began_s = time.perf_counter()
-        self.figures = Figures(len(ids), sequence.position, queue_s=self.began_s - asked_s)
-        sequence.turn.begin()
-
-    def next_ids(self, rows: int) -> list[int]:
-        """The tokens to run next, of which a prompt may have `rows`."""
-        return self.rest[:rows] if self.rest else self.written.token_ids[-1:]
-
-    def take(self, tokens: int, logits: Floats) -> None:
-        """Go on with the logits after `tokens` tokens that were run; reports what has come of them."""
-        job, written = self.job, self.written
-        if self.rest:
-            del self.rest[:tokens]
-            total = len(job.prompt_ids)
-            job.report(Progress(total, self.figures.cached_tokens, total - len(self.rest)))
-            if self.rest:
-                return
-            self.figures.prompt_s = time.perf_counter() - self.began_s
-            self.sequence.turn.begin_decoding()
-        else:
-            self.figures.decode_steps += 1
-        token = written.choose(logits)
-        if token is not None:
-            piece = written.take(token)
-            logprobs = written.logprobs[-1] if written.logprobs else None
-            job.report(Piece(*self._parts(piece), token, logprobs))
-        if written.finish_reason is not None:
-            if rest := written.finish():
-                job.report(Piece(*self._parts(rest)))
-            self.note_end()
-            job.report(Finished(written.finish_reason, written.stop_text, self.figures))
-
-    def note_end(self) -> None:
-        """Note the answer's length and time so far."""
-        figures = self.figures
-        figures.generated_tokens = len(self.written.token_ids)
-        figures.decode_s = time.perf_counter() - self.began_s - figures.prompt_s
-
-    def _parts(self, piece: str) -> tuple[str, str]:
-        """The text of a piece that is said to the person, and the text that is not."""
-        start = self.written.final_start
-        before = len(self.written.text) - len(piece)
-        cut = len(piece) if start is None else min(max(0, start - before), len(piece))
-        return piece[cut:], piece[:cut]
-
-
 @dataclass(frozen=True)
 class Place:
     """A sequence in use."""
@@ -126,10 +67,11 @@ class Scheduler:
 
     def __init__(self, model: Model) -> None:
         self.totals = Totals()
-        self.running: list[_Running] = []
+        self.running: list[Running] = []
         self.waiting: deque[tuple[Job, float]] = deque()
         self._model = model
         self._engine = model.engine
+        self._costs = StepCosts()
         self._rows = PromptRows(self._engine.memory.chunk_tokens)
         self.stopping = False
         """Set from any thread: all jobs end at the next layer or token."""
@@ -205,7 +147,7 @@ class Scheduler:
             self.waiting.remove(entry)
             sequence = self._engine.sequences.open(job.prompt_ids)
             try:
-                one = _Running(job, asked_s, sequence, self._model)
+                one = Running(job, asked_s, sequence, self._model, self._costs)
             except Exception as error:
                 self._engine.sequences.close(sequence)
                 self.totals.failed += 1
@@ -216,13 +158,17 @@ class Scheduler:
             self.totals.prompt_tokens += one.figures.prompt_tokens
             self.totals.cached_tokens += one.figures.cached_tokens
 
-    def _batch(self) -> dict[_Running, list[int]]:
+    def _batch(self) -> dict[Running, list[int]]:
         """The tokens of the next step."""
         writing = [one for one in self.running if not one.rest]
         reading = sorted((one for one in self.running if one.rest), key=lambda one: len(one.rest))
         rows = self._engine.memory.chunk_tokens - len(writing)
-        if writing:
+        if writing and reading:
             rows = min(rows, self._rows.rows())
+        elif writing:
+            drafts = 0
+            for one in writing:
+                drafts += one.guess(len(writing), drafts, rows - drafts)
         batch = {one: one.next_ids(1) for one in writing}
         for place, one in enumerate(reading):
             share = max(1, rows // (len(reading) - place))
@@ -230,30 +176,33 @@ class Scheduler:
             rows -= len(batch[one])
         return batch
 
-    def _wanted_next(self, one: _Running) -> int:
+    def _wanted_next(self, one: Running) -> int:
         """The tokens up to the first place for which another job waits, or up to the end of the prompt."""
         ends = (shared_tokens(job, one.job) for job, _ in self.waiting)
         return min((end for end in ends if end > one.sequence.position), default=sys.maxsize) - one.sequence.position
 
-    def _run(self, batch: Mapping[_Running, list[int]]) -> None:
+    def _run(self, batch: Mapping[Running, list[int]]) -> None:
         """Run a step; where it fails, run each of its sequences alone, so that only those end that fail."""
         began_s, before = time.perf_counter(), self._engine.statistics
         try:
-            logits = self._engine.step({one.sequence: ids for one, ids in batch.items()})
+            drafted = {one.sequence for one in batch if one.drafted}
+            logits = self._engine.step({one.sequence: ids for one, ids in batch.items()}, all_logits=drafted)
         except Exception as error:
             if isinstance(error, _Abandoned):
                 raise
-            if len(batch) == 1:
+            if len(batch) == 1 and not drafted:
                 self._end(next(iter(batch)), error)
                 return
-            for one, ids in batch.items():
-                self._run({one: ids})
+            for one, ids in batch.items():  # nor may a draft fail what would succeed without it
+                alone = ids[: len(ids) - len(one.drafted)]
+                one.forget_guess()
+                self._run({one: alone})
             return
         self._note(batch, time.perf_counter() - began_s, before, self._engine.statistics)
         for one, ids in batch.items():
             try:
-                check_finite(logits[one.sequence], self._engine.memory.kv_format)
-                one.take(len(ids), logits[one.sequence])
+                found = logits[one.sequence]
+                one.take(len(ids), found if found.ndim == 2 else found[None], len(batch))
             except Exception as error:
                 self._end(one, error)
                 continue
@@ -261,7 +210,7 @@ class Scheduler:
                 self.totals.finished += 1
                 self._end(one)
 
-    def _end(self, one: _Running, error: Exception | None = None) -> None:
+    def _end(self, one: Running, error: Exception | None = None) -> None:
         self.running.remove(one)
         self._engine.sequences.close(one.sequence)
         one.note_end()
@@ -273,10 +222,13 @@ class Scheduler:
             one.job.report(Failed(error))
 
     def _note(
-        self, batch: Mapping[_Running, list[int]], seconds: float, before: EngineStatistics, after: EngineStatistics
+        self, batch: Mapping[Running, list[int]], seconds: float, before: EngineStatistics, after: EngineStatistics
     ) -> None:
         rows = sum(map(len, batch.values()))
-        self._rows.ran(sum(len(ids) for one, ids in batch.items() if one.rest), seconds)
+        prompts = sum(len(ids) for one, ids in batch.items() if one.rest)
+        self._rows.ran(prompts, seconds)
+        if not prompts:
+            self._costs.ran(len(batch), rows - len(batch), seconds)
         self.totals.steps += 1
         self.totals.step_seconds += seconds
         for one in batch:

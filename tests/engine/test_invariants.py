@@ -1,10 +1,10 @@
 """The promise of the house: a token's bits depend on weights, text and settings, and on nothing else.
 
 Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, prefixes kept in RAM
-and on disk, runs that fail) run under every budget, thread count, instruction set and format of keys and values, with
-attention alone and with state that cannot be cut anywhere: windows, whose pages are given back, convolutions, and
-recurrent layers. Every logit is compared with `==` to that of the same tokens run alone, in one call, on one thread,
-with all experts in RAM and every page kept.
+and on disk, drafts that are taken back, runs that fail) run under every budget, thread count, instruction set and
+format of keys and values, with attention alone and with state that cannot be cut anywhere: windows, whose pages are
+given back, convolutions, and recurrent layers. Every logit is compared with `==` to that of the same tokens run alone,
+in one call, on one thread, with all experts in RAM and every page kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
-from edgemoe.engine.phase import Turn
+from edgemoe.engine.phase import VERIFY, Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
@@ -132,14 +132,17 @@ class Company:
                 self._bring_back(one)
         else:
             some = random.permutation(len(self._open))[: random.integers(1, len(self._open) + 1)]
-            decoding = random.integers(2)
+            phase = int(random.integers(3))
             batch = {}
             for sequence in (self._open[number] for number in some):
-                sequence.turn.phase = int(decoding)
+                sequence.turn.phase = phase
                 if sequence.position + 70 > LONGEST:
                     sequence.rewind(int(random.integers(LONGEST // 2)))
-                batch[sequence] = self._tokens(1 if decoding else random.integers(1, 70))
+                batch[sequence] = self._tokens((random.integers(1, 70), 1, random.integers(1, 9))[phase])
             self._append(batch)
+            if phase == VERIFY:
+                for sequence, ids in batch.items():
+                    sequence.rewind(sequence.position - int(random.integers(len(ids))))
 
     def _bring_back(self, one: Any) -> None:
         """Close a sequence, forget in RAM what no other one holds, and open it again from disk."""

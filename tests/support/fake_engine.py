@@ -58,6 +58,7 @@ class FakeEngine:
         self.closed = False
         self.turn = Turn()
         self.sequences = SimpleNamespace(tier=None)
+        self.speculate = "off"
         self._ids: list[int] = []
 
     @property
