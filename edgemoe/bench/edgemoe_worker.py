@@ -16,6 +16,7 @@ from edgemoe.bench.run import Run
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.engine.phase import VERIFY
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.lab.recorder import RoutingRecorder, recording
 from edgemoe.lab.trace import read_trace
@@ -133,6 +134,27 @@ class EdgemoeWorker:
             engine.sequences.close(sequence)
         return answer | {name: value - statistics[name] for name, value in counters(engine).items()}
 
+    def run_drafted(
+        self, prompt: Sequence[int], continuation: Sequence[int], drafts: int, settle: int
+    ) -> dict[str, Any]:
+        """Decode with `drafts` drafts in each step, all of them right; the first `settle` tokens are not counted."""
+        engine = self.engine
+        engine.rewind(0)
+        engine.turn.begin()
+        if self.forced is not None:
+            self.forced.spread(1)
+        engine.read_prompt(prompt)
+        engine.turn.begin_decoding()
+        for token in continuation[:settle]:
+            engine.forward([token])
+        if drafts:
+            engine.turn.phase = VERIFY
+        rows = np.empty((1 + drafts, engine.spec.vocab_size), np.float32)
+        began_s = time.perf_counter()
+        for first in range(settle, len(continuation), 1 + drafts):
+            engine.forward(continuation[first : first + 1 + drafts], all_logits=True, out=rows)
+        return {"continuation_s": time.perf_counter() - began_s}
+
     def end(self) -> dict[str, Any]:
         """Answer with the peak memory of this process.
 
@@ -167,4 +189,12 @@ def counters(engine: Engine) -> dict[str, int]:
 
 if __name__ == "__main__":
     worker = EdgemoeWorker()
-    serve({"open": worker.open, "run": worker.run, "run_together": worker.run_together, "end": worker.end})
+    serve(
+        {
+            "open": worker.open,
+            "run": worker.run,
+            "run_together": worker.run_together,
+            "run_drafted": worker.run_drafted,
+            "end": worker.end,
+        }
+    )

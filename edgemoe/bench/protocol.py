@@ -13,7 +13,7 @@ It ends when stdin does. The requests that an engine's worker understands:
            `continuation_s`, and with `major_faults`, the pages that the continuation waited for.
     end    answers with `peak_rss_bytes`.
 
-That of edgemoe also understands `run_together` (`sequences.py`).
+That of edgemoe also understands `run_together` (`sequences.py`) and `run_drafted` (`drafts.py`).
 """
 
 from __future__ import annotations

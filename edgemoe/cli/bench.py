@@ -130,13 +130,21 @@ def bench(
             help="Measure these numbers of sequences decoding together, such as 2,4,8, against one.",
         ),
     ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            "--speculate",
+            metavar="LIST",
+            help="Measure steps with these numbers of drafts, such as 1,3,7, all of them right, against none.",
+        ),
+    ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Measure decoding, prefill and start-up on random tokens, and where the time goes.
 
     Rates are medians over rounds. In every round the engines run one after another, each in its own process. If experts
     are streamed, every round also measures the disk's read rate, and the speed is compared with the lower of the
-    memory's and the disk's limit. --quality, --beside and --sequences measure something else instead.
+    memory's and the disk's limit. --quality, --beside, --sequences and --speculate measure something else instead.
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
@@ -182,6 +190,13 @@ def bench(
         write = shared.file_writer(json_file, write_json)
         settings = _company_settings(prompt, decode, repeats, context)
         write(measure_sequences(model, options, settings, counts, routing, share))
+        return
+    if speculate is not None:
+        from edgemoe.cli.company import measure_drafts
+
+        counts = shared.parse_counts("--speculate", speculate, "drafts, such as 1,3,7")
+        write = shared.file_writer(json_file, write_json)
+        write(measure_drafts(model, options, _company_settings(prompt, decode, repeats, context), counts, routing))
         return
     write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
@@ -235,10 +250,12 @@ def bench(
 
 UNUSED = {
     "quality": "prompt decode prefill repeats context against gguf mmap peer_decode routing recall trace limit plot"
-    " beside sequences",
+    " beside sequences speculate",
     "beside": "prefill against gguf mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing"
-    " drop_cold experts_per_token sequences",
-    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens",
+    " drop_cold experts_per_token sequences speculate",
+    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens speculate",
+    "speculate": "prefill against gguf mmap peer_decode recall trace limit plot text tokens cache_aware_routing"
+    " drop_cold",
 }
 """The options that another measurement than the usual one has no use for."""
 

@@ -56,6 +56,8 @@ def chat(
     policy: shared.PolicyOption = "lru",
     prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
+    prefix_disk: shared.PrefixDiskOption = None,
+    speculate: shared.SpeculateOption = "auto",
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
@@ -68,7 +70,7 @@ def chat(
 
     from edgemoe.cli.compiling import report_compilation
     from edgemoe.cli.lossy import lossy_line, report_lossy
-    from edgemoe.cli.remarks import model_remarks, print_remarks
+    from edgemoe.cli.remarks import model_remarks, print_remarks, tell_of_prefixes
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.terminal.screen import Plain, open_screen
     from edgemoe.engine.lossy import LossySettings
@@ -76,7 +78,10 @@ def chat(
     from edgemoe.session.model import load as load_model
 
     asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
-    options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked)
+    options = EngineOptions(
+        ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
+        prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+    )  # fmt: skip
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
     read = read_line
@@ -95,6 +100,7 @@ def chat(
             repetition_penalty=repeat_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, stop=stop, logit_bias=logit_bias,
         )  # fmt: skip
+        tell_of_prefixes(opened, prefix_disk)
         limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS
         session = opened.chat(system, sampling, limit, variables, literal_prompt)
         if load is not None:

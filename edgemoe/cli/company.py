@@ -1,4 +1,4 @@
-"""`edgemoe bench --sequences` and `--beside`: decoding in company of other sequences, or of busy processes."""
+"""`edgemoe bench --sequences`, `--speculate`, `--beside`: decoding with other sequences, drafts, or busy processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgemoe.sizes import format_size
 
 if TYPE_CHECKING:
     from edgemoe.bench.contention import ContentionReport
+    from edgemoe.bench.drafts import DraftsReport
     from edgemoe.bench.measure import Progress, Settings
     from edgemoe.bench.sequences import SequencesReport, TogetherReport
     from edgemoe.engine.options import EngineOptions
@@ -39,6 +40,18 @@ def measure_sequences(
         return SequencesMeasurement(folder, settings, kernels, options, counts, progress, routing, recall)
 
     return _measure(model, options, make, sequences_table)
+
+
+def measure_drafts(
+    model: str | None, options: EngineOptions, settings: Settings, counts: Sequence[int], routing: Path | None
+) -> DraftsReport:
+    """Measure and show. Raises what `DraftsMeasurement` raises."""
+    from edgemoe.bench.drafts import DraftsMeasurement
+
+    def make(folder: Path, kernels: KernelChoice, progress: Progress) -> DraftsMeasurement:
+        return DraftsMeasurement(folder, settings, kernels, options, counts, progress, routing)
+
+    return _measure(model, options, make, drafts_table)
 
 
 def measure_contention(
@@ -98,6 +111,35 @@ def sequences_table(report: SequencesReport) -> Table:
     rows += [(f"{one.sequences} sequences", _together(one)) for one in report.together]
     rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
     return f"{report.model}, sequences that decode together: {rounds}, medians (least to most)", rows
+
+
+def drafts_table(report: DraftsReport) -> Table:
+    """The table's title and its rows: the setting, then one for each number of drafts."""
+    from edgemoe.cli.terminal.bench_tables import spread_text
+    from edgemoe.cli.terminal.text import printable
+
+    kernels, memory = report.kernels, report.memory
+    taken = "random tokens" if report.routing is None else f"routing of {printable(report.routing)}"
+    rows = [
+        ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads"),
+        (
+            "budget",
+            f"{format_size(memory['budget_bytes'])}, {memory['slots']} of {memory['total_experts']} experts in memory",
+        ),
+        ("decode", f"{report.decode_tokens} tokens after a prompt of {report.prompt_tokens}, {taken}"),
+        ("no drafts", f"{spread_text(report.none.tokens_per_s, '.1f')} tokens/s"),
+    ]
+    for one in report.drafted:
+        rows.append(
+            (
+                "1 draft" if one.drafts == 1 else f"{one.drafts} drafts",
+                f"{spread_text(one.tokens_per_s, '.1f')} tokens/s if all are right,"
+                f" {spread_text(one.against_none)} times none; a step takes {spread_text(one.step_cost)} times one"
+                " without",
+            )
+        )
+    rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
+    return f"{report.model}, drafts that are verified: {rounds}, medians (least to most)", rows
 
 
 def _together(report: TogetherReport) -> str:

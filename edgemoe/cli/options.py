@@ -120,6 +120,25 @@ NoWarmStartOption = Annotated[
         help="Do not load the last session's cached experts at start, and save no list of them at the end.",
     ),
 ]
+PrefixDiskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix-disk",
+        metavar="SIZE",
+        help="Keep what was computed of prompts and answers in files for later starts, at most SIZE in all (8GiB). They"
+        " lie in your cache folder, and the texts can be guessed from them. Never changes an answer.",
+        show_default="off",
+    ),
+]
+SpeculateOption = Annotated[
+    str,
+    typer.Option(
+        "--speculate",
+        metavar="N",
+        help="Run up to N guessed tokens beside each generated one: a number, auto (as many as pay here) or off."
+        " Guesses repeat what followed the same words earlier. Never changes an answer.",
+    ),
+]
 CacheAwareOption = Annotated[
     float,
     typer.Option(
@@ -212,6 +231,11 @@ SeedOption = Annotated[
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")]
 """Read by `main`, at any place among the arguments."""
+
+
+def speculation(text: str) -> str | int:
+    """The number that `--speculate` gives, or its word, which `EngineOptions` checks."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else text
 
 
 def sampling_options(model: Model, **given: Any) -> SamplingOptions:

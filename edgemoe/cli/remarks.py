@@ -52,6 +52,15 @@ def _duration(seconds: float) -> tuple[str, str]:
     return (f"{seconds:.0f}", "seconds") if seconds < 90 else (f"{seconds / 60:.0f}", "minutes")
 
 
+def tell_of_prefixes(model: Model, size: str | None) -> None:
+    """Let what happens to prefixes on disk be told, and now if none are kept though a size was given for them."""
+    tier = model.engine.sequences.tier
+    if tier is not None:
+        tier.disk.tell = lambda text: print_remarks([f"warning: {text}"])
+    elif size is not None:
+        print_remarks(["warning: --prefix-disk has no effect with this model, or with these lossy settings"])
+
+
 def print_remarks(remarks: Iterable[str | None]) -> None:
     """Write all remarks except None to stderr."""
     for remark in filter(None, remarks):

@@ -84,6 +84,8 @@ def run(
     policy: shared.PolicyOption = "lru",
     prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
+    prefix_disk: shared.PrefixDiskOption = None,
+    speculate: shared.SpeculateOption = "auto",
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
@@ -113,13 +115,16 @@ def run(
     with collection_paused():
         from edgemoe.cli.compiling import report_compilation
         from edgemoe.cli.lossy import lossy_json, report_lossy
-        from edgemoe.cli.remarks import cut_remark, model_remarks, print_remarks, prompt_remark
+        from edgemoe.cli.remarks import cut_remark, model_remarks, print_remarks, prompt_remark, tell_of_prefixes
         from edgemoe.engine.lossy import LossySettings
         from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import finished, load
 
         asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
-        options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked)
+        options = EngineOptions(
+            ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
+            prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+        )  # fmt: skip
         opening = load(found, options)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):
         report_lossy(opened.path, asked, opened.engine.lossy, model, ram)
@@ -148,6 +153,7 @@ def run(
         if not raw:
             opened.template.close()  # no further prompt is rendered, and the answer may need the memory
         print_remarks(model_remarks(opened, prompt_ids if raw else ()))
+        tell_of_prefixes(opened, prefix_disk)
         if as_json:
             opened.engine.keep_ledger()
         limit = max_tokens or opened.generation_defaults.max_tokens or MAX_TOKENS

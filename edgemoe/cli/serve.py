@@ -84,6 +84,8 @@ def serve(
     policy: shared.PolicyOption = "lru",
     prefetch: shared.PrefetchOption = "auto",
     no_warm_start: shared.NoWarmStartOption = False,
+    prefix_disk: shared.PrefixDiskOption = None,
+    speculate: shared.SpeculateOption = "auto",
     debug: shared.DebugOption = False,
 ) -> None:
     """Serve a model to programs that speak to OpenAI, Anthropic or llama-server. Ctrl-C stops it.
@@ -118,7 +120,10 @@ def serve(
     from edgemoe.engine.options import EngineOptions
     from edgemoe.server.opening import open_to_serve
 
-    options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences)
+    options = EngineOptions(
+        ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences,
+        prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+    )  # fmt: skip
     server = Server(lambda: open_to_serve(found, options, variables), settings)
     server.on_ready = lambda opened: _greet(opened, server.url)
     server.run()
@@ -140,9 +145,10 @@ def _as_clients_see_it(found: str | None, settings: ServerSettings, context: int
 def _greet(model: Model, url: str) -> None:
     """Tell on stderr what is served, and where."""
     from edgemoe.cli.chat import described
-    from edgemoe.cli.remarks import model_remarks, print_remarks
+    from edgemoe.cli.remarks import model_remarks, print_remarks, tell_of_prefixes
 
     engine = model.engine
+    tell_of_prefixes(model, None)
     print_remarks(model_remarks(model))
     print_remarks([
         described(model),

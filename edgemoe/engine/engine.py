@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from edgemoe.engine.loaded import LoadedModel
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import PROMPT, Turn
+from edgemoe.engine.prefix_program import open_prefix_disk
 from edgemoe.engine.prompt_times import PromptTimes, PromptWork, rates_note
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
@@ -50,6 +51,8 @@ if TYPE_CHECKING:  # hooks.py names this module's types
     from edgemoe.engine.hooks import RoutingObserver, RoutingSource
     from edgemoe.engine.traffic import TokenTraffic
 
+SAVING_SECONDS = 3.0
+"""The longest time in which prefixes are saved when the engine is closed."""
 PROBED_TOKENS = 64
 """Tokens for which products are timed: with as many, kernels are about as fast as with any number."""
 
@@ -103,6 +106,8 @@ class Engine:
         self.spec = spec = graph.spec
         self.memory = memory
         self.backend = backend
+        self.speculate = options.speculate
+        """How many guessed tokens may be run beside each generated one (`EngineOptions`)."""
         self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None
@@ -123,12 +128,15 @@ class Engine:
         groups, inputs = space.page_groups(graph), space.inputs(graph)
         self.sequences = Sequences(groups, spec.vocab_size, keeps_prefixes, fixed_state, inputs)
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
-        self.sequence = self.sequences.open()
-        """The sequence of `forward`, `rewind` and `position`."""
         self._loaded = LoadedModel(store, backend, space)
         mode = options.prefetch if routing is None or routing.recall is not None else "off"
         try:
             self._loaded.open(graph, memory, options, mode, dense)
+            if keeps_prefixes and inputs is None and options.prefix_disk is not None:
+                files = open_prefix_disk(options.prefix_disk, store, graph, memory, backend, groups, fixed_state)
+                self.sequences.keep_on_disk(files)
+            self.sequence = self.sequences.open()
+            """The sequence of `forward`, `rewind` and `position`."""
             by_layer, of_inputs = (
                 {layer: one.experts for layer, one in enumerate(routing) if one is not None}
                 for routing in (self.routing, self._loaded.encoder_routing)
@@ -199,6 +207,11 @@ class Engine:
         self._recorder = recorder
         self._loaded.notes_residency = recorder is not None
 
+    @property
+    def may_speculate(self) -> bool:
+        """Whether guessed tokens may be run and taken back: they must change no answer, and no recording."""
+        return self._forced is None and self._recorder is None and not self.lossy.depends_on_cache
+
     def keep_ledger(self, on: bool = True) -> None:
         """Start to account for the time of every `forward`, from zero, or stop.
 
@@ -268,9 +281,12 @@ class Engine:
         finally:
             self._forward_ns += time.perf_counter_ns() - began_ns
 
-    def step(self, batch: Mapping[TokenSequence, TokenIds], *, all_logits: bool = False) -> dict[TokenSequence, Floats]:
+    def step(
+        self, batch: Mapping[TokenSequence, TokenIds], *, all_logits: bool | Collection[TokenSequence] = False
+    ) -> dict[TokenSequence, Floats]:
         """Append tokens to several sequences in one run; returns each one's logits, as `forward` does.
 
+        `all_logits` may name the sequences of which the logits after each token are wanted.
         Weights and experts that several sequences use are read once for all of them. The result of each sequence is
         the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed or of
         another model, for tokens as `forward`, for more than one sequence while routing is recorded, and where forced
@@ -284,13 +300,16 @@ class Engine:
         pieces = []
         for sequence, token_ids in batch.items():
             ids = check_ids(token_ids, self.spec.vocab_size)
-            rows = len(ids) if all_logits else 1
+            rows = len(ids) if _wants_all(sequence, all_logits) else 1
             pieces.append(Piece(sequence, ids, np.empty((rows, self.spec.vocab_size), np.float32)))
         try:
             self._run(pieces)
         finally:
             self._forward_ns += time.perf_counter_ns() - began_ns
-        return {piece.sequence: piece.logits if all_logits else piece.logits[0] for piece in pieces}
+        return {
+            piece.sequence: piece.logits if _wants_all(piece.sequence, all_logits) else piece.logits[0]
+            for piece in pieces
+        }
 
     def encode(self, token_ids: TokenIds, sequence: TokenSequence | None = None) -> None:
         """Run the encoder on the input of a sequence (the engine's own, if none is given), which has no tokens yet.
@@ -360,6 +379,11 @@ class Engine:
         """
         self.sequence.rewind(position)
 
+    def adopt(self, token_ids: TokenIds) -> int:
+        """Begin the engine's own sequence anew with the longest kept prefix of these tokens; returns its length."""
+        self.sequence.rewind(0)
+        return self.sequence.adopt(check_ids(token_ids, self.spec.vocab_size))
+
     def _run(self, pieces: list[Piece]) -> None:
         """Run all tokens of the pieces, and append them to their sequences; after an error none of them."""
         for piece in pieces:
@@ -372,6 +396,8 @@ class Engine:
             for piece in pieces:
                 if piece.sequence.behind:
                     self._catch_up(piece.sequence)
+            for piece in pieces:
+                piece.sequence.mark(len(piece.token_ids))
             phase = phase_of(pieces)
             for run in cut(pieces, self.memory.chunk_tokens):
                 self._run_rows(run, phase)
@@ -452,6 +478,8 @@ class Engine:
         """
         if self._tokens:
             self._loaded.keep_hot_list(self.expert_uses)
+        if self.sequences.tier is not None:
+            self.sequences.tier.save(SAVING_SECONDS)
         self._loaded.close()
         self.backend.close()
         self.sequences.release()
@@ -464,3 +492,7 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _wants_all(sequence: TokenSequence, all_logits: bool | Collection[TokenSequence]) -> bool:
+    return all_logits if isinstance(all_logits, bool) else sequence in all_logits

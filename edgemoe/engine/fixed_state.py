@@ -11,9 +11,10 @@ For more there are copies in snapshots (`snapshots.py`): of what the next token 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels.operations import Floats
 
@@ -54,6 +55,10 @@ class FixedState:
         """Copy back to a row what was saved at a position."""
         for value in self._values:
             value.rows[row, value.places(position)] = value.snapshots[slot]
+
+    def copies(self, slot: int) -> list[npt.NDArray[Any]]:
+        """All that a slot for copies has."""
+        return [value.snapshots[slot] for value in self._values]
 
     def copy(self, source: int, destination: int) -> None:
         """Copy one row to another."""

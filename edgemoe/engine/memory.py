@@ -70,6 +70,8 @@ class MemoryPlan:
     """Bytes of the buffers from which all reader threads land records in parts."""
     input_bytes: int = 0
     """Bytes of the keys and values that an encoder writes once for each sequence's input."""
+    drafts: int = 0
+    """How many guessed tokens a step has room for, for each sequence."""
 
     @property
     def all_resident(self) -> bool:
@@ -334,4 +336,5 @@ def _share_in_chunks(least: _Needs, budget_bytes: int, most_chunk_tokens: int) -
         window_plans(graph, chunk, context, sizes.kv_format, sizes.sequences),
         staging,
         inputs,
+        sizes.drafts,
     )

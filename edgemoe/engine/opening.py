@@ -53,7 +53,7 @@ def open_engine(
         )
     spec = options.lossy.applied_to(spec if routing is None else routing.apply_to(spec))
     graph = graph_of(spec, ffns_apart(store), options.lossy, routing)
-    sizes = model_sizes(store, spec, options.kv, options.sequences)
+    sizes = model_sizes(store, spec, options.kv, options.sequences, options.most_drafts)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     dense = embedding_resident = None
     try:
@@ -112,7 +112,9 @@ def graph_of(
         ) from None
 
 
-def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences: int = 1) -> ModelSizes:
+def model_sizes(
+    store: Store, spec: ModelSpec, kv: str | None = None, sequences: int = 1, drafts: int = 0
+) -> ModelSizes:
     """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
     embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
     formats = WeightFormats.of(store)
@@ -127,6 +129,7 @@ def model_sizes(store: Store, spec: ModelSpec, kv: str | None = None, sequences:
         sequences,
         store.staging_bytes,
         max((len(layout.parts) for layout in store.manifest.layouts), default=0),
+        drafts,
     )
 
 

@@ -10,8 +10,12 @@ from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prefetch import PrefetchTrial
+from edgemoe.sizes import parse_size
 
 MOST_SEQUENCES = 256
+AUTO_DRAFTS = 7
+"""The most drafts beside a token where their number is chosen by what they cost: kernels take 8 rows at a time."""
+MOST_DRAFTS = 31
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,22 @@ class EngineOptions:
     Each has room for `context_length` tokens.
     """
 
+    prefix_disk: str | int | None = None
+    """The most bytes of prefixes that are kept on disk, in the user's cache folder (`prefix_tier.py`); None: none are.
+
+    They are kept from one start to the next. What was read or written can be guessed from them.
+    """
+
+    speculate: str | int = "off"
+    """How many guessed tokens may be run beside each generated one: a number, `auto` (as many as pay), or `off`."""
+
+    @property
+    def most_drafts(self) -> int:
+        """The most guessed tokens of a step for each sequence."""
+        if self.speculate == "off":
+            return 0
+        return AUTO_DRAFTS if self.speculate == "auto" else int(self.speculate)
+
     def __post_init__(self) -> None:
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise UsageError(
@@ -59,6 +79,13 @@ class EngineOptions:
             raise UsageError(
                 f"`sequences`: expected 1 to {MOST_SEQUENCES}, found {self.sequences!r}.", "Leave it out for one."
             )
+        speculate = self.speculate
+        if speculate not in ("auto", "off") and not (type(speculate) is int and 1 <= speculate <= MOST_DRAFTS):
+            raise UsageError(
+                f"`speculate`: expected auto, off or 1 to {MOST_DRAFTS}, found {speculate!r}.", "Leave it out."
+            )
+        if isinstance(self.prefix_disk, str):
+            parse_size(self.prefix_disk)
         # Both refuse unknown names already here, whether or not experts are streamed.
         make_policy(self.policy, 1, 1)
         PrefetchTrial(self.prefetch)

@@ -7,7 +7,8 @@ that lie wholly before what the window shows (`HeldPages.release_before`).
 A page is exactly one block of the attention kernels, so paging changes no bit. Sequences share a page while they agree
 on its tokens; one that goes on elsewhere gets a copy of a page that it shares and has not filled (copy on write). A
 full page of the whole context is found again by the hash of all tokens up to its end, even after the last sequence that
-used it was closed, until its memory is needed: that is the prefix cache. Pages of windows are found by snapshots
+used it was closed, until its memory is needed: that is the prefix cache, which may have a second tier on disk
+(`prefix_tier.py`). Pages of windows are found by snapshots
 (`snapshots.py`).
 
 Invariants: a page is free, or kept for its hash alone, or used by as many sequences and snapshots as its count says. A
@@ -21,6 +22,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,15 @@ def prefix_hash(before: PrefixHash, token_ids: Sequence[int] | npt.NDArray[np.in
     return hashlib.blake2b(
         np.asarray(token_ids, np.int32).tobytes(), digest_size=PREFIX_HASH_BYTES, key=before
     ).digest()
+
+
+def prefix_hashes(token_ids: npt.NDArray[np.integer]) -> list[PrefixHash]:
+    """The hashes of the full pages of a text, in order."""
+    hashes, before = [], b""
+    for first in range(0, len(token_ids) - PAGE_TOKENS + 1, PAGE_TOKENS):
+        before = prefix_hash(before, token_ids[first : first + PAGE_TOKENS])
+        hashes.append(before)
+    return hashes
 
 
 class PagePool:
@@ -131,11 +142,18 @@ class PageGroup:
         """The number of the first page that the token at a position sees, of those that lie before it."""
         return 0 if self.window is None else max(0, position - self.window.size + 1) // PAGE_TOKENS
 
+    def arrays_of(self, page: int) -> list[npt.NDArray[Any]]:
+        """The keys and values of one page, of each layer in turn."""
+        return [
+            array[page]
+            for cache in self.arrays
+            for array in ((cache.values, cache.scales) if isinstance(cache, QuantisedCache) else (cache,))
+        ]
+
     def copy(self, source: int, destination: int) -> None:
         """Copy the keys and values of one page to another, in every layer."""
-        for cache in self.arrays:
-            for array in (cache.values, cache.scales) if isinstance(cache, QuantisedCache) else (cache,):
-                array[destination] = array[source]
+        for to, values in zip(self.arrays_of(destination), self.arrays_of(source), strict=True):
+            to[...] = values
 
 
 class HeldPages:

@@ -47,6 +47,8 @@ class ModelSizes:
     """Bytes of the buffer from which a reader thread lands records in parts; 0 where records land as they are."""
     record_parts: int = 0
     """How many parts a record has at most; 0 where records land as they are."""
+    drafts: int = 0
+    """How many guessed tokens a step may have for each sequence."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,10 @@ def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tok
     """Bytes of activations (`workspace.py`) and of the backend's scratch, for chunks of `chunk_tokens` tokens.
 
     Added to these are the Python objects of each sequence: those of its positions, and the logits of two steps, since
-    the caller may hold those of one while the next is run.
+    the caller may hold those of one while the next is run; each with a row for every guessed token.
     """
     values = max(work_bytes(graph, chunk_tokens), encoder_work_bytes(graph, context_length))
     values += kept_bytes(graph, chunk_tokens, context_length, sizes.sequences)
     scratch = step_scratch_bytes(graph, sizes.formats, backend, chunk_tokens, context_length, sizes.kv_format)
-    of_sequence = context_length * POSITION_OBJECT_BYTES + 2 * 4 * graph.spec.vocab_size
+    of_sequence = context_length * POSITION_OBJECT_BYTES + 2 * 4 * (1 + sizes.drafts) * graph.spec.vocab_size
     return values + scratch + OBJECTS_BYTES + sizes.sequences * of_sequence

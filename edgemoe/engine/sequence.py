@@ -24,8 +24,10 @@ import numpy.typing as npt
 
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.inputs import HeldInput, Inputs
-from edgemoe.engine.pages import PREFIX_HASH_BYTES, HeldPages, PageGroup, PrefixHash, prefix_hash
-from edgemoe.engine.phase import Turn
+from edgemoe.engine.pages import PREFIX_HASH_BYTES, HeldPages, PageGroup, PrefixHash, prefix_hash, prefix_hashes
+from edgemoe.engine.phase import DECODE, VERIFY, Turn
+from edgemoe.engine.prefix_disk import PrefixDisk
+from edgemoe.engine.prefix_tier import PrefixTier
 from edgemoe.engine.snapshots import Snapshots
 from edgemoe.engine.token_ids import TokenIds, check_ids
 from edgemoe.errors import UsageError
@@ -42,9 +44,11 @@ class Sequence:
         keeps_prefixes: bool,
         snapshots: Snapshots | None = None,
         inputs: Inputs | None = None,
+        tier: PrefixTier | None = None,
     ) -> None:
         """`row`: its row of the page tables; `groups`: the whole context first, then windows; `snapshots`: what
-        sequences go back to, where the model has state that cannot be cut anywhere; `inputs`: where it has an encoder.
+        sequences go back to, where the model has state that cannot be cut anywhere; `inputs`: where it has an encoder;
+        `tier`: where prefixes are kept on disk too.
         """
         self.ids: list[int] = []
         """Its tokens, whose keys and values are there (state that cannot be cut lacks those that are `behind`)."""
@@ -59,8 +63,10 @@ class Sequence:
         self._keeps_prefixes = keeps_prefixes
         self._hashes: list[PrefixHash] = []  # of the full pages
         self._snapshots = snapshots
+        self._tier = tier
         self._lost_before = 0  # the sequence can go back to this position on its own, and no further
         self._running = 0  # tokens of a run that has begun and is not noted yet
+        self._mark: tuple[int, int] | None = None  # the slot of a copy of the fixed state, and its position
         self.behind = 0
         """How many of its last tokens have to be run again before others follow."""
 
@@ -81,14 +87,16 @@ class Sequence:
         running all tokens. A model with state that cannot be cut needs a snapshot at the end of the prefix too.
         """
         assert not self.ids
-        found, pages, hashes = b"", [], []
-        for first in range(0, len(token_ids) - 1 - PAGE_TOKENS + 1, PAGE_TOKENS):
-            found = prefix_hash(found, token_ids[first : first + PAGE_TOKENS])
-            page = self.whole.pool.find(found)
+        hashes = prefix_hashes(token_ids[:-1])
+        if self._tier is not None:
+            self._tier.bring(hashes)
+        pages: list[int] = []
+        for prefix in hashes:
+            page = self.whole.pool.find(prefix)
             if page is None:
                 break
             pages.append(page)
-            hashes.append(found)
+        del hashes[len(pages) :]
         if self._snapshots is not None:
             self._lost_before = self._snapshots.restore(hashes, len(hashes), self.row, self.windowed)
             del pages[self._lost_before // PAGE_TOKENS :]
@@ -119,6 +127,25 @@ class Sequence:
         while whole.end < end:
             whole.append(pool.take())
 
+    def mark(self, tokens: int) -> None:
+        """Begin a step of `tokens` tokens: where some of them may be taken back, keep the fixed state of now.
+
+        It is kept until the next step begins, and only where it could not be taken back otherwise.
+        """
+        snapshots = self._snapshots
+        if snapshots is None or snapshots.fixed is None:
+            return
+        self._unmark(snapshots)
+        if self.turn.phase == VERIFY and snapshots.undo < tokens:
+            slot = snapshots.take_slot()
+            snapshots.fixed.save(slot, self.row, len(self.ids))
+            self._mark = slot, len(self.ids)
+
+    def _unmark(self, snapshots: Snapshots) -> None:
+        if self._mark is not None:
+            snapshots.give_back_slot(self._mark[0])
+            self._mark = None
+
     def begin_run(self, tokens: int) -> None:
         """Make room in the windows for the next `tokens` tokens, which are about to be run (again, if it is behind).
 
@@ -148,6 +175,8 @@ class Sequence:
                 self._hashes.append(self._hash_of(number))
                 if self._keeps_prefixes:
                     self.whole.pool.name(self.whole.pages[number], self._hashes[-1])
+                if self._tier is not None:
+                    self._tier.note("page", self._hashes[-1], number)
         if self._snapshots is not None:
             self._note_state(self._snapshots, len(token_ids))
 
@@ -204,6 +233,8 @@ class Sequence:
             held.share(0, ())
         if self.input is not None:
             self.input.release()
+        if self._snapshots is not None:
+            self._unmark(self._snapshots)
         self.ids.clear()
         self._hashes.clear()
 
@@ -221,8 +252,15 @@ class Sequence:
         Returns where it stands then. With no snapshot that is 0, where no state is needed.
         """
         if position < self._lost_before:
-            position = snapshots.restore(self._hashes, position // PAGE_TOKENS, self.row, self.windowed)
+            newest = snapshots.newest(self._hashes, position // PAGE_TOKENS) * PAGE_TOKENS
+            if self._mark is not None and newest < self._mark[1] <= position and snapshots.fixed is not None:
+                slot, position = self._mark
+                snapshots.fixed.load(slot, self.row, position)
+            else:
+                position = snapshots.restore(self._hashes, position // PAGE_TOKENS, self.row, self.windowed)
             self._lost_before = position
+        if self._mark is not None and position < self._mark[1]:
+            self._unmark(snapshots)
         for held in self.windowed:
             held.release_from(-(-position // PAGE_TOKENS))
         return position
@@ -239,9 +277,12 @@ class Sequence:
         place = pages * PAGE_TOKENS
         lost = snapshots.fixed is not None and place < self._lost_before
         if end - tokens < place and not lost:
-            snapshots.keep(self._hashes[:pages], self.row, self.windowed, self.turn.phase)
+            snapshots.keep(self._hashes[:pages], self.row, self.windowed, min(self.turn.phase, DECODE))
+            if self._tier is not None:
+                self._tier.note("state", self._hashes[pages - 1], pages)
+        earliest = self._lost_before if self._mark is None else min(self._lost_before, self._mark[1])
         for held in self.windowed:
-            held.release_before(held.group.first_needed(self._lost_before))
+            held.release_before(held.group.first_needed(earliest))
 
     def _hash_of(self, number: int) -> PrefixHash:
         """The hash of the tokens up to the end of a page, from that of the page before it.
@@ -277,6 +318,8 @@ class Sequences:
         self._keeps_prefixes = keeps_prefixes
         self._snapshots = None if len(groups) == 1 and fixed is None else Snapshots(groups[1:], fixed)
         self._inputs = inputs
+        self.tier: PrefixTier | None = None
+        """The prefixes on disk, where some are kept."""
         self._open: set[Sequence] = set()
         self.most = len(groups[0].table)
         """How many sequences may be open at a time."""
@@ -306,11 +349,15 @@ class Sequences:
                 "Close one, or open the model with a larger number of `sequences`.",
             )
         row = self._free_rows.pop()
-        sequence = Sequence(row, self._groups, self._keeps_prefixes, self._snapshots, self._inputs)
+        sequence = Sequence(row, self._groups, self._keeps_prefixes, self._snapshots, self._inputs, self.tier)
         self._open.add(sequence)
         if ids is not None:
             sequence.adopt(ids)
         return sequence
+
+    def keep_on_disk(self, disk: PrefixDisk) -> None:
+        """Keep the prefixes of sequences that are opened from now on in files too."""
+        self.tier = PrefixTier(disk, self._groups[0], self._snapshots)
 
     def check(self, sequence: Sequence) -> None:
         """Raise UsageError unless the sequence is open here."""

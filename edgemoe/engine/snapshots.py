@@ -15,11 +15,15 @@ GreedyDual, Young 1994). So the longer ago a text was run, the further apart are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
 
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.pages import HeldPages, PageGroup, PagePool, PrefixHash
+from edgemoe.engine.phase import PROMPT
 from edgemoe.kernels.operations import PAGE_TOKENS
 
 WORTH = 8
@@ -84,20 +88,43 @@ class Snapshots:
             last = self._kept[prefixes[earlier - 1]]
             if last.phase == phase and end - earlier * PAGE_TOKENS + last.saves <= self._widest:
                 self._drop(prefixes[earlier - 1])
-        # Pools do not bound the snapshots of windows of one token, which hold no pages.
-        if len(self._kept) == self._most:
-            self._drop_least()
-        slot = -1
+        slot = self.take_slot()
         if self.fixed is not None:
-            slot = self._free.pop()
             self.fixed.save(slot, row, end)
-        earlier = self.newest(prefixes, earlier)
-        before, saves = prefixes[earlier - 1] if earlier else None, end - earlier * PAGE_TOKENS
         pages = [one.between(one.group.first_needed(end), len(prefixes)) for one in held]
         for group, shared in zip(self._windowed, pages, strict=True):
             for page in shared:
                 group.pool.share(page)
-        self._kept[prefix] = Snapshot(pages, slot, before, saves, phase, self._clock)
+        self._add(prefixes, pages, slot, phase)
+
+    def has(self, prefix: PrefixHash) -> bool:
+        """Whether there is a snapshot of this name."""
+        return prefix in self._kept
+
+    def arrays_of(self, prefix: PrefixHash) -> list[npt.NDArray[Any]] | None:
+        """All contents of a snapshot, to be kept elsewhere; None where there is none of this name."""
+        snapshot = self._kept.get(prefix)
+        return None if snapshot is None else self._contents(snapshot.pages, snapshot.slot)
+
+    def admit(self, prefixes: Sequence[PrefixHash], read: Callable[[Sequence[npt.NDArray[Any]]], bool]) -> bool:
+        """Take a snapshot at the end of pages with these hashes from elsewhere, by a function that fills its arrays.
+
+        False where there is no room for it, or the function could not do that.
+        """
+        slot = self.take_slot()
+        pages: list[list[int]] = [[] for _ in self._windowed]
+        wanted = [len(prefixes) - group.first_needed(len(prefixes) * PAGE_TOKENS) for group in self._windowed]
+        for group, some, count in zip(self._windowed, pages, wanted, strict=True):
+            while len(some) < count:
+                self.make_room(group.pool)
+                if not group.pool.available:
+                    break
+                some.append(group.pool.take())
+        if [*map(len, pages)] != wanted or not read(self._contents(pages, slot)):
+            self._give_back(pages, slot)
+            return False
+        self._add(prefixes, pages, slot, PROMPT)
+        return True
 
     def restore(self, prefixes: Sequence[PrefixHash], pages: int, row: int, held: Sequence[HeldPages]) -> int:
         """Take a sequence's state to the newest snapshot of its text, as `newest` finds it; returns its position.
@@ -141,8 +168,41 @@ class Snapshots:
         for other in self._kept.values():
             if other.before == prefix:
                 other.before, other.saves = gone.before, other.saves + gone.saves
+        self._give_back(gone.pages, gone.slot)
+
+    def take_slot(self) -> int:
+        """Make room for one snapshot more; returns its slot for the fixed state.
+
+        Every sequence may hold one slot for itself: there are `LEAST_SNAPSHOTS` for each (`workspace.py`).
+        """
+        # Pools do not bound the snapshots of windows of one token, which hold no pages.
+        if len(self._kept) == self._most or (self.fixed is not None and not self._free):
+            self._drop_least()
+        return -1 if self.fixed is None else self._free.pop()
+
+    def give_back_slot(self, slot: int) -> None:
+        """Let a slot be taken by others."""
         if self.fixed is not None:
-            self._free.append(gone.slot)
-        for group, pages in zip(self._windowed, gone.pages, strict=True):
-            for page in pages:
+            self._free.append(slot)
+
+    def _give_back(self, pages: Sequence[Sequence[int]], slot: int) -> None:
+        self.give_back_slot(slot)
+        for group, some in zip(self._windowed, pages, strict=True):
+            for page in some:
                 group.pool.release(page)
+
+    def _add(self, prefixes: Sequence[PrefixHash], pages: list[list[int]], slot: int, phase: int) -> None:
+        """Add a snapshot at the end of pages with these hashes."""
+        earlier = self.newest(prefixes, len(prefixes) - 1)
+        before, saves = prefixes[earlier - 1] if earlier else None, (len(prefixes) - earlier) * PAGE_TOKENS
+        self._kept[prefixes[-1]] = Snapshot(pages, slot, before, saves, phase, self._clock)
+
+    def _contents(self, pages: Sequence[Sequence[int]], slot: int) -> list[npt.NDArray[Any]]:
+        """The pages of each window, and the copy of the fixed state."""
+        arrays = [
+            array
+            for group, some in zip(self._windowed, pages, strict=True)
+            for page in some
+            for array in group.arrays_of(page)
+        ]
+        return arrays if self.fixed is None else [*arrays, *self.fixed.copies(slot)]

@@ -53,7 +53,7 @@ async def messages(exchange: Exchange) -> Response:
         limit or service.defaults.max_tokens,
         stream=fields.flag("stream"),
     )
-    chat = await service.chat(conversation, variables, wishes, structure)
+    chat = await exchange.chat(conversation, variables, wishes, structure)
     answers = service.begin([chat.ids], replace(settings, chat=chat))
     head = {"id": f"msg_{exchange.id}", "type": "message", "role": "assistant", "model": service.name}
     if settings.stream:

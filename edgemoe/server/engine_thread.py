@@ -86,7 +86,10 @@ class EngineThread:
                         self.state = "ready"
                 self._changed()
                 while self._take_arrived(scheduler):
-                    scheduler.step()
+                    if scheduler.busy:
+                        scheduler.step()
+                    else:
+                        scheduler.save_prefix()
                 scheduler.stop()
         except BaseException as error:
             self.error = error
@@ -98,7 +101,7 @@ class EngineThread:
     def _take_arrived(self, scheduler: Scheduler) -> bool:
         """Give new jobs to the scheduler, once there is anything to do; False where the thread is to end."""
         with self._wake:
-            self._wake.wait_for(lambda: self._arrived or scheduler.busy or self.state != "ready")
+            self._wake.wait_for(lambda: self._arrived or scheduler.has_work or self.state != "ready")
             scheduler.add(self._arrived)
             self._arrived.clear()
             return self.state == "ready"

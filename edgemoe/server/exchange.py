@@ -19,11 +19,16 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgemoe.server.fields import Fields
+from edgemoe.server.messages import Conversation
 from edgemoe.server.refusals import RefusalError, refusal_of
 from edgemoe.server.service import Service
+from edgemoe.session.constraint import Structure
+from edgemoe.session.tools import ToolPrompt, ToolWishes
 
 Result = TypeVar("Result")
 WARNING_HEADER = "x-edgemoe-warning"
+DIFFERS_HEADER = "x-edgemoe-prefix-differs"
+"""Names the first message that differs from an earlier conversation, whose prefix is therefore not found further."""
 CLIENT_LEFT = 499
 """The status of requests whose client has left: nobody receives it."""
 
@@ -66,6 +71,7 @@ class Exchange:
         self.dialect = dialect
         self.request = request
         self.id = secrets.token_hex(12)
+        self._differs: str | None = None
 
     async def fields(self) -> Fields:
         """The fields of the body. Raises RefusalError for one that is too large, too slow, or no JSON object."""
@@ -78,6 +84,18 @@ class Exchange:
         """
         if self.request.url.path.startswith("/v1/"):
             fields.require("model", f"the model's name, such as {self.service.name!r}")
+
+    async def chat(
+        self,
+        conversation: Conversation,
+        variables: Mapping[str, Any],
+        wishes: ToolWishes,
+        structure: Structure | None,
+    ) -> ToolPrompt:
+        """The prompt of a conversation to be answered, noted among the earlier ones. Raises RefusalError."""
+        prompt = await self.service.chat(conversation, variables, wishes, structure)
+        self._differs = self.service.earlier.note(conversation.messages, {**variables, "tools": wishes.offered})
+        return prompt
 
     async def whole(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of work that ends if the client leaves. Raises ClientDisconnect then."""
@@ -92,13 +110,15 @@ class Exchange:
 
     def answer(self, data: Any, fields: Fields) -> Response:
         """A response with JSON, and the warnings about a request's fields."""
-        return json_response(data, headers=warnings(fields))
+        return json_response(data, headers=self._headers(fields))
 
     def stream(self, events: AsyncGenerator[bytes, None], fields: Fields, ping_s: float | None = None) -> Response:
         """A response of events, which begins at once."""
-        return EventStream(
-            events, self.dialect, self.id, warnings(fields), ping_s or self.service.settings.ping_seconds
-        )
+        headers = self._headers(fields)
+        return EventStream(events, self.dialect, self.id, headers, ping_s or self.service.settings.ping_seconds)
+
+    def _headers(self, fields: Fields) -> dict[str, str]:
+        return {**warnings(fields), **({DIFFERS_HEADER: self._differs} if self._differs else {})}
 
     async def _body(self) -> bytes:
         settings = self.service.settings

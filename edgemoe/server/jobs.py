@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.model.sampling import SamplingOptions
@@ -39,7 +43,11 @@ class Figures:
     prompt_s: float = 0.0
     decode_s: float = 0.0
     decode_tokens: int = 0
-    """Tokens that were run after the prompt: the first one comes out of the prompt's logits."""
+    """Tokens that were run after the prompt: the first one comes out of the prompt's logits. Drafts count if chosen."""
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    """Drafted tokens that were chosen."""
     step_tokens: int = 0
     """Tokens of all steps in which this answer took part, those of other answers included."""
     expert_hits: int = 0
@@ -118,3 +126,8 @@ class Job:
     """Says which tokens may come."""
     cancelled: bool = field(default=False, init=False)
     """Set from any thread once nobody wants the answer any more."""
+
+    @cached_property
+    def id_array(self) -> npt.NDArray[np.int32]:
+        """The prompt's ids, to be compared with those of others."""
+        return np.asarray(self.prompt_ids, np.int32)

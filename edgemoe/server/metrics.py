@@ -5,8 +5,6 @@ Programs that watch llama-server read the latter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from starlette.responses import Response
 
 from edgemoe.process import peak_rss_bytes, rss_bytes
@@ -14,7 +12,7 @@ from edgemoe.server.engine_thread import EngineThread
 from edgemoe.server.exchange import Exchange
 from edgemoe.server.scheduler import Totals
 
-Entries = Mapping[str, tuple[str, float]]
+Entries = dict[str, tuple[str, float]]
 """What is told under each name: its meaning, and its value."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,6 +41,9 @@ async def metrics(exchange: Exchange) -> Response:
         "expert_misses": ("Experts that a step had to read from disk.", experts.expert_misses),
         "expert_read_bytes": ("Bytes of experts read from disk for tokens.", experts.disk_bytes),
     }
+    tier = engine.sequences.tier
+    if tier is not None:
+        counters["prefix_disk_read_bytes"] = ("Bytes of prefixes read from disk.", tier.disk.read_bytes)
     gauges: Entries = {
         "sequences_in_use": ("Answers that are being written, or whose prompt is being read.", service.engine.running),
         "sequences": ("Answers that may be written at a time.", scheduler.most_running),
@@ -54,6 +55,8 @@ async def metrics(exchange: Exchange) -> Response:
         "resident_bytes": ("Memory of this process now.", rss_bytes()),
         "peak_resident_bytes": ("The most memory that this process has had.", peak_rss_bytes()),
     }
+    if tier is not None:
+        gauges["prefix_disk_bytes"] = ("Bytes of prefixes on disk.", tier.disk.held_bytes)
     lines = [
         *_lines("edgemoe_{}_total", "counter", counters),
         *_lines("edgemoe_{}", "gauge", gauges),
@@ -65,8 +68,7 @@ async def metrics(exchange: Exchange) -> Response:
 
 
 def _llama_counters(totals: Totals) -> Entries:
-    """The counters of llama-server; nothing is drafted here."""
-    nothing = dict.fromkeys(("draft_tokens", "accepted_tokens", "drafts"), ("Drafts: there are none.", 0))
+    """The counters of llama-server."""
     return {
         "prompt_tokens_total": ("Tokens of prompts that were run.", totals.prompt_tokens - totals.cached_tokens),
         "prompt_tokens_cached_total": ("Tokens of prompts that were found in the cache.", totals.cached_tokens),
@@ -75,7 +77,9 @@ def _llama_counters(totals: Totals) -> Entries:
         "tokens_predicted_seconds_total": ("Seconds of answers.", totals.decode_seconds),
         "n_decode_total": ("Steps of the engine.", totals.steps),
         "n_tokens_max": ("The longest prompt with its answer.", totals.longest),
-        **{f"spec_decode_num_{name}_total": entry for name, entry in nothing.items()},
+        "spec_decode_num_draft_tokens_total": ("Tokens of drafts.", totals.draft_tokens),
+        "spec_decode_num_accepted_tokens_total": ("Tokens of drafts that were chosen.", totals.accepted_tokens),
+        "spec_decode_num_drafts_total": ("Steps of answers with drafts.", totals.drafts),
     }
 
 

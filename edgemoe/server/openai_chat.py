@@ -64,7 +64,7 @@ async def chat_completions(exchange: Exchange) -> Response:
     structure = one_structure(structure, own_structure(fields))
     usage, progress, timed = wants_usage(fields), fields.flag("return_progress"), fields.flag("timings_per_token")
     ping_s = fields.whole("sse_ping_interval", 1)
-    chat = await service.chat(conversation, variables, wishes, structure)
+    chat = await exchange.chat(conversation, variables, wishes, structure)
     prompt = shown_prompt(fields, service, chat.ids)
     answers = service.begin([chat.ids], replace(settings, chat=chat))
     head = {

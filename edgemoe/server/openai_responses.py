@@ -58,7 +58,7 @@ class Responses:
         text = fields.object("text")
         wanted = None if text is None else text.object("format")
         structure = structure_of_format(wanted, "text.format")
-        chat = await service.chat(conversation, variables, wishes, structure)
+        chat = await exchange.chat(conversation, variables, wishes, structure)
         answers = service.begin([chat.ids], replace(settings, chat=chat))
         form = _Form(exchange, fields, settings, Items(exchange.id, answers.wholes[0], custom))
         keeps = fields.flag("store", True)

@@ -3,27 +3,29 @@ prompts that are being read.
 
 What a token gives depends on its own sequence alone (`engine/batch.py`), so no answer depends on its company, on the
 order of requests, or on how prompts were cut. Answers begin in the order in which they were asked for. Prompts share
-the rows of a step evenly, so that a short one is not behind a long one. One that another answer's prompt is about to
-compute for the most part waits for that, and then finds it in the prefix cache.
+the rows of a step evenly, so that a short one is not behind a long one. Where two prompts begin alike the second waits
+until the first has read what they share, and finds that in the prefix cache; the first one's step ends there, so that
+state which cannot be cut has a snapshot at that place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import numpy as np
 
 from edgemoe.engine.engine import EngineStatistics
-from edgemoe.engine.sequence import Sequence
-from edgemoe.kernels.operations import Floats
-from edgemoe.server.jobs import Failed, Figures, Finished, Job, Piece, Progress, StoppingError
+from edgemoe.kernels.operations import PAGE_TOKENS
+from edgemoe.server.jobs import Failed, Job, StoppingError
 from edgemoe.server.prompt_rows import PromptRows
-from edgemoe.session.continuation import Continuation
-from edgemoe.session.held_tokens import check_finite
+from edgemoe.server.running import Running
+from edgemoe.session.draft_gate import StepCosts
 from edgemoe.session.model import Model
-from edgemoe.session.response.parts import Part, Said, Thought
 
 
 @dataclass
@@ -45,89 +47,16 @@ class Totals:
     sequence_steps: int = 0
     """The sequences of all steps."""
     step_seconds: float = 0.0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    """Drafted tokens that were chosen."""
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
 
 
 class _Abandoned(Exception):  # noqa: N818 (no error)
     """Ends a step in which a prompt is run that nobody wants any more."""
-
-
-class _Running:
-    """A job that has a sequence."""
-
-    def __init__(self, job: Job, asked_s: float, sequence: Sequence, model: Model) -> None:
-        ids = job.prompt_ids
-        self.job = job
-        self.sequence = sequence
-        self.rest = list(ids[sequence.position :])
-        """Tokens of the prompt that have not been run."""
-        self.written = Continuation(
-            model.tokenizer, ids, job.options, job.max_tokens, model.engine.context_length, job.top_logprobs,
-            job.constraint, job.reader is not None,
-        )  # fmt: skip
-        self._ran = 0
-        """Tokens of the answer that have been run."""
-        self.began_s = time.perf_counter()
-        self.figures = Figures(len(ids), sequence.position, queue_s=self.began_s - asked_s)
-        sequence.turn.begin()
-        job.report(self._progress())
-
-    def next_ids(self, rows: int) -> list[int]:
-        """The tokens to run next, of which a prompt may have `rows`."""
-        return self.rest[:rows] if self.rest else self.written.token_ids[self._ran :]
-
-    def take(self, tokens: int, logits: Floats) -> None:
-        """Go on with the logits after `tokens` tokens that were run; reports what has come of them."""
-        job, written = self.job, self.written
-        if self.rest:
-            del self.rest[:tokens]
-            self.figures.prompt_s = time.perf_counter() - self.began_s
-            job.report(self._progress())
-            if self.rest:
-                return
-            self.sequence.turn.begin_decoding()
-        else:
-            self.figures.decode_tokens += tokens
-            self._ran += tokens
-        token = written.choose(logits)
-        while token is not None:
-            parts = self._parts(written.take(token))
-            logprobs = written.logprobs[-1] if written.logprobs else None
-            self.note_end()
-            job.report(Piece(parts, token, logprobs, replace(self.figures)))
-            if job.reader is not None and job.reader.full:
-                written.finish_reason = written.finish_reason or "stop"
-            token = written.forced()
-        if written.finish_reason is not None:
-            rest = self._parts(written.finish())
-            if job.reader is not None:
-                rest += job.reader.finish(written.finish_reason != "stop")
-            if rest:
-                job.report(Piece(rest))
-            self.note_end()
-            job.report(Finished(written.finish_reason, written.stop_text, self.figures))
-
-    def note_end(self) -> None:
-        """Note the answer's length and time so far."""
-        figures = self.figures
-        figures.generated_tokens = len(self.written.token_ids)
-        if not self.rest:
-            figures.decode_s = time.perf_counter() - self.began_s - figures.prompt_s
-
-    def _progress(self) -> Progress:
-        figures, total = self.figures, len(self.job.prompt_ids)
-        return Progress(total, figures.cached_tokens, total - len(self.rest), replace(figures))
-
-    def _parts(self, piece: str) -> list[Part]:
-        """The parts of the answer that a piece of its text brings."""
-        if self.job.reader is not None:
-            return self.job.reader.push(piece) if piece else []
-        start = self.written.final_start
-        before = len(self.written.text) - len(piece)
-        cut = len(piece) if start is None else min(max(0, start - before), len(piece))
-        parts: list[Part] = [Thought(piece[:cut])] * bool(piece[:cut])
-        return parts + [Said(piece[cut:])] * bool(piece[cut:])
 
 
 @dataclass(frozen=True)
@@ -146,10 +75,11 @@ class Scheduler:
 
     def __init__(self, model: Model) -> None:
         self.totals = Totals()
-        self.running: list[_Running] = []
+        self.running: list[Running] = []
         self.waiting: deque[tuple[Job, float]] = deque()
         self._model = model
         self._engine = model.engine
+        self._costs = StepCosts()
         self._rows = PromptRows(self._engine.memory.chunk_tokens)
         self.stopping = False
         """Set from any thread: all jobs end at the next layer or token."""
@@ -159,6 +89,12 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         return bool(self.running or self.waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there are jobs, or prefixes to be saved while there are none."""
+        tier = self._engine.sequences.tier
+        return self.busy or (tier is not None and tier.unsaved)
 
     @property
     def most_running(self) -> int:
@@ -186,6 +122,12 @@ class Scheduler:
         with contextlib.suppress(_Abandoned):
             self._run(batch)
 
+    def save_prefix(self) -> None:
+        """Save one page or snapshot of what was computed to disk, where prefixes are kept there."""
+        tier = self._engine.sequences.tier
+        if tier is not None and tier.unsaved:
+            tier.save_one()
+
     def stop(self) -> None:
         """End all jobs with an error that says why."""
         for job, _ in self.waiting:
@@ -208,12 +150,12 @@ class Scheduler:
             if len(self.running) == self.most_running:
                 return
             job, asked_s = entry
-            if any(_computes_most_of(job, one) for one in self.running if one.rest):
+            if any(shared_tokens(job, one.job) > one.sequence.position for one in self.running if one.rest):
                 continue
             self.waiting.remove(entry)
             sequence = self._engine.sequences.open(job.prompt_ids)
             try:
-                one = _Running(job, asked_s, sequence, self._model)
+                one = Running(job, asked_s, sequence, self._model, self._costs)
             except Exception as error:
                 self._engine.sequences.close(sequence)
                 self.totals.failed += 1
@@ -224,38 +166,51 @@ class Scheduler:
             self.totals.prompt_tokens += one.figures.prompt_tokens
             self.totals.cached_tokens += one.figures.cached_tokens
 
-    def _batch(self) -> dict[_Running, list[int]]:
+    def _batch(self) -> dict[Running, list[int]]:
         """The tokens of the next step."""
         writing = [one for one in self.running if not one.rest]
         reading = sorted((one for one in self.running if one.rest), key=lambda one: len(one.rest))
         rows = self._engine.memory.chunk_tokens - len(writing)
-        if writing:
+        if writing and reading:
             rows = min(rows, self._rows.rows())
+        elif writing:
+            drafts = 0
+            for one in writing:
+                drafts += one.guess(len(writing), drafts, rows - drafts)
         batch = {one: one.next_ids(1) for one in writing}
         for place, one in enumerate(reading):
-            batch[one] = one.next_ids(max(1, rows // (len(reading) - place)))
+            share = max(1, rows // (len(reading) - place))
+            batch[one] = one.next_ids(min(share, self._wanted_next(one)))
             rows -= len(batch[one])
         return batch
 
-    def _run(self, batch: Mapping[_Running, list[int]]) -> None:
+    def _wanted_next(self, one: Running) -> int:
+        """The tokens up to the first place for which another job waits, or up to the end of the prompt."""
+        ends = (shared_tokens(job, one.job) for job, _ in self.waiting)
+        return min((end for end in ends if end > one.sequence.position), default=sys.maxsize) - one.sequence.position
+
+    def _run(self, batch: Mapping[Running, list[int]]) -> None:
         """Run a step; where it fails, run each of its sequences alone, so that only those end that fail."""
         began_s, before = time.perf_counter(), self._engine.statistics
         try:
-            logits = self._engine.step({one.sequence: ids for one, ids in batch.items()})
+            drafted = {one.sequence for one in batch if one.drafted}
+            logits = self._engine.step({one.sequence: ids for one, ids in batch.items()}, all_logits=drafted)
         except Exception as error:
             if isinstance(error, _Abandoned):
                 raise
-            if len(batch) == 1:
+            if len(batch) == 1 and not drafted:
                 self._end(next(iter(batch)), error)
                 return
-            for one, ids in batch.items():
-                self._run({one: ids})
+            for one, ids in batch.items():  # nor may a draft fail what would succeed without it
+                alone = ids[: len(ids) - len(one.drafted)]
+                one.forget_guess()
+                self._run({one: alone})
             return
         self._note(batch, time.perf_counter() - began_s, before, self._engine.statistics)
         for one, ids in batch.items():
             try:
-                check_finite(logits[one.sequence], self._engine.memory.kv_format)
-                one.take(len(ids), logits[one.sequence])
+                found = logits[one.sequence]
+                one.take(len(ids), found if found.ndim == 2 else found[None], len(batch))
             except Exception as error:
                 self._end(one, error)
                 continue
@@ -263,11 +218,14 @@ class Scheduler:
                 self.totals.finished += 1
                 self._end(one)
 
-    def _end(self, one: _Running, error: Exception | None = None) -> None:
+    def _end(self, one: Running, error: Exception | None = None) -> None:
         self.running.remove(one)
         self._engine.sequences.close(one.sequence)
         one.note_end()
         self.totals.generated_tokens += one.figures.generated_tokens
+        self.totals.drafts += one.figures.drafts
+        self.totals.draft_tokens += one.figures.draft_tokens
+        self.totals.accepted_tokens += one.figures.accepted_tokens
         length = one.figures.prompt_tokens - len(one.rest) + one.figures.generated_tokens
         self.totals.longest = max(self.totals.longest, length)
         self.totals.prompt_seconds += one.figures.prompt_s
@@ -277,10 +235,13 @@ class Scheduler:
             one.job.report(Failed(error))
 
     def _note(
-        self, batch: Mapping[_Running, list[int]], seconds: float, before: EngineStatistics, after: EngineStatistics
+        self, batch: Mapping[Running, list[int]], seconds: float, before: EngineStatistics, after: EngineStatistics
     ) -> None:
         rows = sum(map(len, batch.values()))
-        self._rows.ran(sum(len(ids) for one, ids in batch.items() if one.rest), seconds)
+        prompts = sum(len(ids) for one, ids in batch.items() if one.rest)
+        self._rows.ran(prompts, seconds)
+        if not prompts:
+            self._costs.ran(len(batch), rows - len(batch), seconds)
         self.totals.steps += 1
         self.totals.sequence_steps += len(batch)
         self.totals.step_seconds += seconds
@@ -297,8 +258,9 @@ class Scheduler:
             raise _Abandoned
 
 
-def _computes_most_of(job: Job, other: _Running) -> bool:
-    """Whether a prompt that is being read begins with most of a job's prompt."""
-    ids, others = job.prompt_ids, other.job.prompt_ids
-    least = len(ids) // 2 + 1
-    return others is ids or (len(others) >= least and ids[:least] == others[:least])
+def shared_tokens(job: Job, other: Job) -> int:
+    """How many tokens of a job's prompt it would find in the prefix cache, once another job's prompt has been read."""
+    ids, others = job.id_array, other.id_array
+    length = min(len(ids) - 1, len(others))
+    differs = np.flatnonzero(ids[:length] != others[:length])
+    return (int(differs[0]) if len(differs) else length) // PAGE_TOKENS * PAGE_TOKENS

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from edgemoe.errors import EdgemoeError, UsageError
 from edgemoe.model.sampling import GenerationDefaults
 from edgemoe.server.answers import Answers
+from edgemoe.server.earlier_conversations import EarlierConversations
 from edgemoe.server.engine_thread import EngineThread
 from edgemoe.server.messages import Conversation, text_of
 from edgemoe.server.refusals import RefusalError, refusal_of
@@ -35,6 +36,7 @@ class Service:
         self.engine = engine
         self.settings = settings
         self.began_s = time.time()
+        self.earlier = EarlierConversations()
         self._read_variables: dict[str, bool] = {}
         self._tools: ToolTexts | None = None
         self._own_grammars: Grammars | None = None

@@ -68,6 +68,11 @@ class Continuation:
         return self._stop_texts.first
 
     @property
+    def left(self) -> int:
+        """How many tokens may still be chosen."""
+        return min(self._most, self._room) - len(self.token_ids)
+
+    @property
     def final_start(self) -> int | None:
         """The place in `text` at which what is said to the person begins; None while all of it are thoughts."""
         return self._texts.final_start if isinstance(self._texts, ChannelTexts) else 0

@@ -14,6 +14,8 @@ from edgemoe.errors import PromptLengthError, UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.continuation import Continuation, FinishReason
+from edgemoe.session.draft_gate import DraftGate
+from edgemoe.session.drafted import Drafted
 from edgemoe.session.held_tokens import HeldTokens
 from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.prompt_clock import PromptClock
@@ -161,7 +163,7 @@ class Generation:
             logits = self._run_prompt(held)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
-        written = self._written
+        written, drafted = self._written, self._drafted()
         while written.finish_reason is None:
             if self._stopped or logits is None:
                 written.finish_reason = "interrupted"
@@ -182,7 +184,10 @@ class Generation:
                 yield piece
                 consumer_ns += time.perf_counter_ns() - began_ns
             if written.finish_reason is None:
-                logits = self._held.forward(run, out=logits)  # the sampler is done with the last ones
+                # the sampler is done with the last logits
+                logits = self._held.forward(run, out=logits) if drafted is None else drafted.after(run, written.left)
+        if drafted is not None:
+            drafted.finish()
         self.statistics = self._statistics(start, prefilled, self._counters(), prefill_tokens)
         ledger = self._held.engine.ledger
         if ledger is not None and ledger_before is not None:
@@ -191,6 +196,14 @@ class Generation:
             self.ledger = parts + TimeLedger({"python": max(0, own_ns - parts.total_ns)})
         if piece := written.finish():
             yield piece
+
+    def _drafted(self) -> Drafted | None:
+        """The source of logits where drafts may be run beside tokens; None where none may be."""
+        held, engine = self._held, self._held.engine
+        if engine.speculate == "off" or not engine.may_speculate:
+            return None
+        gate = DraftGate(held.costs, None if engine.speculate == "auto" else engine.memory.drafts)
+        return Drafted(held, held.costs, gate, self._before, engine.memory.drafts)
 
     def _run_prompt(self, held: int) -> npt.NDArray[np.float32]:
         """Run the prompt but for its first `held` tokens; returns its logits. Raises _Stopped where it is stopped."""

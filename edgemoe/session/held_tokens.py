@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgemoe.engine.phase import VERIFY
 from edgemoe.errors import EdgemoeError
+from edgemoe.session.draft_gate import StepCosts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,8 @@ class HeldTokens:
         self.engine = engine
         self.ids: list[int] = []
         self._input: list[int] = []
+        self.costs = StepCosts()
+        """The times of this engine's steps, with drafts and without."""
         engine.rewind(0)
 
     @property
@@ -51,6 +55,10 @@ class HeldTokens:
                 break
             common += 1
         self.rewind(common)
+        tier = self.engine.sequences.tier
+        if tier is not None and self.start is None and tier.kept(token_ids) > self.engine.sequence.resumes_at:
+            common = self.engine.adopt(token_ids)
+            self.ids = list(token_ids[:common])
         return common
 
     def forward(
@@ -68,6 +76,29 @@ class HeldTokens:
             raise
         self.ids.extend(token_ids)
         return logits
+
+    def forward_unchecked(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Run generated tokens, of which all but the first may be taken back; returns their logits `(T, V)`."""
+        turn = self.engine.turn
+        if len(token_ids) > 1:
+            turn.phase = VERIFY
+        try:
+            rows = self.engine.forward(token_ids, all_logits=True)
+        finally:
+            turn.begin_decoding()
+        self.ids.extend(token_ids)
+        return rows
+
+    def take_back(self, tokens: int) -> None:
+        """Forget the last tokens, which were no part of the answer."""
+        if tokens:
+            self.rewind(len(self.ids) - tokens)
+            self.engine.turn.step -= tokens
+
+    @property
+    def room(self) -> int:
+        """How many tokens more the context has room for."""
+        return self.engine.context_length - len(self.ids)
 
     def rewind(self, position: int) -> None:
         """Forget everything from this position on."""

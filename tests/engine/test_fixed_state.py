@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgemoe.engine.phase import DECODE, VERIFY
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.support.examples import examples
 from tests.support.toy_state import Toy
@@ -172,3 +173,35 @@ def test_random_work_with_failures_keeps_the_state_right(undo: int, recurrent: b
             assert fails is None or one.ids[: len(before)] == before
         for each in opened:
             toy.check(each)
+
+
+def test_drafts_are_taken_back_without_running_more_than_the_others_again() -> None:
+    toy = Toy(2, 8, undo=4, snapshots=4, recurrent=True, windows=(37, 130))
+    random = np.random.default_rng(3)
+    one = toy.sequences.open()
+    toy.append(one, IDS[:100])
+    again = 0
+    while one.position < 400:
+        one.turn.phase = VERIFY
+        drafts, right = int(random.integers(1, 8)), int(random.integers(0, 8))
+        before, behind = toy.runs, one.behind
+        toy.append(one, random.integers(0, 100, 1 + drafts))
+        assert toy.runs - before == behind + 1 + drafts
+        one.rewind(one.position - max(0, drafts - right))
+        assert one.behind <= (1 + right if right < drafts else 0)
+        again += one.behind
+        if random.integers(4) == 0:
+            one.turn.phase = DECODE
+            toy.append(one, random.integers(0, 100, 1))
+            toy.check(one)
+    assert again
+    other = toy.sequences.fork(one)
+    one.turn.phase = VERIFY
+    toy.append(one, IDS[:3])
+    one.rewind(one.position - 2)
+    toy.check(other)
+    toy.check(one)
+    toy.sequences.close(one)
+    snapshots = toy.sequences._snapshots
+    assert snapshots is not None
+    assert len(snapshots._free) + len(snapshots._kept) == 4  # no slot is lost

@@ -1,10 +1,10 @@
 """The promise of the house: a token's bits depend on weights, text and settings, and on nothing else.
 
-Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, kept prefixes, runs
-that fail) run under every budget, thread count, instruction set and format of keys and values, with attention alone and
-with state that cannot be cut anywhere: windows, whose pages are given back, convolutions, and recurrent layers. Every
-logit is compared with `==` to that of the same tokens run alone, in one call, on one thread, with all experts in RAM
-and every page kept.
+Random programs of sequences (appending in any company and any cuts, rewinding, forking, closing, prefixes kept in RAM
+and on disk, drafts that are taken back, runs that fail) run under every budget, thread count, instruction set and
+format of keys and values, with attention alone and with state that cannot be cut anywhere: windows, whose pages are
+given back, convolutions, and recurrent layers. Every logit is compared with `==` to that of the same tokens run alone,
+in one call, on one thread, with all experts in RAM and every page kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
-from edgemoe.engine.phase import Turn
+from edgemoe.engine.phase import VERIFY, Turn
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
@@ -128,16 +128,40 @@ class Company:
             assert one.ids == before
         elif action == 5:
             self._engine._loaded.measure_products(8)  # as before a long prompt
+            if one is not self._engine.sequence:
+                self._bring_back(one)
         else:
             some = random.permutation(len(self._open))[: random.integers(1, len(self._open) + 1)]
-            decoding = random.integers(2)
+            phase = int(random.integers(3))
             batch = {}
             for sequence in (self._open[number] for number in some):
-                sequence.turn.phase = int(decoding)
+                sequence.turn.phase = phase
                 if sequence.position + 70 > LONGEST:
                     sequence.rewind(int(random.integers(LONGEST // 2)))
-                batch[sequence] = self._tokens(1 if decoding else random.integers(1, 70))
+                batch[sequence] = self._tokens((random.integers(1, 70), 1, random.integers(1, 9))[phase])
             self._append(batch)
+            if phase == VERIFY:
+                for sequence, ids in batch.items():
+                    sequence.rewind(sequence.position - int(random.integers(len(ids))))
+
+    def _bring_back(self, one: Any) -> None:
+        """Close a sequence, forget in RAM what no other one holds, and open it again from disk."""
+        sequences, before = self._engine.sequences, one.position
+        ids = [*one.ids, *self._tokens(self._random.integers(1, 9))]
+        assert sequences.tier is not None
+        sequences.tier.save(60)
+        sequences.close(one)
+        self._open.remove(one)
+        for pool in (group.pool for group in sequences._groups):
+            for page in [pool.take() for _ in range(pool.available)]:
+                pool.release(page)
+        snapshots = sequences._snapshots
+        while snapshots is not None and snapshots._kept:
+            snapshots._drop_least()
+        opened = sequences.open(np.array(ids))
+        assert snapshots is not None or opened.position >= before // PAGE_TOKENS * PAGE_TOKENS
+        self._open.append(opened)
+        self._append({opened: ids[opened.position :]})
 
     def close(self) -> None:
         for sequence in self._open[1:]:
@@ -334,6 +358,11 @@ SETTINGS = [("f16", EXPERTS, 3), ("q8", 6, 1), ("f16", 1, 2)]
 """Formats of keys and values, slots and threads."""
 
 
+@pytest.fixture(autouse=True)
+def folder_of_prefixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEMOE_CACHE_DIR", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp("invariants")
@@ -357,7 +386,14 @@ def work(family: Family, alone: tuple[Alone, str], slots: int, threads: int, ste
     context_length = 2048 if family.windows else 256
     sizes = {"undo_tokens": undo_tokens, "chunk_tokens": chunk_tokens, "context_length": context_length}
     with engine_with_slots(
-        family.store, slots, threads, alone[1], sequences=SEQUENCES, windows=family.windows, **sizes
+        family.store,
+        slots,
+        threads,
+        alone[1],
+        sequences=SEQUENCES,
+        windows=family.windows,
+        prefix_disk="64MiB",
+        **sizes,
     ) as engine:
         assert len(engine.sequence.windowed) == len({*family.windows} - {0})
         for seed in seeds:

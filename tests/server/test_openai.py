@@ -311,3 +311,22 @@ def test_conversations_are_counted(client: Client) -> None:
 def test_a_prompt_either_goes_on_or_begins_an_answer(client: Client) -> None:
     reply = client.post(CHAT, messages=HELLO, add_generation_prompt=True, continue_final_message=True)
     assert (reply.status, reply.error["param"]) == (400, "continue_final_message")
+
+
+def test_the_message_that_departs_from_an_earlier_conversation_is_named(serve: Any) -> None:
+    client = serve()
+
+    def differs(*texts: str, **more: Any) -> str | None:
+        roles = ("system", "user", "assistant", "user")
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        reply = client.post(CHAT, messages=messages, **{**SAMPLED, "max_tokens": 1, **more})
+        assert reply.status == 200, reply.body
+        found = reply.headers["x-edgemoe-prefix-differs"]
+        return None if found is None else str(found)
+
+    assert differs("be kind", "hello") is None
+    assert differs("be kind", "hello") is None
+    assert differs("be kind", "hello", "hi", "and now") is None
+    assert differs("be kind", "hello", "hey", "and now") == "messages[2] (assistant)"
+    assert differs("be kind, today is Monday", "hello") == "messages[0] (system)"
+    assert differs("be kind", "hello", "hey", "and then") == "messages[3] (user)"

@@ -140,6 +140,24 @@ def test_a_prompt_twice_is_computed_once(model: Model, scheduler: Scheduler) -> 
     assert twice[0].token_ids == twice[1].token_ids
 
 
+def test_a_shared_beginning_is_read_once_and_no_longer_waited_for(model: Model, scheduler: Scheduler) -> None:
+    beginning = "What two prompts begin with alike, and more of it. " * 2  # 102 tokens: one page
+    long, short = (Heard(model, beginning + rest, SamplingOptions(), 4) for rest in ("l" * 120, "s" * 20))
+    scheduler.add([long.job, short.job])
+    read = []
+    while short.job in [job for job, _ in scheduler.waiting] or not read:
+        scheduler.step()
+        read.append(scheduler.running[0].sequence.position)
+    assert read[-2] == 64  # the short one began once the shared page was read
+    run(scheduler)
+    assert isinstance(short.end, Finished)
+    assert short.end.figures.cached_tokens == 64
+    again = Heard(model, beginning + "s" * 20, SamplingOptions(), 4)
+    scheduler.add([again.job])
+    run(scheduler)
+    assert again.token_ids == short.token_ids
+
+
 def test_a_cancelled_answer_ends_and_the_others_do_not_notice(model: Model, scheduler: Scheduler) -> None:
     expected = Heard(model, PROMPTS[1], SETTINGS[1])
     scheduler.add([expected.job])
@@ -218,7 +236,7 @@ def test_logits_that_are_no_numbers_end_one_answer(
         return found
 
     monkeypatch.setattr(model.engine, "step", overflows)
-    bad, good = Heard(model, "1234567", SamplingOptions()), Heard(model, "123", SamplingOptions())
+    bad, good = Heard(model, "1234567", SamplingOptions()), Heard(model, "a", SamplingOptions())
     scheduler.add([bad.job, good.job])
     run(scheduler)
     assert isinstance(bad.end, Failed)

@@ -57,6 +57,8 @@ class FakeEngine:
         self.pause: Pause | None = None
         self.closed = False
         self.turn = Turn()
+        self.sequences = SimpleNamespace(tier=None)
+        self.speculate = "off"
         self._ids: list[int] = []
 
     @property

@@ -69,6 +69,9 @@ class Toy:
         batches.append([Piece(sequence, ids, nowhere) for sequence, ids in batch.items()])
         number = 0
         for pieces in batches:
+            if pieces is batches[-1]:
+                for piece in pieces:
+                    piece.sequence.mark(len(piece.token_ids))
             for run in cut(pieces, self.chunk):
                 for rows in run:
                     if self.sequences.forgetful:

@@ -81,15 +81,20 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 _REINSTALL = "Install edgemoe again so that its library is built anew, or set EDGEMOE_KERNELS=jit to go without it."
 
 
+def library_path() -> Path | None:
+    """The library's file; None where it is not installed."""
+    # An editable install keeps the library in another folder of the package than the modules.
+    folders = [Path(folder) for folder in native.__path__]
+    return next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()), None)
+
+
 @functools.cache
 def load_library() -> ctypes.CDLL:
     """Load the library and declare every signature.
 
     Raises KernelError if it is missing, cannot be loaded, or belongs to another version of the package.
     """
-    # An editable install keeps the library in another folder of the package than the modules.
-    folders = [Path(folder) for folder in native.__path__]
-    path = next((folder / FILE_NAME for folder in folders if (folder / FILE_NAME).is_file()), None)
+    path = library_path()
     if path is None:
         raise KernelError(f"The native kernel library {FILE_NAME} is not in the installed package.", _REINSTALL)
     try:

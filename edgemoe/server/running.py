@@ -1,0 +1,164 @@
+"""A job that has a sequence: what it runs next, and what it makes of the logits that come of it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+
+from edgemoe.engine.phase import VERIFY
+from edgemoe.engine.sequence import Sequence
+from edgemoe.kernels.operations import Floats
+from edgemoe.server.jobs import Figures, Finished, Job, Piece, Progress
+from edgemoe.session.continuation import Continuation
+from edgemoe.session.draft_gate import DraftGate, StepCosts
+from edgemoe.session.drafts import NO_DRAFT, Drafts
+from edgemoe.session.held_tokens import check_finite
+from edgemoe.session.model import Model
+from edgemoe.session.response.parts import Part, Said, Thought
+
+
+class Running:
+    """A job with a sequence, its answer so far, and the drafts that its next step has."""
+
+    def __init__(self, job: Job, asked_s: float, sequence: Sequence, model: Model, costs: StepCosts) -> None:
+        ids, engine = job.prompt_ids, model.engine
+        self.job = job
+        self.sequence = sequence
+        self.rest = list(ids[sequence.position :])
+        """Tokens of the prompt that have not been run."""
+        self.written = Continuation(
+            model.tokenizer, ids, job.options, job.max_tokens, engine.context_length, job.top_logprobs,
+            job.constraint, job.reader is not None,
+        )  # fmt: skip
+        self._ran = 0
+        """Tokens of the answer that have been run."""
+        self.began_s = time.perf_counter()
+        self.figures = Figures(len(ids), sequence.position, queue_s=self.began_s - asked_s)
+        self.drafted: list[int] = []
+        """Guesses at what follows the latest token, which are run with it."""
+        self._kv_format = engine.memory.kv_format
+        self._context_length = engine.context_length
+        self._most_drafts = engine.memory.drafts if engine.may_speculate else 0
+        self._gate = DraftGate(costs, None if engine.speculate == "auto" else self._most_drafts)
+        self._drafts = Drafts(ids) if self._most_drafts else None
+        self._matched = 0
+        sequence.turn.begin()
+        job.report(self._progress())
+
+    def next_ids(self, rows: int) -> list[int]:
+        """The tokens to run next, of which a prompt may have `rows`."""
+        return self.rest[:rows] if self.rest else [*self.written.token_ids[self._ran :], *self.drafted]
+
+    def guess(self, answers: int, others: int, most: int) -> int:
+        """Draft up to `most` tokens for a step of so many answers with `others` drafts already; returns how many."""
+        draft = NO_DRAFT
+        if self._drafts is not None and len(self.written.token_ids) == self._ran + 1:
+            room = self._context_length - self.sequence.position - 1
+            draft = self._drafts.draft(min(self._most_drafts, self.written.left - 1, room, most))
+        count = self._gate.drafts(draft.matched, len(draft.token_ids), answers, others)
+        self.drafted, self._matched = draft.token_ids[:count], draft.matched
+        if self.drafted:
+            self.sequence.turn.phase = VERIFY
+        return count
+
+    def forget_guess(self) -> None:
+        """Run the next step without drafts."""
+        self.drafted = []
+        if not self.rest:
+            self.sequence.turn.begin_decoding()
+
+    def take(self, tokens: int, rows: Floats, answers: int = 1) -> None:
+        """Go on with the logits `(n, V)` after the last of `tokens` tokens that were run, or after each with drafts.
+
+        Reports what has come of them. `answers`: how many took part in the step. Raises EdgemoeError for logits that
+        are not finite.
+        """
+        if self.rest:
+            check_finite(rows[-1], self._kv_format)
+            del self.rest[:tokens]
+            self.figures.prompt_s = time.perf_counter() - self.began_s
+            self.job.report(self._progress())
+            if self.rest:
+                return
+            self.sequence.turn.begin_decoding()
+            self._choose(rows[-1])
+        else:
+            self._choose_each(rows, answers)
+        written, reader = self.written, self.job.reader
+        if written.finish_reason is not None:
+            rest = self._parts(written.finish())
+            if reader is not None:
+                rest += reader.finish(written.finish_reason != "stop")
+            if rest:
+                self.job.report(Piece(rest))
+            self.note_end()
+            self.job.report(Finished(written.finish_reason, written.stop_text, self.figures))
+
+    def note_end(self) -> None:
+        """Note the answer's length and time so far."""
+        figures = self.figures
+        figures.generated_tokens = len(self.written.token_ids)
+        if not self.rest:
+            figures.decode_s = time.perf_counter() - self.began_s - figures.prompt_s
+
+    def _progress(self) -> Progress:
+        figures, total = self.figures, len(self.job.prompt_ids)
+        return Progress(total, figures.cached_tokens, total - len(self.rest), replace(figures))
+
+    def _choose_each(self, rows: Floats, answers: int) -> None:
+        """Choose tokens from the rows for as long as they are the drafted ones, and take the other drafts back."""
+        right, drafted, figures = 0, self.drafted, self.figures
+        figures.decode_tokens = len(self.written.token_ids)  # all of them have been run
+        while True:
+            check_finite(rows[right], self._kv_format)
+            chosen = self._choose(rows[right])
+            agreed = _agreed(chosen, drafted[right:])
+            right += agreed
+            figures.decode_tokens += agreed
+            if not chosen or agreed < len(chosen):
+                break
+        self._ran = figures.decode_tokens
+        figures.drafts += bool(drafted)
+        figures.draft_tokens += len(drafted)
+        figures.accepted_tokens += right
+        self.sequence.turn.begin_decoding()
+        if unused := len(drafted) - right:
+            self.sequence.rewind(self.sequence.position - unused)
+            self.sequence.turn.step -= unused
+        if self._drafts is not None:
+            self._gate.verified(self._matched, len(drafted), right, answers)
+        self.drafted = []
+
+    def _choose(self, logits: Floats) -> list[int]:
+        """Choose and report a token, with those that follow without a choice; returns them if the answer goes on."""
+        job, written = self.job, self.written
+        chosen = []
+        token = written.choose(logits)
+        while token is not None:
+            chosen.append(token)
+            parts = self._parts(written.take(token))
+            logprobs = written.logprobs[-1] if written.logprobs else None
+            self.note_end()
+            job.report(Piece(parts, token, logprobs, replace(self.figures)))
+            if job.reader is not None and job.reader.full:
+                written.finish_reason = written.finish_reason or "stop"
+            if self._drafts is not None:
+                self._drafts.add(token)
+            token = written.forced()
+        return chosen if written.finish_reason is None else []
+
+    def _parts(self, piece: str) -> list[Part]:
+        """The parts of the answer that a piece of its text brings."""
+        if self.job.reader is not None:
+            return self.job.reader.push(piece) if piece else []
+        start = self.written.final_start
+        before = len(self.written.text) - len(piece)
+        cut = len(piece) if start is None else min(max(0, start - before), len(piece))
+        parts: list[Part] = [Thought(piece[:cut])] * bool(piece[:cut])
+        return parts + [Said(piece[cut:])] * bool(piece[cut:])
+
+
+def _agreed(some: list[int], others: list[int]) -> int:
+    """How many tokens two lists share from the first one on."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))

@@ -1,0 +1,121 @@
+"""The gate: how many drafted tokens to run beside each chosen one, by what they have cost and saved so far.
+
+Running several tokens at once costs more than running one (each row is computed, and brings experts of its own), and
+saves a step for each token that was guessed right. Both are measured: the seconds of steps by their number of drafts,
+in all answers, and the share of guesses that were right in this answer, by how much of the text agreed with the place
+from which the guess was taken. As many drafts are run as give most tokens in a second by these figures; none, where
+none give more.
+
+What has not been measured has to be tried, and figures may be out of date. So an answer keeps an account of the seconds
+that its drafts have cost beyond those that they have saved. Where this is more than a hundredth of its time, and half a
+step more, it goes on without drafts: a text that cannot be guessed is written about as fast as without them.
+"""
+
+from __future__ import annotations
+
+WEIGHT = 0.2
+"""The weight of the latest step, or guess, in its mean."""
+LEAST_GAIN = 1.03
+"""By how much drafts must be expected to be faster."""
+LOST_SHARE = 0.01
+ALLOWED_STEPS = 0.5
+MOST_SAVED_STEPS = 4
+"""Savings beyond those of so many steps do not allow losses later."""
+TRIAL_DRAFTS = 2
+ROW_COST = 0.4
+"""The cost of a draft, in steps without any, that is assumed before one was run."""
+OUTLIER = 1.5
+"""A step that took longer by this factor than those before it counts as if it had taken no longer than that."""
+PLAIN_EVERY = 24
+"""After so many steps with drafts one without any is run, against which their costs are measured."""
+RIGHT = {2: 0.3, 4: 0.5, 8: 0.8}
+"""Numbers of agreeing tokens from which guesses are counted apart, with the share of right ones that is assumed."""
+
+
+class StepCosts:
+    """The seconds of an engine's steps: of those without drafts, and by how much drafts make them longer."""
+
+    def __init__(self) -> None:
+        self._plain_s: dict[int, float] = {}  # by the number of answers that take part
+        self._longer: dict[int, dict[int, float]] = {}  # by that and the number of drafts; 0 drafts: 1
+        self._drafted_steps = 0
+
+    def ran(self, answers: int, drafts: int, seconds: float) -> None:
+        """Note a step in which so many answers had a token each, and `drafts` in all beside these."""
+        if not drafts:
+            before = self._plain_s.get(answers, seconds)
+            self._plain_s[answers] = before + WEIGHT * (min(seconds, OUTLIER * before) - before)
+            self._drafted_steps = 0
+        elif answers in self._plain_s:
+            longer = self._longer.setdefault(answers, {0: 1.0})
+            now = seconds / self._plain_s[answers]
+            before = longer.get(drafts, now)
+            longer[drafts] = before + WEIGHT * (min(now, OUTLIER * before) - before)
+            self._drafted_steps += 1
+
+    def measurable(self, answers: int) -> bool:
+        """Whether drafts can be weighed now, since a step without any was run not long ago."""
+        return answers in self._plain_s and self._drafted_steps < PLAIN_EVERY
+
+    def seconds(self, answers: int, drafts: int) -> float:
+        """The time that such a step takes: measured, or on the line through the nearest that were."""
+        longer = self._longer.get(answers, {0: 1.0})
+        if drafts not in longer:
+            below = max(n for n in longer if n < drafts)
+            above = min((n for n in longer if n > drafts), default=None)
+            slope = ROW_COST / answers if above is None else (longer[above] - longer[below]) / (above - below)
+            return self._plain_s[answers] * (longer[below] + slope * (drafts - below))
+        return self._plain_s[answers] * longer[drafts]
+
+
+class DraftGate:
+    """Decides on the drafts of one answer."""
+
+    def __init__(self, costs: StepCosts, fixed: int | None = None) -> None:
+        """`fixed`: run so many beside each token, whatever they cost; None: as many as pay."""
+        self._costs = costs
+        self._fixed = fixed
+        self._right = dict(RIGHT)
+        self._spent_s = self._lost_s = 0.0
+
+    def drafts(self, matched: int, most: int, answers: int = 1, others: int = 0) -> int:
+        """How many of `most` drafted tokens to run, whose place agrees in `matched` tokens.
+
+        In the step `answers` answers take part, and `others` drafts of other answers.
+        """
+        if self._fixed is not None:
+            return min(self._fixed, most)
+        costs = self._costs
+        if not most or not costs.measurable(answers):
+            return 0
+        plain_s = costs.seconds(answers, 0)
+        if self._lost_s > LOST_SHARE * self._spent_s + ALLOWED_STEPS * plain_s / answers:
+            return 0
+        right = self._right[_level(matched)]
+        best, best_rate = 0, LEAST_GAIN * answers / costs.seconds(answers, others)
+        expected = float(answers)
+        for count in range(1, most + 1):
+            expected += right**count
+            rate = expected / costs.seconds(answers, others + count)
+            if rate > best_rate:
+                best, best_rate = count, rate
+        if not best and self._lost_s <= LOST_SHARE * self._spent_s:
+            return min(TRIAL_DRAFTS, most)
+        return best
+
+    def verified(self, matched: int, drafts: int, right: int, answers: int = 1) -> None:
+        """Note a step of `answers` answers, in which of this one's drafts the first `right` were chosen."""
+        if not self._costs.measurable(answers) and not drafts:
+            return
+        for number in range(min(right + 1, drafts)):
+            level = _level(matched)
+            self._right[level] += WEIGHT * ((number < right) - self._right[level])
+        if self._fixed is None:
+            step_s = self._costs.seconds(answers, 0) / answers
+            longer_s = self._costs.seconds(answers, drafts) - self._costs.seconds(answers, 0)
+            self._spent_s += step_s + longer_s
+            self._lost_s = max(self._lost_s + longer_s - right * step_s, -MOST_SAVED_STEPS * step_s)
+
+
+def _level(matched: int) -> int:
+    return max(level for level in RIGHT if level <= matched)

@@ -1,0 +1,86 @@
+"""Decoding with drafts: the logits after each chosen token, several of which come from one run.
+
+The tokens that are drafted (`drafts.py`) are run behind the chosen one, and the logits after each row are kept. As long
+as the tokens that are chosen from these are the drafted ones, the next logits are there already; otherwise the rows of
+the other drafts are taken back. A token is always chosen from the logits after exactly the tokens before it, which are
+the same to the bit in every cut, and each is chosen once: so the answer is that without drafts, for every setting of
+the sampler.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgemoe.errors import EdgemoeError
+from edgemoe.session.draft_gate import DraftGate, StepCosts
+from edgemoe.session.drafts import NO_DRAFT, Drafts
+from edgemoe.session.held_tokens import HeldTokens, check_finite
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Drafted:
+    """The logits of one answer, with drafts that the gate lets through."""
+
+    def __init__(self, held: HeldTokens, costs: StepCosts, gate: DraftGate, before: Sequence[int], most: int) -> None:
+        """`before`: the ids before the answer; `most`: how many drafts there is memory for."""
+        self._held = held
+        self._gate, self._costs = gate, costs
+        self._drafts = Drafts(before)
+        self._most = most
+        self._draft = NO_DRAFT
+        self._right = 0
+        self._rows: npt.NDArray[np.float32] | None = None
+
+    def after(self, token_ids: Sequence[int], left: int) -> npt.NDArray[np.float32]:
+        """The logits after a chosen token and those that follow it without a choice `(V,)`.
+
+        At most `left` tokens may still follow them. Raises as `HeldTokens.forward`.
+        """
+        drafted, run = self._draft.token_ids, list(token_ids)
+        for token in run:
+            self._drafts.add(token)
+        while run and self._right < len(drafted) and drafted[self._right] == run[0]:
+            del run[0]
+            self._right += 1
+        if not run:
+            assert self._rows is not None
+            return self._checked(self._rows[self._right])
+        self.finish()
+        if len(run) > 1:  # what leaves no choice is run at once already, in any number
+            return self._held.forward(run)
+        draft = self._drafts.draft(min(self._most, left - 1, self._held.room - 1))
+        count = self._gate.drafts(draft.matched, len(draft.token_ids))
+        drafted = draft.token_ids[:count]
+        began_s = time.perf_counter()
+        try:
+            rows = self._held.forward_unchecked([*run, *drafted])
+        except EdgemoeError:
+            if not drafted:
+                raise
+            drafted = []  # a draft must not fail what would succeed without it
+            rows = self._held.forward_unchecked(run)
+        self._costs.ran(1, len(drafted), time.perf_counter() - began_s)
+        self._draft, self._right, self._rows = draft._replace(token_ids=drafted), 0, rows
+        return self._checked(rows[0])
+
+    def finish(self) -> None:
+        """Take back the drafts that were not chosen."""
+        drafted = len(self._draft.token_ids)
+        if self._rows is not None:
+            self._gate.verified(self._draft.matched, drafted, self._right)
+        self._held.take_back(drafted - self._right)
+        self._draft, self._right, self._rows = NO_DRAFT, 0, None
+
+    def _checked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        try:
+            check_finite(logits, self._held.engine.memory.kv_format)
+        except EdgemoeError:
+            self._held.take_back(len(self._draft.token_ids) - self._right + 1)
+            self._draft = NO_DRAFT
+            raise
+        return logits
