@@ -220,6 +220,11 @@ class Engine:
         python_ns = self._forward_ns - programs_ns - waited_ns
         return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
 
+    @property
+    def layer_waits_ns(self) -> npt.NDArray[np.int64]:
+        """The part of the ledger's waits for the disk that each layer caused, `(L,)`; zeros where no ledger is kept."""
+        return self._loaded.layer_waits_ns(len(self.spec.layers))
+
     def forward(
         self,
         token_ids: Sequence[int] | npt.NDArray[np.integer],
@@ -279,7 +284,7 @@ class Engine:
         began_ns = time.perf_counter_ns()
         if not batch:
             raise UsageError("The batch has no sequences.", "Give tokens for at least one sequence.")
-        if len(batch) > 1 and self._recorder is not None:
+        if len(batch) > 1 and self._recorder is not None and self._recorder.one_sequence:
             raise UsageError("A recording of routing holds one sequence.", "Step one sequence at a time.")
         pieces = []
         for sequence, token_ids in batch.items():
@@ -435,15 +440,18 @@ class Engine:
 
     def _note_run(self, run: list[Rows]) -> None:
         """Note a run of new tokens in the turns of its sequences, and give its routing to the recorder."""
+        if self._recorder is not None:
+            self._recorder.step(run)
         for rows in run:
-            turn = rows.piece.sequence.turn
-            if self._recorder is not None:
-                self._recorder.step(turn, rows.count)
-            turn.step += rows.count
+            rows.piece.sequence.turn.step += rows.count
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
         return self._loaded.resident_experts(self.expert_uses.shape)
+
+    def expert_places(self) -> npt.NDArray[np.uint8]:
+        """Where each expert is, `(L, E)`: `ON_DISK`, `BEING_READ` or `IN_RAM` of `stepper.py`, which says more."""
+        return self._loaded.expert_places((len(self.spec.layers), self.spec.most_experts))
 
     def close(self) -> None:
         """Stop readers and threads, and give the memory back. The engine cannot run afterwards.
