@@ -103,6 +103,7 @@ class Engine:
         self.spec = spec = graph.spec
         self.memory = memory
         self.backend = backend
+        self.policy = options.policy
         self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None

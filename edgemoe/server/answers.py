@@ -35,6 +35,7 @@ class Answers:
                 settings.max_tokens,
                 self._reporter(number),
                 settings.top_logprobs,
+                settings.request_id,
             )
             for number, (ids, choice) in enumerate(
                 (ids, choice) for ids in prompts for choice in range(settings.choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -98,5 +99,9 @@ class Job:
     report: Callable[[Event], None]
     top_logprobs: int | None = None
     """How many likeliest tokens to name beside each token; None: no logprobs."""
+    name: str = ""
+    """The id of the request."""
+    number: int = field(default_factory=itertools.count(1).__next__, init=False)
+    """The number by which the watch names the answer."""
     cancelled: bool = field(default=False, init=False)
     """Set from any thread once nobody wants the answer any more."""

@@ -20,6 +20,7 @@ from edgemoe.engine.sequence import Sequence
 from edgemoe.kernels.operations import Floats
 from edgemoe.server.jobs import Failed, Figures, Finished, Job, Piece, Progress, StoppingError
 from edgemoe.server.prompt_rows import PromptRows
+from edgemoe.server.watch import Watch
 from edgemoe.session.continuation import Continuation
 from edgemoe.session.held_tokens import check_finite
 from edgemoe.session.model import Model
@@ -63,6 +64,7 @@ class _Running:
         self.began_s = time.perf_counter()
         self.figures = Figures(len(ids), sequence.position, queue_s=self.began_s - asked_s)
         sequence.turn.begin()
+        sequence.turn.number = job.number
 
     def next_ids(self, rows: int) -> list[int]:
         """The tokens to run next, of which a prompt may have `rows`."""
@@ -126,6 +128,7 @@ class Scheduler:
         self.waiting: deque[tuple[Job, float]] = deque()
         self._model = model
         self._engine = model.engine
+        self.watch = Watch(model.engine)
         self._rows = PromptRows(self._engine.memory.chunk_tokens)
         self.stopping = False
         """Set from any thread: all jobs end at the next layer or token."""
@@ -196,6 +199,7 @@ class Scheduler:
                 job.report(Failed(error))
                 continue
             self.running.append(one)
+            self.watch.names[job.number] = job.name
             self.totals.begun += 1
             self.totals.prompt_tokens += one.figures.prompt_tokens
             self.totals.cached_tokens += one.figures.cached_tokens
@@ -215,6 +219,7 @@ class Scheduler:
 
     def _run(self, batch: Mapping[_Running, list[int]]) -> None:
         """Run a step; where it fails, run each of its sequences alone, so that only those end that fail."""
+        self.watch.begin()
         began_s, before = time.perf_counter(), self._engine.statistics
         try:
             logits = self._engine.step({one.sequence: ids for one, ids in batch.items()})
@@ -227,7 +232,9 @@ class Scheduler:
             for one, ids in batch.items():
                 self._run({one: ids})
             return
-        self._note(batch, time.perf_counter() - began_s, before, self._engine.statistics)
+        seconds = time.perf_counter() - began_s
+        self._note(batch, seconds, before, self._engine.statistics)
+        self.watch.end(seconds)
         for one, ids in batch.items():
             try:
                 check_finite(logits[one.sequence], self._engine.memory.kv_format)
@@ -241,6 +248,7 @@ class Scheduler:
 
     def _end(self, one: _Running, error: Exception | None = None) -> None:
         self.running.remove(one)
+        self.watch.names.pop(one.job.number, None)
         self._engine.sequences.close(one.sequence)
         one.note_end()
         self.totals.generated_tokens += one.figures.generated_tokens

@@ -12,6 +12,7 @@ from edgemoe.errors import EdgemoeError, UsageError
 from edgemoe.model.sampling import GenerationDefaults
 from edgemoe.server.answers import Answers
 from edgemoe.server.engine_thread import EngineThread
+from edgemoe.server.kept_streams import KeptStreams
 from edgemoe.server.messages import Conversation, text_of
 from edgemoe.server.refusals import RefusalError, refusal_of
 from edgemoe.server.settings import AnswerSettings, ServerSettings
@@ -32,6 +33,7 @@ class Service:
         self.engine = engine
         self.settings = settings
         self.began_s = time.time()
+        self.streams = KeptStreams()
         self._read_variables: dict[str, bool] = {}
         self._texts = ThreadPoolExecutor(1, "texts")  # the process that renders templates takes one request at a time
 

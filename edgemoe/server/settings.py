@@ -67,6 +67,7 @@ class AnswerSettings:
     choices: int = 1
     top_logprobs: int | None = None
     stream: bool = False
+    request_id: str = ""
 
 
 def sampling_of(fields: Fields, defaults: SamplingOptions, stop: str = "stop") -> SamplingOptions:

@@ -22,7 +22,7 @@ class TokenBytes:
         name = library.id_to_token(token)
         if name is None:
             return b""
-        if token in library.get_added_tokens_decoder():
+        if token in self._added:
             return name.encode()
         if BYTE_TOKEN.fullmatch(name):
             return bytes([int(name[3:5], 16)])
@@ -33,6 +33,10 @@ class TokenBytes:
     def text(self, token: int) -> str:
         """The text of a token, with U+FFFD for bytes that belong to no whole character."""
         return self.of(token).decode("utf-8", "replace")
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.require().get_added_tokens_decoder())
 
     @cached_property
     def _letters(self) -> dict[str, int]:
