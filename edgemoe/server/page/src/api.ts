@@ -88,6 +88,9 @@ export async function* events(response: Response): AsyncGenerator<{ name: string
   }
 }
 
+/** Whether a question may be asked: before the server has said anything it answers for itself. */
+export const mayAsk = (reached: Reached): boolean => reached === "ready" || reached === "asking";
+
 /** Finds out what the server is, until it is ready. */
 export async function meet(): Promise<void> {
   for (;;) {

@@ -1,6 +1,6 @@
 // A conversation: its messages, and the place to write the next one.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { server } from "./api";
+import { mayAsk, server } from "./api";
 import { percent } from "./charts";
 import { branch, siblings, type Conversation, type Message } from "./kept";
 import { Markdown } from "./markdown";
@@ -71,7 +71,7 @@ function Welcome() {
       </p>
       <div class="ideas">
         {IDEAS.map((idea) => (
-          <button key={idea} onClick={() => say(idea)} disabled={reached !== "ready"}>
+          <button key={idea} onClick={() => say(idea)} disabled={!mayAsk(reached)}>
             {idea}
           </button>
         ))}
@@ -268,7 +268,7 @@ function Composer({ writing, id }: { writing: Message | null; id: string }) {
   };
   const send = () => {
     const text = place.current!.value.trim();
-    if (!text || writing || reached !== "ready") return;
+    if (!text || writing || !mayAsk(reached)) return;
     place.current!.value = "";
     sessionStorage.removeItem(draft);
     grow(place.current!);
@@ -332,7 +332,7 @@ function Composer({ writing, id }: { writing: Message | null; id: string }) {
               </svg>
             </button>
           ) : (
-            <button type="submit" class="send" aria-label="Send" title="Send (Enter)" disabled={reached !== "ready"}>
+            <button type="submit" class="send" aria-label="Send" title="Send (Enter)" disabled={!mayAsk(reached)}>
               <svg viewBox="0 0 20 20" width="18" height="18" aria-hidden="true">
                 <path d="M10 16V4.5M5 9.2 10 4l5 5.2" fill="none" stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round" />
               </svg>
