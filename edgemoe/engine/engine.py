@@ -448,7 +448,7 @@ class Engine:
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
-        return self._loaded.resident_experts(self.expert_uses.shape)
+        return self._loaded.resident_experts((len(self.spec.layers), self.spec.most_experts))
 
     def expert_places(self) -> npt.NDArray[np.uint8]:
         """Where each expert is, `(L, E)`: `ON_DISK`, `BEING_READ` or `IN_RAM` of `stepper.py`, which says more."""

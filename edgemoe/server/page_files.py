@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 from starlette.responses import Response
@@ -22,7 +21,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What the page may load and run: files of this server, and nothing that is written into it."""
+"""The page may load and run files of this server, and nothing that is written into it."""
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -37,8 +36,9 @@ async def index(exchange: Exchange) -> Response:
 
 
 async def asset(exchange: Exchange) -> Response:
-    """Send a file of the page, whose name changes with its content. Raises RefusalError where there is none."""
-    return _file(exchange.request.path_params["name"], "public, max-age=31536000, immutable")
+    """Send a file of the page; one with a digest in its name never changes. Raises RefusalError where there is none."""
+    name = exchange.request.path_params["name"]
+    return _file(name, "public, max-age=31536000, immutable" if "-" in name else "no-cache")
 
 
 def _file(name: str, kept: str) -> Response:
@@ -51,7 +51,6 @@ def _kind(name: str) -> str:
     return KINDS[Path(name).suffix]
 
 
-@cache
-def _names() -> frozenset[str]:
+def _names() -> set[str]:
     """The names of all files of the page."""
-    return frozenset(path.name for path in FOLDER.glob("*.*") if path.suffix in KINDS)
+    return {path.name for path in FOLDER.glob("*.*") if path.suffix in KINDS}

@@ -9,6 +9,7 @@ Letters: `L` layers, `E` experts of the layer that has most, `T` tokens of a run
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from edgemoe.lab.trace_rows import Trace, TraceShape, join
 
 KEPT_ROWS = 1 << 19
 """Rows of routing that are kept, of 7 bytes each."""
+
+LOADED_SECONDS = 0.05
 
 RESIDENT, READ, GUESSED = 1, 2, 4
 """Flags of a row: the expert was in RAM when the router chose it; it was read for this row; the guess had named it."""
@@ -79,8 +82,8 @@ class StepSeen:
 
 
 @dataclass
-class _Before:
-    """Figures of the engine before a step."""
+class _Figures:
+    """Figures of the engine between two steps."""
 
     ledger: TimeLedger
     waits_ns: npt.NDArray[np.int64]
@@ -89,7 +92,7 @@ class _Before:
 
 @dataclass
 class Watch:
-    """What the steps of one engine did. `begin`, `end` and `step` are called on the engine thread."""
+    """Keeps what the steps of one engine did. `begin`, `end` and `step` are called on the engine thread."""
 
     engine: Engine
     watchers: int = 0
@@ -111,8 +114,9 @@ class Watch:
         self._kept_rows = 0
         self._number = 0
         self._runs: list[RunSeen] = []
-        self._before: _Before | None = None
+        self._before: _Figures | None = None
         self._loaded = engine.resident_experts()
+        self._loaded_s = 0.0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -144,11 +148,8 @@ class Watch:
             self.engine.keep_ledger(wanted)
             if wanted:
                 self._forget_guesses()
+            self._before = self._figures() if wanted else None
         self._runs = []
-        ledger = self.engine.ledger if wanted else None
-        self._before = (
-            None if ledger is None else _Before(ledger, self.engine.layer_waits_ns, self.engine.statistics.disk_bytes)
-        )
 
     def step(self, run: Sequence[Rows]) -> None:
         """Keep what a run did."""
@@ -164,21 +165,19 @@ class Watch:
 
     def end(self, seconds: float) -> None:
         """End a step that took so long, and keep it."""
-        before, engine = self._before, self.engine
-        ledger = engine.ledger
-        if before is None or ledger is None:
+        before = self._before
+        if before is None:
             return
-        spent = ledger - before.ledger
-        waits = (engine.layer_waits_ns - before.waits_ns)[self.layers] // 1000
-        self._loaded = engine.resident_experts()
+        self._before = now = self._figures(before)  # nothing is counted between two steps
+        self._note_loaded()
         self._number += 1
         seen = StepSeen(
             self._number,
             tuple(self._runs),
             seconds,
-            {part: ns // 1000 for part, ns in spent.ns.items() if ns},
-            waits,
-            engine.statistics.disk_bytes - before.read_bytes,
+            {part: ns // 1000 for part, ns in (now.ledger - before.ledger).ns.items() if ns},
+            (now.waits_ns - before.waits_ns)[self.layers] // 1000,
+            now.read_bytes - before.read_bytes,
         )
         with self._lock:
             self.kept.append(seen)
@@ -196,6 +195,21 @@ class Watch:
         assert self.shape is not None
         runs = [run for step in self.after(0) for run in step.runs]
         return join(self.shape, [rows_of(run, self.shape, self.layers, self.used).columns for run in runs])
+
+    def _figures(self, before: _Figures | None = None) -> _Figures:
+        """The engine's figures now, after those of `before`."""
+        engine, ledger = self.engine, self.engine.ledger
+        assert ledger is not None
+        waited = before is None or ledger.ns.get("disk_wait") != before.ledger.ns.get("disk_wait")
+        waits_ns = engine.layer_waits_ns if before is None or waited else before.waits_ns
+        return _Figures(ledger, waits_ns, engine.statistics.disk_bytes)
+
+    def _note_loaded(self) -> None:
+        """Ask, now and then, which reads have ended: until somebody asks, their experts count as being read."""
+        now_s = time.monotonic()
+        if not self.engine.memory.all_resident and now_s - self._loaded_s > LOADED_SECONDS:
+            self._loaded_s = now_s
+            self._loaded = self.engine.resident_experts()
 
     def _spans(self, run: Sequence[Rows]) -> tuple[Span, ...]:
         spans = []

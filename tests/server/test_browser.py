@@ -15,6 +15,7 @@ import pytest
 from edgemoe.server.settings import ServerSettings
 from tests.server.client import Client
 from tests.server.test_live import rows_of, watching
+from tests.support.forks import ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -136,7 +137,7 @@ def slow(serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> Clien
 
 
 def answer_to(client: Client, *texts: str) -> str:
-    """What the server answers to a conversation."""
+    """The server's answer to a conversation."""
     roles = ("user", "assistant")
     messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
     reply = client.post("/v1/chat/completions", messages=messages, temperature=0, max_tokens=60)
@@ -443,3 +444,21 @@ def test_nothing_is_wider_than_the_screen(open_page: Callable[..., Opened], widt
     page.keyboard.press("Escape")
     page.locator("dialog[open]").wait_for(state="detached")
     assert opened.faults == []
+
+
+AXE = ROOT / "edgemoe/server/page/node_modules/axe-core/axe.min.js"
+
+
+@pytest.mark.skipif(not AXE.exists() and not os.environ.get("CI"), reason="make page brings axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_accessible(open_page: Callable[..., Opened], scheme: str) -> None:
+    opened = open_page(preferences={**PREFERENCES, "picture": True}, color_scheme=scheme)
+    page = opened.go()
+    opened.say("Hello")
+    opened.wait()
+    page.evaluate(AXE.read_text("utf-8"))
+    for settings in (False, True):
+        if settings:
+            page.get_by_label("Settings").first.click()
+        found = page.evaluate("axe.run()")["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []

@@ -78,10 +78,11 @@ function Top({ conversation, onSettings }: { conversation: Conversation | null; 
         </button>
       )}
       <div class="title">
+        <h1 class="hidden">{conversation?.title ?? "New chat"}</h1>
         {conversation ? (
           <input value={conversation.title} aria-label="Title of the chat" onChange={(event) => rename(conversation, event.currentTarget.value)} />
         ) : (
-          <strong>New chat</strong>
+          <strong aria-hidden="true">New chat</strong>
         )}
         <span class="faint">{about?.model?.id}</span>
       </div>

@@ -34,7 +34,7 @@ function shares(step: Step): number[] {
 }
 
 /** A canvas that is drawn anew whenever the picture changes, at most ten times a second. */
-function Canvas({ height, label, paint, onPoint }: { height: number; label: string; paint: (context: CanvasRenderingContext2D, width: number, height: number) => void; onPoint?: (share: number | null, chosen: boolean) => void }) {
+function Canvas({ height, label, paint, onPoint }: { height: number; label: string; paint: (context: CanvasRenderingContext2D, width: number, height: number) => void; onPoint?: (x: number | null, chosen: boolean) => void }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const latest = useRef(paint);
   latest.current = paint;
@@ -78,10 +78,7 @@ function Canvas({ height, label, paint, onPoint }: { height: number; label: stri
     context.scale(scale, scale);
     paint(context, element.clientWidth, height);
   });
-  const share = (event: PointerEvent) => {
-    const box = canvas.current!.getBoundingClientRect();
-    return (event.clientX - box.left) / box.width;
-  };
+  const across = (event: PointerEvent) => event.clientX - canvas.current!.getBoundingClientRect().left;
   const size = useRef<(element: HTMLCanvasElement | null) => void>((element) => {
     if (element) element.style.height = `${height}px`;
   });
@@ -94,8 +91,8 @@ function Canvas({ height, label, paint, onPoint }: { height: number; label: stri
       }}
       role="img"
       aria-label={label}
-      onPointerMove={onPoint && ((event) => onPoint(share(event), event.buttons > 0))}
-      onPointerDown={onPoint && ((event) => onPoint(share(event), true))}
+      onPointerMove={onPoint && ((event) => onPoint(across(event), event.buttons > 0))}
+      onPointerDown={onPoint && ((event) => onPoint(across(event), true))}
       onPointerLeave={onPoint && (() => onPoint(null, false))}
     />
   );
@@ -107,17 +104,17 @@ const BAR = 5;
 export function Ledger({ picture, onStep }: { picture: Picture; onStep: (step: Step | null, chosen: boolean) => void }) {
   const steps = picture.steps.filter((step) => step.decoded > 0 && step.prompted === 0);
   const [at, setAt] = useState<Step | null>(null);
-  const shown = at ?? null;
+  const shown = at;
   const last = steps.slice(-120);
   const sums = GROUPS.map(() => 0);
   const counted = shown ? [shown] : last.slice(-40);
   for (const step of counted) shares(step).forEach((us, place) => (sums[place] += us / counted.length));
   const total = sums.reduce((sum, one) => sum + one, 0);
-  let first = 0;
+  const first = useRef(0);
   const paint = (context: CanvasRenderingContext2D, width: number, height: number) => {
     const room = Math.floor(width / BAR);
     const bars = last.slice(-room);
-    first = last.length - bars.length;
+    first.current = last.length - bars.length;
     const sorted = bars.map((step) => step.us).sort((a, b) => a - b);
     const top = 1.15 * (sorted[Math.floor(0.96 * (sorted.length - 1))] ?? 1);
     bars.forEach((step, place) => {
@@ -132,9 +129,8 @@ export function Ledger({ picture, onStep }: { picture: Picture; onStep: (step: S
     });
     context.globalAlpha = 1;
   };
-  const point = (share: number | null, chosen: boolean) => {
-    const width = 1;
-    const found = share === null ? null : last[first + Math.floor((share * width * (document.querySelector(".ledger canvas")?.clientWidth ?? 0)) / BAR)];
+  const point = (x: number | null, chosen: boolean) => {
+    const found = x === null ? null : last[first.current + Math.floor(x / BAR)];
     setAt(found ?? null);
     onStep(found ?? null, chosen);
   };

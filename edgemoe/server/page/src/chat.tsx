@@ -61,7 +61,7 @@ function Welcome() {
           <i key={n} class={["", "ram", "ram hot", "miss"][(n * 7919 + 13) % 11 > 6 ? ((n * 31) % 5 > 3 ? 3 : 2) : (n * 17) % 3 ? 1 : 0]} />
         ))}
       </div>
-      <h1>{about?.model?.id ?? "edgemoe"}</h1>
+      <h2>{about?.model?.id ?? "edgemoe"}</h2>
       <p class="faint">
         {meta
           ? `${meta.layers} layers, ${meta.experts} experts, ${meta.experts_in_ram} of them in RAM. It runs on this machine, and so does this page.`
@@ -86,7 +86,7 @@ function Said({ conversation, one, isLast }: { conversation: Conversation; one: 
   const writing = isWriting(one);
   return (
     <article class={`message ${one.role}`} aria-busy={writing}>
-      <h4 class="hidden">{one.role === "user" ? "You" : "The model"}</h4>
+      <h2 class="hidden">{one.role === "user" ? "You" : "The model"}</h2>
       {editing ? (
         <Editor
           text={one.text}
@@ -134,7 +134,7 @@ function Said({ conversation, one, isLast }: { conversation: Conversation; one: 
               Retry
             </button>
           )}
-          {one.role === "assistant" && isLast && (one.state !== "done" || one.length) && (
+          {one.role === "assistant" && isLast && one.text && (one.state !== "done" || one.length) && (
             <button class="quiet strong" onClick={() => goOn(conversation, one)}>
               Continue
             </button>

@@ -118,12 +118,17 @@ function draw(
     for (let y = row * h + inset; y < bottom; y++) pixels.fill(colour, y * experts * w + column * w + inset, y * experts * w + right);
   };
 
+  let warmth = 0;
+  for (let cell = 0; cell < picture.cells; cell++) warmth += picture.heatOf(cell, now);
+  const usual = Math.max(0.3, (1.5 * warmth) / picture.cells);
+
   for (let row = 0; row < layers.length; row++) {
     for (let column = 0; column < experts; column++) {
       const cell = row * experts + column;
       if (column >= layers[row].experts) continue;
       const place = picture.places[cell];
-      const heat = 1 - Math.exp(-picture.heatOf(cell, now) / 3);
+      const uses = picture.heatOf(cell, now);
+      const heat = uses / (uses + usual);
       let colour = place === IN_RAM ? mix(palette.ram, palette.hot, heat) : mix(palette.disk, palette.ram, 0.25 * heat);
       if (place === BEING_READ) colour = palette.reading;
       if (heat > 0.01) moves = true;

@@ -141,22 +141,22 @@ function Facts({ picture }: { picture: Picture }) {
       <div>
         <dt>speed</dt>
         <dd>{decoded ? (decoded / seconds).toFixed(decoded / seconds < 10 ? 1 : 0) : "–"}</dd>
-        <span>tokens/s</span>
+        <dd class="unit">tokens/s</dd>
       </div>
       <div title={status ? `${status.hits} found, ${status.misses} read since the start` : ""}>
         <dt>found in RAM</dt>
         <dd>{percent(hits, hits !== null && hits > 0.99 && hits < 1 ? 1 : 0)}</dd>
-        <span>of experts</span>
+        <dd class="unit">of experts</dd>
       </div>
       <div>
         <dt>waited</dt>
         <dd>{decoded ? (waited / decoded / 1000).toFixed(1) : "–"}</dd>
-        <span>ms a token</span>
+        <dd class="unit">ms a token</dd>
       </div>
       <div title={status && status.guessable_uses ? `Guesses at a next layer's experts named ${percent(status.guessed_uses / status.guessable_uses)} of those used; ${status.useful_prefetches} of ${status.prefetched_reads} reads ahead were of use` : "Nothing is guessed"}>
         <dt>guessed right</dt>
         <dd>{all || !status?.guessable_uses ? "–" : percent(status.guessed_uses / status.guessable_uses)}</dd>
-        <span>{status?.prefetched_reads ? `${percent(status.useful_prefetches / status.prefetched_reads)} of reads of use` : all ? "all are in RAM" : "no guesses"}</span>
+        <dd class="unit">{status?.prefetched_reads ? `${percent(status.useful_prefetches / status.prefetched_reads)} of reads of use` : all ? "all are in RAM" : "no guesses"}</dd>
       </div>
     </dl>
   );
@@ -185,6 +185,7 @@ function Legend() {
       <span>
         <Swatch kind="hollow" colour={css(colours.wrong)} /> guessed wrong
       </span>
+      <span>bars: found in RAM, time waited</span>
     </span>
   );
 }
@@ -236,7 +237,7 @@ function CellFacts({ picture, cell }: { picture: Picture; cell: number }) {
 function RowsTable({ picture, seen }: { picture: Picture; seen: Seen }) {
   const rows = picture.rowsOf(seen);
   return (
-    <div class="table">
+    <div class="table" tabIndex={0}>
       <table>
         <caption>
           <TokenName seen={seen} />

@@ -208,7 +208,9 @@ export function stop(one: Message): void {
 }
 
 async function request(conversation: Conversation, one: Message): Promise<void> {
-  const before = branch(conversation, one.parent).map(({ role, text }) => ({ role, content: text }));
+  const before = branch(conversation, one.parent)
+    .filter(({ text }) => text) // an answer that failed at once has none
+    .map(({ role, text }) => ({ role, content: text }));
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   const partial = one.text ? [{ role: "assistant", content: one.text }] : [];
   const sampling = Object.fromEntries(Object.entries(conversation.sampling).filter(([, value]) => value !== null));
