@@ -86,6 +86,7 @@ class Decoder:
         self._cache = cache
         self._parts: dict[op.Operation, Part] = {}
         self._layer_numbers: dict[op.Operation, int] = {}
+        self._all_resident = np.ones((len(graph.spec.layers), graph.spec.most_experts), np.bool_)
         self._slot_tables: dict[Any, op.Integers] = {}  # by value, where the cache has them
         self.routing = [
             None if layer.routing is None else self._routing(number, layer.routing)
@@ -151,7 +152,7 @@ class Decoder:
         array = self._space.array
         experts = values.slots.shape[0]
         if self._cache is None:
-            slots, residency = array(values.slots), np.ones(experts, np.bool_)
+            slots, residency = array(values.slots), self._all_resident[layer, :experts]
             slots.fill(-1)
         else:  # the cache's own tables, which have the width of the layer with most experts
             slots = self._slot_tables[values.slots] = self._cache.residency[layer, :experts]

@@ -116,8 +116,9 @@ class Engine:
         self._space = space = Workspace(
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
-        routed = [layer.routing.experts for layer in graph.decoder_layers if layer.routing is not None]
-        choices = space.side_by_side(routed)
+        routed = [layer.routing for layer in graph.decoder_layers if layer.routing is not None]
+        choices = space.side_by_side([one.experts for one in routed])
+        space.side_by_side([one.weights for one in routed], np.float32)  # observers read them in one call
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         fixed_state = FixedState(fixed, memory.snapshots) if fixed else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,14 @@ class RunRows:
         self._layers = np.repeat([layer for layer, _ in self.routing], sizes).astype(np.int32)
         self._slots = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
         self._bytes = np.array(shape.expert_bytes, np.int64)[self._layers]
+        # A token that is decoded alone costs one call for all layers: between two tokens the weights drive everything
+        # of Python's out of the processor's caches.
+        self._experts, firsts = _in_one([one.experts for _, one in self.routing])
+        self._first_experts = np.repeat(firsts, sizes) + self._slots
+        self._weights, firsts = _in_one([one.weights for _, one in self.routing])
+        self._first_weights = np.repeat(firsts, sizes) + self._slots
+        self._residency, firsts = _in_one([one.residency for _, one in self.routing])
+        self._residency_starts = np.repeat(firsts, sizes)
 
     def read(self, tokens: RunTokens) -> Iterator[Trace]:
         """The rows of the latest run, in the order of a trace: one token's at once, or layer by layer.
@@ -66,9 +75,9 @@ class RunRows:
                 yield self._several_tokens(layer, routing, tokens, count)
 
     def _one_token(self, tokens: RunTokens) -> Trace:
-        experts = np.concatenate([one.experts[0] for _, one in self.routing])
-        weights = np.concatenate([one.weights[0] for _, one in self.routing])
-        residency = np.concatenate([one.residency[one.experts[0]] for _, one in self.routing])
+        experts = self._experts.take(self._first_experts)
+        weights = self._weights.take(self._first_weights)
+        residency = self._residency.take(self._residency_starts + experts, mode="wrap")  # of no expert it says nothing
         read = ~residency & (weights != 0) if self._drops_cold else ~residency
         rows = len(experts)
         return Trace(
@@ -107,3 +116,12 @@ class RunRows:
             residency,
             sizes,
         )
+
+
+def _in_one(arrays: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], list[int]]:
+    """The array in which several lie side by side, flat, and where each of them begins."""
+    base = arrays[0].base
+    assert isinstance(base, np.ndarray)
+    assert all(one.base is base for one in arrays), "an engine keeps the routing of all layers side by side"
+    start = base.__array_interface__["data"][0]
+    return base.reshape(-1), [(one.__array_interface__["data"][0] - start) // base.itemsize for one in arrays]

@@ -256,8 +256,9 @@ async def what_if(exchange: Exchange) -> Response:
     """
     watch = watch_of(exchange.service)
     memory = watch.engine.memory
-    now = 100 * min(memory.slots, memory.total_experts) / memory.total_experts
-    shares = sorted({*map(float, CAPACITIES), now})
+    total = memory.total_experts
+    now = 100 * min(memory.slots, total) / total
+    shares = sorted({float(share) for share in CAPACITIES if share * total >= 100} | {now})
     with tempfile.TemporaryDirectory() as folder:
         path = await _written(watch, Path(folder))
         report = await exchange.whole(_replayed(path, watch.engine.policy, shares))

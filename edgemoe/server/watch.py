@@ -161,7 +161,8 @@ class Watch:
             flags.append((RESIDENT * rows.residency + READ * (rows.expert_bytes > 0)).astype(np.uint8))
         seen = RunSeen(self._spans(run), np.concatenate(experts), np.concatenate(weights), np.concatenate(flags))
         self._runs.append(seen)
-        seen.wrong_guesses.extend(self._note_guesses(len(tokens.step), seen.flags))
+        if not self.engine.memory.all_resident:
+            seen.wrong_guesses.extend(self._note_guesses(len(tokens.step), seen.flags))
 
     def end(self, seconds: float) -> None:
         """End a step that took so long, and keep it."""
