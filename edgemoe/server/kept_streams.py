@@ -99,7 +99,7 @@ class KeptStreams:
         if not NAME.fullmatch(name) or name in self._kept:
             raise RefusalError(f"{KEEP_HEADER}: expected a new name of 16 to 64 letters and digits.", param=KEEP_HEADER)
         self._drop_old()
-        if len(self._kept) >= MOST_STREAMS:
+        if len(self._kept) >= MOST_STREAMS and not self._drop_ended():
             raise RefusalError(f"{MOST_STREAMS} streams are kept already.", "Ask again later.", 429, retry_s=10)
         self._kept[name] = kept = _Kept(events)
         if self._sweeping is None or self._sweeping.done():
@@ -128,6 +128,13 @@ class KeptStreams:
             if kept.is_over:
                 del self._kept[name]
                 kept.task.cancel()
+
+    def _drop_ended(self) -> bool:
+        """Forget the oldest stream that has ended and is not being read; returns whether there was one."""
+        ended = next((name for name, kept in self._kept.items() if kept.task.done() and not kept.readers), None)
+        if ended is not None:
+            del self._kept[ended]
+        return ended is not None
 
     async def _sweep(self) -> None:
         while self._kept:

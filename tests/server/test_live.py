@@ -134,6 +134,7 @@ def test_rows_are_those_of_a_trace(
     if ram == "floor":
         assert any(not row[7] for row in rows)
         assert status["misses"] > 0
+        assert sum(sum(step["waits_us"]) for step in steps) > 0
         assert sum(step["read_bytes"] for step in steps) == sum(row[8] for row in rows) == status["read_bytes"]
     for step in steps:
         assert sum(step["parts_us"].values()) <= step["us"]

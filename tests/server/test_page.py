@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import re
 from collections.abc import AsyncGenerator, Callable
+from contextlib import nullcontext
 
 import pytest
 
@@ -150,6 +151,20 @@ def test_streams_that_nobody_reads_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [part async for part in streams.keep("another-of-the-same", counting(1))] == [b"0"]
         with pytest.raises(RefusalError, match="no such stream"):
             streams.resume(NAME, 0)
+
+    asyncio.run(go())
+
+
+def test_streams_that_have_ended_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_streams, "MOST_STREAMS", 2)
+
+    async def go() -> None:
+        streams = KeptStreams()
+        for number in range(4):
+            assert [part async for part in streams.keep(f"a-page-made-this-up-{number}", counting(1))] == [b"0"]
+        for number, kept in enumerate((False, False, True, True)):
+            with nullcontext() if kept else pytest.raises(RefusalError, match="no such stream"):
+                streams.resume(f"a-page-made-this-up-{number}", 0)
 
     asyncio.run(go())
 
