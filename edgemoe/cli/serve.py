@@ -88,7 +88,7 @@ def serve(
     speculate: shared.SpeculateOption = "auto",
     debug: shared.DebugOption = False,
 ) -> None:
-    """Serve a model to programs that speak to OpenAI, Anthropic or llama-server. Ctrl-C stops it.
+    """Serve a model to programs that speak to OpenAI, Anthropic or llama-server, and to a browser. Ctrl-C stops it.
 
     An answer depends on its request alone: not on who else asks, nor on the memory budget.
     """
@@ -154,7 +154,7 @@ def _greet(model: Model, url: str) -> None:
         described(model),
         f"{engine.sequences.most} answers at a time, {engine.context_length} tokens of context each",
         "how programs use it: edgemoe serve --for claude-code, codex, opencode or open-webui",
-        f"serving at {url} (OpenAI: {url}/v1); Ctrl-C stops",
+        f"serving at {url} (a page for people; OpenAI: {url}/v1); Ctrl-C stops",
     ])  # fmt: skip
 
 

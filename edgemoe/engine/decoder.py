@@ -85,6 +85,8 @@ class Decoder:
         self._layouts = record_layouts
         self._cache = cache
         self._parts: dict[op.Operation, Part] = {}
+        self._layer_numbers: dict[op.Operation, int] = {}
+        self._all_resident = np.ones((len(graph.spec.layers), graph.spec.most_experts), np.bool_)
         self._slot_tables: dict[Any, op.Integers] = {}  # by value, where the cache has them
         self.routing = [
             None if layer.routing is None else self._routing(number, layer.routing)
@@ -105,7 +107,7 @@ class Decoder:
         self._parts |= {operations[0]: "mixer" for operations in self.read_tables}
         self.begin = self.embed if embedding_rows is None else []
         """Operations at the start of a step; empty if `DiskRows` fills the residual stream before it."""
-        self.layers = [self._layer(section) for section in graph.layers]
+        self.layers = [self._layer(number, section) for number, section in enumerate(graph.layers)]
         self.head = self._bind(graph.head)
         self.encoder_layers = graph.spec.encoder_layers
         """How many of the layers, from the first on, are an encoder's."""
@@ -116,6 +118,10 @@ class Decoder:
     def part_of(self, operation: op.Operation) -> Part:
         """The part of the work, for the ledger, to which one of these operations belongs."""
         return self._parts[operation]
+
+    def layer_of(self, operation: op.Operation) -> int:
+        """The layer to which one of these operations belongs; -1 for those before and after all layers."""
+        return self._layer_numbers.get(operation, -1)
 
     def slot_tables(self) -> list[op.Integers | None]:
         """Each layer's table from expert to slot, which the caller fills in."""
@@ -146,7 +152,7 @@ class Decoder:
         array = self._space.array
         experts = values.slots.shape[0]
         if self._cache is None:
-            slots, residency = array(values.slots), np.ones(experts, np.bool_)
+            slots, residency = array(values.slots), self._all_resident[layer, :experts]
             slots.fill(-1)
         else:  # the cache's own tables, which have the width of the layer with most experts
             slots = self._slot_tables[values.slots] = self._cache.residency[layer, :experts]
@@ -160,10 +166,12 @@ class Decoder:
             residency=residency,
         )
 
-    def _layer(self, section: Section) -> LayerOperations:
+    def _layer(self, number: int, section: Section) -> LayerOperations:
         stages: dict[str, list[op.Operation]] = {stage: [] for stage in STAGES}
         for step in section.steps:
-            stages[step.stage].append(self._bound(step))
+            operation = self._bound(step)
+            self._layer_numbers[operation] = number
+            stages[step.stage].append(operation)
         return LayerOperations(**stages)
 
     def _bind(self, section: Section) -> list[op.Operation]:

@@ -108,6 +108,7 @@ class Engine:
         self.backend = backend
         self.speculate = options.speculate
         """How many guessed tokens may be run beside each generated one (`EngineOptions`)."""
+        self.policy = options.policy
         self._graph = graph
         self._forced = routing
         self._recorder: RoutingObserver | None = None
@@ -120,8 +121,9 @@ class Engine:
         self._space = space = Workspace(
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
-        routed = [layer.routing.experts for layer in graph.decoder_layers if layer.routing is not None]
-        choices = space.side_by_side(routed)
+        routed = [layer.routing for layer in graph.decoder_layers if layer.routing is not None]
+        choices = space.side_by_side([one.experts for one in routed])
+        space.side_by_side([one.weights for one in routed], np.float32)  # observers read them in one call
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         fixed_state = FixedState(fixed, memory.snapshots) if fixed else None
@@ -233,6 +235,11 @@ class Engine:
         python_ns = self._forward_ns - programs_ns - waited_ns
         return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
 
+    @property
+    def layer_waits_ns(self) -> npt.NDArray[np.int64]:
+        """The part of the ledger's waits for the disk that each layer caused, `(L,)`; zeros where no ledger is kept."""
+        return self._loaded.layer_waits_ns(len(self.spec.layers))
+
     def forward(
         self,
         token_ids: Sequence[int] | npt.NDArray[np.integer],
@@ -295,7 +302,7 @@ class Engine:
         began_ns = time.perf_counter_ns()
         if not batch:
             raise UsageError("The batch has no sequences.", "Give tokens for at least one sequence.")
-        if len(batch) > 1 and self._recorder is not None:
+        if len(batch) > 1 and self._recorder is not None and self._recorder.one_sequence:
             raise UsageError("A recording of routing holds one sequence.", "Step one sequence at a time.")
         pieces = []
         for sequence, token_ids in batch.items():
@@ -461,15 +468,18 @@ class Engine:
 
     def _note_run(self, run: list[Rows]) -> None:
         """Note a run of new tokens in the turns of its sequences, and give its routing to the recorder."""
+        if self._recorder is not None:
+            self._recorder.step(run)
         for rows in run:
-            turn = rows.piece.sequence.turn
-            if self._recorder is not None:
-                self._recorder.step(turn, rows.count)
-            turn.step += rows.count
+            rows.piece.sequence.turn.step += rows.count
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""
-        return self._loaded.resident_experts(self.expert_uses.shape)
+        return self._loaded.resident_experts((len(self.spec.layers), self.spec.most_experts))
+
+    def expert_places(self) -> npt.NDArray[np.uint8]:
+        """Where each expert is, `(L, E)`: `ON_DISK`, `BEING_READ` or `IN_RAM` of `stepper.py`, which says more."""
+        return self._loaded.expert_places((len(self.spec.layers), self.spec.most_experts))
 
     def close(self) -> None:
         """Stop readers and threads, and give the memory back. The engine cannot run afterwards.

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from edgemoe.engine.batch import Rows
 from edgemoe.engine.decoder import LayerRouting
-from edgemoe.engine.phase import Turn
 from edgemoe.model.spec import ModelSpec
 
 
@@ -26,7 +25,10 @@ class RoutingSource(Protocol):
 
 
 class RoutingObserver(Protocol):
-    """Receives the routing of each step after it was computed."""
+    """Receives the routing of each run after it was computed."""
 
-    def step(self, turn: Turn, tokens: int) -> None:
-        """Called when a step of `tokens` tokens has ended; `turn.step` is the number of the first one."""
+    one_sequence: bool
+    """Whether it can observe no run of several sequences."""
+
+    def step(self, run: Sequence[Rows]) -> None:
+        """Called when a run has ended, whose rows still lie in `LayerRouting`; turns have not yet gone on."""

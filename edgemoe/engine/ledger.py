@@ -12,10 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend, Program
 from edgemoe.model.graph import Part
+
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -46,13 +52,29 @@ class TimeLedger:
         return {part: ns / 1e6 for part, ns in self.ns.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A program, with the part and the layer of each of its operations, `(operations,)`."""
+
+    program: Program
+    parts: npt.NDArray[np.int64]
+    layers: npt.NDArray[np.int64]
+
+
 class Programs:
     """Makes a model's programs, and sums up the time of their operations by part."""
 
-    def __init__(self, backend: Backend, part_of: Callable[[op.Operation], Part]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        part_of: Callable[[op.Operation], Part],
+        layer_of: Callable[[op.Operation], int] = lambda operation: -1,
+    ) -> None:
+        """`layer_of` gives -1 for operations of no layer."""
         self._backend = backend
         self._part_of = part_of
-        self._made: list[tuple[Program, list[Part]]] = []
+        self._layer_of = layer_of
+        self._made: list[_Made] = []
         self._timed = False
 
     def make(self, operations: Sequence[op.Operation], like: Sequence[op.Operation] | None = None) -> Program:
@@ -63,24 +85,34 @@ class Programs:
         program = self._backend.program(operations)
         if self._timed:
             program.time_runs(True)
-        self._made.append((program, [self._part_of(operation) for operation in like or operations]))
+        known = like or operations
+        parts = np.array([PARTS.index(self._part_of(one)) for one in known], np.int64)
+        self._made.append(_Made(program, parts, np.array([self._layer_of(one) for one in known], np.int64)))
         return program
 
     def time_runs(self, on: bool) -> None:
         """Start to time all programs, those that are made later too, from zero, or stop."""
         self._timed = on
-        for program, _ in self._made:
-            program.time_runs(on)
+        for one in self._made:
+            one.program.time_runs(on)
 
     def ledger(self) -> tuple[TimeLedger, int]:
         """The compute parts with `synchronisation` and `disk_wait`, and the nanoseconds of whole runs."""
-        ns: dict[Part, int] = {}
+        ns = np.zeros(len(PARTS), np.int64)
         waited_ns = disk_ns = elapsed_ns = 0
-        for program, parts in self._made:
-            times = program.times()
+        for one in self._made:
+            times = one.program.times()
             elapsed_ns += times.elapsed_ns
             waited_ns += int(times.waited_ns.sum())
             disk_ns += int(times.disk_ns.sum())
-            for part, own_ns in zip(parts, times.operations_ns - times.waited_ns - times.disk_ns, strict=True):
-                ns[part] = ns.get(part, 0) + int(own_ns)
-        return TimeLedger({**ns, "synchronisation": waited_ns, "disk_wait": disk_ns}), elapsed_ns
+            np.add.at(ns, one.parts, times.operations_ns - times.waited_ns - times.disk_ns)
+        used = {part for one in self._made for part in one.parts.tolist()}
+        compute = {PARTS[part]: int(ns[part]) for part in sorted(used)}
+        return TimeLedger({**compute, "synchronisation": waited_ns, "disk_wait": disk_ns}), elapsed_ns
+
+    def layer_waits_ns(self, layers: int) -> npt.NDArray[np.int64]:
+        """Time for which operations of each layer waited for records, `(L,)`."""
+        waits = np.zeros(layers + 1, np.int64)  # the last is of no layer
+        for one in self._made:
+            np.add.at(waits, one.layers, one.program.times().disk_ns)
+        return waits[:layers]

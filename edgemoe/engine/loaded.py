@@ -127,7 +127,7 @@ class LoadedModel:
         )
         if cache is None:
             self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
-        self._programs = Programs(self._backend, decoder.part_of)
+        self._programs = Programs(self._backend, decoder.part_of, decoder.layer_of)
         self._stepper = Stepper(decoder, self._programs, cache, prefetch)
         self._head = self._programs.make(decoder.head)
         self._products = _some_products(decoder.step({"guess"}), self._space.passing)
@@ -180,6 +180,10 @@ class LoadedModel:
     def times(self) -> tuple[TimeLedger, int] | None:
         """Programs' time by part, and the nanoseconds of whole runs; None where the model is closed."""
         return None if self._programs is None else self._programs.ledger()
+
+    def layer_waits_ns(self, layers: int) -> npt.NDArray[np.int64]:
+        """Time for which operations of each layer waited for records, `(L,)`; zeros where the model is closed."""
+        return np.zeros(layers, np.int64) if self._programs is None else self._programs.layer_waits_ns(layers)
 
     @property
     def waited_ns(self) -> int:
@@ -265,6 +269,12 @@ class LoadedModel:
         if isinstance(self._stepper, _Closed):
             return np.zeros(shape, np.bool_)
         return self._stepper.resident_experts()
+
+    def expert_places(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Where each expert is, `(L, E)`; on disk all of them where the model is closed."""
+        if isinstance(self._stepper, _Closed):
+            return np.zeros(shape, np.uint8)
+        return self._stepper.expert_places()
 
     def close(self) -> None:
         """Stop reading, close the files, and let go of programs, weights and slots. Closing twice is harmless."""

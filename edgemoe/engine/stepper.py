@@ -27,6 +27,8 @@ from edgemoe.kernels.backend import Pause
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.graph import GUESSED_ROWS, Stage
 
+ON_DISK, BEING_READ, IN_RAM = 0, 1, 2
+
 
 class Stepper:
     """Runs the tokens in the workspace through all layers."""
@@ -92,6 +94,18 @@ class Stepper:
         else:
             self._cache.phase = PROMPT
         self._encoder.run(tokens)
+
+    def expert_places(self) -> npt.NDArray[np.uint8]:
+        """Where each expert is, `(L, E)`; may be called from any thread, also while a step is being run.
+
+        An expert whose read has ended counts as being read until somebody has asked for it: `resident_experts` knows.
+        """
+        if self._cache is None:
+            return np.where(self.resident_experts(), IN_RAM, ON_DISK).astype(np.uint8)
+        slots = self._cache.residency.copy()
+        places = np.where(self._cache.tickets[slots] >= 0, BEING_READ, IN_RAM).astype(np.uint8)
+        places[slots < 0] = ON_DISK
+        return places
 
     def resident_experts(self) -> npt.NDArray[np.bool_]:
         """Which experts are in RAM now, `(L, E)`."""

@@ -225,11 +225,11 @@ class Workspace:
         group.arrays += [self.array(value) for value in graph.written_once]
         return Inputs(group, self.array(graph.encoder.lengths))
 
-    def side_by_side(self, values: Sequence[Any]) -> Integers:
-        """Let the arrays of these values of integers, which have not been asked for yet, lie in one; returns it."""
+    def side_by_side(self, values: Sequence[Any], dtype: type[np.int32] | type[np.float32] = np.int32) -> Any:
+        """Let the arrays of these values, which have not been asked for yet, lie in one of their dtype; returns it."""
         shapes = [shape_of(cast(Value, value), self._tokens, self._context_length, self._sequences) for value in values]
         ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-        memory = np.zeros(ends[-1] if ends else 0, np.int32)
+        memory = np.zeros(ends[-1] if ends else 0, dtype)
         for value, shape, end in zip(values, shapes, ends, strict=True):
             assert value not in self._arrays
             self._arrays[value] = memory[end - math.prod(shape) : end].reshape(shape)

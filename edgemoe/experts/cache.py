@@ -40,6 +40,8 @@ class Cache(Protocol):
     statistics: CacheStatistics
     residency: npt.NDArray[np.int32]
     """The slot of each expert, -1 if it is absent, `(L, E)`. Only the cache writes it."""
+    tickets: npt.NDArray[np.int64]
+    """The ticket of the pending read into each slot, or -1."""
     loaded_when_asked: npt.NDArray[np.bool_]
     """Whether each expert of the latest fetch of its layer was in RAM then, `(L, E)`; kept while `notes_residency`."""
 

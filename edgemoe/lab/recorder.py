@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from edgemoe.engine.batch import Rows
 from edgemoe.engine.decoder import LayerRouting
-from edgemoe.engine.phase import DECODE, PROMPT, Turn
+from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.errors import TraceError, UsageError
+from edgemoe.lab.run_rows import RunRows, RunTokens
 from edgemoe.lab.trace import Trace, TraceShape, TraceWriter
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 class RoutingRecorder:
     """Hands the routing of each step to a writer. Make one with `recording`."""
+
+    one_sequence = True
 
     def __init__(
         self,
@@ -47,34 +49,27 @@ class RoutingRecorder:
         """Tokens recorded so far, by phase."""
         self.failure: TraceError | None = None
         self._failed = failed
-        self._drops_cold = drops_cold
-        self._routing = [(layer, one) for layer, one in enumerate(routing) if one is not None]
+        self._rows = RunRows(writer.shape, routing, drops_cold)
         self._first_turn: int | None = None
         self._last_turn = 0
         self._uses = self._resident_uses = 0
         self._used = np.zeros((len(routing), writer.shape.experts), np.bool_)
-        sizes = [len(one.experts[0]) for _, one in self._routing]
-        self._layers = np.repeat([layer for layer, _ in self._routing], sizes).astype(np.int32)
-        self._slots = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-        self._bytes = np.array(writer.shape.expert_bytes, np.int64)[self._layers]
 
-    def step(self, turn: Turn, tokens: int) -> None:
-        """Record the routing of the step that has just ended; `turn.step` is the number of its first token."""
+    def step(self, run: Sequence[Rows]) -> None:
+        """Record the routing of the run that has just ended."""
         if self.failure is not None:
             return
+        turn = run[0].piece.sequence.turn
         if self._first_turn is None:
             self._first_turn = turn.number
         try:
-            if tokens == 1:
-                self._write(turn, self._one_token())
-            else:  # a layer at a time: there may be a hundred thousand rows in all
-                for layer, routing in self._routing:
-                    self._write(turn, self._several_tokens(layer, routing, tokens))
+            for rows in self._rows.read(RunTokens.of(run, self._first_turn)):
+                self._write(rows)
         except TraceError as error:
             self.failure = error
             self._failed(error)
         else:
-            self.tokens[turn.phase] += tokens
+            self.tokens[turn.phase] += sum(rows.count for rows in run)
             self._last_turn = turn.number
 
     def close(self) -> None:
@@ -98,76 +93,18 @@ class RoutingRecorder:
             "turns": self._last_turn - (self._first_turn or 0) + 1 if tokens else 0,
             "uses": self._uses,
             "resident_uses": self._resident_uses,
-            "distinct_experts": [int(used[layer]) for layer, _ in self._routing],
+            "distinct_experts": [int(used[layer]) for layer, _ in self._rows.routing],
             "experts": shape.experts,
             "experts_used": shape.experts_used,
         }
 
-    def _one_token(self) -> _Rows:
-        experts = np.concatenate([one.experts[0] for _, one in self._routing])
-        weights = np.concatenate([one.weights[0] for _, one in self._routing])
-        residency = np.concatenate([one.residency[one.experts[0]] for _, one in self._routing])
-        steps = np.zeros(len(experts), np.int32)
-        read = ~residency & (weights != 0) if self._drops_cold else ~residency
-        return _Rows(steps, self._layers, self._slots, experts, weights, residency, self._bytes * read)
-
-    def _several_tokens(self, layer: int, routing: LayerRouting, tokens: int) -> _Rows:
-        used = routing.experts.shape[1]
-        experts = routing.experts[:tokens].reshape(-1)
-        weights = routing.weights[:tokens].reshape(-1)
-        residency = routing.residency[experts]
-        read = ~residency
-        if self._drops_cold:  # an expert with a weight for some token was read
-            read &= np.isin(experts, experts[weights != 0])
-        sizes = np.zeros(len(experts), np.int64)
-        first_of_each = np.unique(experts, return_index=True)[1]
-        sizes[first_of_each] = self.writer.shape.expert_bytes[layer] * read[first_of_each]
-        return _Rows(
-            np.repeat(np.arange(tokens, dtype=np.int32), used),
-            np.full(len(experts), layer, np.int32),
-            np.tile(np.arange(used, dtype=np.int32), tokens),
-            experts,
-            weights,
-            residency,
-            sizes,
-        )
-
-    def _write(self, turn: Turn, rows: _Rows) -> None:
-        assert self._first_turn is not None
-        if (rows.experts < 0).any():  # choices of no expert, which ask for nothing
-            rows = rows.where(rows.experts >= 0)
-        self._uses += len(rows.steps)
-        self._used[rows.layers, rows.experts] = True
+    def _write(self, rows: Trace) -> None:
+        if (rows.expert < 0).any():  # choices of no expert, which ask for nothing
+            rows = rows.select(rows.expert >= 0)
+        self._uses += len(rows)
+        self._used[rows.layer, rows.expert] = True
         self._resident_uses += int(np.count_nonzero(rows.residency))
-        self.writer.write(
-            Trace(
-                self.writer.shape,
-                turn=np.full(len(rows.steps), turn.number - self._first_turn, np.int32),
-                phase=np.full(len(rows.steps), turn.phase, np.uint8),
-                step=rows.steps + np.int32(turn.step),
-                layer=rows.layers,
-                slot=rows.slots,
-                expert=rows.experts.copy(),
-                weight=rows.weights.copy(),
-                residency=rows.residency,
-                expert_bytes=rows.sizes,
-            )
-        )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    steps: npt.NDArray[np.int32]
-    layers: npt.NDArray[np.int32]
-    slots: npt.NDArray[np.int32]
-    experts: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    residency: npt.NDArray[np.bool_]
-    sizes: npt.NDArray[np.int64]
-
-    def where(self, chosen: npt.NDArray[np.bool_]) -> _Rows:
-        """Some of the rows."""
-        return _Rows(*(getattr(self, column.name)[chosen] for column in fields(self)))
+        self.writer.write(rows)
 
 
 @contextmanager

@@ -55,6 +55,7 @@ class Answers:
                 settings.top_logprobs,
                 None if settings.chat is None else settings.chat.reader(settings.stream),
                 None if constraint is None else constraint.copy(),
+                settings.request_id,
             )
             for number, (ids, choice) in enumerate(
                 (ids, choice) for ids in prompts for choice in range(settings.choices)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from edgemoe.server.anthropic import ANTHROPIC, count_tokens, messages
 from edgemoe.server.exchange import Dialect, Handler, endpoint
 from edgemoe.server.guard import Guard
+from edgemoe.server.live import about, end_stream, live, resume_stream, trace, what_if
 from edgemoe.server.llama_common import LLAMA
 from edgemoe.server.llama_completion import completion
 from edgemoe.server.llama_infill import infill
@@ -22,6 +23,7 @@ from edgemoe.server.openai_chat import chat_completions, input_tokens
 from edgemoe.server.openai_common import OPENAI
 from edgemoe.server.openai_completions import completions
 from edgemoe.server.openai_responses import Responses
+from edgemoe.server.page_files import asset, index
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.service import Service
 
@@ -49,6 +51,14 @@ PATHS: tuple[Path, ...] = (
     ("POST", "/tokenize", LLAMA, tokenize),
     ("POST", "/detokenize", LLAMA, detokenize),
     ("POST", "/apply-template", LLAMA, apply_template),
+    ("GET", "/edgemoe/about", OPENAI, about),
+    ("GET", "/edgemoe/live", OPENAI, live),
+    ("GET", "/edgemoe/trace", OPENAI, trace),
+    ("GET", "/edgemoe/what-if", OPENAI, what_if),
+    ("GET", "/edgemoe/streams/{key}", OPENAI, resume_stream),
+    ("DELETE", "/edgemoe/streams/{key}", OPENAI, end_stream),
+    ("GET", "/", OPENAI, index),
+    ("GET", "/static/{name}", OPENAI, asset),
 )
 
 REFUSED = {

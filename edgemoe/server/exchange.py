@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgemoe.server.fields import Fields
+from edgemoe.server.kept_streams import KEEP_HEADER
 from edgemoe.server.messages import Conversation
 from edgemoe.server.refusals import RefusalError, refusal_of
 from edgemoe.server.service import Service
@@ -114,6 +115,9 @@ class Exchange:
 
     def stream(self, events: AsyncGenerator[bytes, None], fields: Fields, ping_s: float | None = None) -> Response:
         """A response of events, which begins at once."""
+        key = self.request.headers.get(KEEP_HEADER)
+        if key is not None:
+            events = self.service.streams.keep(key, events)
         headers = self._headers(fields)
         return EventStream(events, self.dialect, self.id, headers, ping_s or self.service.settings.ping_seconds)
 

@@ -20,8 +20,9 @@ from edgemoe.server.exchange import WARNING_HEADER, Dialect
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.settings import LOOPBACK, ServerSettings
 
-OPEN_PATHS = ("/health", "/v1/health")
-"""Paths that need no key."""
+OPEN_PATHS = ("/health", "/v1/health", "/")
+OPEN_FOLDER = "/static/"
+"""Paths that need no key, and those of the page's files, which then asks for one."""
 ASKED_METHOD = "access-control-request-method"
 """The header of a browser that asks, before a page's request, whether it may send that."""
 
@@ -97,7 +98,8 @@ class Guard:
             raise RefusalError(
                 f"a page of {origin[:80]!r} may not ask this server.", "Start the server with that origin allowed.", 403
             )
-        if self._keys and path not in OPEN_PATHS and not self._has_key(headers):
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+        if self._keys and not is_open and not self._has_key(headers):
             raise RefusalError(
                 "the API key is missing or wrong.",
                 "Send it as Authorization: Bearer KEY, or as X-Api-Key: KEY.",

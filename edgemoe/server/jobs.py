@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -124,6 +125,10 @@ class Job:
     """Takes the answer apart; without one it is text, but for channels."""
     constraint: Constraint | None = None
     """Says which tokens may come."""
+    name: str = ""
+    """The id of the request."""
+    number: int = field(default_factory=itertools.count(1).__next__, init=False)
+    """The number by which the watch names the answer."""
     cancelled: bool = field(default=False, init=False)
     """Set from any thread once nobody wants the answer any more."""
 

@@ -39,11 +39,13 @@ class Running:
         """Guesses at what follows the latest token, which are run with it."""
         self._kv_format = engine.memory.kv_format
         self._context_length = engine.context_length
-        self._most_drafts = engine.memory.drafts if engine.may_speculate else 0
+        self._engine = engine
+        self._most_drafts = engine.memory.drafts
         self._gate = DraftGate(costs, None if engine.speculate == "auto" else self._most_drafts)
         self._drafts = Drafts(ids) if self._most_drafts else None
         self._matched = 0
         sequence.turn.begin()
+        sequence.turn.number = job.number
         job.report(self._progress())
 
     def next_ids(self, rows: int) -> list[int]:
@@ -53,7 +55,7 @@ class Running:
     def guess(self, answers: int, others: int, most: int) -> int:
         """Draft up to `most` tokens for a step of so many answers with `others` drafts already; returns how many."""
         draft = NO_DRAFT
-        if self._drafts is not None and len(self.written.token_ids) == self._ran + 1:
+        if self._drafts is not None and self._engine.may_speculate and len(self.written.token_ids) == self._ran + 1:
             room = self._context_length - self.sequence.position - 1
             draft = self._drafts.draft(min(self._most_drafts, self.written.left - 1, room, most))
         count = self._gate.drafts(draft.matched, len(draft.token_ids), answers, others)

@@ -24,6 +24,7 @@ from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.server.jobs import Failed, Job, StoppingError
 from edgemoe.server.prompt_rows import PromptRows
 from edgemoe.server.running import Running
+from edgemoe.server.watch import Watch
 from edgemoe.session.draft_gate import StepCosts
 from edgemoe.session.model import Model
 
@@ -80,6 +81,7 @@ class Scheduler:
         self._model = model
         self._engine = model.engine
         self._costs = StepCosts()
+        self.watch = Watch(model.engine)
         self._rows = PromptRows(self._engine.memory.chunk_tokens)
         self.stopping = False
         """Set from any thread: all jobs end at the next layer or token."""
@@ -116,6 +118,7 @@ class Scheduler:
         """Begin jobs for which there is room, and run a step of all that have begun."""
         self._drop_cancelled()
         self._begin()
+        self.watch.look()
         batch = self._batch()
         if not batch:
             return
@@ -162,6 +165,7 @@ class Scheduler:
                 job.report(Failed(error))
                 continue
             self.running.append(one)
+            self.watch.names[job.number] = job.name
             self.totals.begun += 1
             self.totals.prompt_tokens += one.figures.prompt_tokens
             self.totals.cached_tokens += one.figures.cached_tokens
@@ -191,6 +195,7 @@ class Scheduler:
 
     def _run(self, batch: Mapping[Running, list[int]]) -> None:
         """Run a step; where it fails, run each of its sequences alone, so that only those end that fail."""
+        self.watch.begin()
         began_s, before = time.perf_counter(), self._engine.statistics
         try:
             drafted = {one.sequence for one in batch if one.drafted}
@@ -206,7 +211,9 @@ class Scheduler:
                 one.forget_guess()
                 self._run({one: alone})
             return
-        self._note(batch, time.perf_counter() - began_s, before, self._engine.statistics)
+        seconds = time.perf_counter() - began_s
+        self._note(batch, seconds, before, self._engine.statistics)
+        self.watch.end(seconds)
         for one, ids in batch.items():
             try:
                 found = logits[one.sequence]
@@ -220,6 +227,7 @@ class Scheduler:
 
     def _end(self, one: Running, error: Exception | None = None) -> None:
         self.running.remove(one)
+        self.watch.names.pop(one.job.number, None)
         self._engine.sequences.close(one.sequence)
         one.note_end()
         self.totals.generated_tokens += one.figures.generated_tokens

@@ -15,6 +15,7 @@ from edgemoe.model.sampling import GenerationDefaults
 from edgemoe.server.answers import Answers
 from edgemoe.server.earlier_conversations import EarlierConversations
 from edgemoe.server.engine_thread import EngineThread
+from edgemoe.server.kept_streams import KeptStreams
 from edgemoe.server.messages import Conversation, text_of
 from edgemoe.server.refusals import RefusalError, refusal_of
 from edgemoe.server.settings import AnswerSettings, ServerSettings
@@ -37,6 +38,7 @@ class Service:
         self.settings = settings
         self.began_s = time.time()
         self.earlier = EarlierConversations()
+        self.streams = KeptStreams()
         self._read_variables: dict[str, bool] = {}
         self._tools: ToolTexts | None = None
         self._own_grammars: Grammars | None = None

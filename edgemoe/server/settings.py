@@ -102,6 +102,7 @@ class AnswerSettings:
     """The prompt of a conversation, with its tools and its form."""
     constraint: Constraint | None = None
     """The structure of the answer to a prompt that is no conversation."""
+    request_id: str = ""
 
 
 def sampling_of(

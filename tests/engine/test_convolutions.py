@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.batch import Rows
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.part_sizes import snapshot_count
-from edgemoe.engine.phase import Turn
 from edgemoe.engine.workspace import LEAST_SNAPSHOTS
 from edgemoe.errors import ReadError, UsageError
 from edgemoe.kernels.operations import PAGE_TOKENS
@@ -50,11 +51,13 @@ def expected(store: Path) -> np.ndarray:
 class Steps:
     """Notes how many tokens were observed."""
 
+    one_sequence = True
+
     def __init__(self) -> None:
         self.tokens = 0
 
-    def step(self, turn: Turn, tokens: int) -> None:
-        self.tokens += tokens
+    def step(self, run: Sequence[Rows]) -> None:
+        self.tokens += sum(rows.count for rows in run)
 
 
 def next_logits(engine: Engine) -> np.ndarray:

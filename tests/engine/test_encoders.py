@@ -81,7 +81,9 @@ class InjectedError(Exception):
 class FailingObserver:
     """Lets the run that it observes fail."""
 
-    def step(self, turn: object, tokens: int) -> None:
+    one_sequence = True
+
+    def step(self, run: object) -> None:
         raise InjectedError
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.engine import Engine
-from edgemoe.engine.phase import VERIFY, Turn
+from edgemoe.engine.phase import VERIFY
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.operations import PAGE_TOKENS
 from tests.engine.test_engine import CONFIG, EXPERTS
@@ -51,10 +51,12 @@ class InjectedError(Exception):
 class FailingObserver:
     """Lets the run that it observes fail."""
 
+    one_sequence = True
+
     def __init__(self, runs: int) -> None:
         self._left = runs
 
-    def step(self, turn: Turn, tokens: int) -> None:
+    def step(self, run: object) -> None:
         self._left -= 1
         if not self._left:
             raise InjectedError

@@ -1,0 +1,272 @@
+"""The watch: what the engine does in each step, kept for whoever watches it.
+
+While nobody watches nothing is recorded, and steps cost what they cost without it. A step's routing is kept as the rows
+of a trace in a compact form; the oldest steps are forgotten where there are more than `KEPT_ROWS` rows.
+
+Letters: `L` layers, `E` experts of the layer that has most, `T` tokens of a run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.engine.batch import Rows
+from edgemoe.engine.engine import Engine
+from edgemoe.engine.ledger import TimeLedger
+from edgemoe.engine.stepper import BEING_READ, IN_RAM
+from edgemoe.lab.recorder import trace_shape
+from edgemoe.lab.run_rows import RunRows, RunTokens
+from edgemoe.lab.trace_rows import Trace, TraceShape, join
+
+KEPT_ROWS = 1 << 19
+"""Rows of routing that are kept, of 7 bytes each."""
+
+LOADED_SECONDS = 0.05
+
+RESIDENT, READ, GUESSED = 1, 2, 4
+"""Flags of a row: the expert was in RAM when the router chose it; it was read for this row; the guess had named it."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of a run that belong to one answer."""
+
+    answer: int
+    """The number of its job."""
+    request_id: str
+    phase: int
+    position: int
+    """The position of the first token in its text."""
+    step: int
+    """The number of the first token among those that were computed for the answer, as in a trace."""
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RunSeen:
+    """The routing of one run: rows in the order of a trace, each column `(N,)`."""
+
+    spans: tuple[Span, ...]
+    experts: npt.NDArray[np.int16]
+    """Negative for a choice of no expert."""
+    weights: npt.NDArray[np.float32]
+    flags: npt.NDArray[np.uint8]
+    wrong_guesses: list[tuple[int, int]] = field(default_factory=list)
+    """A routed layer's place and an expert that a guess named and no token of the run used."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepSeen:
+    """One step of the engine. Times are in microseconds."""
+
+    number: int
+    runs: tuple[RunSeen, ...]
+    seconds: float
+    parts_us: dict[str, int]
+    """Where the time went, by part of the work."""
+    waits_us: npt.NDArray[np.int64]
+    """The time that each routed layer waited for the disk."""
+    read_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return sum(len(run.experts) for run in self.runs)
+
+
+@dataclass
+class _Figures:
+    """Figures of the engine between two steps."""
+
+    ledger: TimeLedger
+    waits_ns: npt.NDArray[np.int64]
+    read_bytes: int
+
+
+@dataclass
+class Watch:
+    """Keeps what the steps of one engine did. `look`, `begin`, `end` and `step` are called on the engine thread."""
+
+    engine: Engine
+    watchers: int = 0
+    """Set from any thread."""
+    kept: deque[StepSeen] = field(default_factory=deque)
+    names: dict[int, str] = field(default_factory=dict)
+    """The request of each answer that is being written, by the number of its job."""
+    one_sequence = False
+
+    def __post_init__(self) -> None:
+        engine = self.engine
+        self.shape: TraceShape | None = None
+        """The shape of the model; None where it has no routed experts, and so nothing to watch."""
+        if engine.spec.routed_of_tokens:
+            self.shape = trace_shape(engine.store, engine.spec)
+            self._rows = RunRows(self.shape, engine.routing, engine.lossy.drop_cold > 0)
+            self.layers = [layer for layer, _ in self._rows.routing]
+        self._lock = threading.Lock()
+        self._kept_rows = 0
+        self._number = 0
+        self._runs: list[RunSeen] = []
+        self._before: _Figures | None = None
+        self._loaded = engine.resident_experts()
+        self._loaded_s = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Somebody watches meanwhile."""
+        with self._lock:
+            self.watchers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.watchers -= 1
+
+    def after(self, number: int) -> list[StepSeen]:
+        """The steps that are kept after the step of a number; may be called from any thread."""
+        with self._lock:
+            return [step for step in self.kept if step.number > number]
+
+    def places(self) -> npt.NDArray[np.uint8]:
+        """Where each expert is, `(L, E)`, as `Engine.expert_places`; may be called from any thread."""
+        places = self.engine.expert_places()
+        places[(places == BEING_READ) & self._loaded] = IN_RAM
+        return places
+
+    def look(self) -> None:
+        """Observe the engine if somebody watches, else cease to; called before the tokens of a step are chosen."""
+        wanted = self.watchers > 0 and self.shape is not None
+        if wanted != (self.engine.recorder is self):
+            self.engine.recorder = self if wanted else None
+            self.engine.keep_ledger(wanted)
+            if wanted:
+                self._forget_guesses()
+            self._before = self._figures() if wanted else None
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._runs = []
+
+    def step(self, run: Sequence[Rows]) -> None:
+        """Keep what a run did."""
+        tokens = RunTokens.of(run)
+        experts, weights, flags = [], [], []
+        for rows in self._rows.read(tokens):  # compact at once: a long prompt has a hundred thousand rows
+            experts.append(rows.expert.astype(np.int16))
+            weights.append(rows.weight)
+            flags.append((RESIDENT * rows.residency + READ * (rows.expert_bytes > 0)).astype(np.uint8))
+        seen = RunSeen(self._spans(run), np.concatenate(experts), np.concatenate(weights), np.concatenate(flags))
+        self._runs.append(seen)
+        if not self.engine.memory.all_resident:
+            seen.wrong_guesses.extend(self._note_guesses(len(tokens.step), seen.flags))
+
+    def end(self, seconds: float) -> None:
+        """End a step that took so long, and keep it."""
+        before = self._before
+        if before is None:
+            return
+        self._before = now = self._figures(before)  # nothing is counted between two steps
+        self._note_loaded()
+        self._number += 1
+        seen = StepSeen(
+            self._number,
+            tuple(self._runs),
+            seconds,
+            {part: ns // 1000 for part, ns in (now.ledger - before.ledger).ns.items() if ns},
+            (now.waits_ns - before.waits_ns)[self.layers] // 1000,
+            now.read_bytes - before.read_bytes,
+        )
+        with self._lock:
+            self.kept.append(seen)
+            self._kept_rows += seen.rows
+            while self._kept_rows > KEPT_ROWS and len(self.kept) > 1:
+                self._kept_rows -= self.kept.popleft().rows
+
+    @property
+    def used(self) -> list[int]:
+        """How many experts a token uses in each layer with routed experts."""
+        return [one.experts.shape[1] for _, one in self._rows.routing]
+
+    def trace(self) -> Trace:
+        """The rows of all steps that are kept, in their order; may be called from any thread."""
+        assert self.shape is not None
+        runs = [run for step in self.after(0) for run in step.runs]
+        return join(self.shape, [rows_of(run, self.shape, self.layers, self.used).columns for run in runs])
+
+    def _figures(self, before: _Figures | None = None) -> _Figures:
+        """The engine's figures now, after those of `before`."""
+        engine, ledger = self.engine, self.engine.ledger
+        assert ledger is not None
+        waited = before is None or ledger.ns.get("disk_wait") != before.ledger.ns.get("disk_wait")
+        waits_ns = engine.layer_waits_ns if before is None or waited else before.waits_ns
+        return _Figures(ledger, waits_ns, engine.statistics.disk_bytes)
+
+    def _note_loaded(self) -> None:
+        """Ask, now and then, which reads have ended: until somebody asks, their experts count as being read."""
+        now_s = time.monotonic()
+        if not self.engine.memory.all_resident and now_s - self._loaded_s > LOADED_SECONDS:
+            self._loaded_s = now_s
+            self._loaded = self.engine.resident_experts()
+
+    def _spans(self, run: Sequence[Rows]) -> tuple[Span, ...]:
+        spans = []
+        for rows in run:
+            sequence, turn = rows.piece.sequence, rows.piece.sequence.turn
+            position, ids = sequence.position - rows.count, tuple(rows.token_ids.tolist())
+            name = self.names.get(turn.number, "")
+            spans.append(Span(turn.number, name, turn.phase, position, turn.step, ids))
+        return tuple(spans)
+
+    def _note_guesses(self, tokens: int, flags: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
+        """Flag rows that a guess had named; returns the guesses that were wrong, and forgets all of them."""
+        wrong: list[tuple[int, int]] = []
+        first = 0
+        for place, (_, routing) in enumerate(self._rows.routing):
+            rows = tokens * routing.experts.shape[1]
+            guess = routing.guess[:tokens]
+            if len(guess) == tokens and guess[0, 0] >= 0:
+                chosen = routing.experts[:tokens]
+                flags[first : first + rows] |= (np.isin(chosen, guess) * GUESSED).astype(np.uint8).reshape(-1)
+                wrong += [(place, expert) for expert in np.setdiff1d(guess[guess >= 0], chosen).tolist()]
+                guess.fill(-1)
+            first += rows
+        return wrong
+
+    def _forget_guesses(self) -> None:
+        """Mark all guesses as none: a step that guesses writes over them, and others leave them as they are."""
+        for _, routing in self._rows.routing:
+            routing.guess.fill(-1)
+
+
+def rows_of(run: RunSeen, shape: TraceShape, layers: Sequence[int], sizes: Sequence[int]) -> Trace:
+    """The rows of a run as a trace, whose turns are numbers of answers.
+
+    `layers` are those with routed experts, and `sizes` says how many experts a token uses in each.
+    """
+    tokens = sum(len(span.token_ids) for span in run.spans)
+    counts = [len(span.token_ids) for span in run.spans]
+    turn = np.repeat([span.answer for span in run.spans], counts).astype(np.int32)
+    phase = np.repeat([span.phase for span in run.spans], counts).astype(np.uint8)
+    step = np.concatenate([np.arange(span.step, span.step + len(span.token_ids)) for span in run.spans])
+    number = np.concatenate([np.repeat(np.arange(tokens), size) for size in sizes])
+    layer = np.repeat(layers, [tokens * size for size in sizes]).astype(np.int32)
+    trace = Trace(
+        shape,
+        turn[number],
+        phase[number],
+        step.astype(np.int32)[number],
+        layer,
+        np.concatenate([np.tile(np.arange(size, dtype=np.int32), tokens) for size in sizes]),
+        run.experts.astype(np.int32),
+        run.weights,
+        (run.flags & RESIDENT) > 0,
+        np.array(shape.expert_bytes, np.int64)[layer] * ((run.flags & READ) > 0),
+    )
+    return trace.select(trace.expert >= 0)
