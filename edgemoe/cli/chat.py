@@ -60,6 +60,7 @@ def chat(
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
     experts_per_token: shared.ExpertsPerTokenOption = None,
+    on_miss: shared.OnMissOption = "wait",
     debug: shared.DebugOption = False,
 ) -> None:
     """Chat with a model. Without a terminal each line of stdin is a message, and answers are plain text on stdout."""
@@ -75,7 +76,7 @@ def chat(
     from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
-    asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
+    asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
     options = EngineOptions(ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()

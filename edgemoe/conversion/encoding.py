@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ class Encoded:
     """The bytes that stand before the panels of the whole matrix; the same whichever of its rows were encoded."""
     panels: Sequence[bytes] = ()
     """The same bytes, panel by panel, of a format whose panels differ in length."""
+    base: Encoded | None = None
+    """The base plane of which these bytes are the residual."""
 
 
 def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
@@ -68,17 +70,44 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         values = rows
     if fmt.varying:
         return _encode_trits(values, tensor)
-    try:
-        blocks = quantise(values, fmt)
-    except SourceError:
-        raise
-    except EdgemoeError as problem:
-        raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
+    blocks = _rounded(values, fmt, tensor)
     squared_weight = _sum_of_squares(values)
     if fmt.name == "f32":
         return Encoded(pack_panels(blocks), 0.0, squared_weight)
     squared_error = _sum_of_squares(dequantise(blocks) - values)
     return Encoded(pack_panels(blocks), squared_error, squared_weight, pack_head(blocks))
+
+
+def encode_planes(rows: Rows, base: Format, residual: Format, tensor: str) -> Encoded:
+    """Encode rows as panels of a base plane, and what that leaves as panels of a residual; errors are those of the sum.
+
+    Raises SourceError as `encode`.
+    """
+    if isinstance(rows, Blocks):
+        _check_blocks(rows, tensor)
+    values = dequantise(rows) if isinstance(rows, Blocks) else rows
+    _check_finite(values, tensor)
+    drawn = rows.base if isinstance(rows, Blocks) else None
+    if drawn is not None:
+        values = values + dequantise(drawn)
+    squared_weight = _sum_of_squares(values)
+
+    def encoded(blocks: Blocks, left: npt.NDArray[np.float32], base: Encoded | None = None) -> Encoded:
+        return Encoded(pack_panels(blocks), _sum_of_squares(left), squared_weight, pack_head(blocks), base=base)
+
+    below = _rounded(values, base, tensor) if drawn is None else drawn
+    left = values - dequantise(below)
+    above = _rounded(left, residual, tensor) if drawn is None else cast("Blocks", rows)
+    return encoded(above, left - dequantise(above), encoded(below, left))
+
+
+def _rounded(values: npt.NDArray[np.float32], fmt: Format, tensor: str) -> Blocks:
+    try:
+        return quantise(values, fmt)
+    except SourceError:
+        raise
+    except EdgemoeError as problem:
+        raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
 
 
 def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:

@@ -328,6 +328,7 @@ typedef struct em_pager_counters {
     int64_t guessed_uses;
     int64_t warm_bytes;
     int64_t dropped;
+    int64_t from_base;
 } em_pager_counters;
 
 /* The read that failed last. */

@@ -13,10 +13,11 @@ typedef struct em_choice {
     int32_t tokens;
     int32_t top_k;
     float drop_cold; /* absent experts of a smaller share of each token's weights are left out */
+    bool from_base;  /* those that tokens beyond a prompt miss are computed from their bases */
 } em_choice;
 
 /* What the use under way makes of an expert. */
-typedef enum em_wish { EM_NOT_WANTED = 0, EM_WANTED = 1, EM_LEFT_OUT = 2 } em_wish;
+typedef enum em_wish { EM_NOT_WANTED = 0, EM_WANTED = 1, EM_LEFT_OUT = 2, EM_FROM_BASE = 3 } em_wish;
 
 /* Begins a use of the experts that a run routes to, and the reads of those that are missing, as far as slots are
  * available. It ends the use before it, which a run that failed may have left open. */
