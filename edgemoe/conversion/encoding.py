@@ -14,8 +14,7 @@ from edgemoe.errors import EdgemoeError, SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise, pack_head, pack_panels
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
-from edgemoe.kernels.sub1 import pack_panels as pack_trit_panels
-from edgemoe.kernels.sub1 import weights_of
+from edgemoe.kernels.sub1 import Trits, weights_of
 from edgemoe.quant import sub1
 from edgemoe.quant.quantise import quantise
 
@@ -110,8 +109,22 @@ def _rounded(values: npt.NDArray[np.float32], fmt: Format, tensor: str) -> Block
         raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
 
 
+def lengths_of_trits(rows: Rows, tensor: str) -> list[int]:
+    """The lengths of the panels that `encode` makes of rows in sub1. Raises SourceError as it does."""
+    values = dequantise(rows) if isinstance(rows, Blocks) else rows
+    return sub1.panel_lengths(_trits_of(values, tensor)[0], LEVEL_BYTES)
+
+
 def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
-    """Round rows to trits, with levels of float16: all of a matrix must have one type, and its rows come in pieces."""
+    """Round rows to trits, and encode these."""
+    trits, levels = _trits_of(values, tensor)
+    panels = sub1.pack_panels(trits, levels, LEVEL_BYTES)
+    error = _sum_of_squares(weights_of(trits, levels) - values)
+    return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels=panels)
+
+
+def _trits_of(values: npt.NDArray[np.float32], tensor: str) -> tuple[Trits, npt.NDArray[np.float32]]:
+    """Trits, with levels of float16: all of a matrix must have one type, and its rows come in pieces."""
     _check_finite(values, tensor)
     trits, exact = sub1.quantise(values)
     with np.errstate(over="ignore"):
@@ -122,9 +135,7 @@ def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
             f"{tensor}: expected weights within the range of float16, found one of magnitude {largest:.3g}.",
             "Convert it with another format of `experts`.",
         )
-    panels = pack_trit_panels(trits, levels, LEVEL_BYTES)
-    error = _sum_of_squares(weights_of(trits, levels) - values)
-    return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels=panels)
+    return trits, levels
 
 
 def _with_halves(blocks: Blocks) -> Blocks | None:

@@ -51,6 +51,7 @@ from edgemoe.conversion.progress import Callback
 from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes, draw_planes, draw_ternary
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.source import TensorInfo
+from edgemoe.conversion.switch_shapes import first_layers
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, SUB1, Format
@@ -187,9 +188,14 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     """The shape's config with only its first layers: what it lists for each layer ends there too."""
     config = dict(SHAPES[shape])
     if "num_hidden_layers" not in config:
-        raise UsageError(
-            f"`layers={layers}`: {shape} has an encoder and a decoder, whose layers are not cut.", "Leave it out."
-        )
+        cut = first_layers(config, layers)
+        if cut is None:
+            step = config["num_layers"] // config["num_sparse_encoder_layers"]
+            raise UsageError(
+                f"`layers={layers}`: expected {step} to {config['num_layers']}, a multiple of {step}, of each side of"
+                f" {shape}."
+            )
+        return cut
     total = config["num_hidden_layers"]
     if not 1 <= layers <= total:
         raise UsageError(f"`layers={layers}`: expected 1 to {total}, the layers of {shape}.")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from edgemoe.errors import EdgemoeError
 from edgemoe.kernels import sub1
 from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
 from edgemoe.kernels.marks import OFFSET, matrix, size
@@ -105,6 +106,18 @@ class ExpertLayout:
     def bias_bytes(self) -> int:
         return self.bias_offsets()["end"] - self.biases_offset if self.biases_offset else 0
 
+    def fault(self, record: Bytes) -> str | None:
+        """Describe the first fault of a record whose matrices say themselves how long they are."""
+        try:
+            own = self.weights(record)
+        except EdgemoeError as problem:
+            return problem.message
+        for matrix in (own.first, own.down):
+            found = sub1.panels_fault(matrix.data, matrix.rows, matrix.columns) if matrix.format.varying else None
+            if found is not None:
+                return found
+        return None
+
     def weights(self, record: Bytes) -> ExpertWeights:
         """Return the matrices and the biases of an expert's record, as views."""
         D, F = self.hidden_size, self.intermediate_size
@@ -150,6 +163,10 @@ class RecordLayouts:
         return self.layouts == other.layouts and np.array_equal(self.layout_of, other.layout_of)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def layout(self, expert: int) -> ExpertLayout:
+        """The layout of an expert's record."""
+        return self.layouts[int(self.layout_of[expert])]
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the two arguments of `Experts`."""

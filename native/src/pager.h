@@ -28,6 +28,10 @@ int32_t em_pager_next(em_pager *pager, int32_t layer, const int32_t **experts, i
 const uint8_t *em_pager_wanted(const em_pager *pager);
 /* `*landed` becomes whether the record of an expert of the present wave is there. The status of a read that failed. */
 int32_t em_pager_land(em_pager *pager, int32_t expert, bool *landed);
+/* Whether the record of an expert of the present wave was checked since it landed; it may be set. */
+bool *em_pager_checked(em_pager *pager, int32_t expert);
+/* Notes that the record of an expert of the present wave is not as it must be, and returns EM_BAD_RECORD. */
+int32_t em_pager_refuse(em_pager *pager, int32_t expert);
 /* Waits until the record of one of these experts of the present wave lands, or its read fails. */
 int32_t em_pager_await(em_pager *pager, const int32_t *experts, int32_t count);
 /* Nanoseconds for which the pager has waited for reads so far. */

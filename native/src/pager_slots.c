@@ -151,6 +151,7 @@ int32_t em_slots_submit(em_pager *p, int32_t count, bool demand, int64_t *bytes)
         setup->tickets[slot] = p->new_tickets[i];
         setup->slots[p->new_keys[i]] = slot;
         p->states[slot].key = p->new_keys[i];
+        p->states[slot].checked = false;
         *bytes += p->reads[i].length;
     }
     return EM_OK;

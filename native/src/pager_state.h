@@ -23,6 +23,7 @@ typedef struct slot_state {
     int32_t previous, next; /* in its line */
     int8_t line;
     bool prefetched; /* on a guess, and not used yet */
+    bool checked;    /* by what uses it, since it landed */
 } slot_state;
 
 /* The use of a layer's experts that is under way. Experts move from `absent` to `begun` when they get a slot, and come

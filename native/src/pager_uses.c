@@ -314,6 +314,12 @@ int32_t em_pager_land(em_pager *p, int32_t expert, bool *landed) {
     return EM_OK;
 }
 
+bool *em_pager_checked(em_pager *p, int32_t expert) { return &p->states[slot_in_use(p, expert)].checked; }
+
+int32_t em_pager_refuse(em_pager *p, int32_t expert) {
+    return em_slot_note_failure(p, p->states[slot_in_use(p, expert)].key, EM_BAD_RECORD, 0);
+}
+
 int32_t em_pager_await(em_pager *p, const int32_t *experts, int32_t count) {
     /* Waiting for some of the reads would be correct; this waits for all, up to a limit that bounds the stack. */
     enum { TICKETS_AT_ONCE = 256 };

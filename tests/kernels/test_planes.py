@@ -105,7 +105,7 @@ def setting(tmp_path: Path) -> Setting:
 def test_experts_that_are_missed_are_computed_from_their_bases_and_read_behind(setting: Setting, slots: int) -> None:
     """Kernels in C with the pager in C do as those in Python; a prompt waits for records, a token takes bases."""
     random = np.random.default_rng(slots)
-    bases = [[random_ffn("n1", WIDTH, FFN_WIDTH, random) for _ in range(EXPERTS)] for _ in range(LAYERS)]
+    bases = [[random_ffn("q4", WIDTH, FFN_WIDTH, random) for _ in range(EXPERTS)] for _ in range(LAYERS)]
     arenas = [aligned((slots, setting.disk.shape[1]), np.uint8) for _ in range(2)]
     readers = [SteppedReader(arena, setting.disk.reshape(-1), set()) for arena in arenas]
     source = SteppedSource(readers[1])
@@ -134,7 +134,7 @@ def test_experts_that_are_missed_are_computed_from_their_bases_and_read_behind(s
         outputs.append(out)
         programs.append(backend.program(operations))
     alone = 0
-    for step in range(24):
+    for step in range(16):
         tokens, phase = (5, PROMPT) if step % 8 == 0 else (1 + step % 2, DECODE)
         chosen = [draw(random, tokens) for _ in range(LAYERS)]
         before = [cache.statistics.from_base for cache in caches]

@@ -163,6 +163,30 @@ static int32_t run_ready(const em_experts *e, const em_run *run, ffn_memory memo
     return EM_OK;
 }
 
+/* Checks what a record in sub1 says of itself, once after it landed. */
+static int32_t check_record(const em_experts *e, int32_t expert) {
+    const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
+    bool *checked = em_pager_checked(e->paged.pager, expert);
+    if (*checked || (layout->gate_format != EM_SUB1 && layout->down_format != EM_SUB1)) return EM_OK;
+    const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
+    const uint64_t room = (uint64_t)e->slot_bytes;
+    const int32_t width = layout->intermediate_size;
+    uint64_t down = (uint64_t)layout->down_offset, used;
+    int32_t status = EM_OK;
+    if (layout->gate_format == EM_SUB1) {
+        const int32_t rows = layout->gated ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
+        status = em_sub1_check(record, room, rows, layout->hidden_size, &used);
+        if (status == EM_OK) down = (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
+    }
+    if (status == EM_OK && layout->down_format == EM_SUB1) {
+        status = down > room ? EM_BAD_RECORD
+                             : em_sub1_check(record + down, room - down, layout->hidden_size, width, &used);
+    }
+    if (status != EM_OK) return em_pager_refuse(e->paged.pager, expert);
+    *checked = true;
+    return EM_OK;
+}
+
 /* Marks awaited experts of a wave whose reads have ended as ready. `*ready` becomes their number, `*awaited` the number of
  * those still awaited. Stops at the first read that failed and returns its status. */
 static int32_t take_arrivals(const em_experts *e, expert_wave wave, ffn_memory memory, int32_t *awaited,
@@ -172,7 +196,8 @@ static int32_t take_arrivals(const em_experts *e, expert_wave wave, ffn_memory m
         const int32_t expert = wave.experts[i];
         if (memory.states[expert] != AWAITED) continue;
         bool landed;
-        const int32_t status = em_pager_land(e->paged.pager, expert, &landed);
+        int32_t status = em_pager_land(e->paged.pager, expert, &landed);
+        if (status == EM_OK && landed) status = check_record(e, expert);
         if (status != EM_OK) return status;
         if (landed) memory.states[expert] = READY;
         ++*(landed ? ready : awaited);
@@ -249,7 +274,7 @@ static int32_t run_paged(const em_experts *e, const em_run *run, ffn_memory memo
         if (status != EM_OK || (wave.count == 0 && !wanted)) break;
         status = run_wave(e, run, wave, memory, wanted);
         wanted = NULL;
-        if (status == EM_OK) continue;
+        if (status == EM_OK || status == EM_BAD_RECORD) continue; /* the latter is blamed on a record already */
         const int32_t blamed = em_pager_blame(pager);
         status = blamed == EM_OK ? status : blamed;
     }
