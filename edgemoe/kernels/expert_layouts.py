@@ -112,8 +112,8 @@ class ExpertLayout:
             own = self.weights(record)
         except EdgemoeError as problem:
             return problem.message
-        for matrix in (own.first, own.down):
-            found = sub1.panels_fault(matrix.data, matrix.rows, matrix.columns) if matrix.format.varying else None
+        for each in (own.first, own.down):
+            found = sub1.panels_fault(each.data, each.rows, each.columns) if each.format.varying else None
             if found is not None:
                 return found
         return None

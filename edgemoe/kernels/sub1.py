@@ -85,7 +85,8 @@ def pack_trits(
 ) -> Bytes:
     """Encode trits `(rows, columns)` of -1, 0 and 1 with the levels `(rows, 2)`, minus and plus, of each row.
 
-    `pack` makes panels, by default `pack_panels`. Raises EdgemoeError where a level is not finite, or the matrix takes 4 GiB.
+    `pack` makes panels, by default `pack_panels`. Raises EdgemoeError where a level is not finite, or the matrix takes
+    4 GiB.
     """
     if not np.isfinite(levels).all():
         row, which = np.argwhere(~np.isfinite(levels))[0]
