@@ -1,4 +1,4 @@
-"""Text as Switch Transformers learn it: bytes, some spans of which are masked in the input and written by the decoder."""
+"""Text as Switch Transformers learn it: bytes, of which spans are masked in the input and written by the decoder."""
 
 from __future__ import annotations
 
