@@ -38,6 +38,7 @@ def load(
     cache_aware_routing: float = 0.0,
     drop_cold: float = 0.0,
     experts_per_token: int | None = None,
+    on_miss: str = "wait",
 ) -> Model:
     """Open a store or a GGUF file (None: the bundled model) within a memory budget; use the result in a `with` block.
 
@@ -51,14 +52,15 @@ def load(
     `model.engine.step` runs several together. None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
-    of a token is below it, `experts_per_token` is a smaller number of experts for each token.
+    of a token is below it, `experts_per_token` is a smaller number of experts for each token, and
+    `on_miss="base"` computes an expert that a generated token misses from its base, in stores whose experts have one.
     Raises StoreError, SourceError, BudgetError and UsageError (`edgemoe.errors`).
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
-    lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
     options = EngineOptions(
         ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy, sequences=sequences
     )

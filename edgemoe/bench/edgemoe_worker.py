@@ -177,6 +177,7 @@ def counters(engine: Engine) -> dict[str, int]:
         "expert_hits": statistics.expert_hits,
         "expert_misses": statistics.expert_misses,
         "expert_drops": statistics.expert_drops,
+        "experts_from_base": statistics.experts_from_base,
         "disk_bytes": statistics.disk_bytes,
         "prefetched_reads": cache.prefetched_reads,
         "prefetched_bytes": cache.prefetched_bytes,

@@ -6,6 +6,7 @@ second are the speed model's estimates on rates that were measured or given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +29,19 @@ from edgemoe.engine.traffic import token_traffic
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import build_graph
-from edgemoe.model.description import ffns_apart
-from edgemoe.model.graph import BuildOptions
+from edgemoe.model.description import build_options, has_planes
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.reader import Store
 
 POSITION = 64
 """Tokens in the conversation when a token's bytes are counted; `edgemoe bench` decodes near there by default."""
+BASE_PAYS_AT = 0.4
+"""The share of experts whose residuals have slots from which on it pays to compute missed ones from their bases.
+
+Below it plain formats with all their bytes in the cache have less error at the same speed: on the recorded routing of
+Qwen3-30B-A3B and Gemma-4, bases of 0.75 to 2 bits (docs/performance.md).
+"""
 STEP_BYTES = 1 << 20
 """The search for budgets uses steps of this size."""
 
@@ -127,7 +133,8 @@ class Planner:
     ) -> None:
         """`context`, `kv` and `interpreter` are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
         self.sizes = model_sizes(store, spec, kv)
-        self._graph = build_graph(spec, BuildOptions(ffns_apart=ffns_apart(store)))
+        self.has_planes = has_planes(store)
+        self._graph = build_graph(spec, build_options(store))
         self.traffic = token_traffic(self._graph, store.manifest, self.sizes.kv_format)
         self.work: TokenWork = work_of_model(spec, self.traffic, store.record_bytes, POSITION)
         self._backend = backend
@@ -137,6 +144,13 @@ class Planner:
     def memory(self, ram: str | int | None) -> MemoryPlan:
         """The memory plan for a budget. Raises as `plan_memory`: BudgetError below the floor."""
         return plan_memory(self._graph, self.sizes, self._backend, ram, self._context, self._interpreter)
+
+    def base_pays_bytes(self, memory: MemoryPlan) -> int | None:
+        """The budget from which on computing missed experts from their bases pays; None for experts without bases."""
+        if not self.has_planes:
+            return None
+        slots = math.ceil(BASE_PAYS_AT * memory.total_experts)
+        return memory.planned_bytes + (slots - memory.slots) * memory.slot_bytes
 
     def all_fit_bytes(self) -> int:
         """The least budget that has room for all experts, rounded up to a MiB: a smaller one may lack a slot."""

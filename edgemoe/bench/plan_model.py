@@ -124,6 +124,7 @@ class ModelPlan:
                 {"window": window or None, "bytes_per_position": size} for window, size in self.planner.traffic.kv_bytes
             ],
             "routed_experts_per_token": work.routed,
+            "base_pays_bytes": self.planner.base_pays_bytes(self.forecast.memory),
             "routing": self.assumption.basis,
             "memory_rate": asdict(self.memory_rate),
             "disk_rate": asdict(self.disk_rate) if self.disk_rate else None,

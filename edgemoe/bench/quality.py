@@ -29,6 +29,7 @@ from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.bench.windows import head_of
 from edgemoe.engine.lossy import EXACT, LossySettings
+from edgemoe.engine.opening import check_planes
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
@@ -67,6 +68,8 @@ class SideReport:
     """Cache hit rate over the requested experts."""
     dropped_share: float
     """Share of the routed experts that was dropped."""
+    from_base_share: float
+    """Share of the routed experts that was computed from their bases alone."""
     disk_bytes_per_token: float
 
 
@@ -129,7 +132,7 @@ class QualityMeasurement:
         if not settings.on:
             raise UsageError(
                 "`quality`: no lossy setting is on, so there is nothing to measure.",
-                "Give `cache_aware_routing`, `drop_cold` or `experts_per_token`.",
+                "Give `cache_aware_routing`, `drop_cold`, `experts_per_token` or `on_miss=base`.",
             )
         if not 1 <= tokens <= TOKENS_MAX:
             raise UsageError(f"`tokens`: expected 1 to {TOKENS_MAX}, found {tokens}.")
@@ -142,6 +145,7 @@ class QualityMeasurement:
         self.store = open_store(model)
         self.spec = store_spec(self.store)
         settings.applied_to(self.spec)
+        check_planes(self.store, settings)
         self._progress = progress
 
     def run(self, text: str | None, name: str | None) -> QualityReport:
@@ -277,9 +281,9 @@ def cut_into_slices(ids: Sequence[int], head: Sequence[int], sequence_tokens: in
 def _side_report(
     memory: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], slices: Sequence[Slice]
 ) -> SideReport:
-    hits, misses, dropped, disk_bytes = (
+    hits, misses, dropped, from_base, disk_bytes = (
         sum(answer[name] for answer in answers)
-        for name in ("expert_hits", "expert_misses", "expert_drops", "disk_bytes")
+        for name in ("expert_hits", "expert_misses", "expert_drops", "experts_from_base", "disk_bytes")
     )
     asked = hits + misses
     return SideReport(
@@ -287,5 +291,6 @@ def _side_report(
         Spread.of(len(one.ids) / answer["seconds"] for one, answer in zip(slices, answers, strict=True)),
         hits / asked if asked else None,
         dropped / (asked + dropped) if asked + dropped else 0.0,
+        from_base / (asked + dropped) if asked + dropped else 0.0,
         disk_bytes / sum(len(one.ids) for one in slices),
     )

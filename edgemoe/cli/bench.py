@@ -102,6 +102,7 @@ def bench(
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
     experts_per_token: shared.ExpertsPerTokenOption = None,
+    on_miss: shared.OnMissOption = "wait",
     quality: Annotated[
         bool, typer.Option("--quality", help="Measure the quality loss and the speed-up of the lossy options.")
     ] = False,
@@ -150,7 +151,7 @@ def bench(
     from edgemoe.engine.options import EngineOptions
 
     _refuse_unused(ctx)
-    lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
+    lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
     options = EngineOptions(ram, threads, policy=policy, prefetch=prefetch, lossy=lossy)
     if quality:
         from edgemoe.cli.quality import measure_quality
@@ -252,10 +253,10 @@ UNUSED = {
     "quality": "prompt decode prefill repeats context against gguf mmap peer_decode routing recall trace limit plot"
     " beside sequences speculate",
     "beside": "prefill against gguf mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing"
-    " drop_cold experts_per_token sequences speculate",
+    " drop_cold experts_per_token on_miss sequences speculate",
     "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens speculate",
     "speculate": "prefill against gguf mmap peer_decode recall trace limit plot text tokens cache_aware_routing"
-    " drop_cold",
+    " drop_cold on_miss",
 }
 """The options that another measurement than the usual one has no use for."""
 

@@ -62,6 +62,7 @@ def chat(
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
     experts_per_token: shared.ExpertsPerTokenOption = None,
+    on_miss: shared.OnMissOption = "wait",
     debug: shared.DebugOption = False,
 ) -> None:
     """Chat with a model. Without a terminal each line of stdin is a message, and answers are plain text on stdout."""
@@ -77,7 +78,7 @@ def chat(
     from edgemoe.engine.options import EngineOptions
     from edgemoe.session.model import load as load_model
 
-    asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
+    asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
     options = EngineOptions(
         ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
         prefix_disk=prefix_disk, speculate=shared.speculation(speculate),

@@ -33,7 +33,8 @@ def convert(
         typer.Option(
             "--experts",
             metavar="FORMAT",
-            help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights{KEEP_HELP}.",
+            help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights; n1+n3, a base in memory and"
+            f" a residual{KEEP_HELP}.",
             show_default="q4",
         ),
     ] = None,

@@ -58,11 +58,10 @@ def list_program(store: Store, layer: int | None = None) -> dict[str, list[Line]
     Raises UsageError for a layer that the model does not have.
     """
     from edgemoe.model.build import build_graph
-    from edgemoe.model.description import ffns_apart, store_spec
-    from edgemoe.model.graph import BuildOptions
+    from edgemoe.model.description import build_options, store_spec
     from edgemoe.model.listing import distinct_layers, list_layer, list_section
 
-    graph = build_graph(store_spec(store), BuildOptions(ffns_apart=ffns_apart(store)))
+    graph = build_graph(store_spec(store), build_options(store))
     if layer is not None:
         if not 0 <= layer < len(graph.layers):
             raise UsageError(
@@ -91,6 +90,7 @@ def _show_program(screen: Screen, sections: dict[str, list[Line]]) -> None:
 
 def describe(store: Store) -> dict[str, Any]:
     """All facts about a store that need no read of its weights. Sizes are in bytes."""
+    from edgemoe.conversion.formats import BASES
     from edgemoe.model.description import store_spec
     from edgemoe.session.floor import floor_plan
     from edgemoe.store.mixture import expert_mixtures, mixtures
@@ -99,7 +99,7 @@ def describe(store: Store) -> dict[str, Any]:
     plan = floor_plan(store)
     shared = [layer.sizes().get("shared_width", 0) for layer in spec.layers]
     routed = spec.routed.values()
-    parameters = sum(part["parameters"] for part in manifest.quantisation.values())
+    parameters = sum(part["parameters"] for name, part in manifest.quantisation.items() if name != BASES)
     return {
         "path": str(store.path),
         "family": spec.family,

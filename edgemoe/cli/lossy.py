@@ -37,6 +37,8 @@ def quality_command(model: str | None, settings: LossySettings, ram: str | None)
         words += ["--cache-aware-routing", f"{settings.cache_aware_routing:g}"]
     if settings.drop_cold > 0:
         words += ["--drop-cold", f"{settings.drop_cold:g}"]
+    if settings.from_base:
+        words += ["--on-miss", settings.on_miss]
     if settings.experts_per_token is not None:
         words += ["--experts-per-token", str(settings.experts_per_token)]
     return shlex.join(words)
@@ -64,5 +66,6 @@ def lossy_json(model: Model, asked: LossySettings, ram: str | None) -> dict[str,
             "effective": effective.to_json(),
             "quality": quality.to_json() if quality is not None else None,
             "expert_drops": model.engine.statistics.expert_drops,
+            "experts_from_base": model.engine.statistics.experts_from_base,
         }
     }

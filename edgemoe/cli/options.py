@@ -157,6 +157,14 @@ DropColdOption = Annotated[
         show_default="0, off",
     ),
 ]
+OnMissOption = Annotated[
+    str,
+    typer.Option(
+        "--on-miss",
+        metavar="WAY",
+        help="wait, or base (lossy): compute an expert that a generated token misses from its base plane.",
+    ),
+]
 ExpertsPerTokenOption = Annotated[
     int | None,
     typer.Option(

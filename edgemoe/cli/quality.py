@@ -89,6 +89,8 @@ def _side(side: SideReport) -> str:
         parts.append(f"{side.hit_rate:.1%} hits")
     if side.dropped_share:
         parts.append(f"{side.dropped_share:.1%} dropped")
+    if side.from_base_share:
+        parts.append(f"{side.from_base_share:.1%} from the base")
     parts.append(f"{format_size(side.disk_bytes_per_token)} per token from disk")
     return ", ".join(parts)
 

@@ -90,6 +90,7 @@ def run(
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
     experts_per_token: shared.ExpertsPerTokenOption = None,
+    on_miss: shared.OnMissOption = "wait",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object when the answer is done; of several one on each line.")
     ] = False,
@@ -120,7 +121,7 @@ def run(
         from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import finished, load
 
-        asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token)
+        asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
         options = EngineOptions(
             ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
             prefix_disk=prefix_disk, speculate=shared.speculation(speculate),

@@ -36,7 +36,7 @@ def synth(
         typer.Option(
             "--experts",
             metavar="FORMAT",
-            help=f"Weight format of the experts: {DRAWN_HELP}; or sub1.",
+            help=f"Weight format of the experts: {DRAWN_HELP}; sub1; or two, such as n1+n3.",
             show_default="q4",
         ),
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,7 @@ from edgemoe.errors import EdgemoeError, SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise, pack_head, pack_panels
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
-from edgemoe.kernels.sub1 import pack_panels as pack_trit_panels
-from edgemoe.kernels.sub1 import weights_of
+from edgemoe.kernels.sub1 import Trits, weights_of
 from edgemoe.quant import sub1
 from edgemoe.quant.quantise import quantise
 
@@ -36,6 +35,8 @@ class Encoded:
     """The bytes that stand before the panels of the whole matrix; the same whichever of its rows were encoded."""
     panels: Sequence[bytes] = ()
     """The same bytes, panel by panel, of a format whose panels differ in length."""
+    base: Encoded | None = None
+    """The base plane of which these bytes are the residual."""
 
 
 def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
@@ -68,12 +69,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         values = rows
     if fmt.varying:
         return _encode_trits(values, tensor)
-    try:
-        blocks = quantise(values, fmt)
-    except SourceError:
-        raise
-    except EdgemoeError as problem:
-        raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
+    blocks = _rounded(values, fmt, tensor)
     squared_weight = _sum_of_squares(values)
     if fmt.name == "f32":
         return Encoded(pack_panels(blocks), 0.0, squared_weight)
@@ -81,8 +77,54 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
     return Encoded(pack_panels(blocks), squared_error, squared_weight, pack_head(blocks))
 
 
+def encode_planes(rows: Rows, base: Format, residual: Format, tensor: str) -> Encoded:
+    """Encode rows as panels of a base plane, and what that leaves as panels of a residual; errors are those of the sum.
+
+    Raises SourceError as `encode`.
+    """
+    if isinstance(rows, Blocks):
+        _check_blocks(rows, tensor)
+    values = dequantise(rows) if isinstance(rows, Blocks) else rows
+    _check_finite(values, tensor)
+    drawn = rows.base if isinstance(rows, Blocks) else None
+    if drawn is not None:
+        values = values + dequantise(drawn)
+    squared_weight = _sum_of_squares(values)
+
+    def encoded(blocks: Blocks, left: npt.NDArray[np.float32], base: Encoded | None = None) -> Encoded:
+        return Encoded(pack_panels(blocks), _sum_of_squares(left), squared_weight, pack_head(blocks), base=base)
+
+    below = _rounded(values, base, tensor) if drawn is None else drawn
+    left = values - dequantise(below)
+    above = _rounded(left, residual, tensor) if drawn is None else cast("Blocks", rows)
+    return encoded(above, left - dequantise(above), encoded(below, left))
+
+
+def _rounded(values: npt.NDArray[np.float32], fmt: Format, tensor: str) -> Blocks:
+    try:
+        return quantise(values, fmt)
+    except SourceError:
+        raise
+    except EdgemoeError as problem:
+        raise SourceError(f"{tensor}: {problem.message}", problem.hint) from None
+
+
+def lengths_of_trits(rows: Rows, tensor: str) -> list[int]:
+    """The lengths of the panels that `encode` makes of rows in sub1. Raises SourceError as it does."""
+    values = dequantise(rows) if isinstance(rows, Blocks) else rows
+    return sub1.panel_lengths(_trits_of(values, tensor)[0], LEVEL_BYTES)
+
+
 def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
-    """Round rows to trits, with levels of float16: all of a matrix must have one type, and its rows come in pieces."""
+    """Round rows to trits, and encode these."""
+    trits, levels = _trits_of(values, tensor)
+    panels = sub1.pack_panels(trits, levels, LEVEL_BYTES)
+    error = _sum_of_squares(weights_of(trits, levels) - values)
+    return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels=panels)
+
+
+def _trits_of(values: npt.NDArray[np.float32], tensor: str) -> tuple[Trits, npt.NDArray[np.float32]]:
+    """Trits, with levels of float16: all of a matrix must have one type, and its rows come in pieces."""
     _check_finite(values, tensor)
     trits, exact = sub1.quantise(values)
     with np.errstate(over="ignore"):
@@ -93,9 +135,7 @@ def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
             f"{tensor}: expected weights within the range of float16, found one of magnitude {largest:.3g}.",
             "Convert it with another format of `experts`.",
         )
-    panels = pack_trit_panels(trits, levels, LEVEL_BYTES)
-    error = _sum_of_squares(weights_of(trits, levels) - values)
-    return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels=panels)
+    return trits, levels
 
 
 def _with_halves(blocks: Blocks) -> Blocks | None:

@@ -112,7 +112,7 @@ def forecast_manifest(config: Mapping[str, Any], names: Iterable[str] | None, ch
         scheme = scheme_of(config)
         quantised = {name for name in shapes if scheme.declared and expert_of(name) and len(shapes[name]) == 2}
         dtypes = {name: scheme.dtype(name) if name in quantised else "BF16" for name in shapes}
-    return plan_manifest(spec, shapes, choose_formats(shapes, dtypes, choice), {})
+    return plan_manifest(spec, shapes, choose_formats(shapes, dtypes, choice), {}, base=choice.base)
 
 
 def _config_alone(path: Path) -> Path | None:

@@ -10,6 +10,7 @@ from edgemoe.conversion.carrying import common_format
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.kernels.formats import EXPERT_FORMATS, FORMATS, SUB1, Format
 from edgemoe.kernels.row_types import BLOCK_FORMATS
+from edgemoe.model.planes import is_base
 from edgemoe.quant.quantise import TARGETS
 from edgemoe.store.manifest import is_table
 
@@ -27,6 +28,8 @@ _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads
 So do the shares of a result that residual streams take (`_SHARES`).
 """
 _SHARES = "_shares"
+BASES = "bases"
+"""The class of the base planes of experts."""
 ROW_TABLES = "row_tables"
 """The class of tables that stay on disk."""
 
@@ -59,9 +62,28 @@ class FormatChoice:
     head: str | None = None
     """The format of the matrix that gives the logits, if it is not that of other dense weights."""
 
+    @property
+    def base(self) -> Format | None:
+        """The format of experts' base planes, if `experts` names two formats, such as `n1+n3`."""
+        base, plus, _ = (self.experts or "").partition("+")
+        return FORMATS[base] if plus else None
+
+    @property
+    def records(self) -> str | None:
+        """The name of the format of experts' records, which are residuals where experts have base planes."""
+        return None if self.experts is None else self.experts.rpartition("+")[2]
+
     def check(self, names: Sequence[str] = (*TARGETS, KEEP)) -> None:
         """Raises UsageError, naming the parameter, for a format that is not one of these names (sub1: of experts)."""
+        planes = [name for name in names if name in FORMATS and FORMATS[name].quantised]
         for parameter, value in vars(self).items():
+            if parameter == "experts" and value is not None and "+" in value:
+                if any(name not in planes for name in value.split("+", 1)):
+                    raise UsageError(
+                        f"`experts`: expected a base and a residual of {', '.join(planes)}, such as n1+n3,"
+                        f" found {value!r}."
+                    )
+                continue
             allowed = (*names, SUB1.name) if parameter == "experts" else names
             if value is not None and value not in allowed:
                 raise UsageError(f"`{parameter}`: expected one of {', '.join(allowed)}, found {value!r}.")
@@ -90,6 +112,8 @@ def class_of(name: str, shape: tuple[int, ...]) -> str:
         return "vectors"
     if expert_of(name):
         return "experts"
+    if is_base(name):
+        return BASES
     if is_table(name):
         return ROW_TABLES
     last = name.split(".")[2] if name.startswith("layers.") else name
@@ -122,7 +146,7 @@ def choose_formats(
             groups[name] = [name]
     head = "head" if "head" in shapes else "embedding"
     for names in groups.values():
-        option, default = (choice.experts, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
+        option, default = (choice.records, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
         if names == [head]:
             option = choice.head or choice.dense
         elif option in FORMATS and FORMATS[option].head_bytes and (names == ["embedding"] or is_table(names[0])):

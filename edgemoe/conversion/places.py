@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgemoe.conversion.formats import expert_of
 from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
+from edgemoe.model.planes import base_name
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.records import record_name
 
@@ -99,6 +100,22 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
             offset += place
         places[name] = Place(part, file, offset, shape[0], columns, fmt, stride, head_offset)
     return places
+
+
+def base_place(manifest: Manifest, layer: int, expert: int, part: str) -> Place:
+    """Locate the base plane of one matrix of an expert, whose panels lie among those of the layer's other experts."""
+    layout = _layout_of(manifest, layer, expert)
+    name = base_name(layer, part, layout.gated)
+    whole = next(tensor for tensor in manifest.dense if tensor.name == name)
+    assert whole.format is not None
+    panel_bytes = whole.format.panel_bytes(whole.columns)
+    panels = panel_count(whole.rows) // manifest.records.count(layer)
+    in_turn = layout.gated and part != "down"
+    offset = whole.offset + whole.format.head_bytes + panel_bytes * (expert * panels + (in_turn and part == "up"))
+    rows = layout.hidden_size if part == "down" else layout.intermediate_size
+    stride = panel_bytes * (2 if in_turn else 1)
+    file = manifest.dense_file.name
+    return Place(name, file, offset, rows, whole.columns, whole.format, stride, whole.offset)
 
 
 def _layout_of(manifest: Manifest, layer: int, expert: int) -> ExpertLayout:

@@ -9,16 +9,25 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgemoe.architectures import SourceSlice, embedding_copies, model_spec, resolve
-from edgemoe.conversion.formats import FormatChoice, block_format, choose_formats, class_of, expert_of, stored_name
-from edgemoe.conversion.places import Place, part_ranges, tensor_places
+from edgemoe.conversion.formats import (
+    BASES,
+    FormatChoice,
+    block_format,
+    choose_formats,
+    class_of,
+    expert_of,
+    stored_name,
+)
+from edgemoe.conversion.places import Place, base_place, part_ranges, tensor_places
 from edgemoe.conversion.records import measure_records
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
+from edgemoe.model.description import base_shapes
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import RecordLayout, packed_layout
 from edgemoe.store.manifest import Manifest
@@ -58,6 +67,8 @@ class Plan:
     manifest: Manifest
     pieces: tuple[Piece, ...]
     parts: Mapping[str, Part]
+    bases: Mapping[int, Piece]
+    """Where the base plane of a piece goes, by the piece's number, where experts have such."""
 
     def digest(self) -> str:
         """A digest that is equal only for equal plans."""
@@ -76,9 +87,11 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     copies = embedding_copies(source.config, found)
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: _dtype_of(places[name], infos) for name in shapes}, choice)
+    if choice.base is not None:
+        _check_planes(spec)
     varying = any(fmt is not None and fmt.varying for fmt in formats.values())
     lengths = measure_records(source, spec, places) if varying else None
-    manifest = plan_manifest(spec, shapes, formats, provenance, lengths)
+    manifest = plan_manifest(spec, shapes, formats, provenance, lengths, choice.base)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
     tensors = [(name, place, False) for name, place in places.items()]
@@ -109,11 +122,34 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     )
     for piece in pieces:
         _check(piece, infos[piece.source.tensor])
+    bases = {} if choice.base is None else _base_pieces(manifest, pieces)
     counts: dict[str, int] = {}
-    for piece in pieces:
+    for piece in (*pieces, *bases.values()):
         counts[piece.place.part] = counts.get(piece.place.part, 0) + 1
     parts = {name: Part(*part, counts.get(name, 0)) for name, part in part_ranges(manifest).items()}
-    return Plan(manifest, pieces, parts)
+    return Plan(manifest, pieces, parts, bases)
+
+
+def _check_planes(spec: ModelSpec) -> None:
+    """Raise SourceError for a model whose experts cannot have base planes."""
+    of_experts = [layer.routed for layer in spec.layers if layer.routed is not None]
+    if not of_experts or any(routed.bias for routed in of_experts):
+        found = "some with biases" if of_experts else "none"
+        raise SourceError(
+            f"A base and a residual: expected routed experts without biases, found {found}.",
+            "Convert it with one format of `experts`.",
+        )
+
+
+def _base_pieces(manifest: Manifest, pieces: Sequence[Piece]) -> dict[int, Piece]:
+    """The base planes of the pieces that are matrices of experts, by the numbers of these."""
+    found = {}
+    for piece in pieces:
+        expert = expert_of(piece.name)
+        if expert is not None:
+            place = base_place(manifest, *expert)
+            found[piece.number] = replace(piece, number=len(pieces) + piece.number, kind=BASES, place=place)
+    return found
 
 
 def _dtype_of(place: SourceSlice, infos: Mapping[str, TensorInfo]) -> str:
@@ -128,10 +164,12 @@ def plan_manifest(
     formats: Mapping[str, Format | None],
     provenance: Mapping[str, Any],
     lengths: Sequence[int] | None = None,
+    base: Format | None = None,
 ) -> Manifest:
     """Every place in the store of a model whose tensors have these shapes and formats; no checksum yet.
 
-    `lengths` are those of all records, where they do not follow from shapes and formats.
+    `lengths` are those of all records, where they do not follow from shapes and formats. `base` is the format of the
+    base planes of experts, if they have such.
     """
     dense: dict[str, tuple[str, Format | None, int, int]] = {}
     for name, shape in shapes.items():
@@ -139,6 +177,8 @@ def plan_manifest(
             stored = stored_name(name, formats)
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
             dense[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
+    if base is not None:
+        dense |= {name: (name, base, *shape) for name, shape in base_shapes(spec).items()}
     experts: list[list[RecordLayout]] = [[] for _ in spec.layers]
     for number, layer in enumerate(spec.layers):
         routed = layer.routed

@@ -12,17 +12,19 @@ import functools
 import hashlib
 import math
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.kernels.blocks import Blocks
+from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.formats import E2M1_DOUBLED, E4M3, E8M0_ONE, TABLES, Format
 from edgemoe.kernels.grid_blocks import decode
 from edgemoe.kernels.grids import GRIDS
 from edgemoe.kernels.trellis import Trellis, window_values
 from edgemoe.kernels.trellis_tables import NORMAL_TABLES
+from edgemoe.quant.quantise import quantise
 
 _COUNTER_BYTES = 32
 """Bytes that the generator gives for each step of its counter."""
@@ -59,6 +61,20 @@ def draw_ternary(key: str, rows: slice, columns: int, deviation: float) -> npt.N
     levels = (middle * (1 + spread)).astype(np.float16).astype(np.float32)
     signs = np.where(drawn & 1, levels, -levels)
     return np.where(drawn >> 1 < _ZEROS * (1 << 15), np.float32(0), signs)
+
+
+def draw_planes(key: str, rows: slice, columns: int, deviation: float, base: Format, residual: Format) -> Blocks:
+    """Blocks of a residual, beside a base that leaves as much as it leaves of normal weights."""
+    left = _left_by(base)
+    below = draw_blocks(key + " base", rows, columns, deviation * math.sqrt(1 - left**2), base)
+    return replace(draw_blocks(key, rows, columns, deviation * left, residual), base=below)
+
+
+@functools.cache
+def _left_by(base: Format) -> float:
+    """The relative error of normal weights in a format."""
+    values = np.random.default_rng(0).standard_normal((16, 1024)).astype(np.float32)
+    return float(np.linalg.norm(dequantise(quantise(values, base)) - values) / np.linalg.norm(values))
 
 
 def draw_blocks(key: str, rows: slice, columns: int, deviation: float, fmt: Format) -> Blocks:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from edgemoe.conversion.switch_shapes import SWITCH_SHAPES
+
 _OLMOE: dict[str, Any] = {
     "model_type": "olmoe",
     "hidden_act": "silu",
@@ -382,31 +384,11 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "tie_word_embeddings": True,
             "vocab_size": 49155,
         },
-        "switch-base-8": {
-            "model_type": "switch_transformers",
-            "d_ff": 3072,
-            "d_kv": 64,
-            "d_model": 768,
-            "decoder_start_token_id": 0,
-            "dense_act_fn": "relu",
-            "expert_capacity": 64,
-            "layer_norm_epsilon": 1e-06,
-            "num_decoder_layers": 12,
-            "num_experts": 8,
-            "num_heads": 12,
-            "num_layers": 12,
-            "num_sparse_decoder_layers": 6,
-            "num_sparse_encoder_layers": 6,
-            "relative_attention_max_distance": 128,
-            "relative_attention_num_buckets": 32,
-            "router_bias": False,
-            "router_dtype": "float32",
-            "tie_word_embeddings": True,
-            "vocab_size": 32128,
-        },
+        **SWITCH_SHAPES,
     }
 )
 """By name. Published: allenai/OLMoE-1B-7B-0924, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
 Qwen/Qwen3.6-35B-A3B and Qwen3.8-Flash-Next, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash,
 LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b and gpt-oss-120b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1,
-ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8."""
+ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8, switch-base-128,
+switch-large-128 and switch-c-2048."""

@@ -28,6 +28,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,18 @@ from edgemoe.conversion.formats import (
     FormatChoice,
     block_format,
     choose_formats,
+    expert_of,
 )
 from edgemoe.conversion.mixes import check_mix, mix_formats
 from edgemoe.conversion.pipeline import convert_source
 from edgemoe.conversion.progress import Callback
-from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes, draw_ternary
+from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes, draw_planes, draw_ternary
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.source import TensorInfo
+from edgemoe.conversion.switch_shapes import first_layers
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import FORMATS, SUB1
+from edgemoe.kernels.formats import FORMATS, SUB1, Format
 from edgemoe.kernels.row_types import BLOCK_FORMATS, TYPE_NAMES
 from edgemoe.kernels.trellis import TRELLISES
 from edgemoe.model.spec import ModelSpec
@@ -92,7 +95,8 @@ def synthesise(
         choice.check(_DRAWN)
     source = SyntheticSource(shape, seed, choice, layers, mix)
     encoded = (*TARGETS, SUB1.name)
-    choice = FormatChoice(*(name if name in encoded else None for name in vars(choice).values()))  # blocks are kept
+    kept = [name if name in encoded else None for name in vars(choice).values()]  # blocks are kept
+    choice = replace(FormatChoice(*kept), experts=choice.experts if choice.base else kept[0])
     return convert_source(lambda downloads: source, destination, choice=choice, force=force, progress=progress)
 
 
@@ -118,6 +122,7 @@ class SyntheticSource:
         self._tensors: dict[str, TensorInfo] = {}
         self._deviations: dict[str, float] = {}
         self._ternary: set[str] = set()
+        self._bases: dict[str, Format] = {}
         for name, place in resolve(self.config, shapes).items():
             layer = name.split(".")[1] if name.startswith("layers.") else None
             shard = f"layer {layer}" if layer else "embedding and head"
@@ -126,6 +131,10 @@ class SyntheticSource:
             if chosen and (chosen.trellis or chosen.name in BLOCK_FORMATS.values()):
                 dtype = TYPE_NAMES.get(chosen.name, chosen.name)
             self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
+            if choice.base and chosen and expert_of(name):
+                dtype = chosen.name if chosen.trellis else TYPE_NAMES.get(chosen.name, chosen.name)
+                self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
+                self._bases[place.tensor] = choice.base
             if chosen == SUB1:
                 self._ternary.add(place.tensor)
             self._deviations[place.tensor] = _deviation(spec, name, shapes[place.tensor][-1])
@@ -150,6 +159,8 @@ class SyntheticSource:
         drawn = block_format(info.dtype)
         if drawn is None:
             return _draw_floats(key, rows, columns, deviation)
+        if tensor in self._bases:
+            return draw_planes(key, rows, columns, deviation, self._bases[tensor], FORMATS[drawn])
         return draw_blocks(key, rows, columns, deviation, FORMATS[drawn])
 
     def read_columns(
@@ -177,9 +188,14 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     """The shape's config with only its first layers: what it lists for each layer ends there too."""
     config = dict(SHAPES[shape])
     if "num_hidden_layers" not in config:
-        raise UsageError(
-            f"`layers={layers}`: {shape} has an encoder and a decoder, whose layers are not cut.", "Leave it out."
-        )
+        cut = first_layers(config, layers)
+        if cut is None:
+            step = config["num_layers"] // config["num_sparse_encoder_layers"]
+            raise UsageError(
+                f"`layers={layers}`: expected {step} to {config['num_layers']}, a multiple of {step}, of each side of"
+                f" {shape}."
+            )
+        return cut
     total = config["num_hidden_layers"]
     if not 1 <= layers <= total:
         raise UsageError(f"`layers={layers}`: expected 1 to {total}, the layers of {shape}.")

@@ -7,10 +7,11 @@ journal every `CHECKPOINT_BYTES`, and before a shard is released.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgemoe.architectures.table import HEAD
-from edgemoe.conversion.encoding import Encoded, encode
+from edgemoe.conversion.encoding import Encoded, encode, encode_planes
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan
 from edgemoe.conversion.progress import Callback, ProgressMeter
@@ -26,6 +27,7 @@ from edgemoe.conversion.records import join_record
 from edgemoe.conversion.source import Source, read_slice
 from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError
+from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.store.manifest import TABLE_CHECKSUMS, Checksums, Manifest, is_table
 from edgemoe.store.panels import Panels
@@ -51,9 +53,10 @@ class Transfer:
         resumed = 0
         for piece in plan.pieces:
             if piece.number in journal.errors:
-                self._pieces_left[piece.place.part] -= 1
-                resumed += piece.place.stored_bytes
-        total = sum(piece.place.stored_bytes for piece in plan.pieces)
+                for own in self._with_base(piece):
+                    self._pieces_left[own.place.part] -= 1
+                    resumed += own.place.stored_bytes
+        total = sum(own.place.stored_bytes for piece in plan.pieces for own in self._with_base(piece))
         self._meter = ProgressMeter(progress, total, resumed)
         self._errors: dict[int, tuple[float, float]] = {}
         self._checksums: dict[str, Checksums] = {}
@@ -62,6 +65,11 @@ class Transfer:
         """The panels so far of records that are written as a whole, by the record's name and the matrix's."""
         self._waiting: dict[str, dict[int, tuple[float, float]]] = {}
         """The sums that `_errors` gets once these records are written."""
+
+    def _with_base(self, piece: Piece) -> tuple[Piece, ...]:
+        """The piece, and its base plane if it has one."""
+        base = self._plan.bases.get(piece.number)
+        return (piece,) if base is None else (piece, base)
 
     def run(self) -> None:
         """Write every piece that is missing, shard by shard. Raises SourceError or OSError."""
@@ -102,15 +110,24 @@ class Transfer:
                 if len(window) > ENCODER_THREADS:
                     self._write(shard, *window.popleft())
                 rows = read_slice(self._source, piece.source, start, stop)
-                what = rows, piece.place.format, f"{shard}: {piece.source.tensor}"
+                encoding = self._encoding(piece, rows, f"{shard}: {piece.source.tensor}")
                 shared = (stop - start) * piece.place.columns >= LEAST_SHARED_ELEMENTS
-                window.append((piece, start, stop, pool.submit(encode, *what) if shared else encode(*what)))
+                window.append((piece, start, stop, pool.submit(encoding) if shared else encoding()))
             while window:
                 self._write(shard, *window.popleft())
         finally:
             for *_, work in window:
                 if isinstance(work, Future):
                     work.cancel()
+
+    def _encoding(self, piece: Piece, rows: Rows, tensor: str) -> Callable[[], Encoded]:
+        """What encodes some rows of a piece."""
+        base = self._plan.bases.get(piece.number)
+        if base is None:
+            return functools.partial(encode, rows, piece.place.format, tensor)
+        assert base.place.format is not None
+        assert piece.place.format is not None
+        return functools.partial(encode_planes, rows, base.place.format, piece.place.format, tensor)
 
     def _write(self, shard: str, piece: Piece, start: int, stop: int, work: Future[Encoded] | Encoded) -> None:
         encoded = work.result() if isinstance(work, Future) else work
@@ -122,16 +139,22 @@ class Transfer:
         elif piece.place.format is None:
             self._writer.write(piece.place.file, piece.place.offset + 4 * start, encoded.data)
         else:
-            if start == 0 and encoded.head.size:
-                self._writer.write(piece.place.file, piece.place.head_offset, encoded.head)
-            self._write_panels(piece, _panel_offset(piece, start), encoded.data)
+            self._write_rows(piece, start, encoded)
         errors = self._waiting.setdefault(piece.place.part, {}) if piece.place.varying else self._errors
         error, weight = errors.get(piece.number, (0.0, 0.0))
         errors[piece.number] = (error + encoded.squared_error, weight + encoded.squared_weight)
         self._unnoted_bytes += len(encoded.data)
         self._meter.advance(shard, len(encoded.data))
+        if encoded.base is not None:
+            self._write(shard, self._plan.bases[piece.number], start, stop, encoded.base)
         if stop == piece.place.rows:
             self._end_piece(piece)
+
+    def _write_rows(self, piece: Piece, start: int, encoded: Encoded) -> None:
+        """Write rows of a matrix, with its head before the first."""
+        if start == 0 and encoded.head.size:
+            self._writer.write(piece.place.file, piece.place.head_offset, encoded.head)
+        self._write_panels(piece, _panel_offset(piece, start), encoded.data)
 
     def _write_panels(self, piece: Piece, offset: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         if piece.place.panel_stride == piece.place.panel_bytes:
@@ -169,7 +192,7 @@ class Transfer:
             if piece.place.varying:
                 self._write_record(piece)
             self._take_checksum(piece.place.part)
-        if self._unnoted_bytes >= CHECKPOINT_BYTES:
+        if self._unnoted_bytes >= CHECKPOINT_BYTES and piece.number < len(self._plan.pieces):  # its base has ended too
             self._checkpoint()
 
     def _write_record(self, last: Piece) -> None:
@@ -197,7 +220,8 @@ class Transfer:
     def manifest(self) -> Manifest:
         """The manifest of the finished store, with checksums and statistics."""
         manifest = with_checksums(self._plan.manifest, self._journal.checksums)
-        return replace(manifest, quantisation=statistics_of(self._plan.pieces, self._journal.errors))
+        everything = (*self._plan.pieces, *self._plan.bases.values())
+        return replace(manifest, quantisation=statistics_of(everything, self._journal.errors))
 
 
 def _panel_offset(piece: Piece, row: int) -> int:

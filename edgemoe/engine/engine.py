@@ -78,6 +78,11 @@ class EngineStatistics:
         return self.cache.dropped
 
     @property
+    def experts_from_base(self) -> int:
+        """Missed experts that were computed from their bases alone (`LossySettings.on_miss`)."""
+        return self.cache.from_base
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes of experts read from disk for tokens (not those loaded at the start)."""
         return self.cache.read_bytes

@@ -7,6 +7,8 @@
   expert anyway, so the bonus would save no read.
 - `drop_cold` (tau, 0 to 1): an expert that is not in RAM, and whose share of the token's weights is below tau, is not
   read; its weight becomes zero. In a run of several tokens this must hold for every token that uses the expert.
+- `on_miss` (`wait` or `base`): in a store whose experts have a base, an expert that generated tokens miss is computed
+  from its base instead of being waited for, and read behind for later tokens. Prompts are computed with both planes.
 - `experts_per_token`: fewer experts for each token than the model's own number.
 
 Sources of the ideas: cache-conditional experts (Skliar et al. 2024, arXiv 2412.00099), whose range is a running mean;
@@ -23,6 +25,9 @@ from typing import Any
 from edgemoe.errors import UsageError
 from edgemoe.model.spec import ModelSpec
 
+WAIT, BASE = "wait", "base"
+"""What happens on a miss."""
+
 _OFF_HINT = "Leave it out, or give 0, for exact answers."
 
 
@@ -33,10 +38,15 @@ class LossySettings:
     cache_aware_routing: float = 0.0
     drop_cold: float = 0.0
     experts_per_token: int | None = None
+    on_miss: str = WAIT
 
     def __post_init__(self) -> None:
         _check_share("cache_aware_routing", self.cache_aware_routing)
         _check_share("drop_cold", self.drop_cold)
+        if self.on_miss not in (WAIT, BASE):
+            raise UsageError(
+                f"`on_miss`: expected {WAIT} or {BASE}, found {self.on_miss!r}.", f"Give {WAIT} for exact answers."
+            )
         used = self.experts_per_token
         if used is not None and (type(used) is not int or used < 1):
             raise UsageError(
@@ -52,7 +62,12 @@ class LossySettings:
     @property
     def depends_on_cache(self) -> bool:
         """Whether answers depend on which experts are in RAM."""
-        return self.cache_aware_routing > 0 or self.drop_cold > 0
+        return self.cache_aware_routing > 0 or self.drop_cold > 0 or self.from_base
+
+    @property
+    def from_base(self) -> bool:
+        """Whether missed experts are computed from their bases."""
+        return self.on_miss == BASE
 
     def effective(self, all_resident: bool) -> LossySettings:
         """The settings that have any effect: only `experts_per_token` where every expert is in RAM."""
@@ -80,6 +95,8 @@ class LossySettings:
             parts.append(f"cache-aware routing {self.cache_aware_routing:g}")
         if self.drop_cold > 0:
             parts.append(f"drop cold {self.drop_cold:g}")
+        if self.from_base:
+            parts.append("missed experts from their base")
         if self.experts_per_token is not None:
             experts = "expert" if self.experts_per_token == 1 else "experts"
             parts.append(f"{self.experts_per_token} {experts} per token")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,7 @@ from edgemoe.errors import StoreError, UsageError
 from edgemoe.experts.disk_rows import saved_bytes, table_bytes
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import Graph, build_graph
-from edgemoe.model.description import ffns_apart, store_spec
-from edgemoe.model.graph import BuildOptions
+from edgemoe.model.description import build_options, has_planes, store_spec
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 from edgemoe.store.side_files import check_side_files
@@ -52,7 +52,8 @@ def open_engine(
             "Leave the routing out.",
         )
     spec = options.lossy.applied_to(spec if routing is None else routing.apply_to(spec))
-    graph = graph_of(spec, ffns_apart(store), options.lossy, routing)
+    check_planes(store, options.lossy)
+    graph = graph_of(spec, store, options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv, options.sequences, options.most_drafts)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     dense = embedding_resident = None
@@ -78,7 +79,7 @@ def open_engine(
         check_machine(memory.planned_bytes, memory.budget_bytes)
         lossy = options.lossy.effective(memory.all_resident)
         if lossy != options.lossy:
-            graph = graph_of(spec, ffns_apart(store), lossy, routing)
+            graph = graph_of(spec, store, lossy, routing)
     except BaseException:
         if dense is not None:
             dense.close()
@@ -87,21 +88,27 @@ def open_engine(
     return Engine(store, graph, memory, backend, options, routing, dense)
 
 
-def graph_of(
-    spec: ModelSpec, apart: frozenset[str], lossy: LossySettings, routing: RoutingSource | None = None
-) -> Graph:
-    """The program of a model under lossy settings, whose routing may come from a source in place of the routers.
+def check_planes(store: Store, lossy: LossySettings) -> None:
+    """Raise UsageError where missed experts are to be computed from bases that a store does not have."""
+    if lossy.from_base and not has_planes(store):
+        raise UsageError(
+            f"`on_miss={lossy.on_miss}`: expected experts with a base and a residual; those of {store.path} have none.",
+            "Convert the checkpoint with two formats, such as `experts=n1+n3`, or leave it out.",
+        )
 
-    `apart` are the dense FFNs whose gate and up are two matrices.
+
+def graph_of(spec: ModelSpec, store: Store, lossy: LossySettings, routing: RoutingSource | None = None) -> Graph:
+    """The program of a store's model under lossy settings, whose routing may come from a source, not the routers.
 
     Raises StoreError for a model whose blocks do not belong where they are.
     """
-    options = BuildOptions(
+    options = replace(
+        build_options(store),
         forced_routing=routing is not None,
         forced_guesses=routing is not None and routing.recall is not None,
         cache_aware_routing=lossy.cache_aware_routing,
         drop_cold=lossy.drop_cold,
-        ffns_apart=apart,
+        from_base=lossy.from_base,
     )
     try:
         return build_graph(spec, options)

@@ -65,6 +65,8 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
             size = sum(sizes[weight.name] for weight in weights_of(step.operation))
             if isinstance(step.operation, (op.Embed, ex.TableRoute)):
                 size //= graph.spec.vocab_size
+            if isinstance(step.operation, ex.Experts):  # of the bases of all experts
+                size = size * step.operation.experts.shape[1] // step.operation.slots.shape[0]
             fixed = {value for value in values_of(step.operation) if value.undo is not None}
             size += sum(map(bytes_needed, fixed))
             size += sum(4 * len(value.numbers) for value in values_of(step.operation))

@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from edgemoe.errors import KernelError, ReadError
 from edgemoe.experts.policy import Policy, is_scan
-from edgemoe.experts.slots import RecordTable, Slots
+from edgemoe.experts.slots import BEHIND, DEMANDED, GUESSED, RecordTable, Slots
 from edgemoe.io.reads import ExpertFiles, RecordReader
+from edgemoe.kernels.expert_operations import MOST_BEHIND
 from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.paging import PROMPT, CacheStatistics
 
@@ -114,8 +115,15 @@ class ExpertCache:
         """The number of slots: the most experts that the cache holds."""
         return len(self._slots)
 
-    def fetch(self, layer: int, experts: Integers, weights: Floats | None = None, drop_cold: float = 0.0) -> None:
-        """Begin a use of the experts that tokens are routed to, `(T, K)`; `Fetch` says what `drop_cold` means.
+    def fetch(
+        self,
+        layer: int,
+        experts: Integers,
+        weights: Floats | None = None,
+        drop_cold: float = 0.0,
+        from_base: bool = False,
+    ) -> None:
+        """Begin a use of the experts that tokens are routed to, `(T, K)`; `Fetch` says what the last two mean.
 
         Experts of a prompt are taken by number, in which order records mostly lie on disk, others in the order of the
         router. It ends the use before it, which a run that failed may have left open.
@@ -132,24 +140,47 @@ class ExpertCache:
             weights[np.isin(experts, left_out)] = 0
             self.statistics.dropped += len(left_out)
             wanted = [expert for expert in wanted if expert not in left_out]
+        aside: list[int] = []
+        if from_base and self.phase != PROMPT:
+            aside = [expert for expert in wanted if self._is_missed(layer, expert)]
+            wanted = [expert for expert in wanted if expert not in aside]
         scan = self.phase == PROMPT and is_scan(len(wanted), self._routed_layers, self.slots)
-        waves = self.stream(layer, wanted, scan)
-        self._fetched = _Fetched(layer, left_out, waves, next(waves, None))
+        waves = self.stream(layer, wanted, scan, aside)
+        self._fetched = _Fetched(layer, left_out, aside, waves, next(waves, None))
+        self._read_behind([layer * self._experts + expert for expert in aside])
+
+    def _is_missed(self, layer: int, expert: int) -> bool:
+        """Whether an expert's record is not in RAM; one whose read has failed is not missed, so that it is told."""
+        slot = int(self.residency[layer, expert])
+        return slot < 0 or self._slots.is_loading(slot)
+
+    def _read_behind(self, aside: Sequence[int]) -> None:
+        """Begin the reads of experts that are computed from their bases, for later uses."""
+        absent = [key for key in aside if self._slots.slot_of[key] < 0]
+        room = MOST_BEHIND - sum(map(self._slots.is_loading, self._slots.loading)) if absent else 0
+        reading = self._slots.read(absent[: max(room, 0)], BEHIND)
+        self._slots.pinned[[self._slots.slot_of[key] for key in reading]] = False
 
     def left_out(self, layer: int) -> Sequence[int]:
         """The experts that the latest fetch of this layer left out. Raises KernelError where nothing was fetched."""
+        return self._fetched_of(layer).left_out
+
+    def set_aside(self, layer: int) -> Sequence[int]:
+        """The experts that are computed from their bases, by the latest fetch of this layer. Raises KernelError."""
+        return self._fetched_of(layer).aside
+
+    def _fetched_of(self, layer: int) -> _Fetched:
         if self._fetched is None or self._fetched.layer != layer:
             raise KernelError(f"Layer {layer}: its experts were not fetched.", "Please report it.")
-        return self._fetched.left_out
+        return self._fetched
 
     def landings(self, layer: int) -> Generator[tuple[int, int], None, None]:
         """Yield each expert of the use with its slot, once its record is there, and end the use.
 
         Raises ReadError naming layer and expert; that expert is absent afterwards, unless its read is still going on.
         """
-        self.left_out(layer)
-        assert self._fetched is not None
-        wave, waves = self._fetched.first, self._fetched.waves
+        fetched = self._fetched_of(layer)
+        wave, waves = fetched.first, fetched.waves
         try:
             while wave is not None:
                 yield from self._landings(wave)
@@ -174,18 +205,27 @@ class ExpertCache:
             self._fetched.waves.close()
             self._fetched = None
 
-    def stream(self, layer: int, experts: Sequence[int], scan: bool = False) -> Generator[dict[int, int], None, None]:
+    def stream(
+        self, layer: int, experts: Sequence[int], scan: bool = False, aside: Sequence[int] = ()
+    ) -> Generator[dict[int, int], None, None]:
         """Yield the experts of a layer with their slots, `{expert: slot}`: all at once if there are enough slots.
 
         Reads of missing experts begin at once, as far as slots are available; the caller waits for those of a wave.
         Where slots are few, experts come in waves, each about half of those that have a slot, so that one half is read
         while the other is computed. A wave's experts are pinned until the caller takes the next one; a caller that
         stops before the end must close the generator, which unpins them. `scan`: this use does not predict the next
-        one, so experts that are read for it leave before all others. Raises ReadError naming the layer and expert.
+        one, so experts that are read for it leave before all others. Those set `aside` are used, but not waited for.
+        Raises ReadError naming the layer and expert.
         """
         wanted = [layer * self._experts + expert for expert in experts]
+        others = [layer * self._experts + expert for expert in aside]
+        for key in others:
+            if self._slots.slot_of[key] >= 0:
+                self._policy.use(key, int(self._slots.slot_of[key]))
+        self.statistics.misses += len(others)
+        self.statistics.from_base += len(others)
         self._count_recall(layer, experts)
-        self._cancel_wrong_guesses(layer, wanted)
+        self._cancel_wrong_guesses(layer, [*wanted, *others])
         try:
             begun, absent = self._pin_present(wanted, scan)
             while begun or absent:
@@ -214,7 +254,7 @@ class ExpertCache:
         pinned_before = self._slots.pinned[present]
         self._slots.pinned[present] = True  # so that one guess does not push out another
         try:
-            reading = self._slots.read([key for key in keys if self._slots.slot_of[key] < 0], prefetched=True)
+            reading = self._slots.read([key for key in keys if self._slots.slot_of[key] < 0], GUESSED)
         finally:
             self._slots.pinned[present] = pinned_before
         self._slots.pinned[[self._slots.slot_of[key] for key in reading]] = False
@@ -264,7 +304,7 @@ class ExpertCache:
 
     def _begin_reads(self, begun: list[int], absent: list[int], scan: bool) -> None:
         """Start the reads of absent experts as far as slots are available, moving their keys to `begun`."""
-        reading = self._slots.read(absent, prefetched=False, scan=scan)
+        reading = self._slots.read(absent, DEMANDED, scan)
         begun += reading
         del absent[: len(reading)]
 
@@ -278,6 +318,7 @@ class _Fetched(NamedTuple):
 
     layer: int
     left_out: Sequence[int]
+    aside: Sequence[int]
     waves: Generator[dict[int, int], None, None]
     first: dict[int, int] | None
 

@@ -14,7 +14,7 @@ from edgemoe.experts.slots import READ_TIMEOUT_SECONDS, Record, RecordTable, rec
 from edgemoe.io.bulk import THREADS, BulkRead, Span, SpanAlteredError
 from edgemoe.io.direct import PageFile, PageReadError
 from edgemoe.io.reads import RecordReader, open_reader
-from edgemoe.kernels.reads import CHECK_THE_FILE, NOT_AS_WRITTEN, RecordRead
+from edgemoe.kernels.reads import BAD_RECORD, CHECK_THE_FILE, NOT_AS_WRITTEN, RecordRead
 from edgemoe.store.reader import Store
 
 LANDING_AT_ONCE = 64
@@ -76,12 +76,13 @@ class ExpertLoading:
         self,
         arena: npt.NDArray[np.uint8],
         slot_tables: Sequence[npt.NDArray[np.int32] | None],
-        table: RecordTable,
+        table: Store,
         direct: bool = True,
     ) -> None:
         """Begins to read, and fills the layers' slot tables `(E,)`. Raises ReadError where a file cannot be opened."""
         self._placed = list(_place(arena, slot_tables, table))
-        self._reading = BulkRead(arena.reshape(-1), direct)
+        self._arena, self._layouts = arena.reshape(-1), table.record_layouts
+        self._reading = BulkRead(self._arena, direct)
         try:
             self._reading.begin(
                 [Span(p.record.path, p.record.offset, p.record.length, p.place, p.record.crc32c) for p in self._placed]
@@ -104,6 +105,16 @@ class ExpertLoading:
         except SpanAlteredError as problem:
             raise self._at(problem.path, problem.offset).error(*NOT_AS_WRITTEN) from problem
         self._reading.close()
+        self._check_records()
+
+    def _check_records(self) -> None:
+        """Check records whose matrices say themselves how long they are: kernels trust what they say."""
+        for placed in self._placed:
+            layouts = self._layouts[placed.layer]
+            if layouts is not None and layouts.layout(placed.expert).varying:
+                record = self._arena[placed.place :][: placed.record.length]
+                if layouts.layout(placed.expert).fault(record) is not None:
+                    raise placed.error(*BAD_RECORD)
 
     def close(self) -> None:
         """Stop loading, if it has not ended."""

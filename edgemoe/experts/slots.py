@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ from edgemoe.kernels.paging import MOST_WARM_READS, CacheStatistics
 from edgemoe.kernels.reads import RecordRead
 
 READ_TIMEOUT_SECONDS = 60.0
+
+ReadReason = Literal["demanded", "guessed", "behind"]
+DEMANDED, GUESSED, BEHIND = get_args(ReadReason)
+"""Why absent experts are read: a use waits for them, a guess names them, or later uses may want them."""
 
 
 class Record(Protocol):
@@ -106,7 +110,7 @@ class Slots:
         ticket = int(self.tickets[slot])
         return ticket >= 0 and not self._reader.done(ticket)
 
-    def read(self, keys: Sequence[int], prefetched: bool, scan: bool = False) -> Sequence[int]:
+    def read(self, keys: Sequence[int], reason: ReadReason, scan: bool = False) -> Sequence[int]:
         """Begin the reads of absent experts, in order, while slots are available; returns the keys begun, pinned."""
         slots: list[int] = []
         try:
@@ -117,15 +121,15 @@ class Slots:
             self._give_back(slots)
             raise
         keys = keys[: len(slots)]
-        length = self._submit(keys, slots, demand=not prefetched)
+        length = self._submit(keys, slots, demand=reason == DEMANDED)
         self.loading.update(dict.fromkeys(slots))
         for key, slot in zip(keys, slots, strict=True):
-            self.prefetched[slot] = prefetched
+            self.prefetched[slot] = reason == GUESSED
             if scan:
                 self._policy.scan(slot)
             else:
                 self._policy.use(key, slot)
-        if prefetched:
+        if reason == GUESSED:
             self._statistics.prefetched_reads += len(keys)
             self._statistics.prefetched_bytes += length
         else:

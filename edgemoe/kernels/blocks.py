@@ -54,6 +54,8 @@ class Blocks:
     _: KW_ONLY
     tables: npt.NDArray[np.int8] | None = None
     width: int | None = None
+    base: Blocks | None = None
+    """The base plane of which these are the residual, where a source has both (random weights)."""
 
     @property
     def shape(self) -> tuple[int, int]:

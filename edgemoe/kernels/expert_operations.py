@@ -6,19 +6,21 @@ Defined as those of `operations.py` are, and with its letters and invariants.
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from edgemoe.kernels import sub1
 from edgemoe.kernels.definition import Misfit, Sizes, require
-from edgemoe.kernels.formats import PANEL_ROWS, Format, Matrix, panel_count
+from edgemoe.kernels.expert_layouts import MATRIX_ALIGNMENT_BYTES as MATRIX_ALIGNMENT_BYTES
+from edgemoe.kernels.expert_layouts import ExpertBases as ExpertBases
+from edgemoe.kernels.expert_layouts import ExpertLayout as ExpertLayout
+from edgemoe.kernels.expert_layouts import ExpertWeights as ExpertWeights
+from edgemoe.kernels.expert_layouts import RecordLayouts as RecordLayouts
+from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
 from edgemoe.kernels.marks import (
     IN_PLACE,
     NUMBER,
-    OFFSET,
     OUTPUT,
     PAGER,
     buffer,
@@ -32,7 +34,6 @@ from edgemoe.kernels.operations import (
     SILU,
     Activation,
     Bytes,
-    FfnBiases,
     Floats,
     Integers,
     Operation,
@@ -168,147 +169,11 @@ class Capacity(Operation, code=30):
         require(self.capacity >= 1, "capacity", "1 or more", self.capacity)
 
 
-MATRIX_ALIGNMENT_BYTES = 64
-"""Places of matrices in a record are multiples of this."""
+MOST_BEHIND = 32
+"""The most reads under way beside which an expert that is computed from its base is read for later tokens."""
 
 MOST_LAYOUTS = 16
 """The most layouts that the records of one layer may have."""
-
-
-class ExpertWeights(NamedTuple):
-    """The matrices and biases of an expert."""
-
-    first: Matrix
-    """Gate and up, panel by panel in turn; gate alone where up is apart, and up where there is no gate."""
-    down: Matrix
-    biases: FfnBiases | None
-    up: Matrix | None
-    """Up where it is apart from gate."""
-
-
-@dataclass(frozen=True)
-class ExpertLayout:
-    """Where an expert's matrices lie in its record: gate and up at 0, `down` at `down_offset`; biases if there are any.
-
-    Gate and up of one format lie panel by panel in turn; up of another format lies apart, at `up_offset`. Biases are
-    float32 vectors, of gate, of up and of down, each filled up to a multiple of 64 bytes. Experts that are not `gated`
-    have no gate and no bias of it: up lies at 0. Behind gate and up in the code sub1, which differ in length from
-    expert to expert, down begins at the next multiple of 64 bytes; then `down_offset` is 0.
-    """
-
-    hidden_size: Annotated[int, size("D")]
-    intermediate_size: Annotated[int, size("F")]
-    gate_format: Format
-    up_format: Format
-    down_format: Format
-    down_offset: Annotated[int, OFFSET]  # bytes, a multiple of 64
-    biases_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: no biases
-    gated: bool = True
-    up_offset: Annotated[int, OFFSET] = 0  # bytes, a multiple of 64; 0: up is not apart from gate
-
-    @property
-    def gate_bytes(self) -> int:
-        """Bytes of gate: 0 without one."""
-        return self.gate_format.matrix_bytes(self.intermediate_size, self.hidden_size) if self.gated else 0
-
-    @property
-    def up_bytes(self) -> int:
-        return self.up_format.matrix_bytes(self.intermediate_size, self.hidden_size)
-
-    @property
-    def varying(self) -> bool:
-        """Whether records of this layout differ in length."""
-        return self.gate_format.varying or self.up_format.varying or self.down_format.varying
-
-    @property
-    def gate_up_bytes(self) -> int:
-        """Bytes of gate and up, which share the head of their format if they have one; or of up without a gate."""
-        shared = self.up_format.head_bytes if self.gated and self.gate_format == self.up_format else 0
-        return self.gate_bytes + self.up_bytes - shared
-
-    @property
-    def down_bytes(self) -> int:
-        return self.down_format.matrix_bytes(self.hidden_size, self.intermediate_size)
-
-    def format_of(self, name: str) -> Format:
-        """The format of `gate`, `up` or `down`."""
-        return {"gate": self.gate_format, "up": self.up_format, "down": self.down_format}[name]
-
-    def begin_of(self, name: str) -> int:
-        """The place in the record of the matrix that has `gate`, `up` or `down`, in bytes."""
-        return {"gate": 0, "up": self.up_offset, "down": self.down_offset}[name]
-
-    def panels_of(self, name: str) -> tuple[int, int]:
-        """The place in the record of the first panel of `gate`, `up` or `down`, and the bytes from one to the next."""
-        fmt, columns = self.format_of(name), self.intermediate_size if name == "down" else self.hidden_size
-        first, panel_bytes = self.begin_of(name) + fmt.head_bytes, fmt.panel_bytes(columns)
-        if name == "down" or not self.gated or self.up_offset:
-            return first, panel_bytes
-        return first + panel_bytes * (name == "up"), 2 * panel_bytes
-
-    def bias_offsets(self) -> dict[str, int]:
-        """The place in the record of the biases of gate, up and down, in bytes, and of the `end` behind them."""
-        F = self.intermediate_size
-        sizes = {"gate": F, "up": F, "down": self.hidden_size, "end": 0}
-        offsets, offset = {}, self.biases_offset
-        for name in sizes if self.gated else ("up", "down", "end"):
-            offsets[name] = offset
-            offset += _vector_bytes(sizes[name])
-        return offsets
-
-    @property
-    def bias_bytes(self) -> int:
-        return self.bias_offsets()["end"] - self.biases_offset if self.biases_offset else 0
-
-    def weights(self, record: Bytes) -> ExpertWeights:
-        """Return the matrices and the biases of an expert's record, as views."""
-        D, F = self.hidden_size, self.intermediate_size
-        down_offset, up = self.down_offset, None
-        if self.up_offset:
-            first = Matrix(record[: self.gate_bytes], self.gate_format, F, D)
-            up = Matrix(record[self.up_offset : self.up_offset + self.up_bytes], self.up_format, F, D)
-        else:
-            rows, size = 2 * PANEL_ROWS * panel_count(F) if self.gated else F, self.gate_up_bytes
-            if self.up_format.varying:
-                size = sub1.matrix_bytes(record)
-                down_offset = -(-size // MATRIX_ALIGNMENT_BYTES) * MATRIX_ALIGNMENT_BYTES
-            first = Matrix(record[:size], self.up_format, rows, D)
-        behind = record[down_offset:]
-        down = behind[: sub1.matrix_bytes(behind) if self.down_format.varying else self.down_bytes]
-        biases = None
-        if self.biases_offset:
-            starts = self.bias_offsets()
-            sizes = {"gate": F, "up": F, "down": D}
-            views = {
-                name: record[starts[name] :][: 4 * n].view(np.float32) for name, n in sizes.items() if name in starts
-            }
-            biases = FfnBiases(views.get("gate"), views["up"], views["down"])
-        return ExpertWeights(first, Matrix(down, self.down_format, D, F), biases, up)
-
-
-def _vector_bytes(elements: int) -> int:
-    """Bytes of a float32 vector within a record, filled up to a multiple of 64: 16 elements, as in a panel."""
-    return 4 * PANEL_ROWS * panel_count(elements)
-
-
-@dataclass(frozen=True, eq=False)
-class RecordLayouts:
-    """The layouts of the records of one layer's experts, which may differ in formats."""
-
-    layouts: tuple[ExpertLayout, ...]
-    layout_of: Bytes
-    """For each expert the number of its layout, `(E,)`."""
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, RecordLayouts):
-            return NotImplemented
-        return self.layouts == other.layouts and np.array_equal(self.layout_of, other.layout_of)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the two arguments of `Experts`."""
-        return iter((self.layouts, self.layout_of))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -329,12 +194,17 @@ class Fetch(Operation, code=9):
     whose share of the weights is below `drop_cold`, a float32, for every token that uses them are left out: they are
     not read, and their weights become 0. A token's weights are summed in float64, in the router's order; a weight that
     is not a number keeps its expert. Without `paged`, where all experts are in the arena, there is nothing to do.
+
+    With `from_base`, experts that tokens beyond a prompt are routed to, and whose records are not in RAM, are not
+    waited for: `Experts` computes them from their bases. Those that are absent are read for later tokens, behind all
+    that is waited for, as long as less than `MOST_BEHIND` reads are under way.
     """
 
     experts: Annotated[Integers, rows("K")]
     weights: Annotated[Floats | None, rows("K"), IN_PLACE]
     drop_cold: float
     paged: Paged | None = None
+    from_base: bool = False
 
     def check(self, sizes: Sizes) -> None:
         require(0 <= self.drop_cold <= 1, "drop_cold", "0 to 1", self.drop_cold)
@@ -361,6 +231,9 @@ class Experts(Operation, code=11):
     land, and where slots are too few for all they take turns. `slots` is then the pager's own table, and the rows of
     experts that were left out become zeros. A run raises ReadError naming layer and expert if a read fails or takes too
     long.
+
+    With `bases` records are residuals: an expert's weights are the sum of its base and its record, or the base alone
+    where the `Fetch` said so (`from_base`).
     """
 
     input: Annotated[Floats, rows("D")]
@@ -372,9 +245,12 @@ class Experts(Operation, code=11):
     output: Annotated[Floats, rows("K", "D"), output(apart_from="input")]
     paged: Paged | None = None
     activation: Activation = SILU
+    bases: ExpertBases | None = None
 
     def check(self, sizes: Sizes) -> None:
         check_activation(self.activation, self.layouts[0].gated)
+        if self.bases is not None:
+            self._check_bases(self.bases, len(self.layout_of))
         slot_bytes, intermediate_size = sizes.letters["B"], self.layouts[0].intermediate_size
         for number, layout in enumerate(self.layouts):
             where = f"layouts[{number}]"
@@ -391,11 +267,38 @@ class Experts(Operation, code=11):
         sizes = (x.gate_up_bytes + x.down_bytes + x.bias_bytes for x in self.layouts)
         total = sum(count * size for count, size in zip(counts, sizes, strict=True))
         top_k: int = self.experts.shape[1]
+        if self.bases is not None:
+            total += self.bases.first.nbytes + self.bases.down.nbytes
         return top_k * (total // len(self.layout_of))
+
+    def _check_bases(self, bases: ExpertBases, experts: int) -> None:
+        gated, own = self.layouts[0].gated, self.layouts[0]
+        panels = panel_count(own.intermediate_size) * (2 if gated else 1)
+        for name, whole, each in (("first", bases.first, panels), ("down", bases.down, panel_count(own.hidden_size))):
+            expected = experts * each * PANEL_ROWS
+            require(
+                whole.rows == expected, f"bases.{name}", f"{expected} rows, whole panels of each expert", whole.rows
+            )
+        width = bases.down.columns
+        require(width == own.intermediate_size, "bases.down", f"{own.intermediate_size} columns", width)
+        planes = [bases.first.format, bases.down.format]
+        planes += [fmt for one in self.layouts for fmt in (one.gate_format, one.up_format, one.down_format)]
+        for fmt in planes:
+            require(fmt.quantised and not fmt.varying, "bases", "quantised planes with panels of one length", fmt.name)
+        apart = any(one.up_offset or one.biases_offset for one in self.layouts)
+        require(not apart, "bases", "residuals with gate and up in turn, and without biases", "others")
 
     def weights(self, expert: int, slot: int) -> ExpertWeights:
         """Return the matrices and biases of an expert whose record is in a slot, as views of it."""
         return self.layouts[int(self.layout_of[expert])].weights(self.arena[slot])
+
+    def base_weights(self, expert: int) -> tuple[Matrix, Matrix]:
+        """Return the base planes of gate and up, and of down, of an expert."""
+        own = self.layouts[int(self.layout_of[expert])]
+        F = own.intermediate_size
+        rows = 2 * PANEL_ROWS * panel_count(F) if own.gated else F
+        assert self.bases is not None
+        return self.bases.weights(expert, len(self.layout_of), rows, own.hidden_size)
 
 
 def _check_places(layout: ExpertLayout, where: str) -> int:

@@ -47,7 +47,7 @@ class Pager(Protocol):
     wait_ns: int
     """Time for which it has waited for reads so far."""
 
-    def fetch(self, layer: int, experts: Integers, weights: Floats | None, drop_cold: float) -> None:
+    def fetch(self, layer: int, experts: Integers, weights: Floats | None, drop_cold: float, from_base: bool) -> None:
         """Begin a use of the experts that tokens are routed to, `(T, K)`: see `expert_operations.Fetch`."""
 
     def landings(self, layer: int) -> Generator[tuple[int, int], None, None]:
@@ -55,6 +55,9 @@ class Pager(Protocol):
 
     def left_out(self, layer: int) -> Sequence[int]:
         """The experts that the use leaves out."""
+
+    def set_aside(self, layer: int) -> Sequence[int]:
+        """The experts that are computed from their bases."""
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> None:
         """Begin to read experts that a layer will probably use; demand reads go first."""
@@ -94,8 +97,11 @@ class CacheStatistics:
     dropped = _Count(10)
     """Routed experts that were absent and not read because their weight was small (a lossy setting)."""
 
+    from_base = _Count(11)
+    """Misses that were computed from their bases, without waiting (a lossy setting)."""
+
     def __init__(self) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros(11, np.int64)
+        self.counts: npt.NDArray[np.int64] = np.zeros(12, np.int64)
         """The counters in the order of `em_pager_counters`: a pager in C counts here."""
 
     @property

@@ -23,7 +23,11 @@ CHANGED_FILE = (
     "its file was changed while it was open.",
     "Close the model, and open it again when nothing writes to the file.",
 )
-"""Messages and hints of records that lie in parts."""
+BAD_RECORD = (
+    "its matrices contradict themselves: their panels are not as long as their classes say, or a level is not finite.",
+    "The store was altered or is incomplete: copy it again, or convert the checkpoint again.",
+)
+"""Messages and hints of records that lie in parts, or whose matrices say themselves how long they are."""
 
 PIECE_BYTES = 1 << 20
 """Reader threads split a record into pieces of this size, a multiple of the alignment of direct I/O."""

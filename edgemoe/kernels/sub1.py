@@ -26,7 +26,7 @@ is 0.63. Signs are incompressible, so what this code saves is on places; see doc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,13 @@ class Header:
         return MAGIC + np.array([self.rows, self.columns, self.level_bytes], "<u4").tobytes()
 
 
-def pack_trits(trits: Trits, levels: npt.NDArray[np.float32]) -> Bytes:
+def pack_trits(
+    trits: Trits, levels: npt.NDArray[np.float32], pack: Callable[..., Sequence[bytes]] | None = None
+) -> Bytes:
     """Encode trits `(rows, columns)` of -1, 0 and 1 with the levels `(rows, 2)`, minus and plus, of each row.
 
-    Raises EdgemoeError where a level is not finite, or the matrix takes 4 GiB.
+    `pack` makes panels, by default `pack_panels`. Raises EdgemoeError where a level is not finite, or the matrix takes
+    4 GiB.
     """
     if not np.isfinite(levels).all():
         row, which = np.argwhere(~np.isfinite(levels))[0]
@@ -96,24 +99,27 @@ def pack_trits(trits: Trits, levels: npt.NDArray[np.float32]) -> Bytes:
         halves = levels.astype(np.float16)
     level_bytes = 2 if np.array_equal(halves, levels) else 4
     rows, columns = trits.shape
-    return join_panels(rows, columns, level_bytes, pack_panels(trits, levels, level_bytes))
+    return join_panels(rows, columns, level_bytes, (pack or pack_panels)(trits, levels, level_bytes))
 
 
 def pack_panels(trits: Trits, levels: npt.NDArray[np.float32], level_bytes: int) -> list[bytes]:
     """The panels of a matrix, or of rows of one from a panel's first row on, with levels of that many bytes."""
-    rows = len(trits)
-    stored = np.zeros((panel_count(rows) * PANEL_ROWS, 2), LEVEL_DTYPES[level_bytes])
-    stored[:rows] = levels
-    of_panels = stored.reshape(-1, PANEL_ROWS, 2).transpose(0, 2, 1)
+    of_panels = levels_of_panels(levels, level_bytes)
     return [
         _pack_panel(trits[first : first + PANEL_ROWS], of_panels[first // PANEL_ROWS])
-        for first in range(0, rows, PANEL_ROWS)
+        for first in range(0, len(trits), PANEL_ROWS)
     ]
 
 
-def joined_bytes(panels: Iterable[bytes]) -> int:
-    """The bytes of a matrix of these panels."""
-    lengths = [len(panel) for panel in panels]
+def levels_of_panels(levels: npt.NDArray[np.float32], level_bytes: int) -> npt.NDArray[Any]:
+    """The levels of rows `(rows, 2)` as panels begin with them: 16 of minus, then 16 of plus `(panels, 2, 16)`."""
+    stored = np.zeros((panel_count(len(levels)) * PANEL_ROWS, 2), LEVEL_DTYPES[level_bytes])
+    stored[: len(levels)] = levels
+    return np.ascontiguousarray(stored.reshape(-1, PANEL_ROWS, 2).transpose(0, 2, 1))
+
+
+def joined_bytes(lengths: Sequence[int]) -> int:
+    """The bytes of a matrix of panels of these lengths."""
     return HEADER_BYTES + 4 * (len(lengths) + 1) + sum(lengths) + TAIL_BYTES
 
 
@@ -213,6 +219,33 @@ def fault(data: Bytes, rows: int, columns: int) -> str | None:
     if (header.rows, header.columns) != (rows, columns):
         return f"Expected {rows} rows and {columns} columns, found {header.rows} and {header.columns}."
     return None
+
+
+def panels_fault(data: Bytes, rows: int, columns: int) -> str | None:
+    """As `fault`, and of panels whose length is not what their classes say, or whose levels are not finite."""
+    found = fault(data, rows, columns)
+    if found is not None:
+        return found
+    header = read_header(data)
+    starts = panel_starts(data, header)
+    for number in range(header.panels):
+        panel = data[starts[number] : starts[number + 1]]
+        end, levels = _panel_end(panel, header), panel[: 2 * PANEL_ROWS * header.level_bytes]
+        if end != len(panel):
+            return f"Panel {number}: expected {end} bytes by its classes, found {len(panel)}."
+        if not np.isfinite(levels.view(LEVEL_DTYPES[header.level_bytes])).all():
+            return f"Panel {number}: expected levels that are finite numbers, found others."
+    return None
+
+
+def _panel_end(data: Bytes, header: Header) -> int:
+    """Where a panel ends by its classes and masks."""
+    classes = data[2 * PANEL_ROWS * header.level_bytes : header.streams].reshape(-1, 2, BLOCKS // 8)
+    low, high = classes[:, 0], classes[:, 1]
+    ones, twos, mores = (int(_NON_ZEROS[own].sum()) for own in (low & ~high, high & ~low, low & high))
+    masks_at = header.streams - (-4 * ones // 8) - (-7 * twos // 8)
+    signs = int(_NON_ZEROS[data[masks_at : masks_at + mores]].sum())
+    return masks_at + mores - (-signs // 8)
 
 
 def matrix_bytes(data: Bytes) -> int:

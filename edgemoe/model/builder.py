@@ -30,6 +30,7 @@ from edgemoe.model.graph import (
     Window,
     values_of,
 )
+from edgemoe.model.planes import base_name, base_shape
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import LogTemperature, RopeSpec, Temperature
 
@@ -222,13 +223,27 @@ class Builder:
         value = Value(name, ("S", "P"), "i32", "kept", window=self._window(window))
         return cast("op.Integers", self._shared(value))
 
-    def experts(self, source: op.Floats, routing: RoutingValues, activation: op.Activation, output: op.Floats) -> None:
+    def experts(
+        self,
+        source: op.Floats,
+        routing: RoutingValues,
+        intermediate_size: int,
+        activation: op.Activation,
+        output: op.Floats,
+    ) -> None:
         """Run the routed experts on rows of `source`, each in the slot that holds its record."""
         layouts: Any = ExpertRecords(self.layer, "layouts")
         layout_of: Any = ExpertRecords(self.layer, "layout_of")
         arena: Any = Arena()
         chosen, slots = routing.experts, routing.slots
-        self.add(ex.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation))
+        bases = None
+        if self.options.planes:
+            gated, sizes = activation.gated, (slots.shape[0], intermediate_size, row_size(source), activation.gated)
+            first, down = (
+                Weight(base_name(self.layer, part, gated), base_shape(part, *sizes)) for part in ("up", "down")
+            )
+            bases = ex.ExpertBases(cast("Matrix", first), cast("Matrix", down))
+        self.add(ex.Experts(source, chosen, slots, arena, layouts, layout_of, output, self.paging(), activation, bases))
 
     def paging(self) -> Any:
         """The pager, for operations that ask it for experts of this layer."""

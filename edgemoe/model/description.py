@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from edgemoe.errors import StoreError
 from edgemoe.kernels.formats import PANEL_ROWS, panel_count
 from edgemoe.model.first_form import current_form
+from edgemoe.model.graph import BuildOptions
+from edgemoe.model.planes import base_name, base_shape, is_base
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import TABLE_CHECKSUMS, is_table
 from edgemoe.store.reader import Store
@@ -40,6 +42,28 @@ def ffns_apart(store: Store) -> frozenset[str]:
     return frozenset(name.removesuffix(".gate") for name in ends)
 
 
+def has_planes(store: Store) -> bool:
+    """Whether experts of a store have base planes (`BuildOptions.planes`)."""
+    return any(is_base(tensor.name) for tensor in store.manifest.dense)
+
+
+def base_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
+    """The names and shapes of the matrices with the base planes of a model."""
+    shapes = {}
+    for number, layer in enumerate(spec.layers):
+        routed = layer.routed
+        if routed is not None:
+            sizes = routed.num_experts, routed.intermediate_size, routed.width(spec.hidden_size), routed.gated
+            for part in ("up", "down"):
+                shapes[base_name(number, part, routed.gated)] = base_shape(part, *sizes)
+    return shapes
+
+
+def build_options(store: Store) -> BuildOptions:
+    """What a store's tensors say of the program."""
+    return BuildOptions(ffns_apart=ffns_apart(store), planes=has_planes(store))
+
+
 def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
     """Differences between store and spec. Experts are compared by layouts and counts, not one by one."""
     for number, (layer, layouts) in enumerate(zip(spec.layers, store.layouts_of_layers, strict=True)):
@@ -66,6 +90,12 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
             yield f"{name} is missing"
         elif (tensor.format is not None) != matrix or (tensor.rows, tensor.columns) != (*shape, 1)[:2]:
             yield f"{name}: expected {shape}, found {(tensor.rows, tensor.columns)[: 2 if tensor.format else 1]}"
+    for name, shape in base_shapes(spec).items() if has_planes(store) else ():
+        tensor = tensors.pop(name, None)
+        if tensor is None:
+            yield f"{name} is missing"
+        elif tensor.format is None or (tensor.rows, tensor.columns) != shape:
+            yield f"{name}: expected a matrix {shape}, found {(tensor.rows, tensor.columns)}"
     if any(is_table(name) for name in spec.dense_tensors()):
         tensors.pop(TABLE_CHECKSUMS, None)
     if tensors:

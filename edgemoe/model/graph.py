@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.model.ngrams import NgramRows
@@ -230,6 +231,10 @@ class BuildOptions:
     """The caller fills the guesses too; with `forced_routing` alone there are none."""
     cache_aware_routing: float = 0.0
     """The bonus of experts in RAM, as a share of each token's range of router logits; 0: off."""
+    planes: bool = False
+    """Whether experts have bases, which are weights of the store (`planes.py`); records are residuals then."""
+    from_base: bool = False
+    """Whether experts that generated tokens miss are computed from their bases."""
     drop_cold: float = 0.0
     """The share of a token's weights below which absent experts are left out; 0: off."""
     undo_tokens: int = op.PAGE_TOKENS
@@ -282,7 +287,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
 
 
 _LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
-_PARTS = frozenset({op.LinearPart, op.FfnBiases, op.UnlikeMatrices, so.DistanceBias})
+_PARTS = frozenset({op.LinearPart, op.FfnBiases, op.UnlikeMatrices, so.DistanceBias, ex.ExpertBases})
 """The structs within operations that have leaves."""
 
 

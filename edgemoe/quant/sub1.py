@@ -1,15 +1,27 @@
 """Ternary matrices: QMoE's row grid, to which weights are rounded, and the lossless code below one bit for them.
 
-`kernels/sub1.py` has the code, byte by byte. Source of the grid: QMoE (Frantar and Alistarh 2023, arXiv 2310.16795).
+`kernels/sub1.py` has the code, byte by byte, and encodes and decodes in NumPy; with the native library C does.
+Source of the grid: QMoE (Frantar and Alistarh 2023, arXiv 2310.16795).
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.errors import EdgemoeError
-from edgemoe.kernels.sub1 import Trits, pack_trits, unpack_trits, weights_of
+from edgemoe.errors import EdgemoeError, KernelError
+from edgemoe.kernels.sub1 import Trits, pack_trits, read_header, unpack_trits, weights_of
+from edgemoe.kernels.sub1 import pack_panels as in_numpy
+
+if TYPE_CHECKING:
+    from edgemoe.kernels.native.sub1 import NativeSub1
+
+MOST_TRITS_OF_A_BYTE = 32
+"""A panel has 16 bytes for the classes of each 512 trits, and a panel of one row as many."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,13 +39,41 @@ def encode(trits: Trits, levels: Floats) -> bytes:
     if trits.min() < -1 or trits.max() > 1:
         row, column = np.argwhere((trits < -1) | (trits > 1))[0]
         raise EdgemoeError(f"Expected trits of -1, 0 and 1, found {trits[row, column]} in row {row}, column {column}.")
-    return pack_trits(trits, levels).tobytes()
+    return pack_trits(trits, levels, pack_panels).tobytes()
 
 
 def decode(data: bytes) -> Floats:
     """The weights `(rows, columns)` that were encoded. Raises EdgemoeError for bytes that are no such code."""
-    trits, levels = unpack_trits(np.frombuffer(data, np.uint8))
-    return weights_of(trits, levels)
+    matrix, codec, found = np.frombuffer(data, np.uint8), _native(), None
+    if codec is not None:
+        header = read_header(matrix)
+        if header.rows * header.columns <= MOST_TRITS_OF_A_BYTE * len(matrix):  # else nothing is allocated for it
+            found = codec.unpack(matrix, header.rows, header.columns)
+    return weights_of(*(found or unpack_trits(matrix)))  # which says what is wrong with it
+
+
+def pack_panels(trits: Trits, levels: Floats, level_bytes: int) -> Sequence[bytes]:
+    """The panels of rows from a panel's first row on: see `kernels.sub1.pack_panels`."""
+    codec = _native()
+    return (in_numpy if codec is None else codec.pack_panels)(trits, levels, level_bytes)
+
+
+def panel_lengths(trits: Trits, level_bytes: int) -> list[int]:
+    """The lengths of these panels; by the native library without encoding them."""
+    codec = _native()
+    if codec is not None:
+        return codec.panel_lengths(trits, level_bytes)
+    return [len(panel) for panel in in_numpy(trits, np.zeros((len(trits), 2), np.float32), level_bytes)]
+
+
+@functools.cache
+def _native() -> NativeSub1 | None:
+    try:
+        from edgemoe.kernels.native.sub1 import NativeSub1
+
+        return NativeSub1()
+    except KernelError:
+        return None
 
 
 def quantise(values: Floats) -> tuple[Trits, Floats]:

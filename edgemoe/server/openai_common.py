@@ -51,7 +51,7 @@ def answer_settings(
     choices = fields.whole("n", 1, MOST_CHOICES, default=1)
     assert choices is not None
     stream = fields.flag("stream")
-    return AnswerSettings(sampling, max_tokens, choices, top_logprobs, stream, exchange.id)
+    return AnswerSettings(sampling, max_tokens, choices, top_logprobs, stream, request_id=exchange.id)
 
 
 def wants_usage(fields: Fields) -> bool:

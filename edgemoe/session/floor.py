@@ -12,8 +12,7 @@ from edgemoe.errors import StoreError
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import Graph, build_graph
-from edgemoe.model.description import ffns_apart, store_spec
-from edgemoe.model.graph import BuildOptions
+from edgemoe.model.description import build_options, store_spec
 from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 from edgemoe.store.reader import Store
 
@@ -32,7 +31,7 @@ def held_as_in_a_run(store: Store) -> Iterator[tuple[Graph, ModelSizes, Backend]
             tokenizer = load_library_tokenizer(store.text_folder)
     backend = select_backend()
     try:
-        yield build_graph(spec, BuildOptions(ffns_apart=ffns_apart(store))), model_sizes(store, spec), backend
+        yield build_graph(spec, build_options(store)), model_sizes(store, spec), backend
     finally:
         backend.close()
         del tokenizer

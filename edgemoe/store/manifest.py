@@ -136,6 +136,8 @@ class Manifest:
 
     def mean_expert_bytes(self, layer: int) -> int:
         """Bytes of weights that kernels read of an expert of a layer, on average; 0 for a dense layer."""
+        if any(self.layouts[number].matrices.varying for number in self.records.layouts_of(layer)):
+            return self.records.mean_bytes(layer)  # what a record says of itself, with the padding of its last page
         counts: list[int] = np.bincount(self.records.layout[self.records.rows(layer)]).tolist()
         total = sum(n * layout.weight_bytes for n, layout in zip(counts, self.layouts, strict=False))
         return total // max(1, sum(counts))

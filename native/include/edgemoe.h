@@ -47,6 +47,7 @@ typedef enum em_status {
     EM_BAD_CHECKSUM = 17,  /* the bytes read do not have the expected checksum */
     EM_NOT_FINITE = 18,    /* a weight or scale that landed is infinite or not a number */
     EM_CHANGED_FILE = 19,  /* the file was written to since its places were taken */
+    EM_BAD_RECORD = 20,    /* a matrix in the code sub1 contradicts itself */
 } em_status;
 
 EM_API int32_t em_abi_version(void);
@@ -90,6 +91,21 @@ EM_API uint64_t em_trellis_scratch_bytes(const em_trellis *trellis, int32_t colu
 EM_API int32_t em_trellis_search(const em_kernels *kernels, const em_trellis *trellis, const float *weights,
                                  const float *inverses, const float *gains, const float *importance, int32_t rows,
                                  int32_t columns, uint8_t *codes, void *scratch);
+
+/* ---- the code sub1 ---------------------------------------------------------------------------------- */
+
+/* The most bytes of a panel; 0 for no column, or levels of other than 2 and 4 bytes. */
+EM_API uint64_t em_sub1_panel_bytes(int32_t columns, int32_t level_bytes);
+/* Encodes trits (rows, columns) of -1, 0 and 1 as panels, one after the other in `out`; each of `ends` becomes the end of a
+ * panel. `levels` are those of each panel as it begins with them. With `out` NULL it finds the ends alone. */
+EM_API int32_t em_sub1_pack(const int8_t *trits, int32_t rows, int32_t columns, const uint8_t *levels, int32_t level_bytes,
+                            uint8_t *out, uint64_t *ends);
+/* Whether `bytes` bytes begin with a whole matrix of these rows and columns whose panels are as long as their classes say,
+ * and whose levels are finite: `*used` becomes its length. Else EM_BAD_RECORD. Nothing behind `bytes` is read. */
+EM_API int32_t em_sub1_check(const uint8_t *data, uint64_t bytes, int32_t rows, int32_t columns, uint64_t *used);
+/* Decodes it: trits (rows, columns), and levels (rows, 2), minus and plus. EM_BAD_RECORD as above, but for levels. */
+EM_API int32_t em_sub1_unpack(const uint8_t *data, uint64_t bytes, int32_t rows, int32_t columns, int8_t *trits,
+                              float *levels);
 
 /* ---- thread pool ------------------------------------------------------------------------------------ */
 
@@ -328,6 +344,7 @@ typedef struct em_pager_counters {
     int64_t guessed_uses;
     int64_t warm_bytes;
     int64_t dropped;
+    int64_t from_base;
 } em_pager_counters;
 
 /* The read that failed last. */

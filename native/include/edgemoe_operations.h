@@ -388,6 +388,7 @@ typedef struct em_fetch {
     float *weights;         /* (T, K), or NULL */
     float drop_cold;
     em_paged paged;         /* all zeros if there are none */
+    int32_t from_base;
     int32_t top_k;          /* K */
 } em_fetch;
 
@@ -411,6 +412,15 @@ typedef struct em_expert_layout {
     int64_t up_offset;
 } em_expert_layout;
 
+/* The base planes of all experts of a layer, which are always in RAM: two matrices, one expert after the other. */
+typedef struct em_expert_bases {
+    em_matrix first;           /* (U, D) */
+    em_matrix down;            /* (W, I) */
+    int32_t first_rows;        /* U */
+    int32_t down_rows;         /* W */
+    int32_t intermediate_size; /* I */
+} em_expert_bases;
+
 /* output[t, k] = expert experts[t, k] (input[t]) for experts whose slots[e] >= 0. */
 typedef struct em_experts {
     const float *input;           /* (T, D) */
@@ -423,6 +433,7 @@ typedef struct em_experts {
     float *output;                /* (T, K, D) */
     em_paged paged;               /* all zeros if there are none */
     em_activation activation;
+    em_expert_bases bases;        /* all zeros if there are none */
     int32_t hidden_size;          /* D */
     int32_t top_k;                /* K */
     int32_t num_experts;          /* E */
@@ -874,18 +885,22 @@ typedef struct em_choose_blocks {
         FIELD(em_gated_ffn, apart) FIELD(em_gated_ffn, hidden_size) FIELD(em_gated_ffn, intermediate_size) \
     STRUCT(em_paged) FIELD(em_paged, pager) FIELD(em_paged, layer) \
     STRUCT(em_fetch) FIELD(em_fetch, experts) FIELD(em_fetch, weights) FIELD(em_fetch, drop_cold) \
-        FIELD(em_fetch, paged) FIELD(em_fetch, top_k) \
+        FIELD(em_fetch, paged) FIELD(em_fetch, from_base) FIELD(em_fetch, top_k) \
     STRUCT(em_prefetch) FIELD(em_prefetch, experts) FIELD(em_prefetch, paged) FIELD(em_prefetch, top_k) \
     STRUCT(em_expert_layout) FIELD(em_expert_layout, hidden_size) FIELD(em_expert_layout, intermediate_size) \
         FIELD(em_expert_layout, gate_format) FIELD(em_expert_layout, up_format) \
         FIELD(em_expert_layout, down_format) FIELD(em_expert_layout, down_offset) \
         FIELD(em_expert_layout, biases_offset) FIELD(em_expert_layout, gated) \
         FIELD(em_expert_layout, up_offset) \
+    STRUCT(em_expert_bases) FIELD(em_expert_bases, first) FIELD(em_expert_bases, down) \
+        FIELD(em_expert_bases, first_rows) FIELD(em_expert_bases, down_rows) \
+        FIELD(em_expert_bases, intermediate_size) \
     STRUCT(em_experts) FIELD(em_experts, input) FIELD(em_experts, experts) FIELD(em_experts, slots) \
         FIELD(em_experts, arena) FIELD(em_experts, layouts) FIELD(em_experts, layouts_count) \
         FIELD(em_experts, layout_of) FIELD(em_experts, output) FIELD(em_experts, paged) \
-        FIELD(em_experts, activation) FIELD(em_experts, hidden_size) FIELD(em_experts, top_k) \
-        FIELD(em_experts, num_experts) FIELD(em_experts, slot_count) FIELD(em_experts, slot_bytes) \
+        FIELD(em_experts, activation) FIELD(em_experts, bases) FIELD(em_experts, hidden_size) \
+        FIELD(em_experts, top_k) FIELD(em_experts, num_experts) FIELD(em_experts, slot_count) \
+        FIELD(em_experts, slot_bytes) \
     STRUCT(em_combine) FIELD(em_combine, output) FIELD(em_combine, scale) FIELD(em_combine, routed) \
         FIELD(em_combine, weights) FIELD(em_combine, shared) FIELD(em_combine, shared_gate) \
         FIELD(em_combine, accumulate) FIELD(em_combine, hidden_size) FIELD(em_combine, top_k) \
@@ -1027,7 +1042,7 @@ typedef struct em_choose_blocks {
         FIELD(em_pager_counters, prefetched_bytes) FIELD(em_pager_counters, prefetched_reads) \
         FIELD(em_pager_counters, useful_prefetches) FIELD(em_pager_counters, guessable_uses) \
         FIELD(em_pager_counters, guessed_uses) FIELD(em_pager_counters, warm_bytes) \
-        FIELD(em_pager_counters, dropped) \
+        FIELD(em_pager_counters, dropped) FIELD(em_pager_counters, from_base) \
     STRUCT(em_read_failure) FIELD(em_read_failure, detail) FIELD(em_read_failure, status) \
         FIELD(em_read_failure, layer) FIELD(em_read_failure, expert) FIELD(em_read_failure, reserved) \
     STRUCT(em_pager_setup) FIELD(em_pager_setup, source) FIELD(em_pager_setup, records) \

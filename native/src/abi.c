@@ -49,6 +49,7 @@ const char *em_status_text(int32_t status) {
     case EM_BAD_CHECKSUM: return "what was read is not what was written";
     case EM_NOT_FINITE: return "a weight or scale is not a finite number";
     case EM_CHANGED_FILE: return "the file was changed while it was open";
+    case EM_BAD_RECORD: return "a matrix in the code sub1 contradicts itself";
     default: return "unknown status";
     }
 }

@@ -75,7 +75,7 @@ int32_t em_pager_prefetch(em_pager *p, int32_t layer, const int32_t *experts, in
         }
     }
     int32_t begun;
-    const int32_t status = em_slots_read_absent(p, layer, p->guesses, absent_count, true, false, &begun);
+    const int32_t status = em_slots_read_absent(p, layer, p->guesses, absent_count, GUESSED, false, &begun);
     for (int32_t i = 0; i < count; i++) {
         const int32_t slot = experts[i] == EM_NO_EXPERT ? NONE : row[experts[i]];
         if (slot != NONE && p->held[experts[i]]) p->pinned[slot] = 0;
@@ -184,6 +184,7 @@ static void lay_out_arrays(em_pager *p, em_layout *layout) {
     p->use.absent = em_lay_out(layout, experts * sizeof *p->use.absent);
     p->wanted = em_lay_out(layout, experts * sizeof *p->wanted);
     p->asked = em_lay_out(layout, experts * sizeof *p->asked);
+    p->aside = em_lay_out(layout, experts * sizeof *p->aside);
     p->held = em_lay_out(layout, experts * sizeof *p->held);
     p->guessed = em_lay_out(layout, experts * sizeof *p->guessed);
     p->guesses = em_lay_out(layout, experts * sizeof *p->guesses);

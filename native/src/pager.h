@@ -13,10 +13,11 @@ typedef struct em_choice {
     int32_t tokens;
     int32_t top_k;
     float drop_cold; /* absent experts of a smaller share of each token's weights are left out */
+    bool from_base;  /* those that tokens beyond a prompt miss are computed from their bases */
 } em_choice;
 
 /* What the use under way makes of an expert. */
-typedef enum em_wish { EM_NOT_WANTED = 0, EM_WANTED = 1, EM_LEFT_OUT = 2 } em_wish;
+typedef enum em_wish { EM_NOT_WANTED = 0, EM_WANTED = 1, EM_LEFT_OUT = 2, EM_FROM_BASE = 3 } em_wish;
 
 /* Begins a use of the experts that a run routes to, and the reads of those that are missing, as far as slots are
  * available. It ends the use before it, which a run that failed may have left open. */
@@ -27,6 +28,10 @@ int32_t em_pager_next(em_pager *pager, int32_t layer, const int32_t **experts, i
 const uint8_t *em_pager_wanted(const em_pager *pager);
 /* `*landed` becomes whether the record of an expert of the present wave is there. The status of a read that failed. */
 int32_t em_pager_land(em_pager *pager, int32_t expert, bool *landed);
+/* Whether the record of an expert of the present wave was checked since it landed; it may be set. */
+bool *em_pager_checked(em_pager *pager, int32_t expert);
+/* Notes that the record of an expert of the present wave is not as it must be, and returns EM_BAD_RECORD. */
+int32_t em_pager_refuse(em_pager *pager, int32_t expert);
 /* Waits until the record of one of these experts of the present wave lands, or its read fails. */
 int32_t em_pager_await(em_pager *pager, const int32_t *experts, int32_t count);
 /* Nanoseconds for which the pager has waited for reads so far. */

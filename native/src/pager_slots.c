@@ -151,13 +151,14 @@ int32_t em_slots_submit(em_pager *p, int32_t count, bool demand, int64_t *bytes)
         setup->tickets[slot] = p->new_tickets[i];
         setup->slots[p->new_keys[i]] = slot;
         p->states[slot].key = p->new_keys[i];
+        p->states[slot].checked = false;
         *bytes += p->reads[i].length;
     }
     return EM_OK;
 }
 
-int32_t em_slots_read_absent(em_pager *p, int32_t layer, const int32_t *experts, int32_t count, bool prefetch, bool scan,
-                             int32_t *begun) {
+int32_t em_slots_read_absent(em_pager *p, int32_t layer, const int32_t *experts, int32_t count, read_reason reason,
+                             bool scan, int32_t *begun) {
     int32_t taken = 0, slot = NONE;
     *begun = 0;
     while (taken < count) {
@@ -172,20 +173,20 @@ int32_t em_slots_read_absent(em_pager *p, int32_t layer, const int32_t *experts,
         p->pinned[slot] = 1; /* so that the next one cannot evict it */
     }
     em_pager_counters *counters = p->setup.counters;
-    int64_t *bytes = prefetch ? &counters->prefetched_bytes : &counters->demand_bytes;
-    const int32_t status = em_slots_submit(p, taken, !prefetch, bytes);
+    int64_t *bytes = reason == GUESSED ? &counters->prefetched_bytes : &counters->demand_bytes;
+    const int32_t status = em_slots_submit(p, taken, reason == DEMANDED, bytes);
     if (status != EM_OK) return status;
     for (int32_t i = 0; i < taken; i++) {
         slot = p->new_slots[i];
         em_slot_join_line(p, LOADING, slot);
-        p->states[slot].prefetched = prefetch;
+        p->states[slot].prefetched = reason == GUESSED;
         if (scan) {
             em_policy_scan(&p->policy, slot);
         } else {
             em_policy_use(&p->policy, p->states[slot].key, slot);
         }
     }
-    counters->prefetched_reads += prefetch ? taken : 0;
+    counters->prefetched_reads += reason == GUESSED ? taken : 0;
     *begun = taken;
     return EM_OK;
 }

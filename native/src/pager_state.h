@@ -5,7 +5,10 @@
 #include "pager.h"
 #include "policy.h"
 
-enum { NONE = -1 };
+enum {
+    NONE = -1,
+    MOST_BEHIND = 32, /* as in edgemoe/kernels/expert_operations.py */
+};
 
 typedef enum line_name { NO_LINE = -1, LOADING = 0, WARMING = 1, LINES = 2 } line_name;
 
@@ -20,6 +23,7 @@ typedef struct slot_state {
     int32_t previous, next; /* in its line */
     int8_t line;
     bool prefetched; /* on a guess, and not used yet */
+    bool checked;    /* by what uses it, since it landed */
 } slot_state;
 
 /* The use of a layer's experts that is under way. Experts move from `absent` to `begun` when they get a slot, and come
@@ -46,6 +50,8 @@ struct em_pager {
     use use;
     uint8_t *wanted;       /* (experts): em_wish of the use under way */
     int32_t *asked;        /* (experts): those that a run routes to */
+    int32_t *aside;        /* (experts): those of them that are absent, and computed from their bases */
+    int32_t aside_count;
     uint8_t *guessed;      /* (experts): the latest guess */
     int32_t guessed_layer; /* NONE: there is no guess that was not compared with a use */
     int32_t *guesses;      /* of one prefetch, those that are absent */
@@ -90,9 +96,11 @@ int32_t em_slot_settle(em_pager *p, int32_t slot);
 /* Gives the first `count` of `new_slots` to `new_keys`, and begins their reads in one submission: each submission wakes
  * reader threads, which compete with all other threads for processors. `*bytes` grows by the records' lengths. */
 int32_t em_slots_submit(em_pager *p, int32_t count, bool demand, int64_t *bytes);
+/* Why absent experts are read: a use waits for them, a guess names them, or later uses may want them. */
+typedef enum read_reason { DEMANDED, GUESSED, BEHIND } read_reason;
 /* Begins the reads of absent experts, in order, while slots are available; `*begun` becomes their number. They are
  * pinned. */
-int32_t em_slots_read_absent(em_pager *p, int32_t layer, const int32_t *experts, int32_t count, bool prefetch, bool scan,
-                             int32_t *begun);
+int32_t em_slots_read_absent(em_pager *p, int32_t layer, const int32_t *experts, int32_t count, read_reason reason,
+                             bool scan, int32_t *begun);
 
 #endif

@@ -101,7 +101,7 @@ static int32_t begin_reads(em_pager *p) {
     int32_t begun;
     const int32_t *experts = u->absent + u->absent_first;
     const int32_t status =
-        em_slots_read_absent(p, u->layer, experts, u->absent_end - u->absent_first, false, u->scan, &begun);
+        em_slots_read_absent(p, u->layer, experts, u->absent_end - u->absent_first, DEMANDED, u->scan, &begun);
     memcpy(u->begun + u->begun_end, experts, (size_t)begun * sizeof *experts);
     u->begun_end += begun;
     u->absent_first += begun;
@@ -218,8 +218,51 @@ static int32_t leave_out_cold(em_pager *p, const em_choice *c, int32_t layer, in
     return left;
 }
 
+/* Sets the asked experts aside whose records are not in RAM: they are computed from their bases. One whose read has
+ * failed stays among the asked, so that its error is told. Returns how many experts are left. */
+static int32_t set_aside(em_pager *p, int32_t layer, int32_t count) {
+    int32_t left = 0;
+    for (int32_t i = 0; i < count; i++) {
+        const int32_t expert = p->asked[i], key = layer * p->setup.experts + expert, slot = p->setup.slots[key];
+        if (slot != NONE && !em_slot_is_loading(p, slot)) {
+            p->asked[left++] = expert;
+            continue;
+        }
+        p->wanted[expert] = EM_FROM_BASE;
+        if (slot == NONE) {
+            p->aside[p->aside_count++] = expert;
+        } else {
+            em_policy_use(&p->policy, key, slot);
+        }
+    }
+    p->setup.counters->misses += count - left;
+    p->setup.counters->from_base += count - left;
+    return left;
+}
+
+/* The number of reads that may be begun behind those under way. */
+static int32_t room_behind(const em_pager *p) {
+    int32_t room = MOST_BEHIND;
+    for (int32_t slot = p->lines[LOADING].first; slot != NONE && room > 0; slot = p->states[slot].next) {
+        room -= em_slot_is_loading(p, slot);
+    }
+    return room;
+}
+
+/* Begins the reads of the experts set aside, for later uses. */
+static int32_t read_behind(em_pager *p, int32_t layer) {
+    const int32_t room = p->aside_count ? room_behind(p) : 0;
+    if (room == 0) return EM_OK;
+    int32_t begun;
+    const int32_t count = p->aside_count < room ? p->aside_count : room;
+    const int32_t status = em_slots_read_absent(p, layer, p->aside, count, BEHIND, false, &begun);
+    for (int32_t i = 0; i < begun; i++) p->pinned[p->setup.slots[layer * p->setup.experts + p->aside[i]]] = 0;
+    return status;
+}
+
 int32_t em_pager_fetch(em_pager *p, int32_t layer, const em_choice *c) {
     em_pager_end(p);
+    p->aside_count = 0;
     int32_t count = list_asked(p, layer, c->experts, c->tokens * c->top_k);
     if (count < 0) return -count;
     for (int32_t i = 0; p->noted && i < count; i++) {
@@ -227,12 +270,13 @@ int32_t em_pager_fetch(em_pager *p, int32_t layer, const em_choice *c) {
                         p->noted + layer * p->setup.experts + p->asked[i]);
     }
     if (c->weights && c->drop_cold > 0) count = leave_out_cold(p, c, layer, count);
+    if (c->from_base && p->phase != EM_PROMPT) count = set_aside(p, layer, count);
     const bool scan = p->phase == EM_PROMPT && (int64_t)count * p->routed_layers > p->setup.slot_count;
     int32_t status = begin_use(p, layer, p->asked, count, scan);
     const int32_t *experts;
     if (status == EM_OK) status = em_pager_wave(p, &experts, &count);
     p->use.first_waits = status == EM_OK;
-    return status;
+    return status == EM_OK ? read_behind(p, layer) : status;
 }
 
 int32_t em_pager_next(em_pager *p, int32_t layer, const int32_t **experts, int32_t *count) {
@@ -268,6 +312,12 @@ int32_t em_pager_land(em_pager *p, int32_t expert, bool *landed) {
     em_slot_release_ticket(p, slot);
     *landed = true;
     return EM_OK;
+}
+
+bool *em_pager_checked(em_pager *p, int32_t expert) { return &p->states[slot_in_use(p, expert)].checked; }
+
+int32_t em_pager_refuse(em_pager *p, int32_t expert) {
+    return em_slot_note_failure(p, p->states[slot_in_use(p, expert)].key, EM_BAD_RECORD, 0);
 }
 
 int32_t em_pager_await(em_pager *p, const int32_t *experts, int32_t count) {

@@ -153,6 +153,60 @@ static void test_products(int32_t columns, size_t level_bytes, unsigned share, i
     free_sample(s);
 }
 
+/* What is decoded is what the bits mean; what is encoded again is a matrix of the same trits, in as many bytes as was said. */
+static void test_codec(int32_t columns, size_t level_bytes, unsigned share) {
+    sample *s = random_sample(columns, level_bytes, share);
+    const size_t trit_count = (size_t)ROWS * (size_t)columns;
+    int8_t *trits = allocate(trit_count), *again = allocate(trit_count);
+    float levels[ROWS][2], same[ROWS][2];
+    uint64_t used, ends[PANELS], only_ends[PANELS];
+    CHECK_STATUS(EM_OK, em_sub1_check(s->data, s->bytes, ROWS, columns, &used));
+    CHECK(used == s->bytes);
+    CHECK_STATUS(EM_BAD_RECORD, em_sub1_check(s->data, s->bytes - 1, ROWS, columns, &used));
+    CHECK_STATUS(EM_OK, em_sub1_unpack(s->data, s->bytes, ROWS, columns, trits, levels[0]));
+    for (int row = 0; row < ROWS; row++) {
+        CHECK(memcmp(trits + (size_t)row * (size_t)columns, s->trits[row], (size_t)columns) == 0);
+        for (int sign = 0; sign < 2; sign++) CHECK(levels[row][sign] == s->levels[sign][row]);
+    }
+    const size_t most = PANELS * em_sub1_panel_bytes(columns, (int32_t)level_bytes), first = 16 + 4 * (PANELS + 1);
+    uint8_t *of_panels = allocate(PANELS * 32 * level_bytes), *packed = allocate(first + most + EM_SUB1_TAIL_BYTES);
+    for (int p = 0; p < PANELS; p++) {
+        memcpy(of_panels + (size_t)p * 32 * level_bytes, s->data + em_sub1_start(s->data, p), 32 * level_bytes);
+    }
+    CHECK_STATUS(EM_OK, em_sub1_pack(trits, ROWS, columns, of_panels, (int32_t)level_bytes, packed + first, ends));
+    CHECK_STATUS(EM_OK, em_sub1_pack(trits, ROWS, columns, NULL, (int32_t)level_bytes, NULL, only_ends));
+    CHECK(memcmp(ends, only_ends, sizeof ends) == 0 && ends[PANELS - 1] <= most);
+    memcpy(packed, s->data, 16);
+    for (int p = 0; p <= PANELS; p++) put_u32(packed + 16 + 4 * p, first + (p ? ends[p - 1] : 0));
+    memset(packed + first + ends[PANELS - 1], 0, EM_SUB1_TAIL_BYTES);
+    CHECK_STATUS(EM_OK, em_sub1_unpack(packed, first + ends[PANELS - 1] + 64, ROWS, columns, again, same[0]));
+    CHECK(memcmp(trits, again, trit_count) == 0 && memcmp(levels, same, sizeof levels) == 0);
+    free(trits), free(again), free(of_panels), free(packed);
+    free_sample(s);
+}
+
+/* Altered bytes, checked and decoded within their own bytes alone: what is sound decodes. */
+static void test_altered_matrices(int32_t columns) {
+    sample *s = random_sample(columns, 2, 3);
+    int8_t *trits = allocate((size_t)ROWS * (size_t)columns);
+    float levels[ROWS][2];
+    int refused = 0;
+    for (int n = 0; n < 300; n++) {
+        const size_t place = n % 3 ? random_bits() % s->bytes : random_bits() % 32;
+        const uint8_t before = s->data[place];
+        uint64_t used;
+        s->data[place] = (uint8_t)random_bits();
+        const int32_t sound = em_sub1_check(s->data, s->bytes, ROWS, columns, &used);
+        const int32_t decoded = em_sub1_unpack(s->data, s->bytes, ROWS, columns, trits, levels[0]);
+        CHECK(sound == EM_BAD_RECORD || (decoded == EM_OK && used <= s->bytes));
+        refused += sound == EM_BAD_RECORD;
+        s->data[place] = before;
+    }
+    CHECK(refused > 0 && refused < 300);
+    free(trits);
+    free_sample(s);
+}
+
 /* Altered bytes: what passes em_sub1_bytes is multiplied, with the same result in all sets, and read within its bytes. */
 static void test_altered_bytes(int32_t columns) {
     sample *s = random_sample(columns, 2, 3);
@@ -193,7 +247,9 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
         for (unsigned share = 0; share <= 16; share += 4) {
             test_products(columns[i], share % 8 ? 4 : 2, share, (int32_t)(1 + (i * 7 + share) % 36));
+            test_codec(columns[i], share % 8 ? 4 : 2, share);
         }
+        test_altered_matrices(columns[i]);
         test_altered_bytes(columns[i]);
     }
     print_digest("sub1");

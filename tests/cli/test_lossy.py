@@ -30,7 +30,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def side(dropped: float) -> SideReport:
     memory = {"slots": 40, "total_experts": 64}
-    return SideReport(memory, Spread.of([10, 11]), 0.9, dropped, 5 << 20)
+    return SideReport(memory, Spread.of([10, 11]), 0.9, dropped, 0.0, 5 << 20)
 
 
 def made_up_quality(settings: LossySettings, text: str | None = "a text") -> QualityReport:
@@ -51,6 +51,7 @@ def made_up_quality(settings: LossySettings, text: str | None = "a text") -> Qua
         (["--drop-cold", "-0.1"], "found -0.1"),
         (["--experts-per-token", "0"], "--experts-per-token: expected a whole number"),
         (["--experts-per-token", "x"], "--experts-per-token"),
+        (["--on-miss", "guess"], "--on-miss: expected wait or base, found 'guess'."),
     ],
 )
 def test_unsound_values_are_refused(verb: str, options: list[str], says: str, capsys: Capture) -> None:
@@ -83,6 +84,7 @@ def test_run_says_what_it_costs_or_how_to_find_out(edgemoe: Edgemoe, folder: Pat
     assert done.errors.startswith("lossy: drop cold 0.1")
     settings = LossySettings(drop_cold=0.1).to_json()
     told = {"asked": settings, "effective": settings, "quality": quality.to_json(), "expert_drops": 0}
+    told["experts_from_base"] = 0
     assert json.loads(done.output)["lossy"] == told
 
 

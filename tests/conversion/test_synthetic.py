@@ -212,8 +212,13 @@ def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
 
 
 def test_layers_of_two_stacks_are_not_cut() -> None:
-    with pytest.raises(UsageError, match=r"`layers=3`: switch-base-8 has an encoder and a decoder"):
+    with pytest.raises(
+        UsageError, match=r"`layers=3`: expected 2 to 12, a multiple of 2, of each side of switch-base-8"
+    ):
         SyntheticSource("switch-base-8", 0, FormatChoice("q4", "q8"), 3)
+    config = SyntheticSource("switch-c-2048", 0, FormatChoice("sub1", "q8"), 1).config
+    experts = [layer.routed for layer in model_spec(config).layers]
+    assert [(own.num_experts, own.intermediate_size) for own in experts if own] == [(2048, 6144)] * 2
 
 
 def test_the_first_layers_are_those_of_the_whole_shape(tiny: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from edgemoe.conversion import transfer
 from edgemoe.conversion.forecast import forecast_store
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.conversion.synthetic import synthesise
-from edgemoe.errors import SourceError, UsageError
+from edgemoe.errors import ReadError, SourceError, UsageError
+from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.kernels.pages import PAGE_BYTES
-from edgemoe.kernels.sub1 import unpack_trits, weights_of
+from edgemoe.kernels.sub1 import HEADER_BYTES, unpack_trits, weights_of
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.checkpoints import folder_bytes, write_checkpoint
@@ -109,6 +112,36 @@ def test_an_interrupted_conversion_ends_with_the_same_bytes(
             convert_checkpoint(str(checkpoint), tmp_path / "store", experts="sub1")
     convert_checkpoint(str(checkpoint), tmp_path / "store", experts="sub1")
     assert folder_bytes(tmp_path / "store") == folder_bytes(store)
+
+
+@pytest.mark.parametrize("slots", [7, EXPERTS])
+def test_a_record_that_contradicts_itself_is_told_as_it_lands(store: Path, tmp_path: Path, slots: int) -> None:
+    """Without a checksum, which would tell it before; nothing is computed with it, however often it is asked for."""
+    shutil.copytree(store, tmp_path / "store")
+    opened = Store.open(tmp_path / "store")
+    for expert in range(8):
+        place = opened.record(1, expert)
+        with place.path.open("r+b") as file:
+            start = np.fromfile(place.path, "<u4", 1, offset=place.offset + HEADER_BYTES).item()
+            file.seek(place.offset + start + 2 * PANEL_ROWS * 2)
+            file.write(b"\xff" * 8)
+    records = replace(opened.manifest.records, crc32c=None)
+    unchecked = Store(opened.path, replace(opened.manifest, records=records))
+    message = r"Layer 1, expert \d: its matrices contradict themselves"
+    if slots == EXPERTS:
+        with pytest.raises(ReadError, match=message):
+            engine_with_slots(unchecked, slots)
+        return
+    with engine_with_slots(unchecked, slots) as engine:
+        for _ in range(2):
+            with pytest.raises(ReadError, match=message):
+                engine.forward(PROMPT[:4])
+
+
+def test_traffic_is_that_of_the_records_not_of_the_longest(store: Path) -> None:
+    manifest = Store.open(store).manifest
+    lengths = manifest.records.length[manifest.records.rows(0)]
+    assert lengths.min() < manifest.mean_expert_bytes(0) == int(lengths.mean()) < lengths.max()
 
 
 def test_a_record_is_never_longer_than_its_slot(store: Path) -> None:

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS
-from edgemoe.kernels.sub1 import HEADER_BYTES, MAGIC, TAIL_BYTES, unpack_trits, weights_of
+from edgemoe.kernels.native.sub1 import NativeSub1
+from edgemoe.kernels.sub1 import (
+    HEADER_BYTES,
+    MAGIC,
+    TAIL_BYTES,
+    pack_panels,
+    pack_trits,
+    panels_fault,
+    unpack_trits,
+    weights_of,
+)
 from edgemoe.quant.sub1 import decode, encode, quantise
 from tests.support.every_case import every_case
 from tests.support.examples import examples
@@ -163,3 +173,50 @@ def test_rounding_goes_to_the_nearest_level_of_the_row() -> None:
     assert levels.tolist() == [[-4, 2.5], [0, 4], [0, 0]]
     assert trits.tolist() == [[-1, -1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 1], [0] * 6]
     np.testing.assert_array_equal(decode(encode(trits, levels)), weights_of(trits, levels))
+
+
+@pytest.fixture(scope="module")
+def codec() -> NativeSub1:
+    return NativeSub1()
+
+
+@few_examples
+@given(shapes, shares, st.booleans(), seeds)
+def test_c_encodes_and_decodes_as_numpy_does(shape: tuple[int, int], zeros: float, wide: bool, seed: int) -> None:
+    codec, random = NativeSub1(), np.random.default_rng(seed)
+    rows, columns = shape
+    trits = draw_trits(random, shape, zeros)
+    levels = draw_levels(random, rows) if wide else draw_levels(random, rows).astype(np.float16).astype(np.float32)
+    level_bytes = 4 if wide else 2
+    expected = pack_panels(trits, levels, level_bytes)
+    assert codec.pack_panels(trits, levels, level_bytes) == expected
+    assert codec.panel_lengths(trits, level_bytes) == list(map(len, expected))
+    matrix = pack_trits(trits, levels)
+    found = codec.unpack(matrix, rows, columns)
+    assert found is not None
+    for own, known in zip(found, unpack_trits(matrix), strict=True):
+        np.testing.assert_array_equal(own, known)
+    assert codec.is_sound(matrix, rows, columns)
+    assert panels_fault(matrix, rows, columns) is None
+
+
+def test_damaged_bytes_are_refused_by_both_or_mean_the_same(codec: NativeSub1) -> None:
+    """Whatever the bytes are: C and NumPy agree on whether a matrix is sound, and what it says then."""
+    random = np.random.default_rng(4)
+    trits, levels = draw_trits(random, (20, 70), 0.8), draw_levels(random, 20)
+    matrix = pack_trits(trits, levels)
+    refused = 0
+    for _ in range(300):
+        damaged = matrix.copy()
+        for place in random.integers(0, len(matrix), random.integers(1, 4)):
+            damaged[place] ^= 1 << random.integers(8)
+        damaged = damaged[: random.integers(1, len(damaged) + 1)] if random.random() < 0.2 else damaged
+        sound = codec.is_sound(damaged, 20, 70)
+        assert sound == (panels_fault(damaged, 20, 70) is None)
+        refused += not sound
+        if sound:
+            found = codec.unpack(damaged, 20, 70)
+            assert found is not None
+            for own, known in zip(found, unpack_trits(damaged), strict=True):
+                np.testing.assert_array_equal(own, known)
+    assert 50 < refused < 300

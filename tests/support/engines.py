@@ -21,8 +21,7 @@ from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
 from edgemoe.lab.forced_routing import ForcedRouting
 from edgemoe.model.blocks import Attention, CompressedAttention
 from edgemoe.model.build import Graph, build_graph
-from edgemoe.model.description import ffns_apart, store_spec
-from edgemoe.model.graph import BuildOptions
+from edgemoe.model.description import build_options, store_spec
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 
@@ -92,10 +91,10 @@ def engine_with_slots(
 
     def graph(effective: LossySettings) -> Graph:
         if undo_tokens is None:
-            return graph_of(spec, ffns_apart(store), effective, routing)
+            return graph_of(spec, store, effective, routing)
         assert routing is None
         assert not lossy.on
-        return build_graph(spec, BuildOptions(undo_tokens=undo_tokens, ffns_apart=ffns_apart(store)))
+        return build_graph(spec, dataclasses.replace(build_options(store), undo_tokens=undo_tokens))
 
     settings = spec, lossy, undo_tokens, repr(sizes), context_length, backend.name, backend.isa, backend.threads
     plans = _PLANS if routing is None else {}

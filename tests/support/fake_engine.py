@@ -26,6 +26,7 @@ class FakeStatistics:
     expert_hits: int = 0
     expert_misses: int = 0
     expert_drops: int = 0
+    experts_from_base: int = 0
     disk_bytes: int = 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgemoe.bench.hit_rates import HitRates
-from edgemoe.bench.plan import POSITION, BudgetForecast, dense_parts
+from edgemoe.bench.plan import BASE_PAYS_AT, POSITION, BudgetForecast, dense_parts
 from edgemoe.bench.plan_model import ModelPlan
 from edgemoe.bench.speed import SpeedEstimate
 from edgemoe.conversion.formats import ROW_TABLES
@@ -16,7 +16,7 @@ def plan_tables(planned: ModelPlan) -> list[tuple[str, Rows]]:
     """Tables with their titles: the model, the budget, the speed, and other budgets."""
     tables = [
         ("the model", _model_rows(planned)),
-        ("the budget", _budget_rows(planned.forecast)),
+        ("the budget", [*_budget_rows(planned.forecast), *_base_rows(planned)]),
         (f"a decoded token, {POSITION} tokens into a conversation (estimates)", _speed_rows(planned)),
     ]
     if planned.others:
@@ -72,6 +72,16 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
         size = format_size(memory.experts_bytes)
         rows.append(("experts", f"{size}: {_slots(forecast)}"))
     return rows
+
+
+def _base_rows(planned: ModelPlan) -> Rows:
+    """From which budget on bases stand in for missed experts, by recorded routing of other models."""
+    pays = planned.planner.base_pays_bytes(planned.forecast.memory)
+    if pays is None:
+        return []
+    return [
+        ("--on-miss base", f"pays from about {format_size(pays)} on, with slots for {BASE_PAYS_AT:.0%} of the experts")
+    ]
 
 
 def _speed_rows(planned: ModelPlan) -> Rows:

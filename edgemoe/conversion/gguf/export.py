@@ -50,7 +50,7 @@ from edgemoe.kernels.blocks import Blocks, unpack
 from edgemoe.kernels.file_rows import Rows, encode_rows
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, panel_count
 from edgemoe.kernels.row_types import ROW_TYPES
-from edgemoe.model.description import store_spec
+from edgemoe.model.description import has_planes, store_spec
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.reader import Store
 from edgemoe.store.side_files import check_side_files
@@ -103,6 +103,11 @@ def export_gguf(
     path = check_gguf_destination(destination, force)
     spec = store_spec(store)
     check_expressible(spec)
+    if has_planes(store):
+        raise StoreError(
+            "this model cannot be a GGUF: its experts have a base and a residual, whose sum no type of GGUF has.",
+            "Convert the checkpoint with one format of `experts`, and export that.",
+        )
     if tokenizer:
         check_side_files(store)
     tensors = file_tensors(store, spec)

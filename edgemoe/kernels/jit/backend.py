@@ -341,10 +341,11 @@ class JitBackend(StepwiseBackend):
         biases: FfnBiases | None = None,
         activation: Activation = SILU,
         up_apart: Matrix | None = None,
+        beneath: tuple[Matrix, Matrix] | None = None,
     ) -> Floats:
         """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
         if up_apart is None:
-            products = self.matmul(values, gate_up)
+            products = self._summed(values, gate_up, beneath, 0)
         else:
             products = np.empty((len(values), panel_count(down.columns) * 2 * PANEL_ROWS), np.float32)
             layers.put_in_turn(self.matmul(values, gate_up), 0, products)
@@ -352,7 +353,7 @@ class JitBackend(StepwiseBackend):
         if biases is not None:
             assert biases.gate is not None
             layers.add_gate_up_biases(products, biases.gate, biases.up)
-        return self._down(products, down, biases, activation)
+        return self._down(products, down, biases, activation, beneath)
 
     def plain_ffn(
         self,
@@ -361,16 +362,31 @@ class JitBackend(StepwiseBackend):
         down: Matrix,
         biases: FfnBiases | None = None,
         activation: Activation = RELU,
+        beneath: tuple[Matrix, Matrix] | None = None,
     ) -> Floats:
         """`down (activation(up x))`, each product plus its bias: `(T, D)` to `(T, D)`."""
-        products = self.matmul(values, up)
+        products = self._summed(values, up, beneath, 0)
         if biases is not None:
             products += biases.up
         both = np.ones((len(values), panel_count(up.rows) * 2 * PANEL_ROWS), np.float32)
         layers.put_in_turn(products, 0, both)
-        return self._down(both, down, biases, activation)
+        return self._down(both, down, biases, activation, beneath)
 
-    def _down(self, products: Floats, down: Matrix, biases: FfnBiases | None, activation: Activation) -> Floats:
+    def _summed(self, values: Floats, matrix: Matrix, beneath: tuple[Matrix, Matrix] | None, which: int) -> Floats:
+        """The product with a matrix, added to that with its base plane."""
+        products = self.matmul(values, matrix)
+        if beneath is not None:
+            products += self.matmul(values, beneath[which])
+        return products
+
+    def _down(
+        self,
+        products: Floats,
+        down: Matrix,
+        biases: FfnBiases | None,
+        activation: Activation,
+        beneath: tuple[Matrix, Matrix] | None,
+    ) -> Floats:
         """Apply the activation to a product of gate and up, and multiply by `down`."""
         hidden = np.empty((len(products), down.columns), np.float32)
         if activation.function == "silu":
@@ -385,7 +401,7 @@ class JitBackend(StepwiseBackend):
             assert activation.limit is not None
             alpha, limit, offset = (np.float32(n) for n in (activation.alpha, activation.limit, activation.offset or 0))
             layers.clamped_gate(products, alpha, limit, offset, hidden)
-        output = self.matmul(hidden, down)
+        output = self._summed(hidden, down, beneath, 1)
         if biases is not None:
             output += biases.down
         return output

@@ -32,6 +32,7 @@ class Status(IntEnum):
     BAD_CHECKSUM = 17
     NOT_FINITE = 18
     CHANGED_FILE = 19
+    BAD_RECORD = 20
 
 
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
@@ -48,6 +49,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         c_int32,
         [c_void_p, POINTER(st.TrellisStruct), *[c_void_p] * 4, c_int32, c_int32, c_void_p, c_void_p],
     ),
+    "em_sub1_panel_bytes": (c_uint64, [c_int32, c_int32]),
+    "em_sub1_pack": (c_int32, [c_void_p, c_int32, c_int32, c_void_p, c_int32, c_void_p, c_void_p]),
+    "em_sub1_check": (c_int32, [c_void_p, c_uint64, c_int32, c_int32, POINTER(c_uint64)]),
+    "em_sub1_unpack": (c_int32, [c_void_p, c_uint64, c_int32, c_int32, c_void_p, c_void_p]),
     "em_pool_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
     "em_pool_destroy": (None, [c_void_p]),
     "em_read_memory": (c_int32, [c_void_p, c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]),

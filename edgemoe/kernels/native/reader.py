@@ -11,6 +11,7 @@ from edgemoe.errors import ReadError
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.library import Status, load_library, status_text
 from edgemoe.kernels.reads import (
+    BAD_RECORD,
     CHANGED_FILE,
     CHECK_THE_FILE,
     MAKE_ANEW,
@@ -101,6 +102,8 @@ class NativeReader:
             return ReadError(*NOT_FINITE)
         if status == Status.CHANGED_FILE:
             return ReadError(*CHANGED_FILE)
+        if status == Status.BAD_RECORD:
+            return ReadError(*BAD_RECORD)
         return self._failure(status, "a read")
 
     def source(self) -> st.SourceStruct:

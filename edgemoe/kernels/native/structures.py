@@ -63,6 +63,7 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     bo.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
     bo.StoreBlockKeys: _CACHE_LETTERS | _OF_BLOCKS,
     ex.Experts: {"S": "slot_count"},
+    ex.ExpertBases: {"U": "first_rows", "W": "down_rows", "I": "intermediate_size"},
 }
 
 
@@ -291,6 +292,7 @@ class PagerCountersStruct(ctypes.Structure):
             "guessed_uses",
             "warm_bytes",
             "dropped",
+            "from_base",
         )
     ]
 

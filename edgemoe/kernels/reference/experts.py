@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgemoe.errors import KernelError
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels.definition import HINT, Sizes
+from edgemoe.kernels.formats import Matrix
 from edgemoe.kernels.operations import Floats, Integers
 from edgemoe.kernels.paging import Pager
 from edgemoe.kernels.reference.common import Doubles, check_each, sigmoid, single, softmax
@@ -173,7 +174,11 @@ def _capacity(kernels: Any, o: ex.Capacity, tokens: int) -> None:
 
 def _experts_scratch(kernels: StepwiseBackend, o: ex.Experts, sizes: Sizes) -> int:
     used, width = (sizes.letters[letter] for letter in "KD")
-    return kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].intermediate_size)
+    once = kernels.experts_scratch_bytes(sizes.rows, used, width, o.layouts[0].intermediate_size)
+    if o.bases is None:
+        return once
+    copied = (o.bases.first.nbytes + o.bases.down.nbytes) // len(o.layout_of)  # of one expert
+    return 2 * once + copied
 
 
 @means(ex.Fetch, None)
@@ -182,7 +187,7 @@ def _fetch(kernels: Any, o: ex.Fetch, tokens: int) -> int:
         return 0
     pager, layer = o.paged.pager, o.paged.layer
     weights = None if o.weights is None else o.weights[:tokens]
-    return _waited_ns(pager, lambda: pager.fetch(layer, o.experts[:tokens], weights, o.drop_cold))
+    return _waited_ns(pager, lambda: pager.fetch(layer, o.experts[:tokens], weights, o.drop_cold, o.from_base))
 
 
 @means(ex.Prefetch, None)
@@ -206,6 +211,8 @@ def _experts(kernels: Any, o: ex.Experts, tokens: int) -> int:
         return 0
     pager, layer = o.paged.pager, o.paged.layer
     o.output[:tokens][np.isin(chosen, pager.left_out(layer))] = 0
+    for expert in pager.set_aside(layer):
+        _run_expert(kernels, o, chosen, expert, ex.ExpertWeights(*o.base_weights(expert), None, None), None)
     with contextlib.closing(pager.landings(layer)) as landings:  # so that a run that fails ends the use
         return _waited_ns(pager, lambda: _run_experts(kernels, o, chosen, landings))
 
@@ -219,12 +226,25 @@ def _waited_ns(pager: Pager, work: Callable[[], None]) -> int:
 
 def _run_experts(kernels: Any, o: ex.Experts, chosen: Integers, experts: Iterable[tuple[int, int]]) -> None:
     """Compute experts, each in its slot, for the tokens that chose them."""
-    ffn = kernels.gated_ffn if o.activation.gated else kernels.plain_ffn
     for expert, slot in experts:
-        rows, ranks = np.nonzero(chosen == expert)
-        own = o.weights(expert, slot)
-        apart = () if own.up is None else (own.up,)
-        o.output[rows, ranks] = ffn(o.input[rows], own.first, own.down, own.biases, o.activation, *apart)
+        beneath = None if o.bases is None else o.base_weights(expert)
+        _run_expert(kernels, o, chosen, expert, o.weights(expert, slot), beneath)
+
+
+def _run_expert(
+    kernels: Any,
+    o: ex.Experts,
+    chosen: Integers,
+    expert: int,
+    own: ex.ExpertWeights,
+    beneath: tuple[Matrix, Matrix] | None,
+) -> None:
+    """Compute an expert for the tokens that chose it."""
+    rows, ranks = np.nonzero(chosen == expert)
+    ffn = kernels.gated_ffn if o.activation.gated else kernels.plain_ffn
+    apart = {} if own.up is None else {"up_apart": own.up}
+    planes = {} if beneath is None else {"beneath": beneath}
+    o.output[rows, ranks] = ffn(o.input[rows], own.first, own.down, own.biases, o.activation, **apart, **planes)
 
 
 def combine(routed: Floats | None, weights: Floats | None, shared: Floats | None, shared_gate: Floats | None) -> Floats:

@@ -126,22 +126,23 @@ def gated_ffn(
     biases: op.FfnBiases | None = None,
     activation: op.Activation = op.SILU,
     up_apart: Matrix | None = None,
+    beneath: tuple[Matrix, Matrix] | None = None,
 ) -> Floats:
     """`down (activation(gate x, up x))`, each product plus its bias: `(T, D)` to `(T, D)`.
 
     `gate_up` has panels of both in turn, or is gate alone beside `up_apart`.
     Gate, up and hidden values are rounded to float32, since the next product quantises from float32; a bias is added
-    to the rounded product, in float32.
+    to the rounded product, in float32. `beneath` are base planes of both matrices, whose products are added.
     """
     if up_apart is None:
-        both = matmul(values, gate_up).reshape(len(values), -1, 2, PANEL_ROWS)
+        both = _summed(values, gate_up, beneath, 0).reshape(len(values), -1, 2, PANEL_ROWS)
         gate, up = (both[:, :, half].reshape(len(values), -1)[:, : down.columns] for half in (0, 1))
     else:
         gate, up = matmul(values, gate_up), matmul(values, up_apart)
     if biases is not None:
         assert biases.gate is not None
         gate, up = gate + biases.gate, up + biases.up
-    output = matmul(activate(gate, up, activation), down)
+    output = _summed(activate(gate, up, activation), down, beneath, 1)
     return output if biases is None else output + biases.down
 
 
@@ -151,13 +152,20 @@ def plain_ffn(
     down: Matrix,
     biases: op.FfnBiases | None = None,
     activation: op.Activation = op.RELU,
+    beneath: tuple[Matrix, Matrix] | None = None,
 ) -> Floats:
     """`down (activation(up x))`, each product plus its bias, rounded as in `gated_ffn`: `(T, D)` to `(T, D)`."""
-    products = matmul(values, up)
+    products = _summed(values, up, beneath, 0)
     if biases is not None:
         products = products + biases.up
-    output = matmul(activate(products, np.ones_like(products), activation), down)
+    output = _summed(activate(products, np.ones_like(products), activation), down, beneath, 1)
     return output if biases is None else output + biases.down
+
+
+def _summed(values: Floats, matrix: Matrix, beneath: tuple[Matrix, Matrix] | None, which: int) -> Floats:
+    """The product with a matrix, added in float32 to that with its base plane."""
+    products = matmul(values, matrix)
+    return products if beneath is None else matmul(values, beneath[which]) + products
 
 
 def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:

@@ -135,7 +135,7 @@ class Moe:
         with build.doing("experts", "fetch"):
             drop_cold = build.options.drop_cold
             weighed = routing.weights if drop_cold > 0 else None
-            build.add(ex.Fetch(routing.experts, weighed, drop_cold, build.paging()))
+            build.add(ex.Fetch(routing.experts, weighed, drop_cold, build.paging(), build.options.from_base))
         build.guess_next_routing()
         if self.experts_norm:
             with build.doing("experts", "beside"):
@@ -157,7 +157,7 @@ class Moe:
                 build.add(ex.Combine(weighed, 1.0, None, None, source, None, accumulate=False))  # a copy
                 build.add(op.Gate(routing.weights, weighed, "identity"))
                 source = weighed
-            build.experts(source, routing, self.activation, routed)
+            build.experts(source, routing, self.intermediate_size, self.activation, routed)
         with build.doing("combine", "combine"):
             if not self.latent:
                 build.deliver_sum(routed, None if self.weigh_inputs else routing.weights, shared, gate, self.scale)

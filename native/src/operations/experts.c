@@ -13,7 +13,8 @@
 typedef enum expert_state {
     NOTHING = 0, /* none: not routed to, not in the arena, of another wave, or done */
     AWAITED = 1, /* all of it, once the pending read of its record ends */
-    READY = 2    /* all of it; its record is in the arena */
+    READY = 2,   /* all of it; its record is in the arena */
+    BASE_READY = 3 /* all of it, with its base alone */
 } expert_state;
 
 /* Tokens of a chunk whose choices are passed on. */
@@ -42,6 +43,16 @@ static em_ffn_biases biases_of(const em_expert_layout *layout, const uint8_t *re
     return (em_ffn_biases){first, first + padded, first + 2 * padded};
 }
 
+/* The base plane of an expert: zeros where experts have none. */
+static ffn_plane base_of(const em_experts *e, int32_t expert) {
+    const em_matrix *first = &e->bases.first, *down = &e->bases.down;
+    if (first->rows == 0) return (ffn_plane){0};
+    return (ffn_plane){.first = *first,
+                       .down = *down,
+                       .first_panel = expert * (em_panel_count(first->rows) / e->num_experts),
+                       .down_panel = expert * (em_panel_count(down->rows) / e->num_experts)};
+}
+
 /* The matrices and biases of an expert, where its layout says that they lie in its slot. Returns false for matrices in sub1
  * that are not as they must be: these say themselves how long they are, and where their panels lie. */
 static bool find_ffn(const em_experts *e, int32_t expert, int32_t first, int32_t count, ffn *found) {
@@ -64,9 +75,12 @@ static bool find_ffn(const em_experts *e, int32_t expert, int32_t first, int32_t
     if (of_down == 0 || of_down > room - down) return false;
     const em_matrix none = {0};
     const em_matrix up = {record + layout->up_offset, layout->up_format, width, layout->hidden_size};
-    *found = (ffn){.first = {record, layout->gate_format, rows, layout->hidden_size},
-                   .up_apart = apart ? up : none,
-                   .down = {record + down, layout->down_format, layout->hidden_size, width},
+    const ffn_plane own = {.first = {record, layout->gate_format, rows, layout->hidden_size},
+                           .up_apart = apart ? up : none,
+                           .down = {record + down, layout->down_format, layout->hidden_size, width}};
+    const ffn_plane base = base_of(e, expert);
+    *found = (ffn){.plane = base.first.rows ? base : own,
+                   .second = base.first.rows ? own : base,
                    .biases = biases_of(layout, record),
                    .first_pair = first,
                    .count = count};
@@ -113,18 +127,23 @@ static int32_t group_pairs(const em_experts *e, int32_t tokens, ffn_memory memor
     memset(memory.starts, 0, ((size_t)e->num_experts + 1) * sizeof *memory.starts);
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
-        if (expert != EM_NO_EXPERT) memory.starts[expert + 1] += memory.states[expert] == READY;
+        if (expert != EM_NO_EXPERT) memory.starts[expert + 1] += memory.states[expert] >= READY;
     }
     int32_t ffn_count = 0;
     for (int32_t expert = 0; expert < e->num_experts; expert++) {
         const int32_t count = memory.starts[expert + 1];
         memory.starts[expert + 1] += memory.starts[expert];
         if (count == 0) continue;
-        if (!find_ffn(e, expert, memory.starts[expert], count, &memory.ffns[ffn_count++])) return -1;
+        ffn *next = &memory.ffns[ffn_count++];
+        if (memory.states[expert] == BASE_READY) {
+            *next = (ffn){.plane = base_of(e, expert), .first_pair = memory.starts[expert], .count = count};
+        } else if (!find_ffn(e, expert, memory.starts[expert], count, next)) {
+            return -1;
+        }
     }
     for (int32_t i = 0; i < choices; i++) {
         const int32_t expert = e->experts[i];
-        if (expert == EM_NO_EXPERT || memory.states[expert] != READY) continue;
+        if (expert == EM_NO_EXPERT || memory.states[expert] < READY) continue;
         const int32_t pair = memory.starts[expert]++;
         memory.input_rows[pair] = i / e->top_k;
         memory.output_rows[pair] = i;
@@ -139,8 +158,32 @@ static int32_t run_ready(const em_experts *e, const em_run *run, ffn_memory memo
     const int32_t pairs = ffn_count ? memory.ffns[ffn_count - 1].first_pair + memory.ffns[ffn_count - 1].count : 0;
     em_ffn_run(run, sizes_of_experts(e), memory, e->activation, e->input, e->output, ffn_count, pairs);
     for (int32_t i = 0; i < e->num_experts; i++) {
-        if (memory.states[i] == READY) memory.states[i] = NOTHING;
+        if (memory.states[i] >= READY) memory.states[i] = NOTHING;
     }
+    return EM_OK;
+}
+
+/* Checks what a record in sub1 says of itself, once after it landed. */
+static int32_t check_record(const em_experts *e, int32_t expert) {
+    const em_expert_layout *layout = &e->layouts[e->layout_of[expert]];
+    bool *checked = em_pager_checked(e->paged.pager, expert);
+    if (*checked || (layout->gate_format != EM_SUB1 && layout->down_format != EM_SUB1)) return EM_OK;
+    const uint8_t *record = e->arena + (size_t)e->slots[expert] * (size_t)e->slot_bytes;
+    const uint64_t room = (uint64_t)e->slot_bytes;
+    const int32_t width = layout->intermediate_size;
+    uint64_t down = (uint64_t)layout->down_offset, used;
+    int32_t status = EM_OK;
+    if (layout->gate_format == EM_SUB1) {
+        const int32_t rows = layout->gated ? 2 * EM_PANEL_ROWS * em_panel_count(width) : width;
+        status = em_sub1_check(record, room, rows, layout->hidden_size, &used);
+        if (status == EM_OK) down = (used + EM_PANEL_ALIGNMENT - 1) / EM_PANEL_ALIGNMENT * EM_PANEL_ALIGNMENT;
+    }
+    if (status == EM_OK && layout->down_format == EM_SUB1) {
+        status = down > room ? EM_BAD_RECORD
+                             : em_sub1_check(record + down, room - down, layout->hidden_size, width, &used);
+    }
+    if (status != EM_OK) return em_pager_refuse(e->paged.pager, expert);
+    *checked = true;
     return EM_OK;
 }
 
@@ -153,7 +196,8 @@ static int32_t take_arrivals(const em_experts *e, expert_wave wave, ffn_memory m
         const int32_t expert = wave.experts[i];
         if (memory.states[expert] != AWAITED) continue;
         bool landed;
-        const int32_t status = em_pager_land(e->paged.pager, expert, &landed);
+        int32_t status = em_pager_land(e->paged.pager, expert, &landed);
+        if (status == EM_OK && landed) status = check_record(e, expert);
         if (status != EM_OK) return status;
         if (landed) memory.states[expert] = READY;
         ++*(landed ? ready : awaited);
@@ -171,9 +215,14 @@ static int32_t await_arrival(const em_experts *e, expert_wave wave, ffn_memory m
     return em_pager_await(e->paged.pager, awaited, count);
 }
 
-/* Computes the experts of a wave: those whose records are there, then the others as they land. */
-static int32_t run_wave(const em_experts *e, const em_run *run, expert_wave wave, ffn_memory memory) {
+/* Computes the experts of a wave: those whose records are there, then the others as they land. With `wanted`, those set
+ * aside are computed beside the first of them, with their bases. */
+static int32_t run_wave(const em_experts *e, const em_run *run, expert_wave wave, ffn_memory memory,
+                        const uint8_t *wanted) {
     memset(memory.states, NOTHING, (size_t)e->num_experts);
+    for (int32_t i = 0; wanted && i < e->num_experts; i++) {
+        if (wanted[i] == EM_FROM_BASE) memory.states[i] = BASE_READY;
+    }
     for (int32_t i = 0; i < wave.count; i++) memory.states[wave.experts[i]] = AWAITED;
     int32_t awaited, ready;
     int32_t status = take_arrivals(e, wave, memory, &awaited, &ready);
@@ -196,6 +245,7 @@ static int32_t clear_left_out(const em_experts *e, int32_t choices, const uint8_
         if (e->experts[i] == EM_NO_EXPERT) continue;
         const uint8_t wish = wanted[e->experts[i]];
         if (wish == EM_NOT_WANTED) return EM_BAD_EXPERT; /* it was not fetched */
+        if (wish == EM_FROM_BASE && e->bases.first.rows == 0) return EM_BAD_EXPERT;
         if (wish == EM_LEFT_OUT) memset(e->output + (size_t)i * e->hidden_size, 0, e->hidden_size * sizeof(float));
     }
     return EM_OK;
@@ -217,12 +267,14 @@ static int32_t run_paged(const em_experts *e, const em_run *run, ffn_memory memo
     memset(memory.wanted, 1, (size_t)run->tokens);
     em_ffn_quantise_input(run, sizes_of_experts(e), memory, e->input);
     expert_wave wave;
-    int32_t status = clear_left_out(e, run->tokens * e->top_k, em_pager_wanted(pager));
+    const uint8_t *wanted = em_pager_wanted(pager);
+    int32_t status = clear_left_out(e, run->tokens * e->top_k, wanted);
     while (status == EM_OK) {
         status = em_pager_next(pager, (int32_t)e->paged.layer, &wave.experts, &wave.count);
-        if (status != EM_OK || wave.count == 0) break;
-        status = run_wave(e, run, wave, memory);
-        if (status == EM_OK) continue;
+        if (status != EM_OK || (wave.count == 0 && !wanted)) break;
+        status = run_wave(e, run, wave, memory, wanted);
+        wanted = NULL;
+        if (status == EM_OK || status == EM_BAD_RECORD) continue; /* the latter is blamed on a record already */
         const int32_t blamed = em_pager_blame(pager);
         status = blamed == EM_OK ? status : blamed;
     }

@@ -94,13 +94,25 @@ static void finish_group(const ffn_task *task, const ffn *f, int32_t group, int3
         kernels->activate[task->activation.function](&task->activation, first, gated ? up : ones, hidden + column,
                                                      EM_PANEL_ROWS);
     }
-    if (em_is_quantised(f->down.format)) {
+    if (em_is_quantised(f->plane.down.format)) {
         const size_t at = (size_t)pair * task->hidden.group_count + group;
         kernels->quantise(hidden, columns, task->memory.hidden.values + at * EM_GROUP_COLUMNS,
                           task->memory.hidden.groups + at);
     } else {
         float *row = task->memory.float_hidden + (size_t)pair * task->sizes.intermediate_size;
         memcpy(row + start, hidden, (size_t)columns * sizeof *hidden);
+    }
+}
+
+/* Adds the products of pairs with panels of a second plane to those with the first. */
+static void add_plane(const em_run *run, const em_matrix *matrix, int32_t panel, int32_t panels, const em_activations *x,
+                      const int32_t *rows, int32_t count, float *products, size_t stride) {
+    float own[EM_PRODUCTS_AT_ONCE];
+    run->kernels->panels[matrix->format](matrix, panel, panels, x, rows, count, own, stride);
+    for (int32_t i = 0; i < count; i++) {
+        float *sums = products + (size_t)i * stride;
+        const float *added = own + (size_t)i * stride;
+        for (int32_t j = 0; j < panels * EM_PANEL_ROWS; j++) sums[j] += added[j];
     }
 }
 
@@ -111,14 +123,19 @@ static up_products multiply_up(const ffn_task *task, const ffn *f, int32_t group
     const em_kernels *kernels = task->run->kernels;
     const int32_t *rows = task->memory.input_rows + pair;
     const int32_t panel = group * panels_per_group(task);
-    if (f->up_apart.rows) {
+    const em_matrix *first = &f->plane.first, *up_apart = &f->plane.up_apart, *second = &f->second.first;
+    if (up_apart->rows) {
         const int32_t each = panels / 2;
         float *up = products + (size_t)each * EM_PANEL_ROWS;
-        kernels->panels[f->first.format](&f->first, panel / 2, each, &task->input, rows, count, products, stride);
-        kernels->panels[f->up_apart.format](&f->up_apart, panel / 2, each, &task->input, rows, count, up, stride);
+        kernels->panels[first->format](first, panel / 2, each, &task->input, rows, count, products, stride);
+        kernels->panels[up_apart->format](up_apart, panel / 2, each, &task->input, rows, count, up, stride);
         return (up_products){products, up, EM_PANEL_ROWS};
     }
-    kernels->panels[f->first.format](&f->first, panel, panels, &task->input, rows, count, products, stride);
+    kernels->panels[first->format](first, f->plane.first_panel + panel, panels, &task->input, rows, count, products,
+                                   stride);
+    if (second->rows) {
+        add_plane(task->run, second, f->second.first_panel + panel, panels, &task->input, rows, count, products, stride);
+    }
     const int32_t step = panels_per_column_panel(task) * EM_PANEL_ROWS;
     return (up_products){products, products + step - EM_PANEL_ROWS, step};
 }
@@ -174,8 +191,13 @@ static void go_down_panels(const ffn_task *task, const ffn *f, int32_t begin, in
             float products[EM_PRODUCTS_AT_ONCE];
             int32_t rows[EM_ROWS_AT_ONCE];
             for (int32_t i = 0; i < count; i++) rows[i] = pair + i;
-            task->run->kernels->panels[f->down.format](&f->down, panel, panels, &task->hidden, rows, count, products,
-                                                       stride);
+            const em_matrix *down = &f->plane.down, *second = &f->second.down;
+            task->run->kernels->panels[down->format](down, f->plane.down_panel + panel, panels, &task->hidden, rows,
+                                                     count, products, stride);
+            if (second->rows) {
+                add_plane(task->run, second, f->second.down_panel + panel, panels, &task->hidden, rows, count, products,
+                          stride);
+            }
             for (int32_t i = 0; i < count; i++) {
                 const size_t output_row = task->memory.output_rows[pair + i];
                 float *output = task->output + output_row * sizes.hidden_size + row;
@@ -200,13 +222,16 @@ static int64_t chunk_of(size_t bytes, int32_t rows) {
     return (CHUNK_BYTES + work - 1) / work;
 }
 
-static size_t panel_bytes_of(const em_matrix *matrix) { return em_panel_bytes(matrix->format, matrix->columns); }
+/* 0 of a matrix that is not there. */
+static size_t panel_bytes_of(const em_matrix *matrix) {
+    return matrix->rows ? em_panel_bytes(matrix->format, matrix->columns) : 0;
+}
 
 /* Bytes of the panels of gate and up that make a group of hidden columns. */
 static size_t group_bytes_of(const ffn_task *task, const ffn *f) {
     const int32_t panels = panels_per_group(task);
-    const size_t first = panel_bytes_of(&f->first);
-    return f->up_apart.rows ? panels / 2 * (first + panel_bytes_of(&f->up_apart)) : panels * first;
+    const size_t first = panel_bytes_of(&f->plane.first), apart = panel_bytes_of(&f->plane.up_apart);
+    return apart ? panels / 2 * (first + apart) : panels * (first + panel_bytes_of(&f->second.first));
 }
 
 void em_ffn_quantise_input(const em_run *run, ffn_sizes sizes, ffn_memory memory, const float *input) {
@@ -227,7 +252,7 @@ void em_ffn_run(const em_run *run, ffn_sizes sizes, ffn_memory memory, em_activa
     size_t up_bytes = 0, down_bytes = 0; /* of an item of each FFN */
     for (int32_t i = 0; i < ffn_count; i++) {
         up_bytes += group_bytes_of(&task, &memory.ffns[i]);
-        down_bytes += panel_bytes_of(&memory.ffns[i].down);
+        down_bytes += panel_bytes_of(&memory.ffns[i].plane.down) + panel_bytes_of(&memory.ffns[i].second.down);
     }
     em_pool_for(run->pool, (int64_t)ffn_count * task.hidden.group_count, chunk_of(up_bytes / ffn_count, rows_per_ffn),
                 go_up, &task);
@@ -244,9 +269,10 @@ void em_ffn_add_formats(ffn_sizes *sizes, int32_t gate_format, int32_t up_format
 /* ---- one FFN -------------------------------------------------------------------------------------------- */
 
 static ffn_sizes sizes_of(const ffn *f) {
-    ffn_sizes sizes = {.hidden_size = f->first.columns, .intermediate_size = f->down.columns};
-    const int32_t up_format = f->up_apart.rows ? f->up_apart.format : f->first.format;
-    em_ffn_add_formats(&sizes, f->first.format, up_format, f->down.format);
+    const ffn_plane *own = &f->plane;
+    ffn_sizes sizes = {.hidden_size = own->first.columns, .intermediate_size = own->down.columns};
+    const int32_t up_format = own->up_apart.rows ? own->up_apart.format : own->first.format;
+    em_ffn_add_formats(&sizes, own->first.format, up_format, own->down.format);
     return sizes;
 }
 
@@ -272,7 +298,7 @@ static int32_t run_one(const em_run *run, ffn f, em_activation activation, const
 
 static ffn gated_ffn(const em_gated_ffn *f) {
     const em_matrix first = f->gate_up.rows ? f->gate_up : f->apart.gate;
-    return (ffn){.first = first, .up_apart = f->apart.up, .down = f->down, .biases = f->biases};
+    return (ffn){.plane = {.first = first, .up_apart = f->apart.up, .down = f->down}, .biases = f->biases};
 }
 
 size_t em_gated_ffn_scratch_bytes(const em_gated_ffn *f, int32_t tokens) {
@@ -283,7 +309,9 @@ int32_t em_run_gated_ffn(const em_gated_ffn *f, const em_run *run) {
     return run_one(run, gated_ffn(f), f->activation, f->input, f->output);
 }
 
-static ffn plain_ffn(const em_plain_ffn *f) { return (ffn){.first = f->up, .down = f->down, .biases = f->biases}; }
+static ffn plain_ffn(const em_plain_ffn *f) {
+    return (ffn){.plane = {.first = f->up, .down = f->down}, .biases = f->biases};
+}
 
 size_t em_plain_ffn_scratch_bytes(const em_plain_ffn *f, int32_t tokens) {
     return scratch_bytes_of_one(plain_ffn(f), tokens);

@@ -7,11 +7,18 @@
 
 #include "../operations.h"
 
-/* FFNs of a run have the same widths; each has formats of its own. */
-typedef struct ffn {
+/* The matrices of an FFN, or a plane of them: its first panels in them are not always theirs. */
+typedef struct ffn_plane {
     em_matrix first;    /* gate and up, panel by panel in turn; gate where up is apart; up where there is no gate */
     em_matrix up_apart; /* all zeros if up is not apart from gate */
     em_matrix down;
+    int32_t first_panel, down_panel; /* where the FFN begins in `first` and in `down` */
+} ffn_plane;
+
+/* FFNs of a run have the same widths; each has formats of its own. Where there is a second plane, all zeros else, the
+ * products with both are summed; neither has up apart then. */
+typedef struct ffn {
+    ffn_plane plane, second;
     em_ffn_biases biases; /* NULL if there are none */
     int32_t first_pair;   /* its number */
     int32_t count;        /* of pairs */

@@ -10,7 +10,8 @@ int32_t em_run_fetch(const em_fetch *f, const em_run *run) {
                               .weights = f->weights,
                               .tokens = run->tokens,
                               .top_k = f->top_k,
-                              .drop_cold = f->drop_cold};
+                              .drop_cold = f->drop_cold,
+                              .from_base = f->from_base != 0};
     const uint64_t waited_ns = em_pager_waited_ns(pager);
     const int32_t status = em_pager_fetch(pager, (int32_t)f->paged.layer, &choice);
     if (run->disk_ns) *run->disk_ns += em_pager_waited_ns(pager) - waited_ns;
