@@ -7,6 +7,7 @@ innermost loop runs over a panel's 16 rows, so it vectorises although sums keep 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -383,3 +384,19 @@ def embed_floats(ids: Integers, matrix: Panels, scale: float, output: Floats) ->
         _float_weights(matrix, ids[t] // PANEL_ROWS, weights)
         for c in range(output.shape[1]):
             output[t, c] = weights[c * PANEL_ROWS + ids[t] % PANEL_ROWS] * np.float32(scale)
+
+
+def product(values: Floats, matrix: Matrix, output: Floats) -> Callable[[int, int], None]:
+    """The product of activations `(T, columns)` and a matrix, for panels `first` to `last`."""
+    tokens, groups = len(values), group_count(matrix.columns)
+    panels = panels_of(matrix)
+    if matrix.format.quantised:
+        integers = np.empty((tokens, groups * GROUP_COLUMNS), np.int32)
+        scales, sums = np.empty((tokens, groups), np.float32), np.empty((tokens, groups, 2), np.int32)
+        quantise_activations(values, integers, scales, sums)
+        return lambda first, last: quantised_product(integers, scales, sums, panels, first, last, output)
+    inputs = values
+    if matrix.columns % GROUP_COLUMNS:
+        inputs = np.zeros((tokens, groups * GROUP_COLUMNS), np.float32)
+        inputs[:, : matrix.columns] = values
+    return lambda first, last: float_product(inputs, panels, first, last, output)
