@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import edgemoe
 from edgemoe.conversion.gguf.export import export_gguf
@@ -51,11 +52,17 @@ def quantised(floats: Path, path: Path, file_type: int, important: bool = False)
 
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models in float32: one with columns of whole blocks of 256, one with narrower experts."""
+    """Models in float32: two with whole blocks of 256 columns, "loud" with larger weights, and one narrower."""
     folder = tmp_path_factory.mktemp("floats")
-    write_checkpoint(folder / "wide", wide_config(), dtype="F32", side_files={"README.md": b""})
+    for name in ("wide", "loud"):
+        write_checkpoint(folder / name, wide_config(), dtype="F32", side_files={"README.md": b""})
+    louder = {
+        name: array * np.float32(6 if array.ndim > 1 else 1) for name, array in read_tensors(folder / "wide").items()
+    }
+    save_file(louder, folder / "loud" / "model.safetensors")
     stores = {
         "wide": edgemoe.convert(folder / "wide", folder / "wide-store", experts="f32", dense="f32"),
+        "loud": edgemoe.convert(folder / "loud", folder / "loud-store", experts="f32", dense="f32"),
         "tiny": synthesise("tiny", folder / "tiny-store", experts="f32", dense="f32"),
     }
     return {name: export_gguf(Store.open(store), folder / f"{name}.gguf", name=name) for name, store in stores.items()}
@@ -80,7 +87,7 @@ def columns_of(tensor: GgufTensor) -> int:
 
 @pytest.mark.parametrize("kind", WITH_IMPORTANCE)
 def test_files_made_with_an_importance_matrix(kind: str, floats: dict[str, Path], tmp_path: Path) -> None:
-    path = quantised(floats["wide"], tmp_path / "m.gguf", WITH_IMPORTANCE[kind], important=True)
+    path = quantised(floats["loud"], tmp_path / "m.gguf", WITH_IMPORTANCE[kind], important=True)
     given = tensors_of(path)
     assert kind in {tensor.type_name for tensor in given.values()}
     compare(kind, path, tmp_path)

@@ -17,7 +17,7 @@ from edgemoe.kernels.operations import Floats
 Bytes = npt.NDArray[np.uint8]
 
 ZERO = 128
-"""What is added to values, which makes them unsigned bytes."""
+"""Values have this added, which makes them unsigned bytes."""
 
 _LINE_BYTES = 4 * PANEL_ROWS
 _SUPER_GROUPS = 8  # share the words of iq1m
@@ -26,7 +26,7 @@ _INNER, _PAIRS, _WORDS = range(3)
 
 
 class GridPlaces(NamedTuple):
-    """What a format with a grid has where in the payload of a group, and in the sections behind."""
+    """The places of codes, signs and factors in the payload of a group, and in the sections behind."""
 
     entries: npt.NDArray[np.int8]
     """The grid `(entries, columns of an entry)`; without any for other formats."""
