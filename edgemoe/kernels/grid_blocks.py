@@ -39,7 +39,9 @@ from edgemoe.kernels.grids import GRIDS
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 
-_PARITY_FORMATS = ("iq2xxs", "iq2xs", "iq3xxs")
+PARITY_FORMATS = ("iq2xxs", "iq2xs", "iq3xxs")
+"""Formats in which an even number of 8 weights is negative."""
+
 _WORDS = 4
 """Words of 256 columns in iq1m."""
 
@@ -81,7 +83,7 @@ def decode(codes: Array, marks: Array, fmt: Format) -> npt.NDArray[np.int8]:
     each = np.repeat(marks, 8, axis=1)[:, : values.shape[1]]
     if fmt.grid == "iq1":
         return values + np.int8(1) - np.int8(2) * each.astype(np.int8)
-    if fmt.name in _PARITY_FORMATS:
+    if fmt.name in PARITY_FORMATS:
         each = np.repeat(_whole_signs(marks), 8, axis=1)[:, : values.shape[1]]
     shifts = np.arange(each.shape[1], dtype=np.uint8) % 8
     negative = (each >> shifts & 1).astype(bool)
@@ -116,7 +118,7 @@ def pack_rows(values: npt.NDArray[np.int8], scales: Array, factors: Array, fmt: 
         after = _gathered(codes >> 8 | tops << 3)
     else:
         signs: Array = _panelwise(marks, panels)
-        if fmt.name in _PARITY_FORMATS:
+        if fmt.name in PARITY_FORMATS:
             tops = codes >> 8 if fmt.name == "iq2xs" else own >> np.arange(4, dtype=np.uint16) & 1
             others = _panelwise((tops << 7).astype(np.uint8), panels)
             signs = (signs & 127) | (_by_code(others) if fmt.name == "iq2xs" else others)

@@ -16,7 +16,7 @@ ISA_VARIABLE = "EDGEMOE_ISA"
 
 BACKENDS = ("native", "jit", "reference")
 """Best first."""
-ISAS = ("avx512", "avxvnni", "avx2", "neon", "generic")
+ISAS = ("avx512vbmi", "avx512", "avxvnni", "avx2", "neon", "generic")
 """Best first, on processors that have them; `neon` means 64-bit ARM with the dot product instructions."""
 THREADS_MAX = 256
 

@@ -191,7 +191,7 @@ struct em_kernels {
 
 #define EM_DECLARE_PANELS(NAME, name, ...)                                                                            \
     em_panels_kernel em_panels_##name##_generic, em_panels_##name##_avx2, em_panels_##name##_avxvnni,                 \
-        em_panels_##name##_avx512, em_panels_##name##_neon;
+        em_panels_##name##_avx512, em_panels_##name##_avx512vbmi, em_panels_##name##_neon;
 EM_FORMATS(EM_DECLARE_PANELS)
 EM_VARYING_FORMATS(EM_DECLARE_PANELS)
 #undef EM_DECLARE_PANELS

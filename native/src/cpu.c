@@ -15,6 +15,7 @@ enum {
     LEAF7_EBX_AVX512F = 1 << 16,
     LEAF7_EBX_AVX512DQ = 1 << 17,
     LEAF7_EBX_AVX512BW = 1 << 30,
+    LEAF7_ECX_AVX512_VBMI = 1 << 1,
     LEAF7_ECX_AVX512_VNNI = 1 << 11,
     LEAF7_1_EAX_AVX_VNNI = 1 << 4,
     XCR0_SSE_AND_AVX = 6,
@@ -22,7 +23,7 @@ enum {
 };
 #define LEAF7_EBX_AVX512VL (1u << 31)
 
-enum { KNOWN = 1, HAS_AVX2 = 2, HAS_AVXVNNI = 4, HAS_AVX512 = 8 };
+enum { KNOWN = 1, HAS_AVX2 = 2, HAS_AVXVNNI = 4, HAS_AVX512 = 8, HAS_AVX512VBMI = 16 };
 
 /* The register files that the system saves and restores at a context switch. */
 static uint32_t enabled_registers(void) {
@@ -42,8 +43,9 @@ static int detect(void) {
     const unsigned wide = LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW | LEAF7_EBX_AVX512VL;
     const bool has_wide =
         (b & wide) == wide && (c & LEAF7_ECX_AVX512_VNNI) && (registers & XCR0_AVX512) == XCR0_AVX512;
+    const bool has_vbmi = has_wide && (c & LEAF7_ECX_AVX512_VBMI);
     const bool has_vnni = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & LEAF7_1_EAX_AVX_VNNI);
-    return KNOWN | HAS_AVX2 | (has_vnni ? HAS_AVXVNNI : 0) | (has_wide ? HAS_AVX512 : 0);
+    return KNOWN | HAS_AVX2 | (has_vnni ? HAS_AVXVNNI : 0) | (has_wide ? HAS_AVX512 : 0) | (has_vbmi ? HAS_AVX512VBMI : 0);
 }
 
 static bool has(int feature) {
@@ -56,12 +58,14 @@ static bool has(int feature) {
 bool em_cpu_has_avx2(void) { return has(HAS_AVX2); }
 bool em_cpu_has_avxvnni(void) { return has(HAS_AVXVNNI); }
 bool em_cpu_has_avx512(void) { return has(HAS_AVX512); }
+bool em_cpu_has_avx512vbmi(void) { return has(HAS_AVX512VBMI); }
 
 #else
 
 bool em_cpu_has_avx2(void) { return false; }
 bool em_cpu_has_avxvnni(void) { return false; }
 bool em_cpu_has_avx512(void) { return false; }
+bool em_cpu_has_avx512vbmi(void) { return false; }
 
 #endif
 

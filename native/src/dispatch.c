@@ -9,6 +9,16 @@
 #define PANELS_avx2(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx2,
 #define PANELS_avxvnni(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avxvnni,
 #define PANELS_avx512(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx512,
+/* VBMI is for formats with a grid. */
+#define PANELS_avx512vbmi(NAME, name, floating, bits, scale, share, minimums, factor, halves, offsets, zero, table, grid, ...) \
+    [EM_##NAME] = VBMI_##grid(name),
+#define VBMI_EM_GRID_NONE(name) em_panels_##name##_avx512
+#define VBMI_EM_GRID_IQ2XXS(name) em_panels_##name##_avx512vbmi
+#define VBMI_EM_GRID_IQ2XS(name) em_panels_##name##_avx512vbmi
+#define VBMI_EM_GRID_IQ2S(name) em_panels_##name##_avx512vbmi
+#define VBMI_EM_GRID_IQ3XXS(name) em_panels_##name##_avx512vbmi
+#define VBMI_EM_GRID_IQ3S(name) em_panels_##name##_avx512vbmi
+#define VBMI_EM_GRID_IQ1(name) em_panels_##name##_avx512vbmi
 #define PANELS_neon(NAME, name, ...) [EM_##NAME] = em_panels_##name##_neon,
 
 /* Products use one instruction set (but those of formats whose panels differ in length), recurrent states another, all else a third: short and rare operations gain nothing from
@@ -46,6 +56,9 @@ static const struct {
     bool (*runs_here)(void); /* NULL: everywhere */
     em_kernels kernels;
 } sets[] = {
+#ifdef EDGEMOE_HAVE_AVX512VBMI
+    {em_cpu_has_avx512vbmi, KERNELS_OF("avx512vbmi", avx512vbmi, avx512, avx2)},
+#endif
 #ifdef EDGEMOE_HAVE_AVX512
     {em_cpu_has_avx512, KERNELS_OF("avx512", avx512, avx512, avx2)},
 #endif

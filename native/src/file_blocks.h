@@ -71,36 +71,71 @@ EM_INLINE uint64_t em_spread_nibbles(uint64_t x) {
 /* The bits that a plane has of the codes of columns `column` to `column + 7`. */
 EM_INLINE uint64_t em_plane_codes(const uint8_t *block, em_plane p, int32_t column) {
     if (p.bits == 0) return 0;
-    if (p.run == 1) {
-        const uint8_t *from = block + p.at + column * p.bits / 8;
-        return p.bits == 1 ? em_spread_bits(*from) : em_spread_pairs(em_load_16(from));
-    }
+    if (p.run == 1) return em_spread_bits(block[p.at + column / 8]); /* of one bit: em_codes_in_turn has others */
     const int32_t columns = p.run * 8 / p.bits, within = column % columns, field = within / p.run;
     const uint64_t word = em_load_64(block + p.at + column / columns * p.run + within % p.run);
     return word >> field * p.bits & ((1u << p.bits) - 1) * EM_EVERY_BYTE;
 }
 
-/* Four codes of TQ1_0, of three values, from four bytes: `power` is 3 to the number of codes before them in each byte. */
-EM_INLINE uint64_t em_threes(const uint8_t *from, uint32_t power) {
-    uint64_t x = em_load_32(from);
-    x = (x | x << 16) & 0x0000FFFF0000FFFFu;
-    x = (x | x << 8) & 0x00FF00FF00FF00FFu;
-    x = (x * power & 0x00FF00FF00FF00FFu) * 3 >> 8 & 0x0003000300030003u;
-    x = (x | x >> 8) & 0x0000FFFF0000FFFFu;
-    return (x | x >> 16) & 0xFFFFFFFFu;
+/* Three times each byte. */
+EM_INLINE em_lanes16 em_thrice(em_lanes16 x) { return x + x + x; }
+
+/* Two bits for each code of a group of TQ1_0, of columns 8i to 8i + 7 from bit 2i on: halves to be added. The arguments have
+ * the bytes of columns 0 to 15 and of 16 to 31, less 128, after as many multiplications with 3 as there are codes before
+ * theirs. A code is 1 from 86 on and 2 from 171 on: the whole part of 3/256 of the byte. */
+EM_INLINE em_bytes16 em_group_of_threes(em_lanes16 first, em_lanes16 second) {
+    typedef int8_t numbers16 __attribute__((vector_size(16)));
+    const numbers16 a = (numbers16)first, b = (numbers16)second, zeros = {0};
+    const numbers16 below_one = zeros + (85 - 128), below_two = zeros + (170 - 128);
+    const em_bytes16 of_a = {EM_EVERY_BYTE, 4 * EM_EVERY_BYTE}, of_b = of_a << 4;
+    const em_lanes16 ones = (em_lanes16)((em_bytes16)(a > below_one) & of_a) + (em_lanes16)((em_bytes16)(b > below_one) & of_b);
+    const em_lanes16 twos = (em_lanes16)((em_bytes16)(a > below_two) & of_a) + (em_lanes16)((em_bytes16)(b > below_two) & of_b);
+    return (em_bytes16)(ones + twos);
 }
 
-/* Eight codes of TQ1_0: five of them in each of 32 bytes, then of 16, then four in each of 4. */
-EM_INLINE uint64_t em_codes_of_threes(const uint8_t *block, int32_t column) {
-    static const uint8_t powers[] = {1, 3, 9, 27, 81};
-    uint64_t codes[2];
-    for (int32_t i = 0; i < 2; i++) {
-        const int32_t at = column + 4 * i;
-        const int32_t run = at < 160 ? 32 : at < 240 ? 16 : 4, first = at < 160 ? 0 : at < 240 ? 160 : 240;
-        const int32_t begin = at < 160 ? 0 : at < 240 ? 32 : 48;
-        codes[i] = em_threes(block + begin + (at - first) % run, powers[(at - first) / run]);
+/* The codes of groups 0 and 1 of a block of TQ1_0, of 2 and 3, of 4 and 5, and of 6 and 7, in two bits each, as their format
+ * has them. Five codes are in each of 32 bytes, then in each of 16, then four in each of 4. */
+EM_INLINE em_four_rows em_codes_of_threes(const uint8_t *block) {
+    const em_lanes16 less = (em_lanes16){0} + 128; /* it stays: 3 times 128 is 128 more than 256 */
+    em_lanes16 a = (em_lanes16)em_load_bytes16(block) - less, b = (em_lanes16)em_load_bytes16(block + 16) - less;
+    em_bytes16 groups[8];
+    EM_UNROLLED for (int i = 0; i < 5; i++) {
+        groups[i] = em_group_of_threes(a, b);
+        a = em_thrice(a), b = em_thrice(b);
     }
-    return codes[0] | codes[1] << 32;
+    const em_lanes16 c = (em_lanes16)em_load_bytes16(block + 32) - less, c3 = em_thrice(c), c9 = em_thrice(c3);
+    const em_lanes16 c27 = em_thrice(c9), c81 = em_thrice(c27);
+    const em_lanes4 four = (em_lanes4){0} + em_load_32(block + 48);
+    const em_lanes16 d = (em_lanes16)four - less, d3 = em_thrice(d), d9 = em_thrice(d3), d27 = em_thrice(d9);
+    const em_lanes4 last = EM_PICK4(EM_PICK4(d, d3, 0, 4, 0, 4), EM_PICK4(d9, d27, 0, 4, 0, 4), 0, 1, 4, 5);
+    groups[5] = em_group_of_threes(c, c3);
+    groups[6] = em_group_of_threes(c9, c27);
+    groups[7] = em_group_of_threes(c81, (em_lanes16)last);
+#define BOTH(I) (EM_PICK2(groups[I], groups[(I) + 1], 0, 2) + EM_PICK2(groups[I], groups[(I) + 1], 1, 3))
+    return (em_four_rows){BOTH(0), BOTH(2), BOTH(4), BOTH(6)};
+#undef BOTH
+}
+
+/* Exchanges the bits under the mask with those that are `bits` above them. */
+EM_INLINE em_bytes16 em_exchange_bits(em_bytes16 x, int bits, uint64_t mask) {
+    const em_bytes16 different = (x >> bits ^ x) & mask;
+    return x ^ different ^ different << bits;
+}
+
+/* The codes of four groups of one bit, or of two groups of two bits, as their formats have them: code 4f + i is bit f of
+ * byte i, or code 8f + i field f of byte i. Each exchange is one of two binary digits of their places. */
+EM_INLINE em_bytes16 em_codes_in_turn(const uint8_t *from, int bits) {
+    em_bytes16 x = em_load_bytes16(from);
+    if (bits == 1) {
+        x = em_exchange_bits(x, 14, 0x0000CCCC0000CCCCu);
+        x = em_exchange_bits(x, 7, 0x00AA00AA00AA00AAu);
+        x = em_exchange_bits(x, 2, 12 * EM_EVERY_BYTE);
+        return em_exchange_bits(x, 1, 34 * EM_EVERY_BYTE);
+    }
+    x = em_exchange_bits(x, 24, 0x00000000FF00FF00u);
+    x = em_exchange_bits(x, 12, 0x0000F0F00000F0F0u);
+    x = em_exchange_bits(x, 6, 0x00CC00CC00CC00CCu);
+    return em_exchange_bits(x, 2, 12 * EM_EVERY_BYTE);
 }
 
 /* The bits that a plane has of the codes of columns `column` to `column + 15`, a multiple of 16. */
@@ -114,7 +149,6 @@ EM_INLINE em_bytes16 em_plane_codes16(const uint8_t *block, em_plane p, int32_t 
 
 /* The codes of columns `column` to `column + 15` of a block, a multiple of 16, each in a byte. */
 EM_INLINE em_bytes16 em_codes16(const uint8_t *block, em_row_type type, int32_t column) {
-    if (type.low.bits == 0) return (em_bytes16){em_codes_of_threes(block, column), em_codes_of_threes(block, column + 8)};
     return em_plane_codes16(block, type.low, column) | em_plane_codes16(block, type.high, column) << type.low.bits;
 }
 

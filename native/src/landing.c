@@ -160,10 +160,10 @@ EM_INLINE void store_plane(uint8_t *to, const group_codes *codes, int32_t begin,
     const em_lanes4 cd = (em_lanes4)(EM_PICK2(both.c, both.d, 0, 2) | EM_PICK2(both.c, both.d, 1, 3) << 2);
     const em_lanes4 even = EM_PICK4(ab, cd, 0, 2, 4, 6), odd = EM_PICK4(ab, cd, 1, 3, 5, 7);
     if (bits == 2) {
-        em_store_lanes4(to, even);
-        em_store_lanes4(to + EM_LINE_BYTES, odd);
+        em_store_bytes16(to, (em_bytes16)even);
+        em_store_bytes16(to + EM_LINE_BYTES, (em_bytes16)odd);
     } else { /* fields of four columns, not of eight */
-        em_store_lanes4(to, even | odd << 1);
+        em_store_bytes16(to, (em_bytes16)(even | odd << 1));
     }
 }
 
@@ -171,6 +171,27 @@ EM_INLINE void store_codes(uint8_t *to, const group_codes *codes, int32_t bits) 
     const int32_t low = bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
     store_plane(to, codes, 0, low);
     if (bits > low) store_plane(to + low * EM_LINE_BYTES, codes, low, bits - low);
+}
+
+/* Whether a type's codes stand one after another (Q1_0, Q2_0) or five in a byte (TQ1_0), in no plane with runs. */
+EM_INLINE bool is_packed(em_row_type type) { return type.low.bits == 0 || type.low.run == 1; }
+
+/* Stores such codes of a block, of four rows. */
+EM_INLINE void store_packed(uint8_t *to, em_row_type type, const uint8_t *const rows[4]) {
+    const int32_t bits = type.low.bits;
+    for (int32_t at = 0; bits > 0 && at < type.columns * bits / 8; at += 16, to += 4 * EM_LINE_BYTES) {
+        em_store_lines4(to, (em_four_rows){em_codes_in_turn(rows[0] + type.low.at + at, bits),
+                                           em_codes_in_turn(rows[1] + type.low.at + at, bits),
+                                           em_codes_in_turn(rows[2] + type.low.at + at, bits),
+                                           em_codes_in_turn(rows[3] + type.low.at + at, bits)});
+    }
+    if (bits > 0) return;
+    const em_four_rows a = em_codes_of_threes(rows[0]), b = em_codes_of_threes(rows[1]), c = em_codes_of_threes(rows[2]),
+                       d = em_codes_of_threes(rows[3]);
+    em_store_lines4(to, (em_four_rows){a.a, b.a, c.a, d.a});
+    em_store_lines4(to + 4 * EM_LINE_BYTES, (em_four_rows){a.b, b.b, c.b, d.b});
+    em_store_lines4(to + 8 * EM_LINE_BYTES, (em_four_rows){a.c, b.c, c.c, d.c});
+    em_store_lines4(to + 12 * EM_LINE_BYTES, (em_four_rows){a.d, b.d, c.d, d.d});
 }
 
 /* Stores a number of each row for each of `count` (8 or 16) groups: `from` has a row's behind each other. */
@@ -203,6 +224,8 @@ EM_INLINE bool land_rows(const em_part *part, em_row_type type, float scale, int
     const bool whole_row = numbers.scale == EM_SCALE_F32;
     const em_bytes16 zeros = {numbers.zero * EM_EVERY_BYTE, numbers.zero * EM_EVERY_BYTE};
     const int64_t stride = (int64_t)blocks * type.bytes;
+    uint8_t missing[64]; /* codes of zero for a row that is, where they are packed: 1, which five times is the byte 128 */
+    memset(missing, type.low.bits == 0 ? 128 : (int)numbers.zero * 0x55, sizeof missing);
     bool finite = !whole_row || is_finite_float(scale);
     const size_t payloads = (size_t)blocks * (size_t)groups * payload_bytes;
     memset(panel + payloads, 0, em_panel_bytes(type.format, part->columns) - payloads);
@@ -210,7 +233,12 @@ EM_INLINE bool land_rows(const em_part *part, em_row_type type, float scale, int
     for (int32_t block = 0; block < blocks; block++) {
         const size_t of_block = (size_t)block * EM_PANEL_ROWS;
         const uint8_t *first = from + (int64_t)block * type.bytes;
-        for (int32_t group = 0; group < groups; group++) {
+        for (int32_t row = 0; is_packed(type) && row < EM_PANEL_ROWS; row += 4) {
+            const uint8_t *four[4];
+            for (int32_t i = 0; i < 4; i++) four[i] = row + i < rows ? first + (row + i) * stride : missing;
+            store_packed(panel + (size_t)(block * groups) * payload_bytes + 4 * row, type, four);
+        }
+        for (int32_t group = 0; !is_packed(type) && group < groups; group++) {
             uint8_t *payload = panel + (size_t)(block * groups + group) * payload_bytes;
             for (int32_t row = 0; row < EM_PANEL_ROWS; row += 4) {
                 const uint8_t *own = first + row * stride;

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import edgemoe
 from edgemoe.conversion.gguf.export import export_gguf
@@ -23,27 +24,45 @@ from tests.support.gguf_files import write_gguf
 pytestmark = pytest.mark.peer
 
 FILE_TYPES = {"q2_k": 10, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "iq4_xs": 30}
-OTHERS = {"q5_0": 8, "q5_1": 9, "iq4_nl": 25, "tq1_0": 36, "tq2_0": 37, "q1_0": 40, "q2_0": 41}
+OTHERS = {"q5_0": 8, "q5_1": 9, "iq4_nl": 25, "tq1_0": 36, "tq2_0": 37, "mxfp4_moe": 38, "q1_0": 40, "q2_0": 41}
 """llama.cpp's numbers for files of mostly one type."""
+WITH_IMPORTANCE = {"IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ3_S": 26, "IQ2_S": 29, "IQ1_M": 31}
+"""Types that it makes of whole blocks of 256 columns, most with an importance matrix only; each with a mix of it."""
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 256, "head_dim": 64}
 POSITIONS = 300
 
 
-def quantised(floats: Path, path: Path, file_type: int) -> Path:
+def quantised(floats: Path, path: Path, file_type: int, important: bool = False) -> Path:
+    """Quantise a file as llama.cpp does, also with an importance matrix: random numbers for each column of a matrix."""
     llama = pytest.importorskip("llama_cpp")
     options = llama.llama_model_quantize_default_params()
     options.ftype, options.nthread = file_type, 2
+    if important:
+        random = np.random.default_rng(3)
+        weights = {name: random.uniform(0.5, 2, columns_of(it)) for name, it in tensors_of(floats).items()}
+        kept = {name: array.astype(np.float32) for name, array in weights.items()}
+        entries = (llama.llama_model_imatrix_data * (len(kept) + 1))()  # the last one is empty
+        for entry, (name, array) in zip(entries, kept.items(), strict=False):
+            entry.name, entry.size = name.encode(), array.size
+            entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        options.imatrix = entries
     assert llama.llama_model_quantize(str(floats).encode(), str(path).encode(), ctypes.byref(options)) == 0
     return path
 
 
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models in float32: one with columns of whole blocks of 256, one with narrower experts."""
+    """Models in float32: two with whole blocks of 256 columns, "loud" with larger weights, and one narrower."""
     folder = tmp_path_factory.mktemp("floats")
-    write_checkpoint(folder / "wide", wide_config(), dtype="F32", side_files={"README.md": b""})
+    for name in ("wide", "loud"):
+        write_checkpoint(folder / name, wide_config(), dtype="F32", side_files={"README.md": b""})
+    louder = {
+        name: array * np.float32(6 if array.ndim > 1 else 1) for name, array in read_tensors(folder / "wide").items()
+    }
+    save_file(louder, folder / "loud" / "model.safetensors")
     stores = {
         "wide": edgemoe.convert(folder / "wide", folder / "wide-store", experts="f32", dense="f32"),
+        "loud": edgemoe.convert(folder / "loud", folder / "loud-store", experts="f32", dense="f32"),
         "tiny": synthesise("tiny", folder / "tiny-store", experts="f32", dense="f32"),
     }
     return {name: export_gguf(Store.open(store), folder / f"{name}.gguf", name=name) for name, store in stores.items()}
@@ -59,6 +78,23 @@ def tensors_of(path: Path) -> dict[str, GgufTensor]:
 
 def content(tensor: GgufTensor) -> tuple[str, bytes]:
     return tensor.type_name, tensor.read(0, tensor.rows).tobytes()
+
+
+def columns_of(tensor: GgufTensor) -> int:
+    """The columns of a matrix, or of all matrices of experts."""
+    return int(np.prod(tensor.shape[:-2]) * tensor.shape[-1])
+
+
+@pytest.mark.parametrize("kind", WITH_IMPORTANCE)
+def test_files_made_with_an_importance_matrix(kind: str, floats: dict[str, Path], tmp_path: Path) -> None:
+    path = quantised(floats["loud"], tmp_path / "m.gguf", WITH_IMPORTANCE[kind], important=True)
+    given = tensors_of(path)
+    assert kind in {tensor.type_name for tensor in given.values()}
+    compare(kind, path, tmp_path)
+    store = Store.open(edgemoe.convert(path, tmp_path / "store"))
+    back = tensors_of(export_gguf(store, tmp_path / "back.gguf", name="back"))
+    for name, tensor in given.items():
+        assert content(back[name]) == content(tensor), name
 
 
 @pytest.mark.parametrize("model", ["wide", "tiny"])

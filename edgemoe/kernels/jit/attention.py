@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgemoe.kernels.formats import GROUP_COLUMNS
 from edgemoe.kernels.jit.compile import jit
 from edgemoe.kernels.jit.numbers import float_to_half, half_to_float
-from edgemoe.kernels.operations import PAGE_TOKENS, Floats, Integers
+from edgemoe.kernels.operations import PAGE_TOKENS, Cache, Floats, Integers, QuantisedCache
 
 POSITIONS_AT_ONCE = 16
 """Positions whose scores are computed together, in the innermost loop, which vectorises."""
@@ -234,3 +234,21 @@ def attend(
             for c in range(in_fours, seen):
                 for i in range(value_width):
                     result[i] += scores[c] * values[c, i]
+
+
+def cached_floats(
+    key_cache: Cache, value_cache: Cache, pages: Integers, head: int, keys: Floats, values: Floats
+) -> None:
+    """Convert pages of a key/value head to the layouts that `attend` reads."""
+    if isinstance(key_cache, QuantisedCache) or isinstance(value_cache, QuantisedCache):
+        assert isinstance(key_cache, QuantisedCache)
+        assert isinstance(value_cache, QuantisedCache)
+        key_scales, value_scales = key_cache.scales.view(np.uint16), value_cache.scales.view(np.uint16)
+        quantised_caches_to_float(
+            key_cache.values, key_scales, value_cache.values, value_scales, pages, head, keys, values
+        )
+    elif key_cache.dtype == np.float16:
+        key_bits, value_bits = key_cache.view(np.uint16), value_cache.view(np.uint16)
+        half_caches_to_float(key_bits, value_bits, pages, head, keys, values)
+    else:
+        float_caches(key_cache, value_cache, pages, head, keys, values)

@@ -22,7 +22,6 @@ from edgemoe.kernels.operations import (
     GateFunction,
     Integers,
     Operation,
-    QuantisedCache,
 )
 from edgemoe.kernels.reference.attention import seen_ends
 from edgemoe.kernels.reference.backend import REFERENCE
@@ -86,9 +85,8 @@ class JitBackend(StepwiseBackend):
         if not products.takes(matrix.format):
             return REFERENCE.matmul(values, matrix)
         output = np.empty((len(values), matrix.rows), np.float32)
-        product = _quantised_product if matrix.format.quantised else _float_product
         multiplications = len(values) * matrix.rows * matrix.columns
-        self._share(panel_count(matrix.rows), multiplications, product(values, matrix, output))
+        self._share(panel_count(matrix.rows), multiplications, products.product(values, matrix, output))
         return output
 
     def embed(self, ids: Integers, matrix: Matrix, scale: float) -> Floats:
@@ -200,7 +198,7 @@ class JitBackend(StepwiseBackend):
                 held = pages[sequences[rows[0]], first_page:end_page]
                 begin, length = first_page * PAGE_TOKENS, len(held) * PAGE_TOKENS
                 for g in range(first, last):
-                    _cached_floats(key_cache, value_cache, held, g, keys, values[:length])
+                    attention.cached_floats(key_cache, value_cache, held, g, keys, values[:length])
                     seen = begin, scale, window, chunked, cap, own_sinks, added, chosen, page_blocks, factors
                     attention.attend(queries, rows, positions, ends, g, keys, values, *seen, scores, output)
 
@@ -439,39 +437,3 @@ class JitBackend(StepwiseBackend):
         output = np.empty(base.shape, np.float32)
         layers.mix(base, result, np.float32(scale), keep, share, shift, factor, output)
         return output
-
-
-def _cached_floats(
-    key_cache: Cache, value_cache: Cache, pages: Integers, head: int, keys: Floats, values: Floats
-) -> None:
-    """Convert pages of a key/value head to the layouts that `attention.attend` reads."""
-    if isinstance(key_cache, QuantisedCache) or isinstance(value_cache, QuantisedCache):
-        assert isinstance(key_cache, QuantisedCache)
-        assert isinstance(value_cache, QuantisedCache)
-        key_scales, value_scales = key_cache.scales.view(np.uint16), value_cache.scales.view(np.uint16)
-        attention.quantised_caches_to_float(
-            key_cache.values, key_scales, value_cache.values, value_scales, pages, head, keys, values
-        )
-    elif key_cache.dtype == np.float16:
-        key_bits, value_bits = key_cache.view(np.uint16), value_cache.view(np.uint16)
-        attention.half_caches_to_float(key_bits, value_bits, pages, head, keys, values)
-    else:
-        attention.float_caches(key_cache, value_cache, pages, head, keys, values)
-
-
-def _quantised_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
-    tokens, groups = len(values), group_count(matrix.columns)
-    integers = np.empty((tokens, groups * GROUP_COLUMNS), np.int32)
-    scales, sums = np.empty((tokens, groups), np.float32), np.empty((tokens, groups, 2), np.int32)
-    products.quantise_activations(values, integers, scales, sums)
-    panels = products.panels_of(matrix)
-    return lambda first, last: products.quantised_product(integers, scales, sums, panels, first, last, output)
-
-
-def _float_product(values: Floats, matrix: Matrix, output: Floats) -> _Panels:
-    inputs = values
-    if matrix.columns % GROUP_COLUMNS:
-        inputs = np.zeros((len(values), group_count(matrix.columns) * GROUP_COLUMNS), np.float32)
-        inputs[:, : matrix.columns] = values
-    panels = products.panels_of(matrix)
-    return lambda first, last: products.float_product(inputs, panels, first, last, output)

@@ -7,13 +7,15 @@ innermost loop runs over a panel's 16 rows, so it vectorises although sums keep 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.formats import E4M3, GROUP_COLUMNS, PANEL_ROWS, TABLES, Format, Matrix, group_count, panel_count
-from edgemoe.kernels.jit.compile import jit
+from edgemoe.kernels.jit import grids
+from edgemoe.kernels.jit.compile import jit, jit_calling
 from edgemoe.kernels.jit.numbers import half_to_float, halved_scale
 from edgemoe.kernels.operations import Floats, Integers
 
@@ -55,11 +57,13 @@ class Panels(NamedTuple):
     table: Bytes
     """The values of codes, with `zero` added; empty where codes are their own."""
     is_bf16: bool
+    grid: grids.GridPlaces
+    """Where the format has a grid; it has entries then."""
 
 
 def takes(fmt: Format) -> bool:
-    """Whether the functions of this module have the format: those with a grid or a trellis, and sub1, they do not."""
-    return fmt.grid == "none" and fmt.trellis is None and not fmt.varying
+    """Whether the functions of this module have the format: those with a trellis, and sub1, they do not."""
+    return fmt.trellis is None and not fmt.varying
 
 
 def panels_of(matrix: Matrix) -> Panels:
@@ -71,22 +75,25 @@ def panels_of(matrix: Matrix) -> Panels:
     table, zero = np.empty(0, np.uint8), 128 if fmt.name == "q8" else fmt.zero
     if fmt.table != "none":
         table, zero = (TABLES[fmt.table] + np.int16(128)).astype(np.uint8), 128
+    if fmt.grid != "none":
+        zero = grids.ZERO
     return Panels(
         data,
         data.view(np.uint32),
         data.view(np.uint16),
         data.view(np.float32),
         fmt.bits,
-        _SCALES[fmt.scale],
+        _SCALES.get(fmt.scale, _NONE),
         share,
         group_count(matrix.columns) * fmt.payload_bytes,
         fmt.has_minimums,
-        _FACTORS[fmt.factor],
+        _FACTORS.get(fmt.factor, _NONE),
         GROUP_COLUMNS // fmt.factor_columns,
         fmt.has_offsets,
         zero,
         table,
         fmt.name == "bf16",
+        grids.places_of(fmt),
     )
 
 
@@ -134,11 +141,13 @@ def _unpack_plane(lines: Words, bits: int, low: int, codes: Words) -> None:
 
 
 @jit
-def _unpack_group(words: Words, g: int, bits: int, table: Bytes, codes: Words) -> None:
-    """The values of a group as unsigned bytes, `zero` not yet taken off: `(8 quads * 16 rows,)`, four in a word.
-
-    `words` are a panel.
-    """
+def _unpack_group(matrix: Panels, panel: int, g: int, codes: Words) -> None:
+    """The values of a group as unsigned bytes, `zero` not yet taken off: `(8 quads * 16 rows,)`, four in a word."""
+    if len(matrix.grid.entries):
+        grid_payload = matrix.bytes[panel, g * matrix.grid.payload_bytes :]
+        grids.unpack_group(grid_payload, matrix.grid, codes.view(np.uint8))
+        return
+    words, bits, table = matrix.words[panel], matrix.bits, matrix.table
     payload = words[g * bits * PANEL_ROWS : (g + 1) * bits * PANEL_ROWS]
     if bits == 8:
         for i in range(len(payload)):
@@ -181,6 +190,11 @@ def _load_numbers(matrix: Panels, panel: int, scales: Floats, factors: Floats, o
     `scales` is `(2, shared groups * 16)`, to be overwritten: scales and minimums.
     """
     groups, shared = len(factors), scales.shape[1]
+    if len(matrix.grid.entries):
+        grid_factors_at = matrix.scales_at + 2 * shared
+        grids.load_factors(matrix.bytes[panel], matrix.scales_at, grid_factors_at, matrix.grid, factors)
+        offsets[:] = _ZERO
+        return
     minimums_at = matrix.scales_at + shared * (2 if matrix.scale == _HALF else 4 if matrix.scale == _SINGLE else 1)
     factors_at = minimums_at + (2 * shared if matrix.has_minimums else 0)
     offsets_at = factors_at + (groups * matrix.parts * PANEL_ROWS if matrix.factor else 0)
@@ -253,7 +267,7 @@ def _shared_count(matrix: Panels, groups: int) -> int:
     return (groups + matrix.share - 1) // matrix.share * PANEL_ROWS
 
 
-@jit
+@jit_calling(grids.__file__)
 def quantised_product(
     integers: Integers, scales: Floats, sums: Integers, matrix: Panels, first: int, last: int, output: Floats
 ) -> None:
@@ -265,14 +279,13 @@ def quantised_product(
     shared = np.empty((2, _shared_count(matrix, groups)), np.float32)
     codes = np.empty(_QUADS * PANEL_ROWS, np.uint32)
     first_dots, second_dots = np.empty(PANEL_ROWS, np.int32), np.empty(PANEL_ROWS, np.int32)
-    bits, zero, table, parts = matrix.bits, matrix.zero, matrix.table, matrix.parts
+    zero, parts = matrix.zero, matrix.parts
     totals = np.empty((tokens, PANEL_ROWS), np.float32)
     for panel in range(first, last):
         _load_numbers(matrix, panel, shared, factors, offsets)
         totals[:] = _ZERO
-        panel_words = matrix.words[panel]
         for g in range(groups):
-            _unpack_group(panel_words, g, bits, table, codes)
+            _unpack_group(matrix, panel, g, codes)
             for t in range(tokens):
                 _dot_halves(codes, integers[t, g * GROUP_COLUMNS : (g + 1) * GROUP_COLUMNS], first_dots, second_dots)
                 scale, first_sum, second_sum, total = scales[t, g], sums[t, g, 0], sums[t, g, 1], totals[t]
@@ -304,7 +317,7 @@ def _float_panel(x: Floats, weights: Floats, rows: int, output: Floats) -> None:
         output[r] = totals[r]
 
 
-@jit
+@jit_calling(grids.__file__)
 def embed_quantised(ids: Integers, matrix: Panels, scale: float, output: Floats) -> None:
     """Rows `ids` of a matrix of a quantised format, times `scale`: `(T, columns)`."""
     columns = output.shape[1]
@@ -318,7 +331,7 @@ def embed_quantised(ids: Integers, matrix: Panels, scale: float, output: Floats)
         panel, r = ids[t] // PANEL_ROWS, ids[t] % PANEL_ROWS
         _load_numbers(matrix, panel, shared, factors, offsets)
         for g in range(groups):
-            _unpack_group(matrix.words[panel], g, matrix.bits, matrix.table, codes)
+            _unpack_group(matrix, panel, g, codes)
             for c in range(min(GROUP_COLUMNS, columns - g * GROUP_COLUMNS)):
                 value = np.int32(values[c // 4 * 4 * PANEL_ROWS + r * 4 + c % 4]) - np.int32(matrix.zero)
                 part = c * matrix.parts // GROUP_COLUMNS
@@ -371,3 +384,19 @@ def embed_floats(ids: Integers, matrix: Panels, scale: float, output: Floats) ->
         _float_weights(matrix, ids[t] // PANEL_ROWS, weights)
         for c in range(output.shape[1]):
             output[t, c] = weights[c * PANEL_ROWS + ids[t] % PANEL_ROWS] * np.float32(scale)
+
+
+def product(values: Floats, matrix: Matrix, output: Floats) -> Callable[[int, int], None]:
+    """The product of activations `(T, columns)` and a matrix, for panels `first` to `last`."""
+    tokens, groups = len(values), group_count(matrix.columns)
+    panels = panels_of(matrix)
+    if matrix.format.quantised:
+        integers = np.empty((tokens, groups * GROUP_COLUMNS), np.int32)
+        scales, sums = np.empty((tokens, groups), np.float32), np.empty((tokens, groups, 2), np.int32)
+        quantise_activations(values, integers, scales, sums)
+        return lambda first, last: quantised_product(integers, scales, sums, panels, first, last, output)
+    inputs = values
+    if matrix.columns % GROUP_COLUMNS:
+        inputs = np.zeros((tokens, groups * GROUP_COLUMNS), np.float32)
+        inputs[:, : matrix.columns] = values
+    return lambda first, last: float_product(inputs, panels, first, last, output)

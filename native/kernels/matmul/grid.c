@@ -29,3 +29,15 @@ const uint64_t em_grid_iq2s[1024] = {EM_ENTRIES_IQ2S(IQ2)};
 const uint64_t em_grid_iq1[2048] = {EM_ENTRIES_IQ1(IQ1)};
 const uint64_t em_grid_iq3xxs[256 + 2 * EM_GRID_MARGIN] = {0, EM_ENTRIES_IQ3XXS(IQ3XXS)};
 const uint64_t em_grid_iq3s[512 + 2 * EM_GRID_MARGIN] = {0, EM_ENTRIES_IQ3S(IQ3S)};
+
+#define FIRST_FOUR(entry) (entry) & 255,
+#define LAST_FOUR(entry) (entry) >> 8,
+#define FIRST_TWO(entry) (entry) & 63,
+#define LAST_TWO(entry) (entry) >> 6,
+
+const uint8_t em_grid_bytes_iq2xxs[2][256] = {{EM_ENTRIES_IQ2XXS(FIRST_FOUR)}, {EM_ENTRIES_IQ2XXS(LAST_FOUR)}};
+const uint8_t em_grid_bytes_iq2xs[2][512] = {{EM_ENTRIES_IQ2XS(FIRST_FOUR)}, {EM_ENTRIES_IQ2XS(LAST_FOUR)}};
+const uint8_t em_grid_bytes_iq2s[2][1024] = {{EM_ENTRIES_IQ2S(FIRST_FOUR)}, {EM_ENTRIES_IQ2S(LAST_FOUR)}};
+const uint8_t em_grid_bytes_iq1[2][2048] = {{EM_ENTRIES_IQ1(FIRST_FOUR)}, {EM_ENTRIES_IQ1(LAST_FOUR)}};
+const uint8_t em_grid_bytes_iq3xxs[2][256] = {{EM_ENTRIES_IQ3XXS(FIRST_TWO)}, {EM_ENTRIES_IQ3XXS(LAST_TWO)}};
+const uint8_t em_grid_bytes_iq3s[2][512] = {{EM_ENTRIES_IQ3S(FIRST_TWO)}, {EM_ENTRIES_IQ3S(LAST_TWO)}};

@@ -15,6 +15,10 @@ extern const uint64_t em_grid_iq2xxs[256], em_grid_iq2xs[512], em_grid_iq2s[1024
 enum { EM_GRID_MARGIN = 1 };
 extern const uint64_t em_grid_iq3xxs[256 + 2 * EM_GRID_MARGIN], em_grid_iq3s[512 + 2 * EM_GRID_MARGIN];
 
+/* The numbers of their levels in bytes, for AVX-512: of four columns (IQ3: two) in 2 (3) bits each, then of the others. */
+extern const uint8_t em_grid_bytes_iq2xxs[2][256], em_grid_bytes_iq2xs[2][512], em_grid_bytes_iq2s[2][1024],
+    em_grid_bytes_iq1[2][2048], em_grid_bytes_iq3xxs[2][256], em_grid_bytes_iq3s[2][512];
+
 enum { EM_GRID_COLUMNS = 8, EM_GRID_ZERO = 8 /* of IQ1 */, EM_SUPER_GROUPS = 8 /* that share words of iq1m */ };
 
 /* The grid as 64-bit entries; NULL for IQ3. */
