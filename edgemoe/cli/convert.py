@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +13,14 @@ from edgemoe.cli import options as shared
 
 if TYPE_CHECKING:
     from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.conversion.calibration.settings import Calibration
     from edgemoe.conversion.progress import Download, Progress
 
 LEAST_SECONDS_FOR_RATE = 0.5
 FORMATS_HELP = "q4, q4m, m4, q8, bf16, f16, f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits)"
+DEFAULT_TOKENS = 16384
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+"""The threads of numpy's linear algebra. Calibration has threads of its own: both together wait for each other."""
 KEEP_HELP = "; keep: the smallest that is exact"
 
 
@@ -44,6 +49,25 @@ def convert(
         ),
     ] = None,
     head: shared.HeadOption = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE|default",
+            help="Quantise to n4 ... n075 by what this text (UTF-8) makes of the weights: far less error at the same"
+            " size. default: Python's own help.",
+        ),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int, typer.Option("--calibrate-tokens", metavar="N", help="Use the first N tokens of that text.")
+    ] = DEFAULT_TOKENS,
+    feedback: Annotated[
+        bool,
+        typer.Option(
+            "--feedback/--no-feedback",
+            help="Let later columns of a matrix make up for the errors of earlier ones, or weight columns alone.",
+        ),
+    ] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the Hugging Face cache.")] = False,
     force: Annotated[
         bool,
@@ -55,6 +79,8 @@ def convert(
 
     Without --experts, --dense and --head, weights that the checkpoint has in quantised blocks are kept bit for bit.
     """
+    if calibrate is not None:
+        os.environ.setdefault(BLAS_THREADS, "1")  # read when numpy is first imported
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.text import printable
     from edgemoe.conversion.pipeline import convert_checkpoint
@@ -78,6 +104,7 @@ def convert(
                 downloading=report.download,
                 notice=lambda text: bar.note(f"note: {printable(text)}"),
                 examine=text_faults,
+                calibration=None if calibrate is None else _calibration(calibrate, calibrate_tokens, feedback),
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)
@@ -87,6 +114,16 @@ def convert(
     typer.echo(
         f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{_next_step(path, destination)}"
     )
+
+
+def _calibration(text: str, tokens: int, feedback: bool) -> Calibration:
+    """Return what weights are calibrated with. Raises UsageError for a text that cannot be read."""
+    from edgemoe.cli.text_files import read_text_file
+    from edgemoe.conversion.calibration.settings import Calibration
+    from edgemoe.session.calibration_text import DEFAULT, default_text, tokenised
+
+    content = default_text() if text == DEFAULT else read_text_file(Path(text))
+    return Calibration(content, Path(text).name, tokenised, tokens, feedback)
 
 
 def _next_step(path: Path, destination: object) -> str:

@@ -17,7 +17,7 @@ from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
 from edgemoe.kernels.sub1 import pack_panels as pack_trit_panels
 from edgemoe.kernels.sub1 import weights_of
 from edgemoe.quant import sub1
-from edgemoe.quant.quantise import quantise
+from edgemoe.quant.quantise import Weighing, quantise
 
 LEVEL_BYTES = 2
 """Bytes of a level of experts in sub1."""
@@ -38,8 +38,10 @@ class Encoded:
     """The same bytes, panel by panel, of a format whose panels differ in length."""
 
 
-def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
+def encode(rows: Rows, fmt: Format | None, tensor: str, weighing: Weighing = None) -> Encoded:
     """Encode rows `(rows, columns)` as whole panels of `fmt`, or elements as float32 if `fmt` is None.
+
+    `weighing`: what errors of columns cost, for a format with a trellis.
 
     Raises SourceError, naming the tensor, if a weight is not finite or exceeds the range of the format.
     """
@@ -69,7 +71,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
     if fmt.varying:
         return _encode_trits(values, tensor)
     try:
-        blocks = quantise(values, fmt)
+        blocks = quantise(values, fmt, weighing)
     except SourceError:
         raise
     except EdgemoeError as problem:

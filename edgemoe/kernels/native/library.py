@@ -46,7 +46,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_trellis_scratch_bytes": (c_uint64, [POINTER(st.TrellisStruct), c_int32]),
     "em_trellis_search": (
         c_int32,
-        [c_void_p, POINTER(st.TrellisStruct), *[c_void_p] * 4, c_int32, c_int32, c_void_p, c_void_p],
+        [c_void_p, POINTER(st.TrellisStruct), *[c_void_p] * 4, c_int32, c_int32, c_void_p, c_int32, c_void_p, c_void_p],
     ),
     "em_pool_create": (c_int32, [c_int32, c_int32, POINTER(c_void_p)]),
     "em_pool_destroy": (None, [c_void_p]),
