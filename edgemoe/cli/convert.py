@@ -13,7 +13,7 @@ from edgemoe.cli import options as shared
 
 if TYPE_CHECKING:
     from edgemoe.cli.terminal.render import ProgressBar
-    from edgemoe.conversion.calibration.settings import Calibration
+    from edgemoe.conversion.pipeline import Weighed
     from edgemoe.conversion.progress import Download, Progress
 
 LEAST_SECONDS_FOR_RATE = 0.5
@@ -61,6 +61,14 @@ def convert(
     calibrate_tokens: Annotated[
         int, typer.Option("--calibrate-tokens", metavar="N", help="Use the first N tokens of that text.")
     ] = DEFAULT_TOKENS,
+    importance: Annotated[
+        Path | None,
+        typer.Option(
+            "--importance",
+            metavar="FILE",
+            help="In place of a text: the importance of columns, as llama.cpp's imatrix measured it (GGUF or .dat).",
+        ),
+    ] = None,
     feedback: Annotated[
         bool,
         typer.Option(
@@ -104,7 +112,7 @@ def convert(
                 downloading=report.download,
                 notice=lambda text: bar.note(f"note: {printable(text)}"),
                 examine=text_faults,
-                calibration=None if calibrate is None else _calibration(calibrate, calibrate_tokens, feedback),
+                calibration=_calibration(calibrate, calibrate_tokens, feedback, importance),
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)
@@ -116,12 +124,18 @@ def convert(
     )
 
 
-def _calibration(text: str, tokens: int, feedback: bool) -> Calibration:
-    """Return what weights are calibrated with. Raises UsageError for a text that cannot be read."""
+def _calibration(text: str | None, tokens: int, feedback: bool, importance: Path | None) -> Weighed:
+    """Return what weights are calibrated with. Raises UsageError for a text that cannot be read, or with a file too."""
     from edgemoe.cli.text_files import read_text_file
+    from edgemoe.conversion.calibration.importance_file import ImportanceFile
     from edgemoe.conversion.calibration.settings import Calibration
+    from edgemoe.errors import UsageError
     from edgemoe.session.calibration_text import DEFAULT, default_text, tokenised
 
+    if text is None:
+        return None if importance is None else ImportanceFile.read(importance)
+    if importance is not None:
+        raise UsageError("--importance takes the place of --calibrate: expected one of them, found both.", "Leave one out.")
     content = default_text() if text == DEFAULT else read_text_file(Path(text))
     return Calibration(content, Path(text).name, tokenised, tokens, feedback)
 

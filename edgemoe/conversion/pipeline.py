@@ -14,9 +14,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import numpy.typing as npt
 
 from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, unused_tensors
+from edgemoe.conversion.calibration.importance_file import ImportanceFile
 from edgemoe.conversion.calibration.settings import CALIBRATION, Calibration, Windows
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
@@ -44,6 +48,9 @@ if TYPE_CHECKING:
 STORE_FOLDER = "store"
 DOWNLOADS_FOLDER = "downloads"
 
+Weighed = Union[Calibration, ImportanceFile, None]
+"""What says how much errors of columns cost: a text that goes through the model, or a file; None: all the same."""
+
 Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
 """Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""
 
@@ -61,7 +68,7 @@ def convert_checkpoint(
     downloading: DownloadCallback | None = None,
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
-    calibration: Calibration | None = None,
+    calibration: Weighed = None,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
@@ -70,7 +77,7 @@ def convert_checkpoint(
     another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
     downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
     the source, and those that `examine` makes on the small files. With a `calibration`, matrices in formats with a
-    trellis are quantised by the inputs that a text gives them.
+    trellis are quantised by the inputs that a text gives them, or gave when a file was made that says so.
     Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
     """
 
@@ -98,7 +105,7 @@ def convert_source(
     progress: Callback | None = None,
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
-    calibration: Calibration | None = None,
+    calibration: Weighed = None,
 ) -> Path:
     """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
     choice.check()
@@ -120,7 +127,11 @@ def convert_source(
                         vocab_size = plan.manifest.model["vocab_size"]
                         side_files = side_files_of(opened, vocab_size)
                         _check_generation_settings(opened.config, side_files)
-                        calibrated = None if calibration is None else _pass(opened, plan, calibration, side_files)
+                        calibrated, importance = None, None
+                        if isinstance(calibration, Calibration):
+                            calibrated = _pass(opened, plan, calibration, side_files)
+                        elif calibration is not None:
+                            importance = calibration.of_pieces(plan.pieces)
                         if notice is not None:
                             found = examine(side_files, vocab_size) if examine else ()
                             said = calibrated.notices() if calibrated else ()
@@ -128,7 +139,7 @@ def convert_source(
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
-                        _write_store(opened, plan, side_files, journal, progress, calibrated)
+                        _write_store(opened, plan, side_files, journal, progress, calibrated, importance)
                         _publish(partial, target)
                 finally:
                     opened.close()
@@ -174,7 +185,7 @@ def edgemoe_version() -> str:
         return "not installed"
 
 
-def _provenance(source: Source, choice: FormatChoice, calibration: Calibration | None) -> dict[str, Any]:
+def _provenance(source: Source, choice: FormatChoice, calibration: Weighed) -> dict[str, Any]:
     """A store's source, formats and program version: the same provenance gives the same bytes.
 
     With a calibration, whose sums libraries compute, that is so on machines of one kind.
@@ -276,10 +287,11 @@ def _write_store(
     journal: Journal,
     progress: Callback | None,
     calibrated: CalibrationPass | None,
+    importance: Mapping[int, npt.NDArray[np.float32]] | None,
 ) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
-        transfer = Transfer(source, plan, writer, journal, progress)
+        transfer = Transfer(source, plan, writer, journal, progress, importance)
         transfer.run(() if calibrated is None else calibrated.numbers)
         if calibrated is not None:
             calibrated.run(Store(writer.folder, plan.manifest), transfer, journal.errors.keys())

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.architectures.table import HEAD
 from edgemoe.conversion.encoding import Encoded, encode
@@ -41,8 +42,16 @@ class Transfer:
     """One run of a conversion over the pieces that the journal does not have yet."""
 
     def __init__(
-        self, source: Source, plan: Plan, writer: StoreWriter, journal: Journal, progress: Callback | None
+        self,
+        source: Source,
+        plan: Plan,
+        writer: StoreWriter,
+        journal: Journal,
+        progress: Callback | None,
+        importance: Mapping[int, npt.NDArray[np.float32]] | None = None,
     ) -> None:
+        """`importance`: that of the columns of some pieces, by their numbers."""
+        self._importance = importance or {}
         self._source = source
         self._plan = plan
         self._writer = writer
@@ -125,7 +134,7 @@ class Transfer:
                 if len(window) > ENCODER_THREADS:
                     self._write(shard, *window.popleft())
                 rows = read_slice(self._source, piece.source, start, stop)
-                what = rows, piece.place.format, f"{shard}: {piece.source.tensor}"
+                what = rows, piece.place.format, f"{shard}: {piece.source.tensor}", self._importance.get(piece.number)
                 shared = (stop - start) * piece.place.columns >= LEAST_SHARED_ELEMENTS
                 window.append((piece, start, stop, pool.submit(encode, *what) if shared else encode(*what)))
             while window:

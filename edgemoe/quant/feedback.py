@@ -1,8 +1,8 @@
 """Quantises weights to trellis formats with error feedback: later columns make up for the errors of earlier ones.
 
 What counts is the error of a matrix's results, `e H e^T` for the errors `e` of a row and the second moments `H` of its
-inputs. With `H = M M^T`, `M` upper triangular, that is the squared length of `e M`, whose entry for a column depends
-on the errors of this column and of those before it: each column is chosen so that it cancels what those left (GPTQ:
+inputs. With `H = M M^T`, `M` upper triangular, that is the squared length of `e M`, whose entry for a column depends on
+the errors of this column and of those before it: each column is chosen so that it cancels what those left (GPTQ:
 Frantar et al. 2022, arXiv 2210.17323; as a factor of `H` itself: QuIP, Chee et al. 2023, arXiv 2307.13304).
 
 In a trellis a column has no choice of its own, so the unit is what a chain has of a block: 8 steps. Its path is searched
