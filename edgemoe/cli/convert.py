@@ -13,7 +13,6 @@ from edgemoe.cli import options as shared
 
 if TYPE_CHECKING:
     from edgemoe.cli.terminal.render import ProgressBar
-    from edgemoe.conversion.pipeline import Weighed
     from edgemoe.conversion.progress import Download, Progress
 
 LEAST_SECONDS_FOR_RATE = 0.5
@@ -38,8 +37,18 @@ def convert(
         typer.Option(
             "--experts",
             metavar="FORMAT",
-            help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights{KEEP_HELP}.",
+            help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights{KEEP_HELP}. With others for"
+            " gate, up, down, the first or the last layer: n2,down=n3,first=n4.",
             show_default="q4",
+        ),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            "--bits",
+            metavar="B",
+            help="In place of --experts: formats n075 to n4 that give their weights at most B bits on average, more to"
+            " down, and to the first and the last layer.",
         ),
     ] = None,
     dense: Annotated[
@@ -93,6 +102,7 @@ def convert(
     from edgemoe.cli.terminal.text import printable
     from edgemoe.conversion.pipeline import convert_checkpoint
     from edgemoe.conversion.statistics import exactness
+    from edgemoe.session.calibration_text import weighed
     from edgemoe.session.text_faults import text_faults
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
@@ -106,13 +116,14 @@ def convert(
                 experts=experts,
                 dense=dense,
                 head=head,
+                bits=bits,
                 keep=keep,
                 force=force,
                 progress=report.conversion,
                 downloading=report.download,
                 notice=lambda text: bar.note(f"note: {printable(text)}"),
                 examine=text_faults,
-                calibration=_calibration(calibrate, calibrate_tokens, feedback, importance),
+                calibration=weighed(calibrate, calibrate_tokens, feedback, importance),
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)
@@ -122,22 +133,6 @@ def convert(
     typer.echo(
         f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{_next_step(path, destination)}"
     )
-
-
-def _calibration(text: str | None, tokens: int, feedback: bool, importance: Path | None) -> Weighed:
-    """Return what weights are calibrated with. Raises UsageError for a text that cannot be read, or with a file too."""
-    from edgemoe.cli.text_files import read_text_file
-    from edgemoe.conversion.calibration.importance_file import ImportanceFile
-    from edgemoe.conversion.calibration.settings import Calibration
-    from edgemoe.errors import UsageError
-    from edgemoe.session.calibration_text import DEFAULT, default_text, tokenised
-
-    if text is None:
-        return None if importance is None else ImportanceFile.read(importance)
-    if importance is not None:
-        raise UsageError("--importance takes the place of --calibrate: expected one of them, found both.", "Leave one out.")
-    content = default_text() if text == DEFAULT else read_text_file(Path(text))
-    return Calibration(content, Path(text).name, tokenised, tokens, feedback)
 
 
 def _next_step(path: Path, destination: object) -> str:

@@ -1,6 +1,7 @@
 """The formats of routed experts as a user writes them: one for all, or others for a matrix, or for the ends of a model.
 
-`n2,down=n3,first=n4` is n2, but n3 for the second matrix of each expert, and n4 for all of the first layer with experts.
+`n2,down=n3,first=n4` is n2, but n3 for the second matrix of each expert, and n4 for all of the first layer that has
+experts.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class ExpertFormats:
             key, equals, name = item.partition("=")
             if not equals or key not in (*PARTS, *ENDS) or key in others:
                 raise UsageError(
-                    f"`experts`: expected a format, then once each of {', '.join((*PARTS, *ENDS))} with its own, such as"
-                    f" n2,down=n3; found {item!r} in {text!r}."
+                    f"`experts`: expected a format, then once each of {', '.join((*PARTS, *ENDS))} with its own, such"
+                    f" as n2,down=n3; found {item!r} in {text!r}."
                 )
             others[key] = name
         for name in (first, *others.values()):

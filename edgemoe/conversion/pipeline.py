@@ -6,6 +6,7 @@ and a hub's unfinished downloads. When all is on the disk the folder is renamed 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import importlib.metadata
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, unused_tensors
+from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, model_spec, unused_tensors
+from edgemoe.conversion.bits import formats_for
 from edgemoe.conversion.calibration.importance_file import ImportanceFile
 from edgemoe.conversion.calibration.settings import CALIBRATION, Calibration, Windows
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
@@ -62,6 +64,7 @@ def convert_checkpoint(
     experts: str | None = None,
     dense: str | None = None,
     head: str | None = None,
+    bits: float | None = None,
     keep: bool = False,
     force: bool = False,
     progress: Callback | None = None,
@@ -73,7 +76,8 @@ def convert_checkpoint(
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
     `experts`, `dense` and `head` name formats (see `FormatChoice`); without them quantised blocks carry over exactly,
-    and other weights become q4 and q8. An interrupted conversion resumes; `force` discards an unfinished conversion of
+    and other weights become q4 and q8. `bits`, in place of `experts`, are the most that weights of experts may have on
+    average (`bits.py`). An interrupted conversion resumes; `force` discards an unfinished conversion of
     another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
     downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
     the source, and those that `examine` makes on the small files. With a `calibration`, matrices in formats with a
@@ -88,6 +92,7 @@ def convert_checkpoint(
         opened,
         destination,
         choice=FormatChoice(experts, dense, head),
+        bits=bits,
         force=force,
         progress=progress,
         notice=notice,
@@ -101,6 +106,7 @@ def convert_source(
     destination: str | os.PathLike[str],
     *,
     choice: FormatChoice = BY_DEFAULT,
+    bits: float | None = None,
     force: bool = False,
     progress: Callback | None = None,
     notice: NoticeCallback | None = None,
@@ -109,6 +115,8 @@ def convert_source(
 ) -> Path:
     """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
     choice.check()
+    if bits is not None and choice.experts is not None:
+        raise UsageError("`bits` takes the place of `experts`: expected one of them, found both.", "Leave one out.")
     target = _target(destination)
     partial = target.with_name(target.name + ".partial")
     with _disk_errors(partial):
@@ -119,6 +127,9 @@ def convert_source(
                 existing = _existing_store(target)
                 opened = open_it(partial / DOWNLOADS_FOLDER)
                 try:
+                    if bits is not None:
+                        shapes = model_spec(opened.config).tensors()
+                        choice = dataclasses.replace(choice, experts=formats_for(bits, shapes))
                     provenance = _provenance(opened, choice, calibration)
                     if existing is not None:
                         _require_same(existing, provenance)
@@ -134,7 +145,9 @@ def convert_source(
                             importance = calibration.of_pieces(plan.pieces)
                         if notice is not None:
                             found = examine(side_files, vocab_size) if examine else ()
-                            said = calibrated.notices() if calibrated else ()
+                            said = calibrated.notices() if calibrated else []
+                            if bits is not None:
+                                said.append(f"Experts get the formats {choice.experts}.")
                             for text in (*opened.notices(), *_left_out(opened), *found, *said):
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)

@@ -5,9 +5,10 @@ inputs. With `H = M M^T`, `M` upper triangular, that is the squared length of `e
 the errors of this column and of those before it: each column is chosen so that it cancels what those left (GPTQ:
 Frantar et al. 2022, arXiv 2210.17323; as a factor of `H` itself: QuIP, Chee et al. 2023, arXiv 2307.13304).
 
-In a trellis a column has no choice of its own, so the unit is what a chain has of a block: 8 steps. Its path is searched
-for the targets that cancel best, and into the next blocks, whose steps are then searched again. Within a unit errors do
-not feed back, but count by what they cost there. Scales are chosen for 256 columns at a time, for their targets.
+In a trellis a column has no choice of its own, so the unit is what a chain has of a block: 8 steps. Its path is
+searched for the targets that cancel best, and into the next blocks, whose steps are then searched again. Within a
+unit errors do not feed back, but count by what they cost there. Scales are chosen for 256 columns at a time, for their
+targets.
 """
 
 from __future__ import annotations

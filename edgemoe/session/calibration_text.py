@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgemoe.conversion.calibration.importance_file import ImportanceFile
+from edgemoe.conversion.calibration.settings import Calibration
+from edgemoe.conversion.pipeline import Weighed
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.session.text_ids import TextIds
 from edgemoe.session.tokenizer import TOKENIZER_NAME, Tokenizer
@@ -27,6 +31,29 @@ def default_text() -> str:
             "Give a file with some pages of text of the kind that the model is for.",
         ) from None
     return "\n\n".join(str(topics[name]) for name in sorted(topics))
+
+
+def weighed(
+    text: str | os.PathLike[str] | None, tokens: int, feedback: bool, importance: str | os.PathLike[str] | None
+) -> Weighed:
+    """What a conversion weighs errors by: a text (a file, or `default`), a file of importance, or nothing.
+
+    Raises UsageError for a text that cannot be read, for both, and for a number of tokens below 1; SourceError.
+    """
+    if tokens < 1:
+        raise UsageError(f"`calibrate_tokens`: expected 1 or more, found {tokens}.")
+    if text is None:
+        return None if importance is None else ImportanceFile.read(Path(importance))
+    if importance is not None:
+        raise UsageError("`importance` takes the place of `calibrate`: expected one, found both.", "Leave one out.")
+    if os.fspath(text) == DEFAULT:
+        return Calibration(default_text(), DEFAULT, tokenised, tokens, feedback)
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "it is not UTF-8"
+        raise UsageError(f"`calibrate`: {os.fspath(text)} cannot be read ({reason}).", "Give a file of text.") from None
+    return Calibration(content, Path(text).name, tokenised, tokens, feedback)
 
 
 def tokenised(

@@ -79,9 +79,15 @@ def test_names_of_gguf_files() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (importance(hidden=96), "of another model: expected 4 x 64 numbers for blk.0.ffn_gate_exps.weight, found 4 x 96"),
+        (
+            importance(hidden=96),
+            "of another model: expected 4 x 64 numbers for blk.0.ffn_gate_exps.weight, found 4 x 96",
+        ),
         (importance(experts=5), "found 5 x 64"),
-        ({"blk.0.ffn_gate.weight": np.ones((1, 64), np.float32)}, "none of this one's matrices, such as blk.0.ffn_gate"),
+        (
+            {"blk.0.ffn_gate.weight": np.ones((1, 64), np.float32)},
+            "none of this one's matrices, such as blk.0.ffn_gate",
+        ),
     ],
 )
 def test_a_file_of_another_model_is_refused(values: Values, expected: str, tmp_path: Path) -> None:
@@ -100,11 +106,10 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     cases = [data[:end] for end in (0, 3, 4, 7, 20, len(data) - 1)]
     cases += [b"\xff" * 64, struct.pack("<i", 0), data.replace(struct.pack("<f", 1), struct.pack("<f", np.nan), 1)]
     cases += [data.replace(struct.pack("<f", 1), struct.pack("<f", -1), 1)]
-    for number, content in enumerate(cases):
+    for content in cases:
         (tmp_path / "damaged").write_bytes(content)
         with pytest.raises(SourceError, match="damaged: "):
             ImportanceFile.read(tmp_path / "damaged")
-            pytest.fail(f"case {number} was read")
     with pytest.raises(SourceError, match="type imatrix, found model"):
         ImportanceFile.read(write_gguf(tmp_path / "model.gguf", one, "model"))
     with pytest.raises(SourceError, match="cannot be read"):

@@ -1,9 +1,9 @@
 """Reads the importance of columns that llama.cpp's imatrix program measured: its GGUF form, and the older .dat form.
 
-GGUF: for a tensor NAME, `NAME.in_sum2` `(matrices, columns)` has sums of squared inputs and `NAME.counts` `(matrices, 1)`
-how many there were. The older form: the number of entries; for each the length of its name, the name, the number of
-calls, the number of values, and these in float32, of all experts one after another. All numbers are 32-bit,
-little-endian.
+GGUF: for a tensor NAME, `NAME.in_sum2` `(matrices, columns)` has sums of squared inputs and `NAME.counts`
+`(matrices, 1)` how many there were. The older form: the number of entries; for each the length of its name, the name,
+the number of calls, the number of values, and these in float32, of all experts one after another. All numbers are
+32-bit, little-endian.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class ImportanceFile:
             size = path.stat().st_size
             data = path.read_bytes() if size <= MOST_BYTES else b""
         except OSError as problem:
-            raise SourceError(f"{path}: cannot be read ({problem.strerror or problem}).", "Check its name.") from problem
+            raise SourceError(
+                f"{path}: cannot be read ({problem.strerror or problem}).", "Check its name."
+            ) from problem
         if size > MOST_BYTES:
             raise SourceError(f"{path}: over {MOST_BYTES} bytes, which no such file is.", _WAY_OUT)
         is_gguf = data[:4] == struct.pack("<I", GGUF_MAGIC)
@@ -70,7 +72,9 @@ class ImportanceFile:
         A matrix that the file lacks has none. Raises UsageError where it is of another model.
         """
         found: dict[int, Floats] = {}
-        wanted = [piece for piece in pieces if piece.place.format is not None and piece.place.format.trellis is not None]
+        wanted = [
+            piece for piece in pieces if piece.place.format is not None and piece.place.format.trellis is not None
+        ]
         experts: dict[tuple[int, str], int] = {}
         for piece in wanted:
             if which := expert_of(piece.name):
@@ -85,8 +89,8 @@ class ImportanceFile:
                 own = own.reshape(matrices, -1)  # the older form has all of a tensor in one row
             if own.shape != (matrices, piece.place.columns):
                 raise UsageError(
-                    f"`importance`: {self.path} is of another model: expected {matrices} x {piece.place.columns} numbers"
-                    f" for {name}, found {own.shape[0]} x {own.shape[1]}.",
+                    f"`importance`: {self.path} is of another model: expected {matrices} x {piece.place.columns}"
+                    f" numbers for {name}, found {own.shape[0]} x {own.shape[1]}.",
                     _WAY_OUT,
                 )
             found[piece.number] = own[which[1] if which else 0]
