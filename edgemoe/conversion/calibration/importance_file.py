@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.formats import expert_of
-from edgemoe.conversion.gguf.file import GGUF_MAGIC, GgufTensor, read_gguf
+from edgemoe.conversion.gguf.file import GgufTensor, read_gguf
+from edgemoe.conversion.gguf.package import GGUF_MAGIC
 from edgemoe.conversion.plan import Piece
 from edgemoe.errors import SourceError, UsageError
 
@@ -142,7 +143,7 @@ def _read_gguf(path: Path, data: bytes) -> dict[str, Floats]:
             divisors = np.ones((len(sums), 1), np.float32) if counts is None else numbers(counts).reshape(-1, 1)
             if len(divisors) != len(sums):
                 raise SourceError(f"{path}: {name}: expected {len(sums)} counts, found {len(divisors)}.", _WAY_OUT)
-            found[name.removesuffix(".in_sum2")] = sums / np.maximum(divisors, 1)
+            found[name.removesuffix(".in_sum2")] = (sums / np.maximum(divisors, 1)).astype(np.float32)
     return found
 
 
