@@ -21,9 +21,9 @@ ERRORS = {"n075": 0.638, "n1": 0.535, "n15": 0.385, "n2": 0.269, "n3": 0.1435, "
 """Relative errors on normal weights, root mean square, measured (`tests/quant/test_trellis.py`); fewest bits first."""
 
 DOWN_WEIGHT = 2.0
-"""What the error of down counts: its columns are hidden values, of which few are large."""
+"""The weight of down's errors: its columns are hidden values, of which few are large."""
 END_WEIGHT = 2.0
-"""What the errors of the first and the last layer count."""
+"""The weight of errors in the first and the last layer."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Group:
     bytes: Mapping[str, int]
     """By the names of formats."""
     cost: float
-    """What the squared error of a weight counts."""
+    """The weight of a squared error."""
 
 
 def formats_for(bits: float, shapes: Mapping[str, tuple[int, ...]]) -> str:

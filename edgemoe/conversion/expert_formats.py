@@ -22,7 +22,7 @@ class ExpertFormats:
 
     all: str
     others: tuple[tuple[str, str], ...] = ()
-    """What has another one: parts of experts, or the first or the last layer that has experts."""
+    """Exceptions, each with its format: parts of experts, or the first or the last layer that has experts."""
 
     @classmethod
     def parse(cls, text: str, names: Collection[str]) -> ExpertFormats:

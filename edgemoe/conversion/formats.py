@@ -56,7 +56,7 @@ class FormatChoice:
     """Names of the formats that a user asks for; None leaves it to the checkpoint's own formats and the defaults."""
 
     experts: str | None = None
-    """Of routed experts, as `ExpertFormats` reads it."""
+    """The formats of routed experts, as `ExpertFormats` reads them."""
     dense: str | None = None
     head: str | None = None
     """The format of the matrix that gives the logits, if it is not that of other dense weights."""

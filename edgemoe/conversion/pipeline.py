@@ -51,7 +51,7 @@ STORE_FOLDER = "store"
 DOWNLOADS_FOLDER = "downloads"
 
 Weighed = Union[Calibration, ImportanceFile, None]
-"""What says how much errors of columns cost: a text that goes through the model, or a file; None: all the same."""
+"""The source of what errors of columns cost: a text that goes through the model, or a file; None: all the same."""
 
 Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
 """Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""

@@ -61,7 +61,7 @@ class Feedback:
     factor: Floats
     """`M`, in this order."""
     importance: Floats
-    """What squared errors of columns cost, with those of earlier units made up for, in the order of the matrix."""
+    """The costs of squared errors of columns, with those of earlier units made up for, in the order of the matrix."""
     inverses: tuple[Floats, ...]
     """Inverses of the parts of `M` for 256 columns and the blocks after them that a search goes through."""
 
@@ -164,7 +164,7 @@ class _Rows:
         self._weights = np.zeros((rows, padded), np.float32)
         self._weights[:, : self._columns] = weights
         self._errors = np.zeros((rows, padded), np.float32)
-        """Of columns that are done, in the order of units."""
+        """Errors of columns that are done, in the order of units."""
         self._values = window_values(tables, trellis).astype(np.float32)
         self._levels = Levels.of(window_values(tables, trellis), trellis)
         self._states = np.zeros((rows, CHAINS), np.uint8)

@@ -23,7 +23,7 @@ from edgemoe.quant.trellis import quantise_rows
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 Weighing = Union[Floats, Feedback, None]
-"""What errors of columns cost: their importance, or how they feed back; None: all the same."""
+"""The cost of errors of columns: their importance, or how they feed back; None: all the same."""
 
 TARGETS = ("q4", "q4m", "m4", "q8", "bf16", "f16", "f32", *TRELLISES)
 """The names of the formats that weights can be quantised to; the others are those of files, whose blocks are kept."""

@@ -36,7 +36,7 @@ def default_text() -> str:
 def weighed(
     text: str | os.PathLike[str] | None, tokens: int, feedback: bool, importance: str | os.PathLike[str] | None
 ) -> Weighed:
-    """What a conversion weighs errors by: a text (a file, or `default`), a file of importance, or nothing.
+    """Return what a conversion weighs errors by: a text (a file, or `default`), a file of importance, or nothing.
 
     Raises UsageError for a text that cannot be read, for both, and for a number of tokens below 1; SourceError.
     """

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from edgemoe.architectures import model_spec
 from edgemoe.conversion.calibration import passing
-from edgemoe.conversion.calibration.settings import Calibration
+from edgemoe.conversion.calibration.layers import within
+from edgemoe.conversion.calibration.settings import Calibration, Windows
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, UsageError
+from edgemoe.model.build import build_graph
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.checkpoints import (
@@ -130,6 +133,13 @@ def test_a_short_text_is_remarked_on(checkpoint: Path, tmp_path: Path) -> None:
     few = calibration(8 * TEXT[:4])
     convert_checkpoint(str(checkpoint), tmp_path / "store", experts="n2", calibration=few, notice=said.append)
     assert any("only 255 tokens" in text for text in said)  # whole windows
+
+
+def test_memory_bounds_the_number_of_tokens() -> None:
+    graph = build_graph(model_spec(SMALL_MIXTRAL))
+    windows = Windows(np.zeros((64, 256), np.int32), 1)
+    counts = [len(within(most, graph, windows).ids) for most in (1 << 40, 16 << 20, 4 << 20, 1)]
+    assert counts[0] == 64 > counts[1] > counts[2] > counts[3] == 1
 
 
 def test_an_expert_that_no_token_chose(tmp_path: Path) -> None:

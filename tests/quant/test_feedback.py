@@ -74,7 +74,7 @@ def test_any_number_of_columns_is_kept(name: str, columns: int) -> None:
 
 
 def test_moments_that_are_singular() -> None:
-    """Of one input, of columns that are never used, and of no input at all."""
+    """They are of one input, of columns that are never used, or of no input at all."""
     values, one = drawn(8, 256), np.random.default_rng(1).standard_normal(256)
     unused = correlated(256)
     unused[100:140] = unused[:, 100:140] = 0

@@ -64,7 +64,7 @@ class ImportanceFile:
         return cls(path, values, hashlib.sha256(data).hexdigest()[:16])
 
     def described(self) -> str:
-        """What a store says that it was calibrated with."""
+        """Return what a store says that it was calibrated with."""
         return f"importance of {self.path.name} ({self.digest})"
 
     def of_pieces(self, pieces: Iterable[Piece]) -> dict[int, Floats]:

@@ -6,8 +6,8 @@ operations before a matrix compute comes from weights that are quantised already
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgemoe.conversion.calibration.settings import Windows
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.sequence import Sequences
-from edgemoe.engine.workspace import Workspace
+from edgemoe.engine.workspace import Workspace, kept_bytes, state_bytes, work_bytes
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
@@ -87,7 +87,7 @@ class LayerRun:
         if isinstance(operation, ex.Capacity):  # it counts the tokens of one sequence
             for start, end in zip(self._starts, (*self._starts[1:], self.tokens), strict=True):
                 rows = {name: getattr(operation, name)[start:end] for name in ("experts", "weights")}
-                self._backend.program([dataclasses.replace(operation, **rows)]).run(end - start)
+                self._backend.program([replace(operation, **rows)]).run(end - start)
             return
         self._backend.program([operation]).run(self.tokens)
 
@@ -116,6 +116,21 @@ class LayerRun:
         for expert, slot in enumerate(self._arena):
             record = self._store.record(layer, expert)
             slot[: record.length] = np.fromfile(record.path, np.uint8, record.length, offset=record.offset)
+
+
+def within(most_bytes: int, graph: Graph, windows: Windows) -> Windows:
+    """The first windows whose values and state take at most this memory: one at least."""
+
+    def size(count: int) -> int:
+        length = windows.ids.shape[1]
+        tokens = count * length
+        sizes = work_bytes(graph, tokens), kept_bytes(graph, tokens, length, count)
+        return sum(sizes) + state_bytes(graph, tokens, length, "f16", count)
+
+    count = len(windows.ids)
+    while count > 1 and size(count) > most_bytes:
+        count -= max(1, count // 8)
+    return replace(windows, ids=windows.ids[:count])
 
 
 def layer_of(experts: Any) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgemoe.conversion.calibration.layers import LayerRun, layer_of
+from edgemoe.conversion.calibration.layers import LayerRun, layer_of, within
 from edgemoe.conversion.calibration.matrices import Matrices, Slices, groups_of
 from edgemoe.conversion.calibration.settings import Windows
 from edgemoe.conversion.plan import Piece, Plan
@@ -40,6 +40,8 @@ PRIOR_TOKENS = 256
 """How many tokens of its own weigh as much as what an expert takes from its layer's tokens."""
 SAMPLE_TOKENS = 256
 """How many tokens of a layer go through each of its experts, to say what hidden values it has."""
+MOST_BYTES = 2 << 30
+"""The memory of all tokens on their way: where it is short, fewer are used. Weights of a layer come to it."""
 _ROWS_AT_ONCE = 2048
 
 
@@ -55,7 +57,7 @@ class CalibrationPass:
                 "Convert it without calibration.",
             )
         self._graph = graph
-        self._windows = windows
+        self._windows = within(MOST_BYTES, graph, windows)
         self._matrices = Matrices(source, plan, graph, feedback)
         if not self._matrices.pieces:
             raise UsageError(
@@ -103,7 +105,7 @@ class _ExpertInputs(NamedTuple):
     own: Floats
     """Inputs of the tokens that chose it."""
     weights: Floats
-    """What each of them counts, one on average."""
+    """The weight of each of them, one on average."""
     sample: Floats
     """Inputs of some of the layer's tokens."""
     prior: Doubles

@@ -1,4 +1,4 @@
-"""What a conversion is calibrated with: the tokens of a text, in windows, and how far errors are fed back."""
+"""Settings of a calibration: the tokens of a text, in windows, and how far errors are fed back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Calibration:
     """Whether errors are fed back; if not, columns are weighted by their importance alone."""
 
     def described(self) -> str:
-        """What a store says that it was calibrated with."""
+        """Return what a store says that it was calibrated with."""
         digest = hashlib.sha256(self.text.encode()).hexdigest()[:16]
         how = "error feedback" if self.feedback else "importance"
         return f"{how}, {self.tokens} tokens of {self.name} ({digest})"
