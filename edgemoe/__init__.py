@@ -74,6 +74,11 @@ def convert(
     experts: str | None = None,
     dense: str | None = None,
     head: str | None = None,
+    bits: float | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
+    calibrate_tokens: int = 16384,
+    feedback: bool = True,
+    importance: str | os.PathLike[str] | None = None,
     keep: bool = False,
     force: bool = False,
     notice: Callable[[str], None] | None = None,
@@ -83,10 +88,16 @@ def convert(
     `experts`, `dense` and `head` (the matrix of the logits, by default as `dense`) name formats: q4, q4m, m4, q8,
     bf16, f16, f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits for a weight), or `keep` for the smallest exact
     one; left out, blocks that the source has quantised carry over exactly, other experts become q4 and other weights
-    q8. `notice` gets, before the weights are read, paragraphs about what the checkpoint lacks.
+    q8. Experts may have others for a matrix, or for an end of the model: `n2,down=n3,first=n4`. `bits` chooses n075 to
+    n4 for them, of at most as many for a weight.
+
+    `calibrate` is a file of text, or `default`: n4 to n075 are then made by what its first `calibrate_tokens` tokens
+    make of the weights, with `feedback` of errors or without. `importance` is a file of llama.cpp's imatrix in place of
+    a text. `notice` gets, before the weights are read, paragraphs about what the checkpoint lacks.
     Raises SourceError, StoreError and UsageError.
     """
     from edgemoe.conversion.pipeline import convert_checkpoint
+    from edgemoe.session.calibration_text import weighed
     from edgemoe.session.text_faults import text_faults
 
     return convert_checkpoint(
@@ -95,10 +106,12 @@ def convert(
         experts=experts,
         dense=dense,
         head=head,
+        bits=bits,
         keep=keep,
         force=force,
         notice=notice,
         examine=text_faults,
+        calibration=weighed(calibrate, calibrate_tokens, feedback, importance),
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Generator, Iterator
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by numpy: threads that wait for each other take minutes
+
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from edgemoe.bench.evaluation_report import ModelFacts
-from edgemoe.bench.windows import TextIds
 from edgemoe.errors import UsageError
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import model_name
 from edgemoe.session.stores import open_store
+from edgemoe.session.text_ids import TextIds
 from edgemoe.session.tokenizer import Tokenizer, has_tokenizer
 
 PIECES = 256

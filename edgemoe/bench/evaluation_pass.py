@@ -10,13 +10,14 @@ from edgemoe.bench.candidates import Candidate
 from edgemoe.bench.divergence import Logits, ReferenceRow, Scores
 from edgemoe.bench.evaluation_report import ModelResult
 from edgemoe.bench.saved_run import RunWriter, SavedRun
-from edgemoe.bench.windows import TextIds, Window
+from edgemoe.bench.windows import Window
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.held_tokens import check_finite
 from edgemoe.session.stores import open_store
+from edgemoe.session.text_ids import TextIds
 
 
 class Stopped(Exception):  # noqa: N818 (no error)

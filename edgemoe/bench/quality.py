@@ -27,7 +27,6 @@ from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import SETTLE_SECONDS, Progress
 from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
-from edgemoe.bench.windows import head_of
 from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.engine.opening import check_planes
 from edgemoe.engine.options import EngineOptions
@@ -36,6 +35,7 @@ from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
 from edgemoe.session.quality import Quality
 from edgemoe.session.stores import open_store
+from edgemoe.session.text_ids import head_of
 from edgemoe.session.tokenizer import Tokenizer
 
 COMMAND = [sys.executable, "-m", "edgemoe.bench.quality_worker"]

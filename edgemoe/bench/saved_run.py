@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 
 from edgemoe.bench.divergence import Ids, Logits, ReferenceRow, Row
-from edgemoe.bench.windows import TextIds, Window, cut_into_windows
+from edgemoe.bench.windows import Window, cut_into_windows
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.session.text_ids import TextIds
 from edgemoe.sizes import format_size
 
 MAGIC = b"edgemoe run\n"

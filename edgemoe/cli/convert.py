@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 LEAST_SECONDS_FOR_RATE = 0.5
 FORMATS_HELP = "q4, q4m, m4, q8, bf16, f16, f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits)"
+DEFAULT_TOKENS = 16384
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+"""The threads of numpy's linear algebra. Calibration has threads of its own: both together wait for each other."""
 KEEP_HELP = "; keep: the smallest that is exact"
 
 
@@ -34,8 +38,18 @@ def convert(
             "--experts",
             metavar="FORMAT",
             help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights; n1+n3, a base in memory and"
-            f" a residual{KEEP_HELP}.",
+            f" a residual{KEEP_HELP}. With others for gate, up, down, the first or the last layer:"
+            " n2,down=n3,first=n4.",
             show_default="q4",
+        ),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            "--bits",
+            metavar="B",
+            help="In place of --experts: formats n075 to n4 that give their weights at most B bits on average, more to"
+            " down, and to the first and the last layer.",
         ),
     ] = None,
     dense: Annotated[
@@ -45,6 +59,33 @@ def convert(
         ),
     ] = None,
     head: shared.HeadOption = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE|default",
+            help="Quantise to n4 ... n075 by what this text (UTF-8) makes of the weights: far less error at the same"
+            " size. default: Python's own help.",
+        ),
+    ] = None,
+    calibrate_tokens: Annotated[
+        int, typer.Option("--calibrate-tokens", metavar="N", help="Use the first N tokens of that text.")
+    ] = DEFAULT_TOKENS,
+    importance: Annotated[
+        Path | None,
+        typer.Option(
+            "--importance",
+            metavar="FILE",
+            help="In place of a text: the importance of columns, as llama.cpp's imatrix measured it (GGUF or .dat).",
+        ),
+    ] = None,
+    feedback: Annotated[
+        bool,
+        typer.Option(
+            "--feedback/--no-feedback",
+            help="Let later columns of a matrix make up for the errors of earlier ones, or weight columns alone.",
+        ),
+    ] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the Hugging Face cache.")] = False,
     force: Annotated[
         bool,
@@ -56,10 +97,13 @@ def convert(
 
     Without --experts, --dense and --head, weights that the checkpoint has in quantised blocks are kept bit for bit.
     """
+    if calibrate is not None:
+        os.environ.setdefault(BLAS_THREADS, "1")  # read when numpy is first imported
     from edgemoe.cli.terminal.render import ProgressBar
     from edgemoe.cli.terminal.text import printable
     from edgemoe.conversion.pipeline import convert_checkpoint
     from edgemoe.conversion.statistics import exactness
+    from edgemoe.session.calibration_text import weighed
     from edgemoe.session.text_faults import text_faults
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
@@ -73,12 +117,14 @@ def convert(
                 experts=experts,
                 dense=dense,
                 head=head,
+                bits=bits,
                 keep=keep,
                 force=force,
                 progress=report.conversion,
                 downloading=report.download,
                 notice=lambda text: bar.note(f"note: {printable(text)}"),
                 examine=text_faults,
+                calibration=weighed(calibrate, calibrate_tokens, feedback, importance),
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)

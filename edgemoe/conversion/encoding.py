@@ -16,7 +16,7 @@ from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import E4M3, E8M0_NAN, Format
 from edgemoe.kernels.sub1 import Trits, weights_of
 from edgemoe.quant import sub1
-from edgemoe.quant.quantise import quantise
+from edgemoe.quant.quantise import Weighing, quantise
 
 LEVEL_BYTES = 2
 """Bytes of a level of experts in sub1."""
@@ -39,8 +39,10 @@ class Encoded:
     """The base plane of which these bytes are the residual."""
 
 
-def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
+def encode(rows: Rows, fmt: Format | None, tensor: str, weighing: Weighing = None) -> Encoded:
     """Encode rows `(rows, columns)` as whole panels of `fmt`, or elements as float32 if `fmt` is None.
+
+    `weighing`: what errors of columns cost, for a format with a trellis.
 
     Raises SourceError, naming the tensor, if a weight is not finite or exceeds the range of the format.
     """
@@ -69,7 +71,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str) -> Encoded:
         values = rows
     if fmt.varying:
         return _encode_trits(values, tensor)
-    blocks = _rounded(values, fmt, tensor)
+    blocks = _rounded(values, fmt, tensor, weighing)
     squared_weight = _sum_of_squares(values)
     if fmt.name == "f32":
         return Encoded(pack_panels(blocks), 0.0, squared_weight)
@@ -100,9 +102,9 @@ def encode_planes(rows: Rows, base: Format, residual: Format, tensor: str) -> En
     return encoded(above, left - dequantise(above), encoded(below, left))
 
 
-def _rounded(values: npt.NDArray[np.float32], fmt: Format, tensor: str) -> Blocks:
+def _rounded(values: npt.NDArray[np.float32], fmt: Format, tensor: str, weighing: Weighing = None) -> Blocks:
     try:
-        return quantise(values, fmt)
+        return quantise(values, fmt, weighing)
     except SourceError:
         raise
     except EdgemoeError as problem:

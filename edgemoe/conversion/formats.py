@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgemoe.conversion.carrying import common_format
+from edgemoe.conversion.expert_formats import ExpertFormats
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.kernels.formats import EXPERT_FORMATS, FORMATS, SUB1, Format
 from edgemoe.kernels.row_types import BLOCK_FORMATS
@@ -58,6 +59,7 @@ class FormatChoice:
     """Names of the formats that a user asks for; None leaves it to the checkpoint's own formats and the defaults."""
 
     experts: str | None = None
+    """The formats of routed experts, as `ExpertFormats` reads them; or of a base and a residual, such as n1+n3."""
     dense: str | None = None
     head: str | None = None
     """The format of the matrix that gives the logits, if it is not that of other dense weights."""
@@ -70,7 +72,7 @@ class FormatChoice:
 
     @property
     def records(self) -> str | None:
-        """The name of the format of experts' records, which are residuals where experts have base planes."""
+        """The formats of experts' records, as `ExpertFormats` reads them: residuals where experts have base planes."""
         return None if self.experts is None else self.experts.rpartition("+")[2]
 
     def check(self, names: Sequence[str] = (*TARGETS, KEEP)) -> None:
@@ -83,10 +85,10 @@ class FormatChoice:
                         f"`experts`: expected a base and a residual of {', '.join(planes)}, such as n1+n3,"
                         f" found {value!r}."
                     )
-                continue
-            allowed = (*names, SUB1.name) if parameter == "experts" else names
-            if value is not None and value not in allowed:
-                raise UsageError(f"`{parameter}`: expected one of {', '.join(allowed)}, found {value!r}.")
+            elif parameter == "experts" and value is not None:
+                ExpertFormats.parse(value, (*names, SUB1.name))
+            elif value is not None and value not in names:
+                raise UsageError(f"`{parameter}`: expected one of {', '.join(names)}, found {value!r}.")
 
 
 BY_DEFAULT = FormatChoice()
@@ -145,8 +147,13 @@ def choose_formats(
         else:
             groups[name] = [name]
     head = "head" if "head" in shapes else "embedding"
+    of_experts = None if choice.records is None else ExpertFormats.parse(choice.records, (*EXPERT_FORMATS, KEEP))
+    layers = sorted({found[0] for name in shapes if (found := expert_of(name))})
     for names in groups.values():
-        option, default = (choice.records, DEFAULT_EXPERTS) if expert_of(names[0]) else (choice.dense, DEFAULT_DENSE)
+        option, default = choice.dense, DEFAULT_DENSE
+        if found := expert_of(names[0]):
+            option = None if of_experts is None else of_experts.of(found[2], found[0], layers)
+            default = DEFAULT_EXPERTS
         if names == [head]:
             option = choice.head or choice.dense
         elif option in FORMATS and FORMATS[option].head_bytes and (names == ["embedding"] or is_table(names[0])):

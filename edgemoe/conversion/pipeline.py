@@ -6,6 +6,7 @@ and a hub's unfinished downloads. When all is on the disk the folder is renamed 
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import importlib.metadata
@@ -14,9 +15,15 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, unused_tensors
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, model_spec, unused_tensors
+from edgemoe.conversion.bits import formats_for
+from edgemoe.conversion.calibration.importance_file import ImportanceFile
+from edgemoe.conversion.calibration.settings import CALIBRATION, Calibration, Windows
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
@@ -26,6 +33,9 @@ from edgemoe.conversion.side_files import side_files_of
 from edgemoe.conversion.source import Source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
+from edgemoe.model.build import build_graph
+from edgemoe.model.description import ffns_apart, store_spec
+from edgemoe.model.graph import BuildOptions
 from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_ids, read_generation_config
 from edgemoe.paths import expanded
 from edgemoe.store.headers import parse_json
@@ -34,8 +44,14 @@ from edgemoe.store.reader import Store
 from edgemoe.store.side_files import check_side_files
 from edgemoe.store.writer import StoreWriter, sync_folder
 
+if TYPE_CHECKING:
+    from edgemoe.conversion.calibration.passing import CalibrationPass
+
 STORE_FOLDER = "store"
 DOWNLOADS_FOLDER = "downloads"
+
+Weighed = Union[Calibration, ImportanceFile, None]
+"""The source of what errors of columns cost: a text that goes through the model, or a file; None: all the same."""
 
 Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
 """Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""
@@ -48,20 +64,24 @@ def convert_checkpoint(
     experts: str | None = None,
     dense: str | None = None,
     head: str | None = None,
+    bits: float | None = None,
     keep: bool = False,
     force: bool = False,
     progress: Callback | None = None,
     downloading: DownloadCallback | None = None,
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
+    calibration: Weighed = None,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
     `experts`, `dense` and `head` name formats (see `FormatChoice`); without them quantised blocks carry over exactly,
-    and other weights become q4 and q8. An interrupted conversion resumes; `force` discards an unfinished conversion of
+    and other weights become q4 and q8. `bits`, in place of `experts`, are the most that weights of experts may have on
+    average (`bits.py`). An interrupted conversion resumes; `force` discards an unfinished conversion of
     another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
     downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
-    the source, and those that `examine` makes on the small files.
+    the source, and those that `examine` makes on the small files. With a `calibration`, matrices in formats with a
+    trellis are quantised by the inputs that a text gives them, or gave when a file was made that says so.
     Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
     """
 
@@ -72,10 +92,12 @@ def convert_checkpoint(
         opened,
         destination,
         choice=FormatChoice(experts, dense, head),
+        bits=bits,
         force=force,
         progress=progress,
         notice=notice,
         examine=examine,
+        calibration=calibration,
     )
 
 
@@ -84,13 +106,23 @@ def convert_source(
     destination: str | os.PathLike[str],
     *,
     choice: FormatChoice = BY_DEFAULT,
+    bits: float | None = None,
     force: bool = False,
     progress: Callback | None = None,
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
+    calibration: Weighed = None,
 ) -> Path:
     """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
     choice.check()
+    if calibration is not None and choice.base is not None:
+        raise UsageError(
+            f"`experts={choice.experts}`: experts in two planes are rounded without a text: found one, or the"
+            " importance of columns, beside it.",
+            "Leave that out, or give one format.",
+        )
+    if bits is not None and choice.experts is not None:
+        raise UsageError("`bits` takes the place of `experts`: expected one of them, found both.", "Leave one out.")
     target = _target(destination)
     partial = target.with_name(target.name + ".partial")
     with _disk_errors(partial):
@@ -101,7 +133,10 @@ def convert_source(
                 existing = _existing_store(target)
                 opened = open_it(partial / DOWNLOADS_FOLDER)
                 try:
-                    provenance = _provenance(opened, choice)
+                    if bits is not None:
+                        shapes = model_spec(opened.config).tensors()
+                        choice = dataclasses.replace(choice, experts=formats_for(bits, shapes))
+                    provenance = _provenance(opened, choice, calibration)
                     if existing is not None:
                         _require_same(existing, provenance)
                     else:
@@ -109,13 +144,21 @@ def convert_source(
                         vocab_size = plan.manifest.model["vocab_size"]
                         side_files = side_files_of(opened, vocab_size)
                         _check_generation_settings(opened.config, side_files)
+                        calibrated, importance = None, None
+                        if isinstance(calibration, Calibration):
+                            calibrated = _pass(opened, plan, calibration, side_files)
+                        elif calibration is not None:
+                            importance = calibration.of_pieces(plan.pieces)
                         if notice is not None:
                             found = examine(side_files, vocab_size) if examine else ()
-                            for text in (*opened.notices(), *_left_out(opened), *found):
+                            said = calibrated.notices() if calibrated else []
+                            if bits is not None:
+                                said.append(f"Experts get the formats {choice.experts}.")
+                            for text in (*opened.notices(), *_left_out(opened), *found, *said):
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
-                        _write_store(opened, plan, side_files, journal, progress)
+                        _write_store(opened, plan, side_files, journal, progress, calibrated, importance)
                         _publish(partial, target)
                 finally:
                     opened.close()
@@ -161,14 +204,28 @@ def edgemoe_version() -> str:
         return "not installed"
 
 
-def _provenance(source: Source, choice: FormatChoice) -> dict[str, Any]:
-    """A store's source, formats and program version: the same provenance gives the same bytes."""
+def _provenance(source: Source, choice: FormatChoice, calibration: Weighed) -> dict[str, Any]:
+    """A store's source, formats and program version: the same provenance gives the same bytes.
+
+    With a calibration, whose sums libraries compute, that is so on machines of one kind.
+    """
     return {
         "source": source.name,
         "fingerprint": source.fingerprint,
         "edgemoe": edgemoe_version(),
         **vars(choice),
+        **({CALIBRATION: calibration.described()} if calibration else {}),
     }
+
+
+def _pass(source: Source, plan: Plan, calibration: Calibration, side_files: Mapping[str, bytes]) -> CalibrationPass:
+    """The pass that calibrates. Raises UsageError for a text or a model for which there is none."""
+    from edgemoe.conversion.calibration.passing import CalibrationPass  # imports the engine
+
+    store = Store(Path(), plan.manifest)
+    graph = build_graph(store_spec(store), BuildOptions(ffns_apart=ffns_apart(store)))
+    windows = Windows.of(calibration, side_files, graph.spec.vocab_size, min(graph.longest_contexts))
+    return CalibrationPass(source, plan, graph, windows, calibration.feedback)
 
 
 def _existing_store(target: Path) -> Store | None:
@@ -193,7 +250,7 @@ def _existing_store(target: Path) -> Store | None:
 
 def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     found = existing.manifest.provenance
-    different = [key for key in provenance if found.get(key) != provenance[key]]
+    different = [key for key in (*provenance, CALIBRATION) if found.get(key) != provenance.get(key)]
     if different:
         way_out = "Give another destination, or remove it first."
         if not vars(BY_DEFAULT).keys() & set(different):
@@ -206,9 +263,9 @@ def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Describe the differences between two conversions, for messages."""
     texts = [
-        f"{key} {found.get(key) or 'by default'}, not {wanted[key] or 'by default'}"
-        for key in ("source", "edgemoe", *vars(BY_DEFAULT))
-        if found.get(key) != wanted[key]
+        f"{key} {found.get(key) or 'by default'}, not {wanted.get(key) or 'by default'}"
+        for key in ("source", "edgemoe", *vars(BY_DEFAULT), CALIBRATION)
+        if found.get(key) != wanted.get(key)
     ]
     return "; ".join(texts) or "the checkpoint has changed"
 
@@ -243,12 +300,21 @@ def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
 
 
 def _write_store(
-    source: Source, plan: Plan, side_files: Mapping[str, bytes], journal: Journal, progress: Callback | None
+    source: Source,
+    plan: Plan,
+    side_files: Mapping[str, bytes],
+    journal: Journal,
+    progress: Callback | None,
+    calibrated: CalibrationPass | None,
+    importance: Mapping[int, npt.NDArray[np.float32]] | None,
 ) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
-        transfer = Transfer(source, plan, writer, journal, progress)
-        transfer.run()
+        transfer = Transfer(source, plan, writer, journal, progress, importance)
+        transfer.run(() if calibrated is None else calibrated.numbers)
+        if calibrated is not None:
+            calibrated.run(Store(writer.folder, plan.manifest), transfer, journal.errors.keys())
+        transfer.finish()
         writer.finish(transfer.manifest(), side_files)
 
 

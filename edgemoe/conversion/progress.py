@@ -57,6 +57,10 @@ class ProgressMeter:
         self._began_s = time.monotonic()
         self._reported_s = float("-inf")
 
+    def again(self) -> ProgressMeter:
+        """A meter that goes on from here, and measures its rate anew."""
+        return ProgressMeter(self._callback, self._total_bytes, self._done_bytes)
+
     def advance(self, shard: str, done_bytes: int) -> None:
         """Count bytes that were written."""
         self._done_bytes += done_bytes

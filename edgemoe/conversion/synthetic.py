@@ -93,6 +93,8 @@ def synthesise(
     else:
         choice = FormatChoice(experts or DEFAULT_EXPERTS, dense or DEFAULT_DENSE, head)
         choice.check(_DRAWN)
+        if experts is not None and "," in experts:
+            raise UsageError(f"`experts`: expected one format for random weights, found {experts!r}.", "Name a `mix`.")
     source = SyntheticSource(shape, seed, choice, layers, mix)
     encoded = (*TARGETS, SUB1.name)
     kept = [name if name in encoded else None for name in vars(choice).values()]  # blocks are kept

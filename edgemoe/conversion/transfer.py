@@ -11,12 +11,13 @@ import functools
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.architectures.table import HEAD
 from edgemoe.conversion.encoding import Encoded, encode, encode_planes
@@ -43,8 +44,16 @@ class Transfer:
     """One run of a conversion over the pieces that the journal does not have yet."""
 
     def __init__(
-        self, source: Source, plan: Plan, writer: StoreWriter, journal: Journal, progress: Callback | None
+        self,
+        source: Source,
+        plan: Plan,
+        writer: StoreWriter,
+        journal: Journal,
+        progress: Callback | None,
+        importance: Mapping[int, npt.NDArray[np.float32]] | None = None,
     ) -> None:
+        """`importance`: that of the columns of some pieces, by their numbers."""
+        self._importance = importance or {}
         self._source = source
         self._plan = plan
         self._writer = writer
@@ -71,26 +80,49 @@ class Transfer:
         base = self._plan.bases.get(piece.number)
         return (piece,) if base is None else (piece, base)
 
-    def run(self) -> None:
-        """Write every piece that is missing, shard by shard. Raises SourceError or OSError."""
+    def run(self, apart: Collection[int] = ()) -> None:
+        """Write every piece that is missing, shard by shard, but for those with numbers in `apart` (`put`).
+
+        A shard with such pieces is not released. Raises SourceError or OSError.
+        """
         infos = self._source.tensors()
         by_shard: dict[str, list[Piece]] = {}
+        kept: set[str] = set()
         for piece in self._plan.pieces:
-            missing = by_shard.setdefault(infos[piece.source.tensor].shard, [])
-            if piece.number not in self._journal.errors:
+            shard = infos[piece.source.tensor].shard
+            missing = by_shard.setdefault(shard, [])
+            if piece.number in apart:
+                kept.add(shard)
+            elif piece.number not in self._journal.errors:
                 missing.append(piece)
         by_shard |= {shard: [] for shard in self._source.shards() if shard not in by_shard}
         with ThreadPoolExecutor(ENCODER_THREADS, "edgemoe-encode") as pool:
             for shard, pieces in by_shard.items():
                 self._convert(shard, pieces, pool)
-                self._checkpoint()
-                self._source.release(shard)
+                self.checkpoint()
+                if shard not in kept:
+                    self._source.release(shard)
+
+    def begin_apart(self) -> None:
+        """Begin with the pieces that are written apart, whose rate is another one."""
+        self._meter = self._meter.again()
+
+    def put(self, doing: str, piece: Piece, slices: Iterable[tuple[int, int, Encoded]]) -> None:
+        """Write a piece that was encoded apart, from the first rows to the last, unless it is there already."""
+        if piece.number not in self._journal.errors and piece.number not in self._errors:
+            for start, stop, encoded in slices:
+                self._write(doing, piece, start, stop, encoded)
+
+    def finish(self) -> None:
+        """Write what follows from the pieces, and release all shards. Raises OSError."""
         if TABLE_CHECKSUMS in self._plan.parts.keys() - self._journal.checksums.keys():
             self._write_table_checksums()
         # An interruption may have come between the last piece of a part and its checksum.
         for name in self._plan.parts.keys() - self._journal.checksums.keys():
             self._take_checksum(name)
-        self._checkpoint()
+        self.checkpoint()
+        for shard in self._source.shards():
+            self._source.release(shard)
 
     def _write_table_checksums(self) -> None:
         """Write the checksums of all panels of tables, of which single ones will be read."""
@@ -124,7 +156,7 @@ class Transfer:
         """What encodes some rows of a piece."""
         base = self._plan.bases.get(piece.number)
         if base is None:
-            return functools.partial(encode, rows, piece.place.format, tensor)
+            return functools.partial(encode, rows, piece.place.format, tensor, self._importance.get(piece.number))
         assert base.place.format is not None
         assert piece.place.format is not None
         return functools.partial(encode_planes, rows, base.place.format, piece.place.format, tensor)
@@ -193,7 +225,7 @@ class Transfer:
                 self._write_record(piece)
             self._take_checksum(piece.place.part)
         if self._unnoted_bytes >= CHECKPOINT_BYTES and piece.number < len(self._plan.pieces):  # its base has ended too
-            self._checkpoint()
+            self.checkpoint()
 
     def _write_record(self, last: Piece) -> None:
         """Write a record of which all panels are there; before, an interruption leaves nothing of its pieces."""
@@ -207,7 +239,7 @@ class Transfer:
         part = self._plan.parts[name]
         self._checksums[name] = self._writer.checksums(part.file, part.offset, part.bytes)
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
         """Make written bytes durable, then record them. Called only between pieces, when error sums are complete."""
         if not self._errors and not self._checksums:
             return

@@ -49,29 +49,42 @@ class Levels:
         return float(2 ** (room - self.trellis.step_bits) // self.trellis.step_weights)
 
 
-def search(levels: Levels, weights: Floats, inverses: Floats, gains: Floats, importance: Floats) -> Bytes:
+def search(
+    levels: Levels,
+    weights: Floats,
+    inverses: Floats,
+    gains: Floats,
+    importance: Floats,
+    starts: Bytes | None = None,
+    chain: int | None = None,
+) -> Bytes:
     """Find the codes `(rows, codes)` with the smallest sum of gain * importance * (weight * inverse - level)**2.
 
     Weights `(rows, padded columns)`, inverses and gains `(rows, padded columns / 32)`, importance `(padded columns,)`.
+    Starts `(rows, 4)` are the states of chains before the first step, 0 without them. Codes of others than `chain`, if
+    that is given, are 0.
     """
     codes = np.empty((len(weights), weights.shape[1] // levels.trellis.step_weights), np.uint8)
+    if starts is None:
+        starts = np.zeros((len(weights), CHAINS), np.uint8)
     for first in range(0, len(weights), _ROWS_AT_ONCE):
         some = slice(first, first + _ROWS_AT_ONCE)
         targets = weights[some] * np.repeat(inverses[some], GROUP_COLUMNS, axis=1)
         penalties = np.repeat(gains[some], GROUP_COLUMNS, axis=1) * importance
-        codes[some] = _search(levels, targets, penalties)
+        codes[some] = _search(levels, targets, penalties, starts[some])
+    if chain is not None:
+        codes *= np.arange(codes.shape[1]) % CHAINS == chain
     return codes
 
 
-def _search(levels: Levels, targets: Floats, penalties: Floats) -> Bytes:
+def _search(levels: Levels, targets: Floats, penalties: Floats, starts: Bytes) -> Bytes:
     trellis = levels.trellis
     k, kept_bits = trellis.step_bits, trellis.state_bits - trellis.step_bits
     states = np.arange(1 << trellis.state_bits)
     rows, steps = len(targets), targets.shape[1] // (CHAINS * trellis.step_weights)
     by_step = (rows, steps, trellis.step_weights, CHAINS)
     targets, penalties = targets.reshape(by_step), penalties.reshape(by_step)
-    metrics = np.zeros((rows, CHAINS, len(states)), np.int32)
-    metrics[:, :, 1:] = _NEVER
+    metrics = np.where(states == starts[:, :, None], np.int32(0), np.int32(_NEVER))
     metrics += (states >> kept_bits).astype(np.int32)
     # A window is a way into a state: for each state its ways, by the oldest bits.
     windows = (np.arange(1 << k)[None, :] << trellis.state_bits) + states[:, None]

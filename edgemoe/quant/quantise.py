@@ -7,6 +7,7 @@ Microscaling Formats specification 1.0 gives (section 6.3), without a search. Me
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Union
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,13 @@ from edgemoe.kernels.blocks import Blocks, Scales
 from edgemoe.kernels.formats import E8M0_ONE, GROUP_COLUMNS, Format, group_count
 from edgemoe.kernels.trellis import TRELLISES, Trellis
 from edgemoe.kernels.trellis_tables import NORMAL_DEVIATIONS, NORMAL_TABLES
+from edgemoe.quant.feedback import Feedback, quantise_with_feedback
 from edgemoe.quant.trellis import quantise_rows
 
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
+Weighing = Union[Floats, Feedback, None]
+"""The cost of errors of columns: their importance, or how they feed back; None: all the same."""
 
 TARGETS = ("q4", "q4m", "m4", "q8", "bf16", "f16", "f32", *TRELLISES)
 """The names of the formats that weights can be quantised to; the others are those of files, whose blocks are kept."""
@@ -50,13 +54,14 @@ _REFINEMENTS = 2
 """Rounds of refinement: choose the best integers for the scale, then the best scale for the integers."""
 
 
-def quantise(values: Floats, fmt: Format, importance: Floats | None = None) -> Blocks:
+def quantise(values: Floats, fmt: Format, weighing: Weighing = None) -> Blocks:
     """Quantise weights `(rows, columns)` to blocks of `fmt`.
 
     q8 maps each group's largest magnitude to 127; q4 and q4m search the scale (and minimum) of least squared
     error; m4 follows the OCP rule (`_shared_exponents`). Formats with a trellis search the codes and scales of least
-    squared error, where the importance of columns `(columns,)` multiplies squares; no other format takes it. Raises
-    EdgemoeError for weights that are not finite, or outside the range of the format.
+    squared error. They alone take a weighing: the importance of columns `(columns,)` multiplies squares, and a
+    `Feedback` has later columns make up for errors. Raises EdgemoeError for weights that are not finite, or outside the
+    range of the format.
     """
     if fmt.name not in TARGETS:
         raise EdgemoeError(
@@ -64,7 +69,7 @@ def quantise(values: Floats, fmt: Format, importance: Floats | None = None) -> B
         )
     _check_finite(values)
     if fmt.trellis is not None:
-        return _quantise_trellis(values, fmt, fmt.trellis, importance)
+        return _quantise_trellis(values, fmt, fmt.trellis, weighing)
     if fmt.name == "f32":
         return Blocks(fmt, values)
     rows, columns = values.shape
@@ -100,7 +105,7 @@ def quantise(values: Floats, fmt: Format, importance: Floats | None = None) -> B
     return Blocks(fmt, integers, scales, minimums)
 
 
-def _quantise_trellis(values: Floats, fmt: Format, trellis: Trellis, importance: Floats | None) -> Blocks:
+def _quantise_trellis(values: Floats, fmt: Format, trellis: Trellis, weighing: Weighing) -> Blocks:
     rows, columns = values.shape
     codes = np.empty((rows, trellis.code_count(columns)), np.uint8)
     scales = np.empty((rows, trellis.scale_count(columns)), np.float16)
@@ -108,7 +113,11 @@ def _quantise_trellis(values: Floats, fmt: Format, trellis: Trellis, importance:
     tables = NORMAL_TABLES[fmt.name]
     for chunk in _row_chunks(values):
         part = np.ascontiguousarray(values[chunk], np.float32)
-        codes[chunk], scales[chunk], own = quantise_rows(part, trellis, tables, NORMAL_DEVIATIONS[fmt.name], importance)
+        what = (tables, NORMAL_DEVIATIONS[fmt.name])
+        if isinstance(weighing, Feedback):
+            codes[chunk], scales[chunk], own = quantise_with_feedback(part, *what, weighing)
+        else:
+            codes[chunk], scales[chunk], own = quantise_rows(part, trellis, *what, weighing)
         if factors is not None and own is not None:
             factors[chunk] = own
         _check_range(scales[chunk], part, fmt)

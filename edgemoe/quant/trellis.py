@@ -23,9 +23,10 @@ from edgemoe.kernels.trellis_search import Levels
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.float16]
-Search = Callable[[Levels, Floats, Floats, Floats, Floats], Bytes]
+Search = Callable[..., Bytes]
+"""`trellis_search.search`, or a function that finds the same."""
 
-_PASSES = 2
+PASSES = 2
 """Searches for the path, each followed by one for scales. A third lowers the error by 0.3 to 0.7 %."""
 
 _STARTS = np.array([10, 11.5, 13, 14.5, 16, 17])
@@ -59,6 +60,7 @@ def quantise_rows(
     deviation: float,
     importance: Floats | None = None,
     search: Search | None = None,
+    passes: int = PASSES,
 ) -> TrellisRows:
     """Quantise finite weights `(rows, columns)`; importance `(columns,)` multiplies the squared errors of columns.
 
@@ -73,7 +75,7 @@ def quantise_rows(
     of_windows = window_values(tables, trellis)
     levels = Levels.of(of_windows, trellis)
     own: Floats = np.zeros(padded, np.float32)
-    own[:columns] = _mean_one(importance, columns)
+    own[:columns] = mean_one(importance, columns)
     by_group = own.reshape(-1, GROUP_COLUMNS)
     mass, peaks = by_group.sum(axis=1).astype(np.float64), by_group.max(axis=1).astype(np.float64)
     # The largest weight of a row is made about 1, so that sums of squares neither overflow nor vanish.
@@ -87,10 +89,10 @@ def quantise_rows(
     wanted, certainty = spread / deviation, np.broadcast_to(mass, spread.shape)
     codes = np.empty((rows, 0), np.uint8)
     scales, factors = _choose_scales(wanted, certainty, exponents, trellis)
-    for _ in range(_PASSES):
+    for _ in range(passes):
         steps = _steps(scales, factors, exponents, len(mass))
         inverses = np.divide(1, steps, out=np.zeros_like(steps), where=steps > 0).astype(np.float32)
-        codes = (search or _implementation())(levels, values, inverses, _gains(steps, mass, peaks, levels), own)
+        codes = (search or implementation())(levels, values, inverses, path_gains(steps, mass, peaks, levels), own)
         loops.fits(values, codes, of_windows.astype(np.float32), own, trellis.step_bits, products, squares)
         wanted, certainty = products / np.where(squares > 0, squares, 1), squares
         scales, factors = _choose_scales(wanted, certainty, exponents, trellis)
@@ -99,7 +101,7 @@ def quantise_rows(
     return TrellisRows(codes, scales, factors)
 
 
-def _mean_one(importance: Floats | None, columns: int) -> Floats:
+def mean_one(importance: Floats | None, columns: int) -> Floats:
     """The importance of columns, of mean 1: all are alike where none is given, or all are 0."""
     if importance is None:
         return np.ones(columns, np.float32)
@@ -160,7 +162,7 @@ def _steps(scales: Halves, factors: Bytes | None, exponents: npt.NDArray[np.int3
     return steps
 
 
-def _gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) -> Floats:
+def path_gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) -> Floats:
     """The cost of an error of one step in each group: as many units as leave room for the dearest weight of the row."""
     squares = steps * steps
     mean = (squares * mass).sum(axis=1) / max(mass.sum(), 1)
@@ -172,7 +174,8 @@ def _gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) -> Flo
 
 
 @functools.cache
-def _implementation() -> Search:
+def implementation() -> Search:
+    """The native library's search, or NumPy's where there is none."""
     try:
         from edgemoe.kernels.native.trellis import NativeTrellisSearch
 

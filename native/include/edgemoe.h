@@ -87,10 +87,11 @@ EM_API uint64_t em_trellis_scratch_bytes(const em_trellis *trellis, int32_t colu
 /* Finds the codes (rows, columns / step_weights) for weights (rows, columns), columns in whole blocks, of the smallest sum
  * of penalty * (weight * inverse - level)^2, where the penalty is gain * importance, inverses and gains are
  * (rows, columns / 32), and importance is (columns). All are finite, and penalties at least 0. Costs are rounded down to
- * whole numbers. */
+ * whole numbers. `starts` (rows, 4) are the bits of each chain's stream before its first step that later windows see; NULL:
+ * zeros. `chain`: the only one whose codes are found, those of others being left as they are; -1: all. */
 EM_API int32_t em_trellis_search(const em_kernels *kernels, const em_trellis *trellis, const float *weights,
                                  const float *inverses, const float *gains, const float *importance, int32_t rows,
-                                 int32_t columns, uint8_t *codes, void *scratch);
+                                 int32_t columns, const uint8_t *starts, int32_t chain, uint8_t *codes, void *scratch);
 
 /* ---- the code sub1 ---------------------------------------------------------------------------------- */
 

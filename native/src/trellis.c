@@ -45,6 +45,26 @@ static void turn(const float *rows, int32_t count, int32_t columns, float *turne
     }
 }
 
+/* The columns of one chain of such rows; what lies between them stays as it is. */
+static void turn_chain(const float *rows, int32_t count, int32_t columns, int32_t chain, float *turned) {
+    for (int32_t c = chain; c < columns; c += EM_TRELLIS_CHAINS) {
+        for (int32_t r = 0; r < EM_PANEL_ROWS; r++) {
+            turned[c * EM_PANEL_ROWS + r] = r < count ? rows[(size_t)r * (size_t)columns + (size_t)c] : 0;
+        }
+    }
+}
+
+/* The costs of states before the first step: none of the state that a row's chain begins with. */
+static void begin(const em_trellis_panel *panel, const uint8_t *starts, int32_t count, int32_t chain) {
+    const int32_t state_bits = em_trellis_state_bits(panel->trellis), kept_bits = state_bits - panel->trellis->step_bits;
+    for (int32_t r = 0; r < EM_PANEL_ROWS; r++) {
+        const int32_t start = starts && r < count ? starts[r * EM_TRELLIS_CHAINS + chain] & ((1 << state_bits) - 1) : 0;
+        for (int32_t s = 0; s < 1 << state_bits; s++) {
+            panel->ends[s * EM_PANEL_ROWS + r] = (s == start ? 0 : EM_TRELLIS_NEVER) + (s >> kept_bits);
+        }
+    }
+}
+
 /* The codes of the first `count` rows, row by row `row_codes` apart: from the cheapest ends back along the ways that were
  * kept, one step of all rows after the other, as each waits for its word. */
 static void trace(const em_trellis_panel *panel, int32_t count, int32_t chain, uint8_t *codes, int32_t row_codes) {
@@ -70,9 +90,11 @@ static void trace(const em_trellis_panel *panel, int32_t count, int32_t chain, u
 }
 
 int32_t em_trellis_search(const em_kernels *kernels, const em_trellis *trellis, const float *weights, const float *inverses,
-                          const float *gains, const float *importance, int32_t rows, int32_t columns, uint8_t *codes,
-                          void *scratch) {
-    if (!fits(trellis, rows, columns)) return EM_BAD_ARGUMENT;
+                          const float *gains, const float *importance, int32_t rows, int32_t columns, const uint8_t *starts,
+                          int32_t only_chain, uint8_t *codes, void *scratch) {
+    if (!fits(trellis, rows, columns) || only_chain < -1 || only_chain >= EM_TRELLIS_CHAINS) return EM_BAD_ARGUMENT;
+    const int32_t first_chain = only_chain < 0 ? 0 : only_chain;
+    const int32_t end_chain = only_chain < 0 ? EM_TRELLIS_CHAINS : only_chain + 1;
     const int32_t groups = columns / EM_GROUP_COLUMNS, row_codes = columns / trellis->step_weights;
     float *turned_weights = scratch;
     float *turned_inverses = turned_weights + (size_t)columns * EM_PANEL_ROWS;
@@ -90,10 +112,13 @@ int32_t em_trellis_search(const em_kernels *kernels, const em_trellis *trellis, 
     };
     for (int32_t first = 0; first < rows; first += EM_PANEL_ROWS) {
         const int32_t count = rows - first < EM_PANEL_ROWS ? rows - first : EM_PANEL_ROWS;
-        turn(weights + (size_t)first * (size_t)columns, count, columns, turned_weights);
+        const float *own = weights + (size_t)first * (size_t)columns;
+        if (only_chain < 0) turn(own, count, columns, turned_weights);
+        else turn_chain(own, count, columns, only_chain, turned_weights);
         turn(inverses + (size_t)first * (size_t)groups, count, groups, turned_inverses);
         turn(gains + (size_t)first * (size_t)groups, count, groups, turned_gains);
-        for (int32_t chain = 0; chain < EM_TRELLIS_CHAINS; chain++) {
+        for (int32_t chain = first_chain; chain < end_chain; chain++) {
+            begin(&panel, starts ? starts + (size_t)first * EM_TRELLIS_CHAINS : NULL, count, chain);
             kernels->search_trellis(&panel, chain);
             trace(&panel, count, chain, codes + (size_t)first * (size_t)row_codes, row_codes);
         }

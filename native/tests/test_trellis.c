@@ -43,12 +43,29 @@ static void test_format(format f) {
     for (int32_t s = 0; s < set_count; s++) {
         uint8_t *own = s ? found : expected;
         memset(own, 255, codes);
-        CHECK_STATUS(EM_OK, em_trellis_search(sets[s], &trellis, weights, inverses, gains, importance, ROWS, COLUMNS, own,
-                                              scratch));
+        CHECK_STATUS(EM_OK, em_trellis_search(sets[s], &trellis, weights, inverses, gains, importance, ROWS, COLUMNS, NULL,
+                                              -1, own, scratch));
         CHECK(memcmp(own, expected, codes) == 0);
     }
     for (size_t i = 0; i < codes; i++) CHECK(expected[i] < 1 << f.step_bits);
     add_to_digest(expected, codes);
+
+    uint8_t starts[ROWS * 4];
+    for (size_t i = 0; i < sizeof starts; i++) starts[i] = (uint8_t)random_bits();
+    uint8_t *whole = malloc(codes);
+    CHECK(whole);
+    for (int32_t s = 0; s < set_count; s++) {
+        CHECK_STATUS(EM_OK, em_trellis_search(sets[s], &trellis, weights, inverses, gains, importance, ROWS, COLUMNS, starts, -1,
+                                              s ? found : whole, scratch));
+        CHECK(s == 0 || memcmp(whole, found, codes) == 0);
+        memset(found, 255, codes);
+        CHECK_STATUS(EM_OK, em_trellis_search(sets[s], &trellis, weights, inverses, gains, importance, ROWS, COLUMNS, starts, 2,
+                                              found, scratch));
+        for (size_t i = 0; i < codes; i++) CHECK(found[i] == (i % 4 == 2 ? whole[i] : 255));
+    }
+    CHECK(memcmp(whole, expected, codes) != 0);
+    add_to_digest(whole, codes);
+    free(whole);
 
     const em_trellis kept = trellis;
     trellis.dearest *= 2;
@@ -61,7 +78,10 @@ static void test_format(format f) {
     CHECK(em_trellis_scratch_bytes(&trellis, COLUMNS) == 0);
     CHECK(em_trellis_scratch_bytes(&kept, COLUMNS + 16) == 0 && em_trellis_scratch_bytes(&kept, 0) == 0);
     CHECK_STATUS(EM_BAD_ARGUMENT,
-                 em_trellis_search(sets[0], &kept, weights, inverses, gains, importance, -1, COLUMNS, found, scratch));
+                 em_trellis_search(sets[0], &kept, weights, inverses, gains, importance, -1, COLUMNS, NULL, -1, found,
+                                   scratch));
+    CHECK_STATUS(EM_BAD_ARGUMENT, em_trellis_search(sets[0], &kept, weights, inverses, gains, importance, ROWS, COLUMNS, NULL, 4,
+                                                    found, scratch));
     free(expected);
     free(found);
     free(scratch);

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from edgemoe.bench.windows import TextIds, check_windows, cut_into_windows
+from edgemoe.bench.windows import check_windows, cut_into_windows
 from edgemoe.errors import UsageError
+from edgemoe.session.text_ids import TextIds
 from edgemoe.session.tokenizer import Tokenizer
 from tests.support.examples import examples
 from tests.support.letters_tokenizer import write_letters_tokenizer

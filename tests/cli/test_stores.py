@@ -70,6 +70,19 @@ def test_convert_refuses_an_unknown_format(checkpoint: Path, tmp_path: Path, cap
     assert list(tmp_path.iterdir()) == []
 
 
+def test_convert_takes_a_text_or_a_file_of_importance(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    for options, expected in (
+        (("--calibrate", "default", "--importance", "a.gguf"), "--importance takes the place of --calibrate"),
+        (("--calibrate", str(tmp_path / "missing")), "--calibrate"),
+        (("--calibrate", "default", "--calibrate-tokens", "0"), "--calibrate-tokens: expected 1 or more"),
+        (("--importance", str(tmp_path / "missing")), "cannot be read"),
+        (("--bits", "2.5", "--experts", "n2"), "--bits takes the place of --experts"),
+    ):
+        assert run_command(["convert", str(checkpoint), str(tmp_path / "x"), *options]) in (1, 2), options
+        assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_inspect_shows_parts_sizes_experts_and_floor(store: Path, capsys: Capture) -> None:
     data = read_json(capsys, "inspect", str(store))
     assert data["family"] == "granitemoeshared"

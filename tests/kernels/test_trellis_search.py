@@ -9,7 +9,7 @@ import pytest
 
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.native.trellis import NativeTrellisSearch
-from edgemoe.kernels.trellis import CHAINS, GROUP_COLUMNS, TRELLISES, decode, window_values
+from edgemoe.kernels.trellis import CHAINS, GROUP_COLUMNS, TRELLISES, decode, stream_windows, window_values
 from edgemoe.kernels.trellis_search import Levels, search
 from edgemoe.kernels.trellis_tables import NORMAL_TABLES
 
@@ -98,3 +98,32 @@ def test_the_numbers_of_levels_are_those_of_windows(name: str) -> None:
     assert (np.diff(levels.levels, axis=1) >= 0).all()
     for v in range(trellis.step_weights):
         assert np.array_equal(levels.levels[v][levels.numbers[:, v]], values[:, v])
+
+
+@every_trellis
+def test_a_chain_goes_on_from_any_state(name: str) -> None:
+    case = Case(name, 17, 150)
+    random = np.random.default_rng(3)
+    starts = random.integers(0, 1 << case.trellis.state_bits, (17, CHAINS)).astype(np.uint8)
+    expected = search(*case.arguments, starts)
+    assert not np.array_equal(expected, search(*case.arguments))
+    for isa in available_isas():
+        native = NativeTrellisSearch(isa)
+        assert np.array_equal(native.search(*case.arguments, starts), expected), isa
+        for chain in range(CHAINS):
+            found = native.search(*case.arguments, starts, chain)
+            assert np.array_equal(found[:, chain::CHAINS], expected[:, chain::CHAINS]), isa
+            assert np.array_equal(found, search(*case.arguments, starts, chain)), isa
+
+
+@every_trellis
+def test_a_path_cut_in_two_costs_what_it_would_as_one(name: str) -> None:
+    """The codes of a second half, from the states that the first half of the cheapest path ends in, are its own."""
+    case = Case(name, 9, 2 * TRELLISES[name].block_columns)
+    levels, weights, inverses, gains, importance = case.arguments
+    whole = search(*case.arguments)
+    half, groups, codes = weights.shape[1] // 2, inverses.shape[1] // 2, whole.shape[1] // 2
+    windows = stream_windows(whole, case.trellis)[:, codes - CHAINS : codes]
+    starts = windows & np.uint8((1 << case.trellis.state_bits) - 1)
+    rest = (weights[:, half:], inverses[:, groups:], gains[:, groups:], importance[half:])
+    assert np.array_equal(search(levels, *rest, starts), whole[:, codes:])

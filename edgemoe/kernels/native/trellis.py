@@ -9,7 +9,7 @@ import numpy as np
 from edgemoe.kernels.native.library import available_isas, load_library
 from edgemoe.kernels.native.structures import TrellisStruct
 from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
-from edgemoe.kernels.trellis import Bytes
+from edgemoe.kernels.trellis import CHAINS, Bytes
 from edgemoe.kernels.trellis_search import Floats, Levels
 
 
@@ -20,7 +20,16 @@ class NativeTrellisSearch:
         self._library = load_library()
         self._kernels = self._library.em_kernels_for((isa or available_isas()[0]).encode())
 
-    def search(self, levels: Levels, weights: Floats, inverses: Floats, gains: Floats, importance: Floats) -> Bytes:
+    def search(
+        self,
+        levels: Levels,
+        weights: Floats,
+        inverses: Floats,
+        gains: Floats,
+        importance: Floats,
+        starts: Bytes | None = None,
+        chain: int | None = None,
+    ) -> Bytes:
         """Find the codes that `trellis_search.search` finds. Releases the GIL."""
         trellis = levels.trellis
         rows, columns = weights.shape
@@ -40,7 +49,9 @@ class NativeTrellisSearch:
             kept[1].ctypes.data,
             levels.dearest,
         )
-        codes = np.empty((rows, columns // trellis.step_weights), np.uint8)
+        assert starts is None or (starts.shape == (rows, CHAINS) and starts.flags.c_contiguous), starts.shape
+        shape = (rows, columns // trellis.step_weights)
+        codes = np.empty(shape, np.uint8) if chain is None else np.zeros(shape, np.uint8)
         scratch = np.empty(self._library.em_trellis_scratch_bytes(ctypes.byref(struct), columns), np.uint8)
         status = self._library.em_trellis_search(
             self._kernels,
@@ -48,6 +59,8 @@ class NativeTrellisSearch:
             *(array.ctypes.data for array in arrays),
             rows,
             columns,
+            None if starts is None else starts.ctypes.data,
+            -1 if chain is None else chain,
             codes.ctypes.data,
             scratch.ctypes.data,
         )

@@ -24,6 +24,9 @@ BOTH_HALVES(INTS, both, _mm256_and_si256)
 BOTH_HALVES(INTS, either, _mm256_or_si256)
 
 static inline FLOATS load_floats(const float *at) { return (FLOATS){_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}; }
+static inline INTS load_ints(const int32_t *at) {
+    return (INTS){_mm256_loadu_si256((const __m256i *)at), _mm256_loadu_si256((const __m256i *)(at + 8))};
+}
 static inline FLOATS spread(float number) { return (FLOATS){_mm256_set1_ps(number), _mm256_set1_ps(number)}; }
 static inline INTS truncate(FLOATS a) { return (INTS){_mm256_cvttps_epi32(a.low), _mm256_cvttps_epi32(a.high)}; }
 static inline INTS spread_int(int32_t number) { return (INTS){_mm256_set1_epi32(number), _mm256_set1_epi32(number)}; }

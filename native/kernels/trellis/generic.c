@@ -34,6 +34,12 @@ static inline FLOATS load_floats(const float *at) {
     return a;
 }
 
+static inline INTS load_ints(const int32_t *at) {
+    INTS a;
+    for (int r = 0; r < EM_PANEL_ROWS; r++) a.at[r] = at[r];
+    return a;
+}
+
 static inline FLOATS spread(float number) {
     FLOATS a;
     for (int r = 0; r < EM_PANEL_ROWS; r++) a.at[r] = number;

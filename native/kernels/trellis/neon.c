@@ -30,6 +30,10 @@ static inline FLOATS load_floats(const float *at) {
     return (FLOATS){{vld1q_f32(at), vld1q_f32(at + 4), vld1q_f32(at + 8), vld1q_f32(at + 12)}};
 }
 
+static inline INTS load_ints(const int32_t *at) {
+    return (INTS){{vld1q_s32(at), vld1q_s32(at + 4), vld1q_s32(at + 8), vld1q_s32(at + 12)}};
+}
+
 static inline FLOATS spread(float number) {
     const float32x4_t four = vdupq_n_f32(number);
     return (FLOATS){{four, four, four, four}};

@@ -24,7 +24,7 @@ struct em_trellis_panel {
     const float *gains;      /* (columns / 32, 16), and */
     const float *importance; /* (columns): their product multiplies squared errors */
     int32_t *words;          /* (steps of a chain, words of a step, 16): the ways that were cheapest */
-    int32_t *ends;           /* (states, 16): the costs of the states after a chain's last step */
+    int32_t *ends;           /* (states, 16): the costs of the states before a chain's first step, then after its last */
 };
 
 /* Bits of the stream that later windows see. */

@@ -1,6 +1,6 @@
 /* The search for the codes of a chain (Viterbi), for any vectors; the same costs with all of them.
  *
- * An <isa>.c defines INTS and FLOATS (16 numbers, one of each row) and the functions load_floats, spread, mul,
+ * An <isa>.c defines INTS and FLOATS (16 numbers, one of each row) and the functions load_floats, load_ints, spread, mul,
  * add_floats, smaller_float, larger_float, truncate (floats to ints), store_ints, spread_int, add, sub, smaller, both (and),
  * either (or) and shift_left, and then includes this.
  *
@@ -11,7 +11,7 @@
  *
  * Costs are relative to that of state 0 before each step. As many steps as make any state of a stream cost at most
  * 3 * 2^28, or in n1, where they are seven, 7 * 2^26 (em_trellis.dearest says what one weight may cost): no sum
- * overflows, and no stream that begins otherwise than with zeros is ever cheapest. */
+ * overflows, up or down, whichever state streams begin with, and none that begins with another one is ever cheapest. */
 #ifndef EDGEMOE_TRELLIS_SEARCH_H
 #define EDGEMOE_TRELLIS_SEARCH_H
 
@@ -84,9 +84,7 @@ INLINE void search_panel(const em_trellis_panel *panel, int32_t chain, int32_t k
     INTS costs[EM_TRELLIS_STEP_WEIGHTS_MAX * EM_TRELLIS_LEVELS_MAX], metrics[2][EM_TRELLIS_STATES_MAX];
     uint16_t places[EM_TRELLIS_WINDOWS_MAX * EM_TRELLIS_STEP_WEIGHTS_MAX];
     fill_places(trellis, places, k, step_weights, state_bits);
-    for (int32_t s = 0; s < states; s++) {
-        metrics[0][s] = spread_int((s ? EM_TRELLIS_NEVER : 0) + (s >> (state_bits - k)));
-    }
+    for (int32_t s = 0; s < states; s++) metrics[0][s] = load_ints(panel->ends + s * EM_PANEL_ROWS);
     for (int32_t i = 0; i < steps; i++) {
         for (int32_t v = 0; v < step_weights; v++) {
             const int32_t column = EM_TRELLIS_CHAINS * (i * step_weights + v) + chain;

@@ -1,0 +1,138 @@
+"""The matrices that are calibrated, and the rules by which inputs become the weighing of a matrix's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.conversion.encoding import Encoded, encode
+from edgemoe.conversion.plan import Piece, Plan
+from edgemoe.conversion.source import Source, read_slice
+from edgemoe.errors import EdgemoeError, SourceError
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.blocks import dequantise, unpack
+from edgemoe.kernels.formats import Format
+from edgemoe.model.build import Graph
+from edgemoe.model.graph import Step, Weight
+from edgemoe.quant.feedback import Feedback
+from edgemoe.quant.quantise import Weighing
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Slices = list[tuple[int, int, Encoded]]
+
+DAMPING = {"n4": 0.01, "n3": 0.01}
+LOW_RATE_DAMPING = 0.1
+"""The share of the mean second moment that is added to each column's; by format, or below three bits."""
+
+
+class Matrices:
+    """The matrices of a conversion that are calibrated."""
+
+    def __init__(self, source: Source, plan: Plan, graph: Graph, feedback: bool) -> None:
+        """`feedback`: whether errors are fed back; if not, columns have their importance alone."""
+        self._source = source
+        self._feedback = feedback
+        self._all = {piece.name: piece for piece in plan.pieces if not piece.repeats}
+        self.pieces = {
+            name: self._all[name] for name in _known_inputs(self._all, graph) if _has_trellis(self._all[name])
+        }
+        """The pieces in formats with a trellis whose inputs an operation of a layer names, by their names."""
+
+    def expert(self, layer: int, number: int) -> list[str]:
+        """The names of an expert's gate, if it has one, up and down."""
+        names = (f"layers.{layer}.experts.{number}.{part}" for part in ("gate", "up", "down"))
+        return [name for name in names if name in self._all]
+
+    def biases(self, names: Sequence[str]) -> list[Floats | None]:
+        """The biases of matrices; None for one without."""
+        found = (self._all.get(f"{name}_bias") for name in names)
+        return [None if piece is None else self._plain(piece).reshape(-1) for piece in found]
+
+    def quantised(self, names: Sequence[str], moments: Doubles) -> list[tuple[Slices, Floats]]:
+        """Matrices encoded by their inputs' second moments, some rows at a time, and the weights that they then have.
+
+        One that is not calibrated has no code, and its own weights. Raises SourceError, naming it.
+        """
+        weighings: dict[Format, Weighing] = {}
+        found: list[tuple[Slices, Floats]] = []
+        for name in names:
+            piece = self.pieces.get(name)
+            if piece is None:
+                found.append(([], self._plain(self._all[name])))
+                continue
+            fmt = piece.place.format
+            assert fmt is not None
+            if fmt not in weighings:
+                weighings[fmt] = weighing_of(moments, fmt, self._feedback, piece.source.tensor)
+            found.append(self._quantised(piece, fmt, weighings[fmt]))
+        return found
+
+    def _quantised(self, piece: Piece, fmt: Format, weighing: Weighing) -> tuple[Slices, Floats]:
+        place, what = piece.source, piece.source.tensor
+        slices, parts = [], []
+        for start, stop in piece.place.row_slices():
+            rows = encode(read_slice(self._source, place, start, stop), fmt, what, weighing)
+            slices.append((start, stop, rows))
+            blocks = unpack(np.concatenate([rows.head, rows.data]), fmt, stop - start, piece.place.columns)
+            parts.append(dequantise(blocks))
+        return slices, np.concatenate(parts)
+
+    def _plain(self, piece: Piece) -> Floats:
+        rows = read_slice(self._source, piece.source, 0, piece.place.rows)
+        return rows if isinstance(rows, np.ndarray) else dequantise(rows)
+
+
+def _known_inputs(pieces: Mapping[str, Piece], graph: Graph) -> Iterator[str]:
+    """The names of matrices that FFNs and products of layers use."""
+    names = {name for name, piece in pieces.items() if piece.kind == "experts"}
+    for section in graph.layers:
+        names |= {name for step in section.steps for group in groups_of(step) for name in group}
+    return (name for name in pieces if name in names)
+
+
+def _has_trellis(piece: Piece) -> bool:
+    return piece.place.format is not None and piece.place.format.trellis is not None
+
+
+def groups_of(step: Step) -> list[list[str]]:
+    """The names of the dense matrices that an operation uses: those of its input, then those of hidden values."""
+    operation: Any = step.operation
+    if isinstance(operation, op.Linear):
+        return [[name for part in operation.parts for name in _names(part.matrix)]]
+    if isinstance(operation, op.GatedFfn):
+        first = operation.apart or operation
+        fields = ("gate", "up") if operation.apart else ("gate_up",)
+        return [[name for field in fields for name in _names(getattr(first, field))], list(_names(operation.down))]
+    if isinstance(operation, op.PlainFfn):
+        return [list(_names(operation.up)), list(_names(operation.down))]
+    return []
+
+
+def _names(weight: Any) -> Iterator[str]:
+    """The names of the pieces of a stored matrix."""
+    assert isinstance(weight, Weight)
+    head, _, last = weight.name.rpartition(".")
+    if last == "gate_up":
+        yield from (f"{head}.gate", f"{head}.up")
+    else:
+        yield weight.name
+
+
+def weighing_of(moments: Doubles, fmt: Format, feedback: bool, what: str) -> Weighing:
+    """How errors in a matrix of a format are weighed, by its inputs' second moments. Raises SourceError, naming it."""
+    assert fmt.trellis is not None
+    if not np.isfinite(moments).all():
+        raise SourceError(
+            f"{what}: expected finite inputs from the text for calibration, found others.",
+            "Does the checkpoint compute numbers beyond float32? Convert it without calibration to see.",
+        )
+    if not feedback:
+        return np.ascontiguousarray(np.diagonal(moments), np.float32)
+    try:
+        return Feedback.of(moments, fmt.trellis, DAMPING.get(fmt.name, LOW_RATE_DAMPING))
+    except EdgemoeError as problem:
+        raise SourceError(f"{what}: {problem.message}", problem.hint) from None

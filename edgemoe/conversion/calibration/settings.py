@@ -1,0 +1,78 @@
+"""Settings of a calibration: the tokens of a text, in windows, and how far errors are fed back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgemoe.errors import UsageError
+
+CONTEXT = 512
+LEAST_TOKENS = 64
+"""Fewer tokens than this say nothing about any matrix."""
+FEW_TOKENS = 4096
+"""With fewer tokens than this a notice says so."""
+
+CALIBRATION = "calibration"
+"""The entry of a store's provenance that says what it was calibrated with."""
+
+Tokenise = Callable[[Mapping[str, bytes], int, str, int], tuple[npt.NDArray[np.int32], tuple[int, ...]]]
+"""Given small files by their names, a model's vocabulary, a text, and how many tokens are wanted: the ids of its first
+tokens, and those that stand before every text. Raises UsageError where the model has no tokenizer."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How weights in formats with a trellis are calibrated."""
+
+    text: str
+    name: str
+    """The text's name, for messages."""
+    tokenise: Tokenise
+    tokens: int = 16384
+    """How many of its tokens are used; all, where there are fewer."""
+    feedback: bool = True
+    """Whether errors are fed back; if not, columns are weighted by their importance alone."""
+
+    def described(self) -> str:
+        """Return what a store says that it was calibrated with."""
+        digest = hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        how = "error feedback" if self.feedback else "importance"
+        return f"{how}, {self.tokens} tokens of {self.name} ({digest})"
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The tokens of a text in windows, each of which the model reads from its beginning."""
+
+    ids: npt.NDArray[np.int32]
+    """`(windows, tokens)`"""
+    head: int
+    """How many tokens of each window stand before every text: these count for nothing."""
+
+    @classmethod
+    def of(cls, calibration: Calibration, files: Mapping[str, bytes], vocab_size: int, longest: int) -> Windows:
+        """The windows for a model that takes `longest` tokens at most. Raises UsageError for a text that is short."""
+        ids, head = calibration.tokenise(files, vocab_size, calibration.text, calibration.tokens)
+        if len(ids) < LEAST_TOKENS:
+            raise UsageError(
+                f"`calibrate`: expected a text of at least {LEAST_TOKENS} tokens, found {len(ids)} in"
+                f" {calibration.name}.",
+                "Give some pages of text of the kind that the model is for.",
+            )
+        room = min(CONTEXT, longest, len(ids) + len(head)) - len(head)
+        count = len(ids) // room
+        rows = ids[: count * room].reshape(count, room)
+        before = np.broadcast_to(np.array(head, np.int32), (count, len(head)))
+        return cls(np.ascontiguousarray(np.concatenate([before, rows], axis=1), np.int32), len(head))
+
+    def notices(self) -> list[str]:
+        """A sentence where there are few tokens."""
+        count = self.ids.size - self.head * len(self.ids)
+        if count >= FEW_TOKENS:
+            return []
+        return [f"The text for calibration has only {count} tokens: with {FEW_TOKENS} or more the result is better."]
