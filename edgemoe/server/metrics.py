@@ -13,7 +13,7 @@ from edgemoe.server.exchange import Exchange
 from edgemoe.server.scheduler import Totals
 
 Entries = dict[str, tuple[str, float]]
-"""What is told under each name: its meaning, and its value."""
+"""The meaning and the value of each name."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -250,7 +250,7 @@ def _usage(figures: Figures) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Extras:
-    """What a stream tells beside OpenAI's events, in llama-server's words."""
+    """The things that a stream tells beside OpenAI's events, in llama-server's words."""
 
     progress: bool
     timings: bool

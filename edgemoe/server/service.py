@@ -63,7 +63,7 @@ class Service:
 
     @property
     def defaults(self) -> GenerationDefaults:
-        """What answers are where a request says nothing: as the model publishes, with the server's seed."""
+        """The settings of answers where a request says nothing: as the model publishes, with the server's seed."""
         published = self.model.generation_defaults
         return replace(published, sampling=published.sampling.changed(seed=self.settings.seed))
 
