@@ -35,6 +35,8 @@ def load(
     warm_start: bool = True,
     *,
     sequences: int = 1,
+    prefix_disk: str | int | None = None,
+    speculate: str | int = "auto",
     cache_aware_routing: float = 0.0,
     drop_cold: float = 0.0,
     experts_per_token: int | None = None,
@@ -49,7 +51,9 @@ def load(
     whether experts are prefetched on a guess (`on`, `off`, or `auto`, by trial); `warm_start` reads in those that were
     in RAM as the model was last closed (noted in the user's cache). `sequences` is how many may be open at a time, each
     with its own context, the model's own sequence among them: `model.engine.sequences` opens more, and
-    `model.engine.step` runs several together. None of these changes an answer.
+    `model.engine.step` runs several together. `prefix_disk` (a size) keeps what was computed of texts in files for
+    later starts, and `speculate` is how many guessed tokens may run beside each generated one (`off`, a number, or
+    `auto`, as many as pay). None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
     of a token is below it, `experts_per_token` is a smaller number of experts for each token, and
@@ -62,8 +66,9 @@ def load(
 
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
     options = EngineOptions(
-        ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy, sequences=sequences
-    )
+        ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy, sequences=sequences,
+        prefix_disk=prefix_disk, speculate=speculate,
+    )  # fmt: skip
     return load_model(path, options)
 
 
@@ -126,6 +131,8 @@ def serve(
     warm_start: bool = True,
     *,
     sequences: int = 4,
+    prefix_disk: str | int | None = None,
+    speculate: str | int = "auto",
     host: str = "127.0.0.1",
     port: int = 0,
     api_keys: Sequence[str] = (),
@@ -149,5 +156,8 @@ def serve(
     from edgemoe.server.settings import ServerSettings
 
     settings = ServerSettings(host, port, tuple(api_keys), tuple(origins), queue, name)
-    options = EngineOptions(ram, threads, context_length, kv, policy, prefetch, warm_start, sequences=sequences)
+    options = EngineOptions(
+        ram, threads, context_length, kv, policy, prefetch, warm_start, sequences=sequences,
+        prefix_disk=prefix_disk, speculate=speculate,
+    )  # fmt: skip
     return Server(lambda: open_to_serve(path, options), settings).start()

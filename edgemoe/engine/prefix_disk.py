@@ -35,6 +35,8 @@ HEADER = struct.Struct(f"<8s{PREFIX_HASH_BYTES}s{PREFIX_HASH_BYTES}sQII")
 MARK = b"edgemoe\1"
 AT_ONCE = 512
 """Buffers that one call of the system takes at most; POSIX systems allow 1024."""
+ABANDONED_SECONDS = 600
+"""The age of a file that another process may still be writing at most."""
 STEP_NS = 1000
 """How much less recent each page of a text counts than the one before it."""
 
@@ -141,10 +143,11 @@ class PrefixDisk:
         """All files of prefixes, with their bytes and when they were used; what a process left half written goes."""
         for path in self._root.glob("*/*"):
             with contextlib.suppress(OSError):
+                found = path.stat()
                 if path.name.startswith("."):
-                    path.unlink()
+                    if time.time() - found.st_mtime > ABANDONED_SECONDS:
+                        path.unlink()
                 elif path.suffix in (".page", ".state"):
-                    found = path.stat()
                     yield path, found.st_size, found.st_mtime_ns
 
     def _make_room(self, size: int, stamp: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ def open_prefix_disk(
         [(group.window, [(array.dtype.str, array.shape) for array in group.arrays_of(0)]) for group in groups],
         [] if fixed is None else [(array.dtype.str, array.shape) for array in fixed.copies(0)],
         np.__version__,
+        version("llvmlite") if backend.name == "jit" else "",  # it compiles that backend's kernels
     )
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=PREFIX_HASH_BYTES, key=_code_digest())
     return PrefixDisk(folder / FOLDER, digest.digest(), most_bytes)

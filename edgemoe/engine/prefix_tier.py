@@ -18,6 +18,9 @@ from edgemoe.engine.snapshots import Snapshots
 from edgemoe.engine.token_ids import TokenIds
 from edgemoe.kernels.operations import PAGE_TOKENS
 
+MOST_UNSAVED = 1 << 14
+"""How many pages and snapshots are noted at most, where there is no time to save them: the oldest are forgotten."""
+
 
 class PrefixTier:
     """Moves the prefixes of one engine between RAM and disk."""
@@ -37,6 +40,8 @@ class PrefixTier:
     def note(self, kind: Kind, prefix: PrefixHash, number: int) -> None:
         """Note a page or a snapshot that was made, before which a text has `number` pages."""
         self._unsaved[kind, prefix] = number
+        if len(self._unsaved) > MOST_UNSAVED:
+            del self._unsaved[next(iter(self._unsaved))]
 
     def reach(self, prefixes: Sequence[PrefixHash]) -> int:
         """The number of pages of a text, which have these hashes, that a sequence can begin with."""

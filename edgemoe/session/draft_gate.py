@@ -13,8 +13,11 @@ step more, it goes on without drafts: a text that cannot be guessed is written a
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median
+
 WEIGHT = 0.2
-"""The weight of the latest step, or guess, in its mean."""
+"""The weight of the latest guess in the share of right ones."""
 LEAST_GAIN = 1.03
 """By how much drafts must be expected to be faster."""
 LOST_SHARE = 0.01
@@ -24,8 +27,10 @@ MOST_SAVED_STEPS = 4
 TRIAL_DRAFTS = 2
 ROW_COST = 0.4
 """The cost of a draft, in steps without any, that is assumed before one was run."""
-OUTLIER = 1.5
-"""A step that took longer by this factor than those before it counts as if it had taken no longer than that."""
+LEAST_ROW_COST = 0.1
+"""The least cost of a draft that is believed: the first measurements are few, and rows are never free."""
+LATEST = 9
+"""How many steps of a kind are looked at."""
 PLAIN_EVERY = 24
 """After so many steps with drafts one without any is run, against which their costs are measured."""
 RIGHT = {2: 0.3, 4: 0.5, 8: 0.8}
@@ -33,9 +38,13 @@ RIGHT = {2: 0.3, 4: 0.5, 8: 0.8}
 
 
 class StepCosts:
-    """The seconds of an engine's steps: of those without drafts, and by how much drafts make them longer."""
+    """The seconds of an engine's steps: of those without drafts, and by how much drafts make them longer.
+
+    Both are medians of the latest few, since other processes make single steps longer.
+    """
 
     def __init__(self) -> None:
+        self._latest: dict[tuple[int, int], deque[float]] = {}  # by the numbers of answers and of drafts
         self._plain_s: dict[int, float] = {}  # by the number of answers that take part
         self._longer: dict[int, dict[int, float]] = {}  # by that and the number of drafts; 0 drafts: 1
         self._drafted_steps = 0
@@ -43,15 +52,19 @@ class StepCosts:
     def ran(self, answers: int, drafts: int, seconds: float) -> None:
         """Note a step in which so many answers had a token each, and `drafts` in all beside these."""
         if not drafts:
-            before = self._plain_s.get(answers, seconds)
-            self._plain_s[answers] = before + WEIGHT * (min(seconds, OUTLIER * before) - before)
+            self._plain_s[answers] = self._median(answers, 0, seconds)
             self._drafted_steps = 0
         elif answers in self._plain_s:
+            factor = self._median(answers, drafts, seconds / self._plain_s[answers])
             longer = self._longer.setdefault(answers, {0: 1.0})
-            now = seconds / self._plain_s[answers]
-            before = longer.get(drafts, now)
-            longer[drafts] = before + WEIGHT * (min(now, OUTLIER * before) - before)
+            longer[drafts] = max(factor, 1 + LEAST_ROW_COST * drafts / answers)
             self._drafted_steps += 1
+
+    def _median(self, answers: int, drafts: int, latest: float) -> float:
+        """The median of the latest figures of a kind of steps, with one more."""
+        figures = self._latest.setdefault((answers, drafts), deque(maxlen=LATEST))
+        figures.append(latest)
+        return median(figures)
 
     def measurable(self, answers: int) -> bool:
         """Whether drafts can be weighed now, since a step without any was run not long ago."""

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.session.draft_gate import DraftGate, StepCosts
 from edgemoe.session.drafts import NO_DRAFT, Drafts
 from edgemoe.session.held_tokens import HeldTokens, check_finite
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 class Drafted:
@@ -34,10 +32,13 @@ class Drafted:
         self._most = most
         self._draft = NO_DRAFT
         self._right = 0
-        self._rows: npt.NDArray[np.float32] | None = None
+        self._rows = np.empty((1 + most, held.engine.spec.vocab_size), np.float32)
+        """The logits after the chosen token, and after each draft."""
+        self._ran = False
 
     def after(self, token_ids: Sequence[int], left: int) -> npt.NDArray[np.float32]:
-        """The logits after a chosen token and those that follow it without a choice `(V,)`.
+        """The logits after a chosen token and those that follow it without a choice `(V,)`, until the next call.
+
 
         At most `left` tokens may still follow them. Raises as `HeldTokens.forward`.
         """
@@ -48,33 +49,32 @@ class Drafted:
             del run[0]
             self._right += 1
         if not run:
-            assert self._rows is not None
             return self._checked(self._rows[self._right])
         self.finish()
         if len(run) > 1:  # what leaves no choice is run at once already, in any number
-            return self._held.forward(run)
+            return self._held.forward(run, out=self._rows[0])
         draft = self._drafts.draft(min(self._most, left - 1, self._held.room - 1))
         count = self._gate.drafts(draft.matched, len(draft.token_ids))
         drafted = draft.token_ids[:count]
         began_s = time.perf_counter()
         try:
-            rows = self._held.forward_unchecked([*run, *drafted])
+            self._held.forward_unchecked([*run, *drafted], self._rows[: 1 + len(drafted)])
         except EdgemoeError:
             if not drafted:
                 raise
             drafted = []  # a draft must not fail what would succeed without it
-            rows = self._held.forward_unchecked(run)
+            self._held.forward_unchecked(run, self._rows[:1])
         self._costs.ran(1, len(drafted), time.perf_counter() - began_s)
-        self._draft, self._right, self._rows = draft._replace(token_ids=drafted), 0, rows
-        return self._checked(rows[0])
+        self._draft, self._right, self._ran = draft._replace(token_ids=drafted), 0, True
+        return self._checked(self._rows[0])
 
     def finish(self) -> None:
         """Take back the drafts that were not chosen."""
         drafted = len(self._draft.token_ids)
-        if self._rows is not None:
+        if self._ran:
             self._gate.verified(self._draft.matched, drafted, self._right)
         self._held.take_back(drafted - self._right)
-        self._draft, self._right, self._rows = NO_DRAFT, 0, None
+        self._draft, self._right, self._ran = NO_DRAFT, 0, False
 
     def _checked(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         try:

@@ -77,17 +77,16 @@ class HeldTokens:
         self.ids.extend(token_ids)
         return logits
 
-    def forward_unchecked(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Run generated tokens, of which all but the first may be taken back; returns their logits `(T, V)`."""
+    def forward_unchecked(self, token_ids: Sequence[int], out: npt.NDArray[np.float32]) -> None:
+        """Run generated tokens, of which all but the first may be taken back; writes their logits `(T, V)` to `out`."""
         turn = self.engine.turn
         if len(token_ids) > 1:
             turn.phase = VERIFY
         try:
-            rows = self.engine.forward(token_ids, all_logits=True)
+            self.engine.forward(token_ids, all_logits=True, out=out)
         finally:
             turn.begin_decoding()
         self.ids.extend(token_ids)
-        return rows
 
     def take_back(self, tokens: int) -> None:
         """Forget the last tokens, which were no part of the answer."""

@@ -8,7 +8,10 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from edgemoe.server.settings import ServerSettings
 from tests.server.client import Client
@@ -60,15 +63,20 @@ def come_and_go(client: Client, stopping: threading.Event) -> None:
 
 
 def test_mixed_requests_are_answered_the_same_in_any_company_and_under_any_settings(
-    serve: Callable[..., Client],
+    serve: Callable[..., Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The last server finds on disk what the one before has read and written."""
+    monkeypatch.setenv("EDGEMOE_CACHE_DIR", str(tmp_path))
     asked = requests()
     client = serve(sequences=1, threads=1)
     alone = [answer(client, request) for request in asked]
     assert len({json.dumps(one) for one in alone}) > 40
     settings = ServerSettings(port=0, queue=200)
-    for options in ({"sequences": 8, "threads": 2}, {"sequences": 5, "ram": "floor"}):
-        client, stopping = serve(settings, **options), threading.Event()
+    for options in (
+        {"sequences": 8, "threads": 2, "speculate": 7},
+        {"sequences": 5, "ram": "floor", "speculate": "auto"},
+    ):
+        client, stopping = serve(settings, prefix_disk="64MiB", **options), threading.Event()
         leaving = threading.Thread(target=come_and_go, args=(client, stopping))
         leaving.start()
         with ThreadPoolExecutor(8) as pool:
@@ -76,3 +84,10 @@ def test_mixed_requests_are_answered_the_same_in_any_company_and_under_any_setti
         stopping.set()
         leaving.join()
         assert together == alone
+        scheduler = client.server.service.engine.scheduler
+        assert scheduler is not None
+        while scheduler.has_work:  # prefixes are being saved
+            client.get("/health")
+    tier = client.server.service.model.engine.sequences.tier
+    assert tier is not None
+    assert tier.disk.read_bytes > 0

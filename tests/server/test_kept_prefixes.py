@@ -19,7 +19,7 @@ from tests.server.conftest import loader
 SAMPLED = SamplingOptions(temperature=1.0, seed=3)
 
 
-@pytest.fixture(params=["attention", "recurrent"])
+@pytest.fixture(params=["recurrent", pytest.param("attention", marks=pytest.mark.slow)])
 def store(
     letters_store: Path, recurrent_store: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any
 ) -> Path:

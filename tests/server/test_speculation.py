@@ -29,7 +29,10 @@ AGAIN = "abcdefgh" * 9 + "abc"
 """A text that goes on as it began, if its tokens are chosen so."""
 
 
-@pytest.fixture(scope="module", params=["resident", "streamed", "recurrent"])
+@pytest.fixture(
+    scope="module",
+    params=["recurrent", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resident", "streamed"))],
+)
 def both(letters_store: Path, recurrent_store: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Model, Model]]:
     """A model without drafts and with many."""
     store = recurrent_store if request.param == "recurrent" else letters_store
