@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgemoe.session.tools import ToolWishes, in_words_of, plainly
+from edgemoe.session.response.shapes import SHAPES
+from edgemoe.session.tools import ToolWishes, calls_in_text, in_words_of, plainly
 
 
 def call(name: str, key: str) -> dict[str, Any]:
@@ -31,6 +32,15 @@ def test_ids_of_calls_are_those_that_kimi_knows() -> None:
 def test_thoughts_before_calls_have_the_name_that_gpt_oss_knows() -> None:
     assert in_words_of("harmony", TALK)[1]["thinking"] == "hm"
     assert in_words_of("hermes", TALK) == TALK
+
+
+def test_a_template_that_leaves_calls_out_is_given_their_text() -> None:
+    found = calls_in_text(SHAPES["lfm2"], TALK)
+    assert (
+        found[1]["content"]
+        == "<|tool_call_start|>[f(a=1)]<|tool_call_end|><|tool_call_start|>[g(a=1)]<|tool_call_end|>"
+    )
+    assert found[2:] == TALK[2:]
 
 
 def test_a_template_without_tools_is_given_text() -> None:
