@@ -42,7 +42,7 @@ def _form(start: str, **fields: dict[str, Any]) -> dict[str, Any]:
 ANY_JSON = {"name": "json", "args": {"allow_non_json": True}}
 CHATML = r"<\|im_start\|>assistant\n"
 HERMES = {"open": "<tool_call>", "close": "</tool_call>", "repeats": True, "transform": NESTED, **JSON}
-PYTHON = {"content": "python-call-list", "transform": LISTED, "transform_each": True, "repeats": True}
+PYTHON = {"content": "python-call-list", "transform": LISTED, "transform_each": True}
 DSML = "(?:function_calls|tool_calls|calls)"
 BARE_LIST = r"\A\s*(?=\[[A-Za-z_][\w.]*\()"
 
@@ -187,7 +187,6 @@ TABLE: dict[str, dict[str, Any]] = {
         thinking={"open": ["[THINK]", "<think>"], "close": ["[/THINK]", "</think>"]},
         tool_calls={
             "open_pattern": r"\[TOOL_CALLS\]\s*(?=\[)",
-            "repeats": True,
             "transform": LISTED,
             "transform_each": True,
             **JSON,
