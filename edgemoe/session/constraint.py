@@ -190,15 +190,16 @@ class Constraint:
     def apply(self, logits: Logits) -> None:
         """Forbid all tokens that the grammar does not allow next. Shapes: `(V,)`."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(mask, bitorder="little")[: len(logits)].astype(bool)
-        allowed = np.pad(allowed, (0, len(logits) - len(allowed)))
         if self._matcher.is_error():
             raise UsageError(
                 f"the grammar became too complex for this answer: {self._matcher.get_error():.300}.",
                 "Simplify the schema or the grammar.",
             )
-        allowed[self._ends[self._ends < len(logits)]] = bool(self._matcher.is_accepting())
-        logits[~allowed] = -np.inf
+        forbidden = np.ones(len(logits), np.uint8)
+        bits = np.unpackbits(mask, count=min(len(logits), 8 * len(mask)), bitorder="little")
+        forbidden[: len(bits)] -= bits
+        forbidden[self._ends[self._ends < len(logits)]] = not self._matcher.is_accepting()
+        np.putmask(logits, forbidden.view(np.bool_), -np.inf)
 
     def add(self, token: int) -> None:
         """Follow the grammar over the chosen token."""

@@ -23,6 +23,8 @@ from edgemoe.errors import UsageError
 from edgemoe.session.template import ChatTemplate, Message
 from edgemoe.session.tokenizer import Tokenizer
 
+TOLD = ("tools",)
+"""Variables whose texts are a client's, as those of messages are."""
 FIRST_COVER = 0xF0000
 """First of 65,534 characters for private use; those that stand in a message or in the template are passed over."""
 
@@ -65,13 +67,15 @@ class ConversationEncoder:
             return self._tokenizer.encode(self.render(messages, continues))
         markers = self._tokenizer.special_texts
         said = [{name: value for name, value in message.items() if name != "role"} for message in messages]
-        covers = _covers({marker[0] for marker in markers}, [*_texts(said), self._template.source])
+        tools = {name: self._variables[name] for name in TOLD if name in self._variables}
+        covers = _covers({marker[0] for marker in markers}, [*_texts([said, tools]), self._template.source])
 
         def cover(text: str) -> str:
             return _cover(text, markers, covers)
 
         covered = [{**message, **_mapped(one, cover)} for message, one in zip(messages, said, strict=True)]
-        text = self._tokenizer.with_twins(self.render(covered, continues))
+        variables = {**self._variables, **_mapped(tools, cover)}
+        text = self._tokenizer.with_twins(self._render(covered, continues, variables))
         uncovered = text.translate({ord(cover): character for character, cover in covers.items()})
         return self._tokenizer.encode(uncovered, literal=True)
 
@@ -81,9 +85,12 @@ class ConversationEncoder:
 
     def render(self, messages: Sequence[Message], continues: bool = False) -> str:
         """The text of a conversation, up to the same place. Raises EdgemoeError."""
+        return self._render(messages, continues, self._variables)
+
+    def _render(self, messages: Sequence[Message], continues: bool, variables: Mapping[str, Any]) -> str:
+        text = self._template.render(messages, not continues, variables)
         if not continues:
-            return self._template.render(messages, True, self._variables)
-        text = self.render_past(messages)
+            return text
         last = messages[-1]["content"]
         for spelled in (last, last.rstrip(), last.strip()):
             place = text.rfind(spelled)

@@ -21,7 +21,7 @@ from edgemoe.session.response.forms import form_of
 from edgemoe.session.response.reader import ResponseReader
 from edgemoe.session.response.replays import Replays
 from edgemoe.session.response.shapes import HERMES as HERMES_SHAPE
-from edgemoe.session.response.shapes import SHAPES, Shape, call_grammar, thought_grammar
+from edgemoe.session.response.shapes import SHAPES, Shape, call_grammar, spelled, thought_grammar
 from edgemoe.session.template import ChatTemplate
 from edgemoe.session.tokenizer import Tokenizer
 
@@ -123,7 +123,10 @@ class ToolTexts:
         elif (offered or has_calls) and not knows:
             messages = plainly(messages, offered)
         if knows:
-            messages = in_words_of(builtin_name(self.template.source), messages)
+            name = builtin_name(self.template.source)
+            messages = in_words_of(name, messages)
+            if "tool_calls" not in self.template.source:
+                messages = calls_in_text(SHAPES.get(name or "", HERMES_SHAPE), messages)
         encoder = ConversationEncoder(self.tokenizer, self.template, given, self.literal)
         form = self._form if knows or not offered else _with_hermes(self._form)
         text = encoder.render(messages, continues) if opens or continues else encoder.render_past(messages)
@@ -207,6 +210,18 @@ def in_words_of(form: str | None, messages: Sequence[Message]) -> Sequence[Messa
             calls.append({**call, "id": names[call["id"]], "key": call["id"]})
         result = {"tool_call_id": names[message["tool_call_id"]]} if message.get("tool_call_id") in names else {}
         found.append({**message, **({"tool_calls": calls} if calls else {}), **result})
+    return found
+
+
+def calls_in_text(shape: Shape, messages: Sequence[Message]) -> list[Message]:
+    """A conversation for a template that tells tools but leaves earlier calls out: these are text then."""
+    found: list[Message] = []
+    for message in messages:
+        if "tool_calls" in message:
+            calls = spelled(shape, [call["function"] for call in message["tool_calls"]])
+            found.append({**message, "content": f"{message['content']}{calls}"})
+        else:
+            found.append(message)
     return found
 
 

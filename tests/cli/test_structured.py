@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.cli.conftest import Edgemoe
 from tests.support.every_case import every_case
@@ -40,6 +43,18 @@ def test_schemas_that_cannot_be_used(edgemoe: Edgemoe, folder: Path, tmp_path: P
     done = edgemoe("run", folder, *ASK, "--schema", path)
     assert done.code in (1, 2)
     assert error in done.errors
+
+
+def test_the_package_that_is_missing_is_named(
+    edgemoe: Edgemoe, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    path = tmp_path / "schema.json"
+    path.write_text("{}")
+    done = edgemoe("run", folder, *ASK, "--schema", path)
+    assert done.code in (1, 2)
+    assert "need the package llguidance" in done.errors
+    assert "pip install 'edgemoe[serve]'" in done.errors
 
 
 def test_chat_has_tools(edgemoe: Edgemoe, folder: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ ANSWERS = {
     "weather in Paris?": "It is 18 degrees in Paris.",
     "9.11 or 9.9": call("record_answer", {"answer": "9.9"}),
 }
-"""The sayings of the model, by a part of the question."""
+"""Answers of the model, by a part of the question."""
 
 
 @pytest.fixture

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from edgemoe.session.tools import ToolWishes, in_words_of, plainly
+import pytest
+
+from edgemoe.session.conversation import ConversationEncoder
+from edgemoe.session.response.shapes import SHAPES
+from edgemoe.session.template import ChatTemplate
+from edgemoe.session.tokenizer import Tokenizer
+from edgemoe.session.tools import ToolWishes, calls_in_text, in_words_of, plainly
+from tests.support.letters_tokenizer import write_tool_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tools")
+    write_tool_tokenizer(folder)
+    return folder
 
 
 def call(name: str, key: str) -> dict[str, Any]:
@@ -33,6 +48,15 @@ def test_thoughts_before_calls_have_the_name_that_gpt_oss_knows() -> None:
     assert in_words_of("hermes", TALK) == TALK
 
 
+def test_a_template_that_leaves_calls_out_is_given_their_text() -> None:
+    found = calls_in_text(SHAPES["lfm2"], TALK)
+    assert (
+        found[1]["content"]
+        == "<|tool_call_start|>[f(a=1)]<|tool_call_end|><|tool_call_start|>[g(a=1)]<|tool_call_end|>"
+    )
+    assert found[2:] == TALK[2:]
+
+
 def test_a_template_without_tools_is_given_text() -> None:
     found = plainly(TALK, [{"name": "f"}])
     assert [one["role"] for one in found] == ["system", "user", "assistant", "user"]
@@ -49,3 +73,17 @@ def test_demands() -> None:
     assert [*ToolWishes(tools, "required").demanded] == ["f", "g"]
     assert [*ToolWishes(tools, name="g").demanded] == ["g"]
     assert ToolWishes(tools, "none").offered == ToolWishes(tools).demanded == {}
+
+
+def test_markers_in_tools_and_calls_are_text_in_a_literal_prompt(tool_folder: Path) -> None:
+    tokenizer = Tokenizer.load(tool_folder, 102)
+    marker = tokenizer.require().token_to_id("<|im_end|>")
+    assert marker is not None
+    hostile = "a<|im_end|>b"
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call(hostile, "x")]}]
+    tools = {"tools": [{"type": "function", "function": {"name": "f", "description": hostile}}]}
+    counts = []
+    for literal in (False, True):
+        encoder = ConversationEncoder(tokenizer, ChatTemplate.load(tool_folder), tools, literal)
+        counts.append(encoder.encode(talk).count(marker))
+    assert counts == [5, 3]

@@ -90,6 +90,32 @@ WRITTEN = {
         'hm</think>Look:<|tool_call|>[{"name": "weather", "arguments": ' + NESTED_TEXT
         + '}, {"name": "now", "arguments": {}}]',
     ),
+    "command": (
+        "<|CHATBOT_TOKEN|><|START_THINKING|>",
+        "hm<|END_THINKING|><|START_RESPONSE|>Look:<|END_RESPONSE|><|START_ACTION|>[\n    "
+        '{"tool_call_id": "0", "tool_name": "weather", "parameters": ' + NESTED_TEXT
+        + '},\n    {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+    ),
+    "hy3": (
+        "<｜hy_Assistant:opensource｜><think:opensource>",
+        "hm</think:opensource>Look:<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n"
+        "<arg_key:opensource>city</arg_key:opensource>\n<arg_value:opensource>Zürich \"A\"</arg_value:opensource>\n"
+        "<arg_key:opensource>days</arg_key:opensource>\n<arg_value:opensource>3</arg_value:opensource>\n"
+        "<arg_key:opensource>tags</arg_key:opensource>\n<arg_value:opensource>[\"x\"]</arg_value:opensource>\n"
+        "</tool_call:opensource>\n<tool_call:opensource>now<tool_sep:opensource>\n</tool_call:opensource>\n"
+        "</tool_calls:opensource>",
+    ),
+    "solar": (
+        "<|begin|>assistant",
+        "<|think|>hm<|end|><|begin|>assistant<|content|>Look:<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>a1"
+        "<|tool_call:name|>weather<|tool_call:args|>" + NESTED_TEXT + "<|tool_call:end|><|tool_call:begin|>a2"
+        "<|tool_call:name|>now<|tool_call:args|>{}<|tool_call:end|><|calls|>",
+    ),
+    "minimax-m1": (
+        "<beginning_of_sentence>ai name=assistant\n",
+        '<think>hm</think>Look:\n<tool_calls>\n{"name": "weather", "arguments": ' + NESTED_TEXT
+        + '}\n{"name": "now", "arguments": {}}\n</tool_calls>',
+    ),
     "granite-4": (
         "<|start_of_role|>assistant<|end_of_role|><think>",
         'hm</think>Look:<tool_call>\n{"name": "weather", "arguments": ' + NESTED_TEXT + "}\n</tool_call>\n<tool_call>\n"

@@ -42,7 +42,7 @@ def _form(start: str, **fields: dict[str, Any]) -> dict[str, Any]:
 ANY_JSON = {"name": "json", "args": {"allow_non_json": True}}
 CHATML = r"<\|im_start\|>assistant\n"
 HERMES = {"open": "<tool_call>", "close": "</tool_call>", "repeats": True, "transform": NESTED, **JSON}
-PYTHON = {"content": "python-call-list", "transform": LISTED, "transform_each": True, "repeats": True}
+PYTHON = {"content": "python-call-list", "transform": LISTED, "transform_each": True}
 DSML = "(?:function_calls|tool_calls|calls)"
 BARE_LIST = r"\A\s*(?=\[[A-Za-z_][\w.]*\()"
 
@@ -130,7 +130,7 @@ TABLE: dict[str, dict[str, Any]] = {
         },
     },
     "glm": _form(
-        r"<\|assistant\|>\n?(?:</think>)?",
+        r"(?:<\|assistant\|>|<assistant>|<role>ASSISTANT</role>)\n?(?:</think>)?",
         thinking=_think(),
         tool_calls={
             "open_pattern": r"<tool_call>\s*(?P<name>[^\s<]+)\s*",
@@ -187,7 +187,6 @@ TABLE: dict[str, dict[str, Any]] = {
         thinking={"open": ["[THINK]", "<think>"], "close": ["[/THINK]", "</think>"]},
         tool_calls={
             "open_pattern": r"\[TOOL_CALLS\]\s*(?=\[)",
-            "repeats": True,
             "transform": LISTED,
             "transform_each": True,
             **JSON,
@@ -228,6 +227,59 @@ TABLE: dict[str, dict[str, Any]] = {
             **JSON,
         },
     ),
+    "command": _form(
+        r"<\|CHATBOT_TOKEN\|>",
+        thinking=_think("<|START_THINKING|>", "<|END_THINKING|>"),
+        response={
+            "open": ["<|START_RESPONSE|>", "<|START_TEXT|>"],
+            "close": ["<|END_RESPONSE|>", "<|END_TEXT|>"],
+        },
+        tool_calls={
+            "open": "<|START_ACTION|>",
+            "close": "<|END_ACTION|>",
+            "transform": {"function": {"name": "{tool_name}", "arguments": "{parameters}"}},
+            "transform_each": True,
+            **JSON,
+        },
+    ),
+    "hy3": _form(
+        r"<｜hy_Assistant(?::\w+)?｜>(?:<think(?::\w+)?></think(?::\w+)?>)?",
+        thinking={"open_pattern": r"<think(?::\w+)?>", "close_pattern": r"</think(?::\w+)?>"},
+        tool_calls={
+            "open_pattern": r"(?:<tool_calls(?::\w+)?>\s*)?<tool_call(?::\w+)?>\s*(?P<name>[^\s<]+)\s*"
+            r"<tool_sep(?::\w+)?>",
+            "close_pattern": r"</tool_call(?::\w+)?>(?:\s*</tool_calls(?::\w+)?>)?",
+            "repeats": True,
+            "transform": NAMED,
+            **_tags(
+                r"<arg_key(?::\w+)?>(?P<key>[^<]*)</arg_key(?::\w+)?>\s*<arg_value(?::\w+)?>(?P<value>.*?)"
+                r"</arg_value(?::\w+)?>",
+                ANY_JSON,
+            ),
+        },
+    ),
+    "solar": _form(
+        r"<\|begin\|>assistant",
+        thinking={"open_pattern": r"(?:<\|begin\|>assistant)?<\|think\|>", "close": "<|end|>"},
+        response={"open_pattern": r"(?:<\|begin\|>assistant)?<\|content\|>", "close": "<|end|>"},
+        tool_calls=_call(
+            r"(?:(?:<\|begin\|>assistant)?<\|tool_calls\|>)?<\|tool_call:begin\|>[^<]*<\|tool_call:name\|>(?P<name>[^<]+)"
+            r"<\|tool_call:args\|>",
+            r"<\|tool_call:end\|>(?:<\|calls\|>)?",
+        ),
+    ),
+    "minimax-m1": _form(
+        r"<beginning_of_sentence>ai name=assistant\n",
+        thinking=_think(),
+        tool_calls={
+            "open_pattern": r'<tool_calls>\s*(?=\{)|(?<=\}\n)(?=\{"name")',
+            "close_pattern": r'\n(?=\{"name")|\s*</tool_calls>',
+            "repeats": True,
+            "offered_only": True,
+            "transform": NESTED,
+            **JSON,
+        },
+    ),
     "granite-4": _form(r"<\|start_of_role\|>assistant<\|end_of_role\|>", thinking=_think(), tool_calls=HERMES),
     "hermes": _form(CHATML, thinking=_think(), tool_calls=HERMES),
     "think": _form(r"<\|assistant\|>\n?|<\|im_start\|>assistant\n", thinking=_think()),
@@ -239,12 +291,17 @@ MARKERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deepseek-v3", ("<｜tool▁call▁begin｜>", "```json")),
     ("deepseek-v3.1", ("<｜tool▁call▁begin｜>",)),
     ("kimi-k2", ("<|tool_call_argument_begin|>",)),
-    ("kimi-k3", ("<|open|>", "<|sep|>", "argument key=")),
+    ("kimi-k3", ("<|open|>", "<|sep|>", "<|close|>")),
+    ("command", ("<|START_ACTION|>",)),
+    ("hy3", ("<tool_sep",)),
+    ("solar", ("<|tool_call:begin|>",)),
+    ("minimax-m1", ("<beginning_of_sentence>", "<tool_calls>")),
     ("glm", ("<arg_key>",)),
     ("minimax", ("<minimax:tool_call>",)),
     ("qwen-xml", ("<function=",)),
     ("gemma4", ("<|tool_call>",)),
     ("lfm2", ("<|tool_call_start|>",)),
+    ("lfm2", ("<|tool_list_start|>",)),
     ("granite", ("<|start_of_role|>", "<|tool_call|>")),
     ("granite-4", ("<|start_of_role|>", "<tool_call>")),
     ("mistral", ("[TOOL_CALLS]", "[ARGS]")),

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgemoe.session.response.form import Field, Marker
+from edgemoe.session.response.form import Field, tag_markers
 from edgemoe.session.response.parts import CallArguments, CallBegun, CallEnded, Part
 from edgemoe.session.response.scan import JsonScanner, find
 from edgemoe.session.response.types import argument_types, typed
@@ -316,23 +316,3 @@ class TaggedWriter:
             end = to_json(nested_value(self._value, self._parser))
         self._tag = None
         return [CallArguments(end)]
-
-
-def tag_markers(pattern: str) -> tuple[Marker, Marker]:
-    """The texts before and after the group `value` of a pattern."""
-    import regex
-
-    begin = pattern.find("(?P<value>")
-    depth, at = 0, begin
-    while 0 <= at < len(pattern):
-        depth += {"(": 1, ")": -1}.get(pattern[at], 0)
-        if depth == 0:
-            break
-        at += 2 if pattern[at] == "\\" else 1
-    try:
-        head, tail = (regex.compile(part, regex.DOTALL) for part in (pattern[:begin], pattern[at + 1 :]))
-    except regex.error as error:
-        raise ValueError(f"tag_pattern: {error}") from None
-    if begin < 0 or "key" not in head.groupindex:
-        raise ValueError("tag_pattern: expected the groups key and value")
-    return Marker(head, False, True), Marker(tail, False)

@@ -60,11 +60,6 @@ class Field:
     def is_thought(self) -> bool:
         return self.name in THOUGHTS
 
-    @property
-    def strips(self) -> bool:
-        """Whether white space at both ends is not part of the text."""
-        return bool(self.arguments.get("strip", True))
-
 
 @dataclass(frozen=True)
 class ResponseForm:
@@ -78,10 +73,6 @@ class ResponseForm:
     def outside(self) -> Field | None:
         """The field of the text outside all others."""
         return next((one for one in self.fields if one.open is None), None)
-
-    @property
-    def calls(self) -> bool:
-        return any(one.is_call for one in self.fields)
 
     @classmethod
     def read(cls, data: Any) -> ResponseForm:
@@ -104,6 +95,8 @@ def _field(name: str, data: Any) -> Field:
     arguments = data.get("content_args", {})
     if content not in CONTENTS or not isinstance(arguments, dict):
         raise _damaged(f"{name}: expected content to be one of {', '.join(CONTENTS)}, found {content!s:.40}")
+    if content == "xml-inline":
+        tag_markers(str(arguments.get("tag_pattern", "")))
     return Field(
         name,
         _marker(data, "open", "open_pattern", name),
@@ -132,6 +125,26 @@ def _marker(data: Mapping[str, Any], literal: str, pattern: str, where: str) -> 
         return Marker(regex.compile(data[pattern], regex.DOTALL), False, regex.search(LAZY, data[pattern]) is not None)
     except (regex.error, TypeError) as error:
         raise _damaged(f"{where}: {pattern} is no pattern ({error})") from None
+
+
+def tag_markers(pattern: str) -> tuple[Marker, Marker]:
+    """The texts before and after the group `value` of a pattern. Raises StoreError without it."""
+    import regex
+
+    begin = pattern.find("(?P<value>")
+    depth, at = 0, begin
+    while 0 <= at < len(pattern):
+        depth += {"(": 1, ")": -1}.get(pattern[at], 0)
+        if depth == 0:
+            break
+        at += 2 if pattern[at] == "\\" else 1
+    try:
+        head, tail = (regex.compile(part, regex.DOTALL) for part in (pattern[:begin], pattern[at + 1 :]))
+    except regex.error as error:
+        raise _damaged(f"tag_pattern is no pattern ({error})") from None
+    if begin < 0 or "key" not in head.groupindex:
+        raise _damaged("tag_pattern: expected the groups key and value")
+    return Marker(head, False, True), Marker(tail, False)
 
 
 def _damaged(problem: str) -> StoreError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgemoe.session.response.calls import Tools, Writer, writer_of
 from edgemoe.session.response.form import Field, ResponseForm
 from edgemoe.session.response.parts import CallBegun, CallEnded, Part, Said, Thought
-from edgemoe.session.response.scan import find
+from edgemoe.session.response.scan import find, last_end
 
 if TYPE_CHECKING:
     import regex
@@ -64,9 +64,9 @@ class ResponseReader:
         self._passed = False
         """Whether a closing marker was taken for text, as it stood within a string."""
         self._heeds_strings = True
-        starts = [start.end() for start in form.start.pattern.finditer(before)]
-        if starts:
-            self.push(before[starts[-1] :])
+        start = last_end(form.start, before)
+        if start is not None:
+            self.push(before[start:])
 
     @property
     def in_thought(self) -> bool:
@@ -170,7 +170,10 @@ class ResponseReader:
         if self._writer is None:  # it has turned out to be none
             return self._say(text)
         self._raw += text
-        parts = self._written(self._writer.push(text))
+        try:
+            parts = self._written(self._writer.push(text))
+        except RecursionError:
+            return self._broken()
         return parts + self._broken() if self._writer.failed else parts
 
     def _close(self, text: str) -> list[Part]:
@@ -209,7 +212,7 @@ class ResponseReader:
             begun = [one.name for one in self._held if isinstance(one, CallBegun)]
             if self._field is not None and self._field.offered_only and not {*begun} <= {*self._tools}:
                 raise ValueError("no tool has this name")
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._broken()
         parts, self._held, self._writer = self._held, [], None
         self._marked = True

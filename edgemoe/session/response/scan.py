@@ -26,10 +26,22 @@ def find(marker: Marker, text: str, begin: int, ended: bool) -> tuple[regex.Matc
             return match, match.start()
         return None, match.start()
     except TimeoutError:
-        raise StoreError(
-            f"tokenizer_config.json: response_template: the pattern {marker.pattern.pattern!r:.80} takes too long.",
-            "It is broken or hostile: remove it.",
-        ) from None
+        raise _too_slow(marker) from None
+
+
+def last_end(marker: Marker, text: str) -> int | None:
+    """The end of the last match of a marker; None without one. Raises StoreError for a pattern that takes too long."""
+    try:
+        return max((match.end() for match in marker.pattern.finditer(text, timeout=LIMIT_SECONDS)), default=None)
+    except TimeoutError:
+        raise _too_slow(marker) from None
+
+
+def _too_slow(marker: Marker) -> StoreError:
+    return StoreError(
+        f"tokenizer_config.json: response_template: the pattern {marker.pattern.pattern!r:.80} takes too long.",
+        "It is broken or hostile: remove it.",
+    )
 
 
 def _may_change(marker: Marker, match: regex.Match[str], text: str) -> bool:
@@ -38,9 +50,10 @@ def _may_change(marker: Marker, match: regex.Match[str], text: str) -> bool:
         return not marker.literal or match.start() == match.end()
     if marker.literal:
         return False
-    if not marker.lazy and marker.pattern.fullmatch(text, match.start(), partial=True) is not None:
+    pattern, begin, limit_s = marker.pattern, match.start(), LIMIT_SECONDS
+    if not marker.lazy and pattern.fullmatch(text, begin, partial=True, timeout=limit_s) is not None:
         return True
-    longer = marker.pattern.match(text + "\0", match.start())  # no end of a text, nor of a line, follows
+    longer = pattern.match(text + "\0", begin, timeout=limit_s)  # no end of a text, nor of a line, follows
     return longer is None or longer.span() != match.span() or longer.groupdict() != match.groupdict()
 
 

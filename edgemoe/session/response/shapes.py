@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,23 @@ SHAPES: dict[str, Shape] = {
     "mistral": Shape("[TOOL_CALLS]{}[ARGS]", "", thought=("[THINK]", "[/THINK]")),
     "mistral-list": Shape(LIST.opening, LIST.closing, None, ", ", ("[TOOL_CALLS] [", "]"), ("[THINK]", "[/THINK]")),
     "granite": Shape(LIST.opening, LIST.closing, None, ", ", ("<|tool_call|>[", "]")),
+    "command": Shape(
+        '{{"tool_call_id": "0", "tool_name": "{}", "parameters": ',
+        "}",
+        None,
+        ", ",
+        ("<|START_ACTION|>[", "]<|END_ACTION|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ),
+    "solar": Shape(
+        "<|tool_call:begin|>call_0<|tool_call:name|>{}<|tool_call:args|>",
+        "<|tool_call:end|>",
+        section=("<|tool_calls|>", ""),
+        thought=("<|think|>", "<|end|><|begin|>assistant"),
+    ),
+    "minimax-m1": Shape(
+        '{{"name": "{}", "arguments": ', "}\n", section=("<tool_calls>\n", "</tool_calls>")
+    ),
     "granite-4": HERMES,
     "hermes": HERMES,
     "llama-json": Shape('{{"name": "{}", "parameters": ', "}", thought=None, several=False),
@@ -130,6 +147,25 @@ def thought_grammar(thought: tuple[str, str], markers: Mapping[str, int], begun:
     The thought may be left out. Where the prompt has begun one, it is to be ended.
     """
     return _Grammar(HERMES, markers).thought(thought, begun)
+
+
+def spelled(shape: Shape, calls: Sequence[Mapping[str, Any]]) -> str:
+    """The text of calls, each with name and arguments, as a family writes them."""
+    return shape.section[0] + shape.between.join(_spelled(shape, one) for one in calls) + shape.section[1]
+
+
+def _spelled(shape: Shape, call: Mapping[str, Any]) -> str:
+    tags, arguments = shape.arguments, call["arguments"]
+    if tags is None or not isinstance(arguments, Mapping):
+        body = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        return f"{shape.opening.format(call['name'])}{body}{shape.closing}"
+    said = []
+    for key, value in arguments.items():
+        raw = tags.raw and isinstance(value, str)
+        opening = tags.string if tags.string is not None and raw else tags.opening
+        text = value if raw else json.dumps(value, ensure_ascii=False)
+        said.append(f"{opening.format(key)}{text}{tags.closing}")
+    return f"{shape.opening.format(call['name'])}{tags.between.join(said)}{shape.closing}"
 
 
 class _Grammar:

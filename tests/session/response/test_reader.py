@@ -154,6 +154,8 @@ def test_the_mark_of_a_template_names_its_form() -> None:
     [None, {}, {"version": 2, "fields": {}, "start_anchor": "x"}, {"fields": {"content": {}}},
      {"start_anchor": "x", "fields": {"a": {}, "b": {}}}, {"start_anchor": "x", "fields": {"a": {"open_pattern": "("}}},
      {"start_anchor": "x", "fields": {"a": {"content": "yaml"}}}, {"start_anchor": "", "fields": {"a": {}}},
+     {"start_anchor": "x", "fields": {"a": {"content": "xml-inline"}}},
+     {"start_anchor": "x", "fields": {"a": {"content": "xml-inline", "content_args": {"tag_pattern": "(?P<value>"}}}},
      {"start_anchor": "x", "fields": {"a": {"strange": 1}}}],
 )  # fmt: skip
 def test_damaged_forms_are_refused(damaged: Any) -> None:

@@ -13,7 +13,7 @@ from edgemoe.session.constraint import Constraint, Grammars, Structure
 from edgemoe.session.response.builtin import builtin
 from edgemoe.session.response.parts import Message
 from edgemoe.session.response.reader import ResponseReader
-from edgemoe.session.response.shapes import SHAPES, Shape, call_grammar, thought_grammar
+from edgemoe.session.response.shapes import SHAPES, Shape, call_grammar, spelled, thought_grammar
 from edgemoe.session.tokenizer import Tokenizer
 from tests.support.every_case import every_case
 
@@ -48,21 +48,7 @@ def grammars() -> Grammars:
 
 
 def written(shape: Shape, calls: list[tuple[str, dict[str, Any]]]) -> str:
-    """The calls as a shape says."""
-    made = []
-    for name, arguments in calls:
-        tags = shape.arguments
-        if tags is None:
-            body = json.dumps(arguments, ensure_ascii=False)
-        else:
-            body = tags.between.join(
-                (tags.string if tags.string and isinstance(value, str) else tags.opening).format(key)
-                + (value if tags.raw and isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-                + tags.closing
-                for key, value in arguments.items()
-            )
-        made.append(shape.opening.format(name) + body + shape.closing)
-    return shape.section[0] + shape.between.join(made) + shape.section[1]
+    return spelled(shape, [{"name": name, "arguments": arguments} for name, arguments in calls])
 
 
 def allowed(grammars: Grammars, constraint: Constraint, text: str) -> tuple[int, int]:
