@@ -12,9 +12,11 @@ import pytest
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import ReadError, UsageError
 from edgemoe.model.sampling import SamplingOptions
-from edgemoe.server.jobs import Finished
+from edgemoe.server import running
+from edgemoe.server.jobs import Event, Finished, Job, Piece
 from edgemoe.server.scheduler import Scheduler
 from edgemoe.session import drafted
+from edgemoe.session.constraint import Grammars, Structure
 from edgemoe.session.draft_gate import LOST_SHARE, StepCosts
 from edgemoe.session.drafts import Draft, Drafts
 from edgemoe.session.model import Model, load
@@ -123,6 +125,36 @@ def test_in_company_too(both: tuple[Model, Model]) -> None:
         assert expected.logprobs == one.logprobs
         assert isinstance(one.end, Finished)
         assert one.end.reason == expected.finish_reason
+
+
+@pytest.mark.parametrize("wrong_every", [3, 1000])
+def test_beside_tokens_that_a_grammar_forces(
+    both: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch, wrong_every: int
+) -> None:
+    plain, fast = both
+    constraint = Grammars(plain.tokenizer).compile(Structure.of_pattern("(?:[a-d]{2}efgh[0-9]abc){4}", "regex"))
+    monkeypatch.setattr(drafted, "Drafts", Oracle)
+    monkeypatch.setattr(running, "Drafts", Oracle)
+    monkeypatch.setattr(Oracle, "wrong_every", wrong_every)
+    ids = plain.encode(AGAIN)
+    for options in MORE_SETTINGS[:3]:
+        expected = plain.stream(ids, 40, options, constraint=constraint.copy())
+        said = "".join(expected)
+        assert len(said) == 40
+        Oracle.answer, Oracle.before = expected.token_ids, ids
+        found = fast.stream(ids, 40, options, constraint=constraint.copy())
+        assert ("".join(found), found.token_ids) == (said, expected.token_ids)
+        assert found.finish_reason == expected.finish_reason
+        events: list[Event] = []
+        scheduler = Scheduler(fast)
+        scheduler.add([Job(ids, options, 40, events.append, constraint=constraint.copy())])
+        run(scheduler)
+        fast.engine.pause = None
+        fast.engine.sequence = fast.engine.sequences.open()
+        fast.held.ids.clear()
+        assert [one.token for one in events if isinstance(one, Piece) and one.token is not None] == expected.token_ids
+        assert scheduler.totals.steps < 35
+        assert 0 < scheduler.totals.accepted_tokens < scheduler.totals.draft_tokens  # those past the end go back too
 
 
 def test_a_draft_fails_nothing(both: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
