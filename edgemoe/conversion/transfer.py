@@ -153,7 +153,7 @@ class Transfer:
                     work.cancel()
 
     def _encoding(self, piece: Piece, rows: Rows, tensor: str) -> Callable[[], Encoded]:
-        """What encodes some rows of a piece."""
+        """The work that encodes some rows of a piece."""
         base = self._plan.bases.get(piece.number)
         if base is None:
             return functools.partial(encode, rows, piece.place.format, tensor, self._importance.get(piece.number))

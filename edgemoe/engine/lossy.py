@@ -26,7 +26,7 @@ from edgemoe.errors import UsageError
 from edgemoe.model.spec import ModelSpec
 
 WAIT, BASE = "wait", "base"
-"""What happens on a miss."""
+"""The choices of what happens on a miss."""
 
 _OFF_HINT = "Leave it out, or give 0, for exact answers."
 

@@ -60,7 +60,7 @@ def base_shapes(spec: ModelSpec) -> dict[str, tuple[int, int]]:
 
 
 def build_options(store: Store) -> BuildOptions:
-    """What a store's tensors say of the program."""
+    """The options of the program that a store's tensors decide."""
     return BuildOptions(ffns_apart=ffns_apart(store), planes=has_planes(store))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ def notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **side_files: bytes
     count: list[int] = []
     run = pipeline.Transfer.run
 
-    def counted(self: pipeline.Transfer) -> None:
+    def counted(self: pipeline.Transfer, apart: Collection[int]) -> None:
         count.append(len(heard))
-        run(self)
+        run(self, apart)
 
     monkeypatch.setattr(pipeline.Transfer, "run", counted)
     files = {name.replace("__", "."): content for name, content in side_files.items()}

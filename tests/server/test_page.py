@@ -74,7 +74,7 @@ def asked(client: Client, name: str = NAME, most: int | None = None, **body: obj
 
 
 def said(heard: list[Frame]) -> str:
-    return "".join(one.json["choices"][0]["delta"].get("content", "") for one in heard if one.data != "[DONE]")
+    return "".join(one.json["choices"][0]["delta"].get("content") or "" for one in heard if one.data != "[DONE]")
 
 
 def test_a_stream_is_taken_up_where_it_was_left(client: Client) -> None:
