@@ -34,8 +34,7 @@ from edgemoe.conversion.source import Source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
 from edgemoe.model.build import build_graph
-from edgemoe.model.description import ffns_apart, store_spec
-from edgemoe.model.graph import BuildOptions
+from edgemoe.model.description import build_options, store_spec
 from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_ids, read_generation_config
 from edgemoe.paths import expanded
 from edgemoe.store.headers import parse_json
@@ -223,7 +222,7 @@ def _pass(source: Source, plan: Plan, calibration: Calibration, side_files: Mapp
     from edgemoe.conversion.calibration.passing import CalibrationPass  # imports the engine
 
     store = Store(Path(), plan.manifest)
-    graph = build_graph(store_spec(store), BuildOptions(ffns_apart=ffns_apart(store)))
+    graph = build_graph(store_spec(store), build_options(store))
     windows = Windows.of(calibration, side_files, graph.spec.vocab_size, min(graph.longest_contexts))
     return CalibrationPass(source, plan, graph, windows, calibration.feedback)
 
