@@ -52,8 +52,9 @@ INLINE __m512i grid_look_up(const uint8_t *table, int count, __m512i low, const 
         found[i] = _mm512_permutex2var_epi8(grid_load512(own), low, grid_load512(own + GRID_TABLE_BYTES / 2));
     }
     EM_UNROLLED for (int bit = 0; bit < 4; bit++) {
-        EM_UNROLLED for (int i = 0; i < tables >> (bit + 1); i++) {
-            found[i] = _mm512_mask_blend_epi8(bits[bit], found[2 * i], found[2 * i + 1]);
+        /* as many steps whatever the count: of a loop with a single one gcc says that it ignores the annotation */
+        EM_UNROLLED for (int i = 0; i < GRID_TABLES_MOST / 2; i++) {
+            if (i < tables >> (bit + 1)) found[i] = _mm512_mask_blend_epi8(bits[bit], found[2 * i], found[2 * i + 1]);
         }
     }
     return found[0];
