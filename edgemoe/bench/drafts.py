@@ -7,19 +7,17 @@ turn, round by round. Prompts and tokens are random, or routing is a trace's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgemoe.bench.benchmark import COMMAND
+from edgemoe.bench.counts import SETTLE_STEPS, CountsReport, context_for, rounds
 from edgemoe.bench.measure import Progress, Settings
 from edgemoe.bench.protocol import Start, Worker, start_process
-from edgemoe.bench.sequences import SETTLE_STEPS
 from edgemoe.bench.spread import Spread
-from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.options import MOST_DRAFTS, EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
@@ -41,22 +39,11 @@ class DraftedReport:
 
 
 @dataclass(frozen=True)
-class DraftsReport:
+class DraftsReport(CountsReport):
     """Results of a measurement of steps with drafts."""
 
-    model: str
-    kernels: Mapping[str, Any]
-    memory: Mapping[str, Any]
-    prompt_tokens: int
-    decode_tokens: int
-    repeats: int
-    routing: str | None
-    """The trace that routing came from; None for the model's routers."""
     none: DraftedReport
     drafted: Sequence[DraftedReport]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class DraftsMeasurement:
@@ -82,14 +69,7 @@ class DraftsMeasurement:
         spec = store_spec(open_store(folder))
         # Every number of drafts runs as many whole steps, so that the last one is not shorter.
         self._tokens = {count: -(-settings.decode_tokens // (1 + count)) * (1 + count) for count in (0, *counts)}
-        needed = settings.prompt_tokens + SETTLE_STEPS + max(self._tokens.values())
-        room = settings.room_tokens or spec.max_positions
-        if needed > room:
-            raise UsageError(
-                f"The sequence would have {needed} tokens: expected at most {room}.",
-                "Give smaller `prompt_tokens` or `decode_tokens`, or a longer context where the model has one.",
-            )
-        context = settings.room_tokens or min(spec.max_positions, max(LEAST_CONTEXT_TOKENS, needed))
+        context = context_for(settings, spec, max(self._tokens.values()))
         self._folder = folder
         self._settings = settings
         self._options = replace(options, threads=kernels.threads, context_length=context, speculate=max(counts))
@@ -106,8 +86,7 @@ class DraftsMeasurement:
         with Worker("edgemoe", COMMAND, self._start) as worker:
             routing = None if self._routing is None else str(self._routing)
             about = worker.ask("open", model=str(self._folder), options=self._options.to_json(), routing=routing)
-            for number in range(1 + repeats):  # the first warms up
-                self._progress("warming up" if number == 0 else f"round {number} of {repeats}", number, 1 + repeats)
+            for _ in rounds(repeats, self._progress):
                 for count, found in seconds.items():
                     found.append(self._decode(worker, count))
         rates = {count: Spread.of(self._tokens[count] / one for one in found[1:]) for count, found in seconds.items()}

@@ -7,26 +7,23 @@ and the same machine. Prompts and tokens are random, or routing is a trace's, of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgemoe.bench.benchmark import COMMAND
+from edgemoe.bench.counts import SETTLE_STEPS, CountsReport, context_for, rounds
 from edgemoe.bench.measure import Progress, Settings
 from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
-from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.engine.options import MOST_SEQUENCES, EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import model_name
 from edgemoe.session.stores import open_store
-
-SETTLE_STEPS = 8
-"""Steps of all sequences after their prompts that are not counted: the cache still holds what another number used."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,12 @@ class TogetherReport:
 
 
 @dataclass(frozen=True)
-class SequencesReport:
+class SequencesReport(CountsReport):
     """Results of a measurement of sequences that decode together."""
 
-    model: str
-    kernels: Mapping[str, Any]
-    memory: Mapping[str, Any]
-    prompt_tokens: int
-    decode_tokens: int
-    repeats: int
-    routing: str | None
-    """The trace that routing came from; None for the model's routers."""
     recall: float | None
     one: TogetherReport
     together: Sequence[TogetherReport]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class SequencesMeasurement:
@@ -85,15 +71,7 @@ class SequencesMeasurement:
                 f"`sequences`: expected numbers of 2 to {MOST_SEQUENCES}, found {found}.", "Give numbers such as 2,4,8."
             )
         spec = store_spec(open_store(folder))
-        needed = settings.prompt_tokens + SETTLE_STEPS + settings.decode_tokens
-        room = settings.room_tokens or spec.max_positions
-        if needed > room:
-            raise UsageError(
-                f"Each sequence would have {needed} tokens, {SETTLE_STEPS} of them not counted:"
-                f" expected at most {room}.",
-                "Give smaller `prompt_tokens` or `decode_tokens`, or a longer context where the model has one.",
-            )
-        context = settings.room_tokens or min(spec.max_positions, max(LEAST_CONTEXT_TOKENS, needed))
+        context = context_for(settings, spec, settings.decode_tokens)
         self._folder = folder
         self._settings = settings
         self._options = replace(options, threads=kernels.threads, context_length=context, sequences=max(counts))
@@ -113,8 +91,7 @@ class SequencesMeasurement:
             routing = None if self._routing is None else str(self._routing)
             options = self._options.to_json()
             about = worker.ask("open", model=str(self._folder), options=options, routing=routing, recall=self._recall)
-            for number in range(1 + repeats):  # the first warms up
-                self._progress("warming up" if number == 0 else f"round {number} of {repeats}", number, 1 + repeats)
+            for _ in rounds(repeats, self._progress):
                 for count, found in answers.items():
                     found.append(self._decode(worker, count))
         rates = {count: self._rate(count, found[1:]) for count, found in answers.items()}

@@ -125,7 +125,7 @@ def serve(
         prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
     )  # fmt: skip
     server = Server(lambda: open_to_serve(found, options, variables), settings)
-    server.on_ready = lambda opened: _greet(opened, server.url)
+    server.on_ready = lambda opened: _greet(opened, server.url, prefix_disk)
     server.run()
 
 
@@ -142,13 +142,13 @@ def _as_clients_see_it(found: str | None, settings: ServerSettings, context: int
     return Served(server_url(settings.hosts[0], settings.port), name, context, key)
 
 
-def _greet(model: Model, url: str) -> None:
+def _greet(model: Model, url: str, prefix_disk: str | None) -> None:
     """Tell on stderr what is served, and where."""
     from edgemoe.cli.chat import described
     from edgemoe.cli.remarks import model_remarks, print_remarks, tell_of_prefixes
 
     engine = model.engine
-    tell_of_prefixes(model, None)
+    tell_of_prefixes(model, prefix_disk)
     print_remarks(model_remarks(model))
     print_remarks([
         described(model),

@@ -1,7 +1,13 @@
-"""The line about a prompt that takes long."""
+"""Lines about a prompt that takes long, and about prefixes that are not kept."""
 
-from edgemoe.cli.remarks import prompt_remark
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from edgemoe.cli.remarks import prompt_remark, tell_of_prefixes
 from edgemoe.engine.prompt_times import PromptEstimate
+from edgemoe.session.model import Model
 from tests.support.every_case import every_case
 
 
@@ -16,3 +22,11 @@ from tests.support.every_case import every_case
 def test_the_time_of_a_prompt_is_said_as_well_as_it_is_known(least: float, most: float, said: str) -> None:
     estimate = PromptEstimate(2048, least, most)
     assert prompt_remark(estimate) == f"a prompt of 2,048 tokens: {said} until the answer begins"
+
+
+def test_a_size_for_prefixes_that_are_not_kept_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model = cast(Model, SimpleNamespace(engine=SimpleNamespace(sequences=SimpleNamespace(tier=None))))
+    tell_of_prefixes(model, None)
+    assert capsys.readouterr().err == ""
+    tell_of_prefixes(model, "1GiB")
+    assert "--prefix-disk has no effect" in capsys.readouterr().err

@@ -1,5 +1,5 @@
 // The page as a whole: the list of chats, the conversation, the live picture, and what is said above them.
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { key, meet, server, setKey } from "./api";
 import { Chat, writingNow } from "./chat";
 import { NO_SAMPLING, exported, imported, type Conversation, type Preferences, type Sampling } from "./kept";
@@ -37,9 +37,15 @@ export function App() {
       removeEventListener("keydown", pressed);
     };
   }, []);
-  useEffect(() => {
-    if (wishes.theme === "system") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = wishes.theme;
+  useLayoutEffect(() => {
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    const show = () => {
+      const system = dark.matches ? "dark" : "light";
+      document.documentElement.dataset.theme = wishes.theme === "system" ? system : wishes.theme;
+    };
+    show();
+    dark.addEventListener("change", show);
+    return () => dark.removeEventListener("change", show);
   }, [wishes.theme]);
   const conversation = current();
   useEffect(() => {

@@ -212,9 +212,7 @@ export function hitRates(picture: Picture, steps: Picture["steps"]): (number | n
 }
 
 export function theme(): "light" | "dark" {
-  const chosen = document.documentElement.dataset.theme;
-  if (chosen === "light" || chosen === "dark") return chosen;
-  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  return document.documentElement.dataset.theme === "dark" ? "dark" : "light";
 }
 
 export function ExpertMap({ picture, sight, onAt, onChoose }: { picture: Picture; sight: Sight; onAt: (cell: number | null) => void; onChoose: (cell: number | null) => void }) {
@@ -259,17 +257,13 @@ export function ExpertMap({ picture, sight, onAt, onChoose }: { picture: Picture
     const ends = [live.listen(() => wake.current())];
     const resized = new ResizeObserver(() => wake.current());
     resized.observe(element.parentElement!);
-    const dark = matchMedia("(prefers-color-scheme: dark)");
-    const changed = () => wake.current();
-    dark.addEventListener("change", changed);
-    const themed = new MutationObserver(changed);
+    const themed = new MutationObserver(() => wake.current());
     themed.observe(document.documentElement, { attributes: true });
     return () => {
       cancelAnimationFrame(frame);
       for (const end of ends) end();
       resized.disconnect();
       themed.disconnect();
-      dark.removeEventListener("change", changed);
     };
   }, [picture]);
   useEffect(() => wake.current());
