@@ -33,7 +33,6 @@ from edgemoe.engine.loaded import LoadedModel
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.phase import PROMPT, Turn
-from edgemoe.engine.prefix_program import open_prefix_disk
 from edgemoe.engine.prompt_times import PromptTimes, PromptWork, rates_note
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
@@ -140,6 +139,8 @@ class Engine:
         try:
             self._loaded.open(graph, memory, options, mode, dense)
             if keeps_prefixes and inputs is None and options.prefix_disk is not None:
+                from edgemoe.engine.prefix_program import open_prefix_disk  # which few ask for, at 40 ms a start
+
                 files = open_prefix_disk(options.prefix_disk, store, graph, memory, backend, groups, fixed_state)
                 self.sequences.keep_on_disk(files)
             self.sequence = self.sequences.open()

@@ -14,7 +14,6 @@ step more, it goes on without drafts: a text that cannot be guessed is written a
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
 
 WEIGHT = 0.2
 """The weight of the latest guess in the share of right ones."""
@@ -64,7 +63,8 @@ class StepCosts:
         """The median of the latest figures of a kind of steps, with one more."""
         figures = self._latest.setdefault((answers, drafts), deque(maxlen=LATEST))
         figures.append(latest)
-        return median(figures)
+        ordered = sorted(figures)  # `statistics` imports decimals and fractions, at each start
+        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
     def measurable(self, answers: int) -> bool:
         """Whether drafts can be weighed now, since a step without any was run not long ago."""

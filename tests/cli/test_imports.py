@@ -13,7 +13,7 @@ assert "numpy" not in sys.modules
 with edgemoe.load(ram="floor") as model:
     assert model.engine.backend.name == "native"
     model.chat(max_tokens=4).ask("Hello!")
-print(sorted({"numba", "llvmlite", "rich", "typer", "torch"} & sys.modules.keys()))
+print(sorted({"numba", "llvmlite", "rich", "typer", "torch", "importlib.metadata", "statistics"} & sys.modules.keys()))
 """
 
 
