@@ -390,6 +390,21 @@ def test_an_expert_shows_its_tokens(open_page: Callable[..., Opened], serve: Cal
     assert f"Layer {first}, expert 1 is in RAM. Used {len(used)} times" in read
 
 
+EFFECTS_COME_LATE = """
+const later = setTimeout;
+window.setTimeout = (done, ms = 0) => later(done, ms + 300);
+window.requestAnimationFrame = (done) => later(done, 300);
+"""
+
+
+def test_what_changes_before_a_part_listens_is_drawn(open_page: Callable[..., Opened]) -> None:
+    """The server's first answer comes between the drawing of a part and its effects, as on a busy machine."""
+    opened = open_page()
+    opened.page.add_init_script(EFFECTS_COME_LATE)
+    opened.page.route("**/edgemoe/about", lambda route: route.fulfill(status=404, body="{}"))
+    opened.go().get_by_text("This page is newer than the server").wait_for()
+
+
 OLDER = [{"status": 404, "body": "{}"}, {"status": 200, "body": '{"interface": 0, "version": "0.0.9"}'}]
 
 

@@ -26,7 +26,12 @@ export class Store<T> {
 }
 
 export function useStore<T>(store: Store<T>): T {
+  const drawn = store.value;
   const [, draw] = useState(0);
-  useEffect(() => store.listen(() => draw((n) => n + 1)), [store]);
-  return store.value;
+  useEffect(() => {
+    const again = () => draw((n) => n + 1);
+    if (store.value !== drawn) again(); // The value changed after it was drawn and before this effect ran.
+    return store.listen(again);
+  }, [store]);
+  return drawn;
 }
