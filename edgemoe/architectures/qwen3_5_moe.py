@@ -16,6 +16,8 @@ from edgemoe.architectures.table import HEAD, Row
 from edgemoe.errors import SourceError
 from edgemoe.model.spec import ModelSpec
 
+IN_TURN = "linear_value_heads_in_turn"
+"""The key that says that heads of values lie in turn, as in GGUF files; no config of a checkpoint has it."""
 ROWS = tuple(row for row in qwen3_next.TENSORS if "in_proj_qkvz" not in row.source and "in_proj_ba" not in row.source)
 
 
@@ -31,7 +33,9 @@ TENSORS = with_text_tower(ROWS)
 def read(reader: ConfigReader) -> ModelSpec:
     """The model that a config describes, or its `text_config`. Raises SourceError."""
     text, frame = read_text(reader, "qwen3_5_moe", qwen3_next.MIXERS)
-    return replace(frame, layers=qwen3_next.read_linear_layers(text, frame, normalise=True))
+    return replace(
+        frame, layers=qwen3_next.read_linear_layers(text, frame, normalise=True, in_turn=text.flag(IN_TURN, False))
+    )
 
 
 def read_text(reader: ConfigReader, family: str, layer_types: Collection[str]) -> tuple[ConfigReader, ModelSpec]:

@@ -121,9 +121,11 @@ def read_linear_layers(
     normalise: bool,
     dense: GatedFfn | None = None,
     gating: Literal["silu", "sigmoid"] = "silu",
+    in_turn: bool = False,
 ) -> tuple[LayerSpec, ...]:
     """The layers: attention in those that `layer_types` says, or in every `full_attention_interval`-th; `dense` in the
-    place of the experts where the config lists some. `gating` is that of linear layers. Raises SourceError.
+    place of the experts where the config lists some. `gating` and `in_turn` are those of linear layers. Raises
+    SourceError.
     """
     attention = replace(
         read_attention(reader, frame, kv_heads_required=True, partial=0.25, qk_norm="head"),
@@ -139,14 +141,14 @@ def read_linear_layers(
     reader.require("attn_output_gate", True)
     reader.require("mamba_ssm_dtype", "float32")
     interval = reader.integer("full_attention_interval", maximum=LARGEST_LAYERS, default=4)
-    in_turn = ["linear_attention"] * (interval - 1) + ["full_attention"]
-    others = {"linear_attention": _read_delta(reader, gating)}
+    usual = ["linear_attention"] * (interval - 1) + ["full_attention"]
+    others = {"linear_attention": replace(_read_delta(reader), gating=gating, in_turn=in_turn)}
     if dense is None:
-        return read_layers(reader, attention, moe, others=others, default_types=in_turn)
-    return read_layers(reader, attention, moe, dense, listed_dense_layers, others, in_turn)
+        return read_layers(reader, attention, moe, others=others, default_types=usual)
+    return read_layers(reader, attention, moe, dense, listed_dense_layers, others, usual)
 
 
-def _read_delta(reader: ConfigReader, gating: Literal["silu", "sigmoid"]) -> GatedDelta:
+def _read_delta(reader: ConfigReader) -> GatedDelta:
     def width(name: str, default: int, maximum: int = LARGEST_WIDTH) -> int:
         return reader.integer(name, maximum=maximum, default=default)
 
@@ -156,7 +158,6 @@ def _read_delta(reader: ConfigReader, gating: Literal["silu", "sigmoid"]) -> Gat
         key_dim=width("linear_key_head_dim", 128, WIDEST_KEYS),
         value_dim=width("linear_value_head_dim", 128),
         length=reader.integer("linear_conv_kernel_dim", minimum=2, maximum=MOST_TAPS, default=4),
-        gating=gating,
     )
     if delta.heads % delta.key_heads:
         raise SourceError(

@@ -104,7 +104,8 @@ def read(reader: ConfigReader) -> ModelSpec:
         text.integer("hc_lowrank", maximum=LARGEST_WIDTH, default=320),
     )
     normalise = text.flag("norm_topk_prob", True)
-    layers = qwen3_next.read_linear_layers(text, frame, normalise, gating=gating)
+    in_turn = text.flag(qwen3_5_moe.IN_TURN, False)
+    layers = qwen3_next.read_linear_layers(text, frame, normalise, gating=gating, in_turn=in_turn)
     tables, indexer = _read_tables(text, frame, streams.count, layers), _read_indexer(text)
     text.skip("number_of_conv_states")  # how another program keeps state
     text.skip("intermediate_size", "mtp")  # no layer is dense; layers for further tokens are left out

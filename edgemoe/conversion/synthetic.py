@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import checkpoint_shapes, model_spec, resolve
+from edgemoe.architectures.qwen3_5_moe import IN_TURN
 from edgemoe.conversion.formats import (
     BY_DEFAULT,
     DEFAULT_DENSE,
@@ -111,6 +112,8 @@ class SyntheticSource:
         if shape not in SHAPES:
             raise UsageError(f"{shape!r}: unknown shape; expected one of {', '.join(SHAPES)}.")
         self.config: Mapping[str, Any] = SHAPES[shape] if layers is None else _first_layers(shape, layers)
+        if mix is not None and self.config["model_type"] in _IN_TURN_IN_FILES:
+            self.config = {**self.config, IN_TURN: True}
         part = shape if layers is None else f"the first {layers} layers of {shape}"
         self.name = f"random weights of {part}, seed {seed}"
         identity = [GENERATOR, seed, *vars(choice).values(), dict(self.config), *([mix] if mix else [])]
@@ -208,6 +211,8 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     return config | {"num_hidden_layers": layers}
 
 
+_IN_TURN_IN_FILES = ("qwen3_5_moe_text", "qwen4_exp_text")
+"""Models whose heads of values llama.cpp's files, which mixes stand for, have in turn."""
 _INTO_THE_STREAM = (
     *(".output", ".cross_output", ".conv_out", ".delta_out", ".lightning_out", ".mamba_out", ".latent_out"),
     *(".table_value", ".table_taps", ".down"),

@@ -190,9 +190,9 @@ class DeltaRule(Operation, code=18):
     """The gated delta rule: each head keeps a matrix `S (W, Wv)`, which a token decays and then corrects.
 
     A row of `mixed` holds the queries and the keys of `G` heads of width `W`, and the values `v` of `H` heads of width
-    `Wv`; head `h` has query and key `h // (H / G)`. With `keys` and `values` it holds the queries alone. With `q =
-    query / |query| / sqrt(W)`, `k = key / |key|` (whose lengths are `sqrt(sum of squares + epsilon)`) and `decay =
-    exp(rate * softplus(decay_input + decay_bias))`, of a rate below 0:
+    `Wv`; head `h` has query and key `h // (H / G)`, or `h % G` if they lie `in_turn`. With `keys` and `values` it holds
+    the queries alone. With `q = query / |query| / sqrt(W)`, `k = key / |key|` (whose lengths are `sqrt(sum of squares +
+    epsilon)`) and `decay = exp(rate * softplus(decay_input + decay_bias))`, of a rate below 0:
 
         S = decay * S;  S = S + k (sigmoid(strength) * (v - S^T k))^T;  output = S^T q
 
@@ -220,6 +220,7 @@ class DeltaRule(Operation, code=18):
     keys: Annotated[Floats | None, rows("G*W")] = None
     values: Annotated[Floats | None, rows("H*Wv")] = None
     lower_bound: float = 0.0  # 0: none
+    in_turn: bool = False
 
     def check(self, sizes: Sizes) -> None:
         G, H, W, Wv = (sizes.letters[name] for name in ("G", "H", "W", "Wv"))

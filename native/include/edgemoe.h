@@ -21,7 +21,7 @@ extern "C" {
 #define EM_API __attribute__((visibility("default")))
 
 /* Incremented with every change to this header that a caller must adapt to. */
-#define EM_ABI_VERSION 15
+#define EM_ABI_VERSION 16
 
 /* A choice of a router that is of no expert: it passes on what experts read, and nothing is read for it. */
 enum { EM_NO_EXPERT = -1 };

@@ -516,6 +516,7 @@ typedef struct em_delta_rule {
     const float *keys;        /* (T, G*W), or NULL */
     const float *values;      /* (T, H*Wv), or NULL */
     float lower_bound;
+    int32_t in_turn;          /* whether head h has query and key h % G */
     int32_t columns;          /* M */
     int32_t heads;            /* H */
     int32_t decays;           /* decays */
@@ -919,7 +920,7 @@ typedef struct em_choose_blocks {
         FIELD(em_delta_rule, epsilon) FIELD(em_delta_rule, key_heads) FIELD(em_delta_rule, positions) \
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
         FIELD(em_delta_rule, keys) FIELD(em_delta_rule, values) FIELD(em_delta_rule, lower_bound) \
-        FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, decays) \
+        FIELD(em_delta_rule, in_turn) FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, decays) \
         FIELD(em_delta_rule, value_dim) FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
     STRUCT(em_head_linear) FIELD(em_head_linear, input) FIELD(em_head_linear, matrix) \
         FIELD(em_head_linear, passed) FIELD(em_head_linear, heads) FIELD(em_head_linear, output) \

@@ -170,6 +170,33 @@ def test_the_bits_are_the_same_on_every_instruction_set(
 
 
 @every_case("form", FORMS)
+def test_heads_in_turn_are_the_same_heads_at_other_places(any_backend: Backend, form: str) -> None:
+    G, H, Wv = 2, 6, 20
+    together = delta_rule(40, (G, H), (16, Wv), np.random.default_rng(4), position=3, form=form)
+    order = np.arange(H).reshape(G, H // G).T.ravel()  # the first head of each key head, then the second of each
+
+    def turned(array: np.ndarray) -> np.ndarray:
+        return aligned_copy(array.reshape(*array.shape[:-1], H, -1)[..., order, :].reshape(array.shape))
+
+    values = together.mixed if together.values is None else together.values
+    moved = {name: turned(getattr(together, name)) for name in ("strength", "decay_input", "decay_bias", "rate")}
+    of_keys = values.shape[1] - H * Wv
+    turned_values = aligned_copy(np.concatenate([values[:, :of_keys], turned(values[:, of_keys:])], axis=1))
+    in_turn = replace(
+        together,
+        **moved,
+        **{"mixed" if together.values is None else "values": turned_values},
+        states=aligned_copy(together.states[:, order]),
+        output=aligned(together.output.shape, np.float32),
+        in_turn=True,
+    )
+    for operation in (together, in_turn):
+        any_backend.program([operation]).run(40)
+    assert in_turn.output.tobytes() == turned(together.output).tobytes()
+    assert in_turn.states[1].tobytes() == together.states[1][order].tobytes()
+
+
+@every_case("form", FORMS)
 def test_cuts_and_company_change_no_bit(any_backend: Backend, form: str) -> None:
     """A sequence alone; token by token; and in turn with another one, each row of which is the same."""
     random = np.random.default_rng(2)

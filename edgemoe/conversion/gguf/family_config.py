@@ -7,10 +7,12 @@ architectures with windows are in `windowed.py`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgemoe.architectures.dbrx import NORM_EPSILON as DBRX_EPSILON
+from edgemoe.architectures.qwen3_5_moe import IN_TURN
 from edgemoe.conversion.gguf.families import FAMILIES
 from edgemoe.conversion.gguf.file import GgufTensor
 from edgemoe.conversion.gguf.gated import gated_config
@@ -19,6 +21,7 @@ from edgemoe.conversion.gguf.grok import grok_1_config, grok_2_config
 from edgemoe.conversion.gguf.keys import SIGMOID, Metadata
 from edgemoe.conversion.gguf.names import MERGED_GATE_UP
 from edgemoe.conversion.gguf.phimoe import phimoe_config
+from edgemoe.kernels.row_types import block_columns
 
 
 def family_config(metadata: Metadata, tensors: Mapping[str, GgufTensor], head_dim: int) -> dict[str, Any]:
@@ -249,7 +252,10 @@ def _lfm2_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[
 
 
 def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
-    """The keys of Qwen3-Next and Qwen3.5. llama.cpp always normalises weights."""
+    """The keys of Qwen3-Next and Qwen3.5. llama.cpp always normalises weights.
+
+    Heads of values stay in turn where a block of the matrix after them has columns of several heads.
+    """
     layers = metadata.count("block_count") - metadata.count("nextn_predict_layers", 0, minimum=0)
     interval = metadata.count("full_attention_interval", 4)
     linear = metadata.value("attention.recurrent_layers", [(number + 1) % interval > 0 for number in range(layers)])
@@ -262,6 +268,9 @@ def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dic
     heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
     if inner % heads:
         raise metadata.wrong("ssm.inner_size", f"a multiple of {heads}, the number of heads", inner)
+    family, of_out = FAMILIES[metadata.architecture], re.compile(r"blk\.\d+\.ssm_out\.weight")
+    blocks = (block_columns(one.type_name) for name, one in tensors.items() if of_out.fullmatch(name))
+    in_turn = family.heads_in_turn and any(inner // heads % columns for columns in blocks)
     config: dict[str, Any] = {
         "layer_types": ["linear_attention" if one else "full_attention" for one in linear[:layers]],
         "linear_conv_kernel_dim": metadata.count("ssm.conv_kernel"),
@@ -274,6 +283,7 @@ def _linear_config(metadata: Metadata, tensors: Mapping[str, GgufTensor]) -> dic
             metadata, tensors, "expert_shared_feed_forward_length", "shexp"
         ),
     }
+    config |= {IN_TURN: True} if in_turn else {}
     return config | ({"intermediate_size": None} if metadata.architecture == "qwen35moe" else {})
 
 

@@ -106,6 +106,8 @@ def linear_orders(mixer: Body, heads_in_turn: bool) -> LinearOrders:
     if not isinstance(mixer, GatedDelta):
         return LinearOrders({}, {}, {})
     channels = {"delta_taps": mixer.channels}
+    if mixer.in_turn:
+        return LinearOrders({}, {}, channels)
     if not heads_in_turn:
         group = mixer.heads // mixer.key_heads
         return LinearOrders(dict.fromkeys(("delta_strength", "delta_decay"), group), {}, channels)

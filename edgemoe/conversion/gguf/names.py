@@ -107,7 +107,7 @@ def checkpoint_tensors(
     """
     views: dict[str, TensorView] = {}
     bodies = (block.body for layer in spec.layers for block in layer.blocks if family.heads_in_turn)
-    mixer = next((body for body in bodies if isinstance(body, GatedDelta)), None)
+    mixer = next((body for body in bodies if isinstance(body, GatedDelta) and not body.in_turn), None)
     table = next((n for n, layer in enumerate(spec.layers) if isinstance(layer.blocks[0].body, NgramTable)), None)
     turns = {OF_LINEAR[name]: order for name, order in turns_of(mixer).items()} if mixer else {}
     for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from edgemoe.errors import SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.file_rows import Rows, decode_rows, scaled
 from edgemoe.kernels.landing import time_mark
-from edgemoe.kernels.row_types import BLOCK_FORMATS, block_columns
+from edgemoe.kernels.row_types import BLOCK_FORMATS
 
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
@@ -74,7 +74,6 @@ class GgufSource:
         self._notices = [
             *notices(first.path, first.metadata),
             *latent_notices(metadata, first.path),
-            *_rounded_columns(self._views.values(), first.path),
         ]
 
     @property
@@ -209,12 +208,11 @@ def _check_part(part: GgufFile, first: GgufFile, number: int, count: int) -> Non
 
 
 def _dtype(view: TensorView) -> str:
-    """The type of the parts; F32 if the types differ, are of whole numbers, a vector is quantised or blocks are cut, as
-    these are decoded.
+    """The type of the parts; F32 if the types differ, are of whole numbers, a vector is quantised, as these are
+    decoded.
     """
     names = {part.type_name for part in view.parts}
     vector = view.elements or 1 in (len(view.parts[0].shape), len(view.shape))
-    vector = vector or not _carries(view)
     if len(names) > 1 or "I32" in names or (vector and not names.isdisjoint(BLOCK_FORMATS)):
         return "F32"
     return next(iter(names))
@@ -242,36 +240,10 @@ def _read_rows(view: TensorView, index: int | None, row_start: int, row_stop: in
 def _rows_in_turn(view: TensorView, turns: Turns, start: int, stop: int) -> Rows:
     """Read rows of heads that lie in turn, or whole rows whose columns do; `view` is that of the file's order."""
     if turns.columns:
-        rows = _read_rows(view, None, start, stop)
-        carried = rows if _carries(replace(view, turns=turns)) else _as_floats(rows)
-        return take_columns(carried, turns.places(0, view.shape[-1]))
+        return take_columns(_read_rows(view, None, start, stop), turns.places(0, view.shape[-1]))
     order = turns.places(start, stop)
     runs = np.split(order, np.flatnonzero(np.diff(order) != 1) + 1)
     return join_rows([_read_rows(view, None, int(run[0]), int(run[-1]) + 1) for run in runs])
-
-
-def _carries(view: TensorView) -> bool:
-    """Whether blocks of columns stay whole where columns are put in another order."""
-    if view.turns is None or not view.turns.columns:
-        return True
-    return view.turns.width % block_columns(view.parts[0].type_name) == 0
-
-
-def _rounded_columns(views: Iterable[TensorView], path: Path) -> Iterator[str]:
-    """Yield a paragraph about matrices whose blocks do not survive the order of their columns."""
-    cut = sorted(
-        {
-            part.name.rpartition("blk.")[2].partition(".")[2] + " of " + part.type_name
-            for view in views
-            if not _carries(view)
-            for part in view.parts
-        }
-    )
-    if cut:
-        yield (
-            f"{path}: {', '.join(cut)}: the model has the columns in another order, which cuts these blocks. They are"
-            " read as floats, and rounded to the format of other dense weights."
-        )
 
 
 def _vector_rows(view: TensorView, start: int, stop: int) -> npt.NDArray[np.float32]:

@@ -29,7 +29,7 @@ from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.landing import PART, PLACE
 from edgemoe.kernels.paging import RECORD
 
-ABI_VERSION = 15
+ABI_VERSION = 16
 
 LETTERS = {
     "B": "slot_bytes",

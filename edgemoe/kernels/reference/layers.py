@@ -212,7 +212,8 @@ def _delta_rule(kernels: Any, o: so.DeltaRule, tokens: int) -> None:
         queries, keys, values = o.mixed[:tokens], o.keys[:tokens], o.values[:tokens]
     else:
         queries, keys, values = np.split(o.mixed[:tokens], [G * W, 2 * G * W], axis=1)
-    query, key = (np.repeat(heads.reshape(tokens, G, W), H // G, axis=1) for heads in (queries, keys))
+    of_head = np.arange(H) % G if o.in_turn else np.arange(H) // (H // G)
+    query, key = (heads.reshape(tokens, G, W)[:, of_head] for heads in (queries, keys))
     value = values.reshape(tokens, H, Wv)
     inputs = (o.decay_input[:tokens].astype(np.float64) + o.decay_bias).reshape(tokens, H, -1)
     rate = o.rate[:, None].astype(np.float64)

@@ -51,6 +51,8 @@ class GatedDelta:
     gate_rank: int = field(default=0, metadata=ZERO_ALLOWED)
     """The same as `decay_rank`, of the gate."""
     gating: Literal["silu", "sigmoid"] = "silu"
+    in_turn: bool = False
+    """Whether heads of values lie in turn: the first of each key head, then the second of each, and so on."""
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -157,7 +159,7 @@ class GatedDelta:
         output = build.rows("delta_output", H * Wv)
         of_rule = strength, decay, bias, rate, LENGTH_EPSILON, self.key_heads, *places, states, output
         key, value = mixed[1:] if self.apart else (None, None)
-        build.add(so.DeltaRule(mixed[0], *of_rule, key, value, -self.decay_bound))
+        build.add(so.DeltaRule(mixed[0], *of_rule, key, value, -self.decay_bound, self.in_turn))
         norm, silu = build.vector("delta_head_norm", Wv), self.gating == "silu"
         build.add(op.RmsNorm(output, norm, build.epsilon, output, heads=H, gate=gate if silu else None))
         if not silu:

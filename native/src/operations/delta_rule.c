@@ -111,7 +111,10 @@ static void update_items(void *context, int64_t begin, int64_t end, int32_t thre
             rows.first = first;
             rows.count = em_segment_rows(d->positions, d->sequences, first, task->run->tokens, BLOCK_ROWS);
             normalise(task, key_head, &rows);
-            for (int32_t h = 0; h < together; h++) update_panels(task, &rows, key_head * together + h, from, to);
+            for (int32_t h = 0; h < together; h++) {
+                const int32_t head = d->in_turn ? h * d->key_heads + key_head : key_head * together + h;
+                update_panels(task, &rows, head, from, to);
+            }
         }
     }
 }

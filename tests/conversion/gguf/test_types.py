@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -126,21 +127,34 @@ def test_dense_gate_and_up_of_two_types(tmp_path: Path) -> None:
         assert np.abs(exact.logits(ids) - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_columns_that_move_by_less_than_a_block_are_rounded_and_told(tmp_path: Path) -> None:
-    """Qwen3.5: heads of 32 values, and blocks of 256 columns."""
+def test_heads_stay_in_turn_where_a_block_has_columns_of_several(tmp_path: Path) -> None:
+    """Qwen3.5: heads of 32 values, and blocks of 256 columns. The same weights without blocks are brought together."""
     config = CONFIGS["qwen3_5_moe"]
     heads = 256 // config["linear_value_head_dim"]
     config = config | {"hidden_size": 256, "linear_num_value_heads": heads, "linear_num_key_heads": heads // 2}
     write_checkpoint(tmp_path / "checkpoint", config, dtype="F32")
-    path = write_gguf(
-        tmp_path / "m.gguf", config, read_tensors(tmp_path / "checkpoint"), kinds={"ssm_out": "Q4_K", ".": "F32"}
-    )
-    source = GgufSource(path)
-    [name] = [name for name in source.tensors() if name.endswith("layers.0.linear_attn.out_proj.weight")]
-    assert source.tensors()[name].dtype == "F32"
-    assert any("ssm_out" in text and "Q4_K" in text for text in source.notices())
+    tensors = read_tensors(tmp_path / "checkpoint")
+    kinds = {"ssm_out": "Q4_K", "gate_inp|ssm": "F32", ".": "Q8_0"}
+    path = write_gguf(tmp_path / "m.gguf", config, tensors, kinds=kinds)
+    assert GgufSource(path).notices() == []
     store = Store.open(edgemoe.convert(path, tmp_path / "store"))
-    assert next(tensor.format for tensor in store.manifest.dense if tensor.name == "layers.0.delta_out").name == "q8"
+    back = read_gguf(export_gguf(store, tmp_path / "back.gguf", name="m")).tensors
+    beside = {}
+    for name, tensor in read_gguf(path).tensors.items():
+        np.testing.assert_array_equal(back[name].read(0, tensor.rows), tensor.read(0, tensor.rows), err_msg=name)
+        if tensor.type_name != "F32":
+            values = gguf.dequantize(tensor.read(0, tensor.rows), gguf.GGMLQuantizationType[tensor.type_name])
+            beside[name] = values.reshape(tensor.shape)
+    ids = [1, 5, 9, 2, 7]
+    with edgemoe.load(path, warm_start=False) as opened, edgemoe.load(store.path, warm_start=False) as kept:
+        np.testing.assert_array_equal(opened.logits(ids), kept.logits(ids))
+    floats = write_gguf(tmp_path / "floats.gguf", config, tensors, kinds={".": "F32"}, beside=beside)
+    found = []
+    for file in (path, floats):
+        exact = edgemoe.convert(file, tmp_path / f"{file.stem}-exact", experts="f32", dense="f32")
+        with edgemoe.load(exact, warm_start=False) as model:
+            found.append(model.logits(ids))
+    assert np.abs(found[0] - found[1]).max() < 1e-5 * np.abs(found[1]).max()
 
 
 def test_what_no_type_has_is_not_exported(tmp_path: Path) -> None:
