@@ -6,6 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -28,7 +29,15 @@ OTHERS = {"q5_0": 8, "q5_1": 9, "iq4_nl": 25, "tq1_0": 36, "tq2_0": 37, "mxfp4_m
 """llama.cpp's numbers for files of mostly one type."""
 WITH_IMPORTANCE = {"IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ3_S": 26, "IQ2_S": 29, "IQ1_M": 31}
 """Types that it makes of whole blocks of 256 columns, most with an importance matrix only; each with a mix of it."""
+FILES = [
+    *((mix, model) for mix in (*FILE_TYPES, *OTHERS) for model in ("wide", "tiny")),
+    *((mix, "linear") for mix in ("q2_k", "q4_k_m", "iq4_xs")),
+]
+LINEAR = {"hidden_size": 256, "linear_num_key_heads": 4, "linear_num_value_heads": 8, "moe_intermediate_size": 256}
+"""Heads of 32 values, of which a block of the matrix after them has eight; the file has these in turn."""
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 256, "head_dim": 64}
+DECODED = ("ssm_alpha.weight", "ssm_beta.weight")
+"""Matrices that stores hold in float32: what a linear layer keeps for long depends on them."""
 POSITIONS = 300
 
 
@@ -52,7 +61,7 @@ def quantised(floats: Path, path: Path, file_type: int, important: bool = False)
 
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models in float32: two with whole blocks of 256 columns, "loud" with larger weights, and one narrower."""
+    """Models in float32: two with whole blocks of 256 columns, "loud" with larger weights; one narrower; Qwen3.5."""
     folder = tmp_path_factory.mktemp("floats")
     for name in ("wide", "loud"):
         write_checkpoint(folder / name, wide_config(), dtype="F32", side_files={"README.md": b""})
@@ -60,7 +69,9 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: array * np.float32(6 if array.ndim > 1 else 1) for name, array in read_tensors(folder / "wide").items()
     }
     save_file(louder, folder / "loud" / "model.safetensors")
+    write_checkpoint(folder / "linear", EXPRESSIBLE["qwen3_5_moe"] | LINEAR, dtype="F32", side_files={"README.md": b""})
     stores = {
+        "linear": edgemoe.convert(folder / "linear", folder / "linear-store", experts="f32", dense="f32"),
         "wide": edgemoe.convert(folder / "wide", folder / "wide-store", experts="f32", dense="f32"),
         "loud": edgemoe.convert(folder / "loud", folder / "loud-store", experts="f32", dense="f32"),
         "tiny": synthesise("tiny", folder / "tiny-store", experts="f32", dense="f32"),
@@ -97,8 +108,7 @@ def test_files_made_with_an_importance_matrix(kind: str, floats: dict[str, Path]
         assert content(back[name]) == content(tensor), name
 
 
-@pytest.mark.parametrize("model", ["wide", "tiny"])
-@pytest.mark.parametrize("mix", [*FILE_TYPES, *OTHERS])
+@pytest.mark.parametrize(("mix", "model"), FILES)
 def test_as_near_to_floats_as_llama_cpp(mix: str, model: str, floats: dict[str, Path], tmp_path: Path) -> None:
     """The reference is float32 arithmetic with the very weights of the file."""
     compare(mix, quantised(floats[model], tmp_path / "m.gguf", (FILE_TYPES | OTHERS)[mix]), tmp_path)
@@ -139,8 +149,7 @@ def compare(label: str, path: Path, folder: Path) -> None:
     assert ours_same >= theirs_same - 0.03
 
 
-@pytest.mark.parametrize("model", ["wide", "tiny"])
-@pytest.mark.parametrize("mix", [*FILE_TYPES, *OTHERS])
+@pytest.mark.parametrize(("mix", "model"), FILES)
 def test_the_same_bytes_come_back(mix: str, model: str, floats: dict[str, Path], tmp_path: Path) -> None:
     path = quantised(floats[model], tmp_path / "m.gguf", (FILE_TYPES | OTHERS)[mix])
     store = Store.open(edgemoe.convert(path, tmp_path / "store"))
@@ -149,6 +158,12 @@ def test_the_same_bytes_come_back(mix: str, model: str, floats: dict[str, Path],
     for name, tensor in given.items():
         if tensor.type_name == "TQ1_0":
             assert back[name].type_name == "TQ2_0"
+        elif name.endswith(DECODED):
+            assert back[name].type_name == "F32"
+            given_type, numbers = gguf.GGMLQuantizationType[tensor.type_name], back[name].read(0, tensor.rows)
+            np.testing.assert_array_equal(
+                numbers.view(np.float32), gguf.dequantize(tensor.read(0, tensor.rows), given_type)
+            )
         else:
             assert content(back[name]) == content(tensor), name
 
