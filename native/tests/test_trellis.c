@@ -1,6 +1,4 @@
-/* The search for codes of trellis formats: every instruction set finds the same, and bad arguments are refused.
- *
- * usage: test_trellis [SET]   SET: the set that must be the best that is found here */
+/* The search for codes of trellis formats: every instruction set finds the same, and bad arguments are refused. */
 #include "sets.h"
 
 enum { ROWS = 19, COLUMNS = 384, GROUPS = COLUMNS / 32, LEVELS = 61 };
@@ -91,8 +89,8 @@ static void test_format(format f) {
     free(importance);
 }
 
-int main(int argc, char **argv) {
-    find_sets(argc > 1 ? argv[1] : NULL);
+int main(void) {
+    find_sets(NULL);
     for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++) test_format(formats[i]);
     print_digest("trellis");
     return 0;

@@ -100,25 +100,29 @@ def test_figures_are_what_the_engine_says(store: Path, rounded: Path) -> None:
     assert written["reference"]["model"]["path"] == str(rounded)
 
 
-@pytest.mark.parametrize("top", [None, 20])
+@pytest.mark.parametrize(
+    ("top", "turned"),
+    [(None, False), (20, True), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(None, True), (20, False)])],
+)
 def test_a_model_is_not_apart_from_itself_whatever_the_budget_and_threads(
-    store: Path, rounded: Path, tmp_path: Path, top: int | None
+    store: Path, rounded: Path, tmp_path: Path, top: int | None, turned: bool
 ) -> None:
+    """Each test has two pairs of a budget and what it is held against, so that the default tests have all four."""
     run = tmp_path / "run"
     settings = replace(WINDOWS, top=top)
     first = evaluate(store, save=run, settings=settings)
     of_other = None
-    for options in (EngineOptions("floor", threads=1), EngineOptions(threads=2)):
-        for against in (store, run):
-            (result,) = evaluate(store, against=against, settings=settings, options=options).models
-            assert result.divergence is not None
-            assert result.divergence.nats == Estimate(0.0, 0.0, 0.0)
-            assert result.divergence.largest == 0.0
-            assert result.divergence.same_top == Estimate(1.0, 1.0, 1.0)
-            assert result.reference_loss_nats == result.loss_nats == first.models[0].loss_nats
-            (result,) = evaluate(rounded, against=against, settings=settings, options=options).models
-            of_other = of_other or figures(result)
-            assert figures(result) == of_other
+    pair = EngineOptions("floor", threads=1), EngineOptions(threads=2)
+    for options, against in zip(reversed(pair) if turned else pair, (store, run), strict=True):
+        (result,) = evaluate(store, against=against, settings=settings, options=options).models
+        assert result.divergence is not None
+        assert result.divergence.nats == Estimate(0.0, 0.0, 0.0)
+        assert result.divergence.largest == 0.0
+        assert result.divergence.same_top == Estimate(1.0, 1.0, 1.0)
+        assert result.reference_loss_nats == result.loss_nats == first.models[0].loss_nats
+        (result,) = evaluate(rounded, against=against, settings=settings, options=options).models
+        of_other = of_other or figures(result)
+        assert figures(result) == of_other
 
 
 def test_several_models_are_evaluated_in_turn(store: Path, rounded: Path) -> None:

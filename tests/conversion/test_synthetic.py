@@ -66,9 +66,15 @@ def test_shapes_are_those_of_the_published_models(shape: str, config: dict[str, 
     assert model_spec(SHAPES[shape]) == model_spec(config)
 
 
-@pytest.mark.parametrize("experts", some(FORMATS))
-@pytest.mark.parametrize("tensor", [EMBEDDING, EXPERT, ROUTER])
-def test_rows_are_the_same_in_any_order_and_other_with_another_seed(experts: str, tensor: str) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "experts"),
+    [
+        (EMBEDDING, "n3"),
+        (ROUTER, "n3"),
+        *(pytest.param(EXPERT, *each.values, marks=each.marks) for each in some(FORMATS)),
+    ],
+)
+def test_rows_are_the_same_in_any_order_and_other_with_another_seed(tensor: str, experts: str) -> None:
     source = SyntheticSource("tiny", 3, FormatChoice(experts, "q4m"))
     rows = source.tensors()[tensor].shape[0]
     whole = numbers(source.read_rows(tensor, None, 0, rows))
@@ -85,7 +91,7 @@ def test_rows_are_the_same_in_any_order_and_other_with_another_seed(experts: str
 @pytest.mark.parametrize("experts", some(FORMATS))
 def test_weights_have_no_mean_and_keep_the_size_of_what_they_are_given(experts: str) -> None:
     source = SyntheticSource("olmoe-1b-7b", 0, FormatChoice(experts, "q8"))
-    weights = numbers(source.read_rows("model.layers.3.mlp.experts.9.gate_proj.weight", None, 0, 256))
+    weights = numbers(source.read_rows("model.layers.3.mlp.experts.9.gate_proj.weight", None, 0, 128))
     columns = weights.shape[1]
     assert abs(weights.mean(dtype=np.float64)) < 4 / np.sqrt(columns * weights.size)
     assert np.all(np.abs(weights.mean(axis=1, dtype=np.float64)) < 6 / columns)
