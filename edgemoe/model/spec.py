@@ -6,6 +6,7 @@ A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's confi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -129,7 +130,8 @@ class LayerSpec:
         """The same layer with another number of experts for each token, if it has routed experts."""
         return LayerSpec(tuple(replace(block, body=block.body.with_top_k(top_k)) for block in self.blocks))
 
-    def sizes(self) -> dict[str, int]:
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, int]:
         """The values of the symbols of checkpoints' tables, of all its blocks."""
         return {name: size for block in self.blocks for name, size in block.body.sizes().items()}
 
