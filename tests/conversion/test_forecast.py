@@ -61,7 +61,7 @@ def same(made: Store, *forecasts: Store) -> None:
 
 
 PAIRS = [
-    *default_pairs(COVERING, FORMATS, every=3),
+    *default_pairs(COVERING, FORMATS, every=5),
     *(
         pytest.param(name, formats, marks=pytest.mark.slow)
         for name in FAMILIES

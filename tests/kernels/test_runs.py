@@ -489,7 +489,7 @@ def test_threads_change_no_bit(kind: str, format_name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "format_name"), default_pairs(["reference", "jit", "jit 3 threads"], FORMAT_NAMES, every=4)
+    ("name", "format_name"), default_pairs(["reference", "jit", "jit 3 threads"], FORMAT_NAMES, every=6)
 )
 def test_scratch_stays_within_what_is_announced(name: str, format_name: str) -> None:
     backend = make_backend(name)
