@@ -64,7 +64,6 @@ def step_scratch_bytes(
         context_length = 1
     known, key = formats.known.setdefault(backend, {}), (graph, tokens, context_length, kv_format)
     if key not in known:
-
         made: dict[int, Any] = {}  # by `id`, as operations share leaves, which the graph keeps
 
         def placeholder(leaf: Leaf) -> Any:
