@@ -1034,6 +1034,11 @@ typedef struct em_choose_blocks {
     STRUCT(em_trellis) FIELD(em_trellis, step_bits) FIELD(em_trellis, step_weights) FIELD(em_trellis, lag) \
         FIELD(em_trellis, level_count) FIELD(em_trellis, levels) FIELD(em_trellis, numbers) \
         FIELD(em_trellis, dearest) \
+    STRUCT(em_trellis_fed) FIELD(em_trellis_fed, targets) FIELD(em_trellis_fed, inverses) \
+        FIELD(em_trellis_fed, gains) FIELD(em_trellis_fed, steps) FIELD(em_trellis_fed, importance) \
+        FIELD(em_trellis_fed, factors) FIELD(em_trellis_fed, rates) FIELD(em_trellis_fed, target_floats) \
+        FIELD(em_trellis_fed, rate_floats) FIELD(em_trellis_fed, rows) FIELD(em_trellis_fed, columns) \
+        FIELD(em_trellis_fed, kept) FIELD(em_trellis_fed, ahead) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
         FIELD(em_record, descriptor) FIELD(em_record, part_count) FIELD(em_record, parts) \
         FIELD(em_record, places) \

@@ -49,6 +49,7 @@
         .channels = em_channels_##states,                                                                      \
         .crc32c = em_crc32c_##vectors,                                                                         \
         .search_trellis = em_search_trellis_##vectors,                                                         \
+        .feed_trellis = em_feed_trellis_##vectors,                                                             \
     }
 
 /* Best first. */
