@@ -49,7 +49,7 @@ def convert(
             "--bits",
             metavar="B",
             help="In place of --experts: formats n075 to n4 that give their weights at most B bits on average, more to"
-            " down, and to the first and the last layer.",
+            " down, and to the first and the last layer. With --experts sub1 --calibrate: the most of every expert.",
         ),
     ] = None,
     dense: Annotated[
@@ -64,8 +64,8 @@ def convert(
         typer.Option(
             "--calibrate",
             metavar="FILE|default",
-            help="Quantise to n4 ... n075 by what this text (UTF-8) makes of the weights: far less error at the same"
-            " size. default: Python's own help.",
+            help="Quantise to n4 ... n075, or sub1, by what this text (UTF-8) makes of the weights: far less error at"
+            " the same size. default: Python's own help.",
         ),
     ] = None,
     calibrate_tokens: Annotated[

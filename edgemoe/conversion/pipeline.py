@@ -33,6 +33,7 @@ from edgemoe.conversion.side_files import side_files_of
 from edgemoe.conversion.source import Source
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
+from edgemoe.kernels.formats import SUB1
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import build_options, store_spec
 from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_ids, read_generation_config
@@ -76,11 +77,12 @@ def convert_checkpoint(
 
     `experts`, `dense` and `head` name formats (see `FormatChoice`); without them quantised blocks carry over exactly,
     and other weights become q4 and q8. `bits`, in place of `experts`, are the most that weights of experts may have on
-    average (`bits.py`). An interrupted conversion resumes; `force` discards an unfinished conversion of
-    another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
-    downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
-    the source, and those that `examine` makes on the small files. With a `calibration`, matrices in formats with a
-    trellis are quantised by the inputs that a text gives them, or gave when a file was made that says so.
+    average (`bits.py`); with experts in sub1 and a calibration they are the most of every expert. An interrupted
+    conversion resumes; `force` discards an unfinished conversion of another checkpoint or with other options. A
+    finished store of the same conversion is left unchanged. `keep` leaves downloaded shards in the hub's cache.
+    `notice` receives remarks for the user before the weights are read: those of the source, and those that `examine`
+    makes on the small files. With a `calibration`, matrices in formats with a trellis, or in sub1, are quantised by the
+    inputs that a text gives them, or (with a trellis) gave when a file was made that says so.
     Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
     """
 
@@ -120,7 +122,15 @@ def convert_source(
             " importance of columns, beside it.",
             "Leave that out, or give one format.",
         )
-    if bits is not None and choice.experts is not None:
+    asked = bits if choice.experts == SUB1.name else None
+    if asked is not None and not isinstance(calibration, Calibration):
+        raise UsageError(
+            f"`bits` of experts in {SUB1.name}: expected a text by which their weights are chosen, found none.",
+            "Give one (`calibrate`), or leave `bits` out.",
+        )
+    if isinstance(calibration, Calibration):
+        calibration = dataclasses.replace(calibration, bits=asked)
+    if bits is not None and choice.experts is not None and asked is None:
         raise UsageError("`bits` takes the place of `experts`: expected one of them, found both.", "Leave one out.")
     target = _target(destination)
     partial = target.with_name(target.name + ".partial")
@@ -132,14 +142,14 @@ def convert_source(
                 existing = _existing_store(target)
                 opened = open_it(partial / DOWNLOADS_FOLDER)
                 try:
-                    if bits is not None:
+                    if bits is not None and choice.experts is None:
                         shapes = model_spec(opened.config).tensors()
                         choice = dataclasses.replace(choice, experts=formats_for(bits, shapes))
                     provenance = _provenance(opened, choice, calibration)
                     if existing is not None:
                         _require_same(existing, provenance)
                     else:
-                        plan = plan_conversion(opened, choice, provenance)
+                        plan = plan_conversion(opened, choice, provenance, asked)
                         vocab_size = plan.manifest.model["vocab_size"]
                         side_files = side_files_of(opened, vocab_size)
                         _check_generation_settings(opened.config, side_files)
@@ -151,7 +161,7 @@ def convert_source(
                         if notice is not None:
                             found = examine(side_files, vocab_size) if examine else ()
                             said = calibrated.notices() if calibrated else []
-                            if bits is not None:
+                            if bits is not None and asked is None:
                                 said.append(f"Experts get the formats {choice.experts}.")
                             for text in (*opened.notices(), *_left_out(opened), *found, *said):
                                 notice(text)
@@ -224,7 +234,7 @@ def _pass(source: Source, plan: Plan, calibration: Calibration, side_files: Mapp
     store = Store(Path(), plan.manifest)
     graph = build_graph(store_spec(store), build_options(store))
     windows = Windows.of(calibration, side_files, graph.spec.vocab_size, min(graph.longest_contexts))
-    return CalibrationPass(source, plan, graph, windows, calibration.feedback)
+    return CalibrationPass(source, plan, graph, windows, calibration)
 
 
 def _existing_store(target: Path) -> Store | None:

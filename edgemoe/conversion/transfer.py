@@ -232,7 +232,10 @@ class Transfer:
         panels = self._unjoined.pop(last.place.part)
         sizes = (last.place.rows, last.place.columns)
         hidden_size, intermediate_size = sizes if last.name.endswith(".down") else sizes[::-1]
-        self._writer.write(last.place.file, last.place.offset, join_record(panels, hidden_size, intermediate_size))
+        size = self._plan.parts[last.place.part].bytes
+        self._writer.write(
+            last.place.file, last.place.offset, join_record(panels, hidden_size, intermediate_size, size)
+        )
         self._errors |= self._waiting.pop(last.place.part)
 
     def _take_checksum(self, name: str) -> None:

@@ -16,15 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
 from edgemoe.kernels.trellis import CHAINS, SCALE_COLUMNS, Bytes, Trellis, Values, window_values
 from edgemoe.kernels.trellis_search import FedColumns, Levels
+from edgemoe.quant.factors import Doubles, Floats, lower_factor, lower_inverse
 from edgemoe.quant.trellis import (
     PASSES,
-    Floats,
     Halves,
     Searches,
     TrellisRows,
@@ -33,8 +32,6 @@ from edgemoe.quant.trellis import (
     path_gains,
     quantise_rows,
 )
-
-Doubles = npt.NDArray[np.float64]
 
 _UNUSED = 1e-6
 """The second moment of columns that no input ever uses, in those of the mean column."""
@@ -46,7 +43,6 @@ With as many, independent inputs have 1 to 4 % more error than by searches of wh
 """
 _PASSES = 1
 """Searches for a path before scales are chosen: a second one changes the error by less than a hundredth."""
-_SMALLEST_HALF = 16
 _ROWS_AT_ONCE = 256
 """Rows whose targets for 256 columns stay in a processor's cache."""
 
@@ -85,40 +81,15 @@ class Feedback:
         # Last column first: the lower triangular factor is the upper one of columns in their order, turned round.
         shape = (-1, unit, CHAINS)
         order = np.arange(padded).reshape(shape).transpose(0, 2, 1).reshape(-1)[::-1]
-        factor = _lower_factor(whole[order[:, None], order])
+        factor = lower_factor(whole[order[:, None], order])
         del whole
         units = padded // unit
         parts = factor.reshape(units, unit, units, unit)[np.arange(units), :, np.arange(units)][::-1, ::-1, ::-1]
         importance = np.empty(padded, np.float32)
         importance[order[::-1]] = np.square(parts).sum(axis=2).reshape(-1)
         inverse = np.empty((padded, padded), np.float32)
-        inverse[order[:, None], order] = _lower_inverse(factor.astype(np.float32))
+        inverse[order[:, None], order] = lower_inverse(factor.astype(np.float32))
         return cls(trellis, np.ascontiguousarray(parts, np.float32), inverse, importance)
-
-
-def _lower_inverse(matrix: Floats) -> Floats:
-    """The inverse of a lower triangular matrix, half by half."""
-    half = len(matrix) // 2
-    if half < _SMALLEST_HALF:
-        return np.linalg.inv(matrix.astype(np.float64)).astype(np.float32)
-    inverse = np.zeros_like(matrix)
-    first, last = (_lower_inverse(part) for part in (matrix[:half, :half], matrix[half:, half:]))
-    inverse[:half, :half], inverse[half:, half:] = first, last
-    inverse[half:, :half] = -last @ (matrix[half:, :half] @ first)
-    return inverse
-
-
-def _lower_factor(moments: Doubles) -> Doubles:
-    """The lower triangular factor of the moments, or of them and a multiple of the identity."""
-    diagonal = np.einsum("ii->i", moments)
-    mean, added = float(diagonal.mean()), 0.0
-    while True:
-        try:
-            return np.linalg.cholesky(moments).astype(np.float64)
-        except np.linalg.LinAlgError:
-            diagonal -= added * mean
-            added = max(1e-6, 10 * added)
-            diagonal += added * mean
 
 
 def quantise_with_feedback(

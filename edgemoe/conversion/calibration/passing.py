@@ -20,7 +20,7 @@ import numpy as np
 
 from edgemoe.conversion.calibration.layers import LayerRun, layer_of, within
 from edgemoe.conversion.calibration.matrices import Matrices, Slices, groups_of
-from edgemoe.conversion.calibration.settings import Windows
+from edgemoe.conversion.calibration.settings import Calibration, Windows
 from edgemoe.conversion.plan import Piece, Plan
 from edgemoe.conversion.source import Source
 from edgemoe.conversion.transfer import Transfer
@@ -46,9 +46,9 @@ _ROWS_AT_ONCE = 2048
 
 
 class CalibrationPass:
-    """The pass over one conversion's matrices in formats with a trellis."""
+    """The pass over one conversion's matrices in formats with a trellis, or in sub1."""
 
-    def __init__(self, source: Source, plan: Plan, graph: Graph, windows: Windows, feedback: bool) -> None:
+    def __init__(self, source: Source, plan: Plan, graph: Graph, windows: Windows, calibration: Calibration) -> None:
         """Raises UsageError for a model that cannot be calibrated, and for formats that take no calibration."""
         if graph.encoder is not None or graph.row_tables:
             what = "an encoder" if graph.encoder is not None else "tables of rows on disk"
@@ -58,10 +58,10 @@ class CalibrationPass:
             )
         self._graph = graph
         self._windows = within(MOST_BYTES, graph, windows)
-        self._matrices = Matrices(source, plan, graph, feedback)
+        self._matrices = Matrices(source, plan, graph, calibration)
         if not self._matrices.pieces:
             raise UsageError(
-                "`calibrate`: expected weights in a format with a trellis, which alone take it; found none.",
+                "`calibrate`: expected weights in a format with a trellis or in sub1, which alone take it; found none.",
                 "Name one, such as `experts=n3`.",
             )
 
@@ -190,7 +190,8 @@ class _Layer:
         )
         prior = second_moments(sample) / len(sample)
         moments = blended(second_moments(own, inputs.weights), len(own), prior, PRIOR_TOKENS)
-        for name, (slices, _) in zip(names, [*first, *matrices.quantised(names[-1:], moments)], strict=True):
+        last = matrices.quantised(names[-1:], moments, first)
+        for name, (slices, _) in zip(names, [*first, *last], strict=True):
             if slices:
                 results.append((matrices.pieces[name], slices))
         return results

@@ -27,7 +27,7 @@ tokens, and those that stand before every text. Raises UsageError where the mode
 
 @dataclass(frozen=True)
 class Calibration:
-    """How weights in formats with a trellis are calibrated."""
+    """How weights in formats with a trellis, or in sub1, are calibrated."""
 
     text: str
     name: str
@@ -37,12 +37,15 @@ class Calibration:
     """How many of its tokens are used; all, where there are fewer."""
     feedback: bool = True
     """Whether errors are fed back; if not, columns are weighted by their importance alone."""
+    bits: float | None = None
+    """The most bits for a weight of experts in sub1; None: as many as those that are rounded have."""
 
     def described(self) -> str:
         """Return what a store says that it was calibrated with."""
         digest = hashlib.sha256(self.text.encode()).hexdigest()[:16]
         how = "error feedback" if self.feedback else "importance"
-        return f"{how}, {self.tokens} tokens of {self.name} ({digest})"
+        size = "" if self.bits is None else f", {self.bits:g} bits for a weight"
+        return f"{how}, {self.tokens} tokens of {self.name} ({digest}){size}"
 
 
 @dataclass(frozen=True, eq=False)
