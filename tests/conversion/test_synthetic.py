@@ -14,15 +14,18 @@ import pytest
 
 import edgemoe
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.encoding import encode
 from edgemoe.conversion.formats import FormatChoice
+from edgemoe.conversion.records import join_record
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.synthetic import SyntheticSource, synthesise
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.formats import FORMATS, SUB1
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
+from edgemoe.store.records import ROW_BYTES
 from edgemoe.store.verification import verify_store
 from tests.architectures import published
 from tests.support.checkpoints import folder_bytes
@@ -219,6 +222,23 @@ def test_layers_of_two_stacks_are_not_cut() -> None:
     config = SyntheticSource("switch-c-2048", 0, FormatChoice("sub1", "q8"), 1).config
     experts = [layer.routed for layer in model_spec(config).layers]
     assert [(own.num_experts, own.intermediate_size) for own in experts if own] == [(2048, 6144)] * 2
+
+
+@pytest.mark.slow
+def test_records_of_switch_c_2048_are_22_times_smaller_than_bfloat16() -> None:
+    """Of one layer, drawn when they are read: an expert of 2048, with all that a record and its table have."""
+    source = SyntheticSource("switch-c-2048", 0, FormatChoice("sub1", "q8"), 1)
+    panels: dict[str, list[bytes]] = {"up": [], "down": []}
+    for part, name in (("up", "wi"), ("down", "wo")):
+        tensor = f"encoder.block.0.layer.1.mlp.experts.expert_5.{name}.weight"
+        rows = source.tensors()[tensor].shape[0]
+        for first in range(0, rows, 512):
+            drawn = source.read_rows(tensor, None, first, min(first + 512, rows))
+            panels[part] += encode(drawn, SUB1, tensor).panels
+    record = len(join_record(panels, 2080, 6144)) + ROW_BYTES
+    times = 2 * 2 * 2080 * 6144 / record
+    print(f"an expert of switch-c-2048: {8 * record / (2 * 2080 * 6144):.4f} bits for a weight, {times:.2f} x")
+    assert times > 22
 
 
 def test_the_first_layers_are_those_of_the_whole_shape(tiny: Path, tmp_path: Path) -> None:
