@@ -226,7 +226,7 @@ def test_layers_of_two_stacks_are_not_cut() -> None:
 
 @pytest.mark.slow
 def test_records_of_switch_c_2048_are_22_times_smaller_than_bfloat16() -> None:
-    """Of one layer, drawn when they are read: an expert of 2048, with all that a record and its table have."""
+    """An expert of one layer, drawn when it is read, with all that a record and its row in the table have."""
     source = SyntheticSource("switch-c-2048", 0, FormatChoice("sub1", "q8"), 1)
     panels: dict[str, list[bytes]] = {"up": [], "down": []}
     for part, name in (("up", "wi"), ("down", "wo")):
