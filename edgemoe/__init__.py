@@ -93,12 +93,13 @@ def convert(
     `experts`, `dense` and `head` (the matrix of the logits, by default as `dense`) name formats: q4, q4m, m4, q8,
     bf16, f16, f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits for a weight), or `keep` for the smallest exact
     one; left out, blocks that the source has quantised carry over exactly, other experts become q4 and other weights
-    q8. Experts may have others for a matrix, or for an end of the model: `n2,down=n3,first=n4`. `bits` chooses n075 to
-    n4 for them, of at most as many for a weight.
+    q8. Experts may have others for a matrix, an end of the model, or a layer by its number: `n2,down=n3,first=n4,7=n4`.
+    `bits` chooses n075 to n4 for each layer's, of at most as many for a weight, by the errors that are measured.
 
     `calibrate` is a file of text, or `default`: n4 to n075 are then made by what its first `calibrate_tokens` tokens
     make of the weights, with `feedback` of errors or without. `importance` is a file of llama.cpp's imatrix in place of
-    a text. `notice` gets, before the weights are read, paragraphs about what the checkpoint lacks.
+    a text. `notice` gets, before the weights are written, paragraphs about what the checkpoint lacks, and after a
+    calibration what the store has lost on the text that follows.
     Raises SourceError, StoreError and UsageError.
     """
     from edgemoe.conversion.pipeline import convert_checkpoint

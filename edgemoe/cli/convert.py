@@ -38,8 +38,8 @@ def convert(
             "--experts",
             metavar="FORMAT",
             help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights; n1+n3, a base in memory and"
-            f" a residual{KEEP_HELP}. With others for gate, up, down, the first or the last layer:"
-            " n2,down=n3,first=n4.",
+            f" a residual{KEEP_HELP}. With others for gate, up, down, the first or the last layer, or layers by number:"
+            " n2,down=n3,first=n4,7.down=n4.",
             show_default="q4",
         ),
     ] = None,
@@ -48,8 +48,8 @@ def convert(
         typer.Option(
             "--bits",
             metavar="B",
-            help="In place of --experts: formats n075 to n4 that give their weights at most B bits on average, more to"
-            " down, and to the first and the last layer.",
+            help="In place of --experts: formats n075 to n4 of at most B bits for a weight on average, for each layer,"
+            " where bytes lower the measured error most: with --calibrate that of results, else of weights.",
         ),
     ] = None,
     dense: Annotated[
@@ -65,7 +65,7 @@ def convert(
             "--calibrate",
             metavar="FILE|default",
             help="Quantise to n4 ... n075 by what this text (UTF-8) makes of the weights: far less error at the same"
-            " size. default: Python's own help.",
+            " size. What is lost is measured on the text that follows. default: Python's own help.",
         ),
     ] = None,
     calibrate_tokens: Annotated[

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, model_spec, unused_tensors
-from edgemoe.conversion.bits import formats_for
+from edgemoe.conversion.bits import Errors, formats_for
 from edgemoe.conversion.calibration.importance_file import ImportanceFile
-from edgemoe.conversion.calibration.settings import CALIBRATION, Calibration, Windows
+from edgemoe.conversion.calibration.settings import BITS, CALIBRATION, Calibration, Windows
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.conversion.journal import JOURNAL_NAME, Journal
 from edgemoe.conversion.opening import open_source
@@ -76,11 +76,12 @@ def convert_checkpoint(
 
     `experts`, `dense` and `head` name formats (see `FormatChoice`); without them quantised blocks carry over exactly,
     and other weights become q4 and q8. `bits`, in place of `experts`, are the most that weights of experts may have on
-    average (`bits.py`). An interrupted conversion resumes; `force` discards an unfinished conversion of
-    another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
-    downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
-    the source, and those that `examine` makes on the small files. With a `calibration`, matrices in formats with a
-    trellis are quantised by the inputs that a text gives them, or gave when a file was made that says so.
+    average, by measured errors (`bits.py`). An interrupted conversion resumes; `force` discards an unfinished
+    conversion of another checkpoint or with other options. A finished store of the same conversion is left unchanged.
+    `keep` leaves downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are
+    written: those of the source, and those that `examine` makes on the small files; and in the end what a calibrated
+    store has lost. With a `calibration`, matrices in formats with a trellis are quantised by the inputs that a text
+    gives them, or gave when a file was made that says so.
     Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
     """
 
@@ -133,9 +134,9 @@ def convert_source(
                 opened = open_it(partial / DOWNLOADS_FOLDER)
                 try:
                     if bits is not None:
-                        shapes = model_spec(opened.config).tensors()
-                        choice = dataclasses.replace(choice, experts=formats_for(bits, shapes))
-                    provenance = _provenance(opened, choice, calibration)
+                        recorded = journal.identity if existing is None else existing.manifest.provenance
+                        choice = _with_bits(opened, choice, calibration, bits, recorded or {})
+                    provenance = _provenance(opened, choice, calibration, bits)
                     if existing is not None:
                         _require_same(existing, provenance)
                     else:
@@ -157,7 +158,8 @@ def convert_source(
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
-                        _write_store(opened, plan, side_files, journal, progress, calibrated, importance)
+                        tell = notice or (lambda text: None)
+                        _write_store(opened, plan, side_files, journal, progress, calibrated, importance, tell)
                         _publish(partial, target)
                 finally:
                     opened.close()
@@ -203,7 +205,9 @@ def edgemoe_version() -> str:
         return "not installed"
 
 
-def _provenance(source: Source, choice: FormatChoice, calibration: Weighed) -> dict[str, Any]:
+def _provenance(
+    source: Source, choice: FormatChoice, calibration: Weighed, bits: float | None = None
+) -> dict[str, Any]:
     """A store's source, formats and program version: the same provenance gives the same bytes.
 
     With a calibration, whose sums libraries compute, that is so on machines of one kind.
@@ -214,17 +218,40 @@ def _provenance(source: Source, choice: FormatChoice, calibration: Weighed) -> d
         "edgemoe": edgemoe_version(),
         **vars(choice),
         **({CALIBRATION: calibration.described()} if calibration else {}),
+        **({BITS: bits} if bits is not None else {}),
     }
+
+
+def _with_bits(
+    source: Source, choice: FormatChoice, calibration: Weighed, bits: float, recorded: Mapping[str, Any]
+) -> FormatChoice:
+    """The choice with formats of experts for a number of bits: as recorded by a conversion of the same, else measured.
+
+    Raises UsageError for a number that no choice reaches, SourceError, OSError, and what running a model raises.
+    """
+    wanted = {**_provenance(source, choice, calibration, bits), "experts": recorded.get("experts")}
+    if all(recorded.get(key) == value for key, value in wanted.items()) and recorded.get("experts"):
+        return dataclasses.replace(choice, experts=recorded["experts"])
+    from edgemoe.conversion.calibration.format_errors import measured_errors
+
+    spec = model_spec(source.config)
+
+    def measure() -> Errors:
+        text = calibration if isinstance(calibration, Calibration) else None
+        return measured_errors(source, text, side_files_of(source, spec.vocab_size))
+
+    return dataclasses.replace(choice, experts=formats_for(bits, spec.tensors(), measure))
 
 
 def _pass(source: Source, plan: Plan, calibration: Calibration, side_files: Mapping[str, bytes]) -> CalibrationPass:
     """The pass that calibrates. Raises UsageError for a text or a model for which there is none."""
+    from edgemoe.conversion.calibration.matrices import Matrices
     from edgemoe.conversion.calibration.passing import CalibrationPass  # imports the engine
 
     store = Store(Path(), plan.manifest)
     graph = build_graph(store_spec(store), build_options(store))
     windows = Windows.of(calibration, side_files, graph.spec.vocab_size, min(graph.longest_contexts))
-    return CalibrationPass(source, plan, graph, windows, calibration.feedback)
+    return CalibrationPass(Matrices(source, plan, graph, calibration.feedback), graph, windows)
 
 
 def _existing_store(target: Path) -> Store | None:
@@ -249,7 +276,7 @@ def _existing_store(target: Path) -> Store | None:
 
 def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     found = existing.manifest.provenance
-    different = [key for key in (*provenance, CALIBRATION) if found.get(key) != provenance.get(key)]
+    different = [key for key in (*provenance, CALIBRATION, BITS) if found.get(key) != provenance.get(key)]
     if different:
         way_out = "Give another destination, or remove it first."
         if not vars(BY_DEFAULT).keys() & set(different):
@@ -263,7 +290,7 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Describe the differences between two conversions, for messages."""
     texts = [
         f"{key} {found.get(key) or 'by default'}, not {wanted.get(key) or 'by default'}"
-        for key in ("source", "edgemoe", *vars(BY_DEFAULT), CALIBRATION)
+        for key in ("source", "edgemoe", *vars(BY_DEFAULT), CALIBRATION, BITS)
         if found.get(key) != wanted.get(key)
     ]
     return "; ".join(texts) or "the checkpoint has changed"
@@ -306,15 +333,35 @@ def _write_store(
     progress: Callback | None,
     calibrated: CalibrationPass | None,
     importance: Mapping[int, npt.NDArray[np.float32]] | None,
+    tell: NoticeCallback,
 ) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
         transfer = Transfer(source, plan, writer, journal, progress, importance)
-        transfer.run(() if calibrated is None else calibrated.numbers)
+        numbers = () if calibrated is None else calibrated.numbers
+        transfer.run(numbers, release=calibrated is None or not calibrated.measures)
         if calibrated is not None:
-            calibrated.run(Store(writer.folder, plan.manifest), transfer, journal.errors.keys())
+            store = Store(writer.folder, plan.manifest)
+            calibrated.run(store, transfer, journal.errors.keys())
+            if calibrated.measures:
+                for text in _loss(source, plan, calibrated, store):
+                    tell(text)
         transfer.finish()
         writer.finish(transfer.manifest(), side_files)
+
+
+def _loss(source: Source, plan: Plan, calibrated: CalibrationPass, store: Store) -> Iterator[str]:
+    """Say what a calibrated store has lost, and what would lose less."""
+    from edgemoe.conversion.calibration.advice import advice
+    from edgemoe.conversion.calibration.weights import SourceWeights
+
+    try:
+        loss = calibrated.loss(store, SourceWeights(source))
+    except SourceError as problem:  # of blocks that no format holds, though it can be rounded
+        yield f"What the store has lost was not measured: {problem.message}"
+        return
+    yield loss.described()
+    yield from advice(plan, loss)
 
 
 def _check_space(writer: StoreWriter) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from edgemoe.bench import evaluation_pass
-from edgemoe.bench.divergence import Estimate
 from edgemoe.bench.evaluation import Evaluation, Settings
 from edgemoe.bench.evaluation_report import EvaluationReport, ModelResult
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -18,6 +17,7 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.lab.divergence import Estimate
 from edgemoe.session.default_model import find_model
 from edgemoe.session.tokenizer import Tokenizer
 from edgemoe.sizes import format_size

@@ -15,6 +15,7 @@ from edgemoe.errors import EdgemoeError, SourceError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.blocks import dequantise, unpack
 from edgemoe.kernels.formats import Format
+from edgemoe.kernels.reference.products import activate
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Step, Weight
 from edgemoe.quant.feedback import Feedback
@@ -36,21 +37,23 @@ class Matrices:
         """`feedback`: whether errors are fed back; if not, columns have their importance alone."""
         self._source = source
         self._feedback = feedback
-        self._all = {piece.name: piece for piece in plan.pieces if not piece.repeats}
-        self.pieces = {
-            name: self._all[name] for name in _known_inputs(self._all, graph) if _has_trellis(self._all[name])
-        }
-        """The pieces in formats with a trellis whose inputs an operation of a layer names, by their names."""
+        self.all = {piece.name: piece for piece in plan.pieces if not piece.repeats}
+        self.pieces = {name: self.all[name] for name in _known_inputs(self.all, graph) if self.takes(self.all[name])}
+        """The pieces that are calibrated and whose inputs an operation of a layer names, by their names."""
+
+    def takes(self, piece: Piece) -> bool:
+        """Whether a piece is calibrated where its inputs are known: those in formats with a trellis are."""
+        return piece.place.format is not None and piece.place.format.trellis is not None
 
     def expert(self, layer: int, number: int) -> list[str]:
         """The names of an expert's gate, if it has one, up and down."""
         names = (f"layers.{layer}.experts.{number}.{part}" for part in ("gate", "up", "down"))
-        return [name for name in names if name in self._all]
+        return [name for name in names if name in self.all]
 
     def biases(self, names: Sequence[str]) -> list[Floats | None]:
         """The biases of matrices; None for one without."""
-        found = (self._all.get(f"{name}_bias") for name in names)
-        return [None if piece is None else self._plain(piece).reshape(-1) for piece in found]
+        found = (self.all.get(f"{name}_bias") for name in names)
+        return [None if piece is None else self.plain(piece).reshape(-1) for piece in found]
 
     def quantised(self, names: Sequence[str], moments: Doubles) -> list[tuple[Slices, Floats]]:
         """Matrices encoded by their inputs' second moments, some rows at a time, and the weights that they then have.
@@ -62,7 +65,7 @@ class Matrices:
         for name in names:
             piece = self.pieces.get(name)
             if piece is None:
-                found.append(([], self._plain(self._all[name])))
+                found.append(([], self.plain(self.all[name])))
                 continue
             fmt = piece.place.format
             assert fmt is not None
@@ -81,7 +84,8 @@ class Matrices:
             parts.append(dequantise(blocks))
         return slices, np.concatenate(parts)
 
-    def _plain(self, piece: Piece) -> Floats:
+    def plain(self, piece: Piece) -> Floats:
+        """The checkpoint's numbers of a whole matrix or vector. Raises SourceError."""
         rows = read_slice(self._source, piece.source, 0, piece.place.rows)
         return rows if isinstance(rows, np.ndarray) else dequantise(rows)
 
@@ -92,10 +96,6 @@ def _known_inputs(pieces: Mapping[str, Piece], graph: Graph) -> Iterator[str]:
     for section in graph.layers:
         names |= {name for step in section.steps for group in groups_of(step) for name in group}
     return (name for name in pieces if name in names)
-
-
-def _has_trellis(piece: Piece) -> bool:
-    return piece.place.format is not None and piece.place.format.trellis is not None
 
 
 def groups_of(step: Step) -> list[list[str]]:
@@ -136,3 +136,11 @@ def weighing_of(moments: Doubles, fmt: Format, feedback: bool, what: str) -> Wei
         return Feedback.of(moments, fmt.trellis, DAMPING.get(fmt.name, LOW_RATE_DAMPING))
     except EdgemoeError as problem:
         raise SourceError(f"{what}: {problem.message}", problem.hint) from None
+
+
+def hidden(inputs: Floats, first: Sequence[Floats], biases: Sequence[Floats | None], operation: Any) -> Floats:
+    """The hidden values of an FFN, by gate and up, or by up alone."""
+    products = [inputs @ weights.T for weights in first]
+    products = [own if bias is None else own + bias for own, bias in zip(products, biases, strict=True)]
+    up = products[-1] if len(products) > 1 else np.ones_like(products[0])
+    return activate(products[0], up, operation.activation)
