@@ -344,6 +344,7 @@ def _write_store(
             store = Store(writer.folder, plan.manifest)
             calibrated.run(store, transfer, journal.errors.keys())
             if calibrated.measures:
+                tell("Every weight is written. To compare, text that calibrated nothing goes through the checkpoint.")
                 for text in _loss(source, plan, calibrated, store):
                     tell(text)
         transfer.finish()

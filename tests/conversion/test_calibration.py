@@ -165,7 +165,7 @@ def test_tokens_are_held_out_behind_those_that_calibrate() -> None:
     assert Windows.of(calibration(450 * TEXT[:1]), {}, 50, 1000).held == 0
 
 
-@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("text", [pytest.param(False, marks=pytest.mark.slow), True], ids=["weights", "text"])
 def test_bits_are_spent_by_what_is_measured(checkpoint: Path, tmp_path: Path, text: bool) -> None:
     """A layer whose experts matter more, as their outputs are larger, gets more bits; the same command goes on."""
     folder = tmp_path / "checkpoint"

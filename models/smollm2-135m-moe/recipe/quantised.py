@@ -18,8 +18,10 @@ import itertools
 import json
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,11 @@ from edgemoe.conversion.gguf.source import GgufSource
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan, plan_conversion
 from edgemoe.conversion.side_files import side_files_of
-from edgemoe.conversion.source import Source
+from edgemoe.conversion.source import Source, TensorInfo
 from edgemoe.conversion.transfer import Transfer
-from edgemoe.kernels.blocks import dequantise
-from edgemoe.kernels.file_rows import decode_rows
-from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.blocks import Blocks, dequantise
+from edgemoe.kernels.file_rows import Rows, decode_rows
+from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS
 from edgemoe.kernels.row_types import ROW_TYPES, row_bytes
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import build_graph
@@ -103,6 +105,30 @@ def own_code(name: str, method: str) -> Code:
     return coded
 
 
+class OffGrid:
+    """A source whose experts are on no grid: each weight is moved by up to half a step of the q4 that it comes in."""
+
+    def __init__(self, source: GgufSource) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        infos = self._source.tensors()
+        return {name: replace(info, dtype="F32") if "_exps" in name else info for name, info in infos.items()}
+
+    def read_rows(self, tensor: str, index: int | None, start: int, stop: int) -> Rows:
+        rows = self._source.read_rows(tensor, index, start, stop)
+        if "_exps" not in tensor or not isinstance(rows, Blocks):
+            return rows
+        values = dequantise(rows)
+        steps = np.repeat(np.abs(rows.scales).astype(np.float32), GROUP_COLUMNS, axis=1)[:, : values.shape[1]]
+        random = np.random.default_rng([zlib.crc32(tensor.encode()), index or 0])
+        of_matrix = random.uniform(-0.5, 0.5, self._source.tensors()[tensor].shape[-2:]).astype(np.float32)
+        return values + steps * of_matrix[start:stop]
+
+
 class Decoded(Matrices):
     """The matrices of a scope, which are rounded by a code and kept as floats."""
 
@@ -134,8 +160,8 @@ class Decoded(Matrices):
 class Bench:
     """The model, the text, the reference that all choices are compared with, and a store for their floats."""
 
-    def __init__(self, gguf: Path, text: Path, folder: Path) -> None:
-        self.source = GgufSource(gguf)
+    def __init__(self, gguf: Path, text: Path, folder: Path, off_grid: bool) -> None:
+        self.source: Any = OffGrid(GgufSource(gguf)) if off_grid else GgufSource(gguf)
         self.plan = plan_conversion(self.source, FLOATS, {})
         self.folder = folder
         store = Store(Path(), self.plan.manifest)
@@ -179,6 +205,7 @@ def choices() -> list[tuple[str, str, float]]:
         for method in ("feedback", "importance", "rounding")
         for name in ("n3", "n2", "n4")
     ]
+    own.append(("q4", "rounding", FORMATS["q4"].bits_per_weight))
     return own + [(name, "importance", bits) for name, bits in GGML_TYPES.items()]
 
 
@@ -187,13 +214,14 @@ def main() -> None:
     for name in ("gguf", "text"):
         parser.add_argument(name, type=Path)
     parser.add_argument("scope", choices=SCOPES)
+    parser.add_argument("--off-grid", action="store_true", help="experts that q4 does not hold exactly, as others are")
     parser.add_argument("--only", nargs="+", help="choices in their order, such as n3:feedback")
     options = parser.parse_args()
     rows = []
     found = {f"{name}:{method}": (name, method, bits) for name, method, bits in choices()}
     ggml = Ggml()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.gguf, options.text, Path(folder))
+        bench = Bench(options.gguf, options.text, Path(folder), options.off_grid)
         for choice in options.only or found:
             name, method, bits = found[choice]
             code = ggml.code(name) if name in GGML_TYPES else own_code(name, method)
