@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from edgemoe.conversion.bits import NAMES
 from edgemoe.conversion.calibration import advice, layers, passing
 from edgemoe.conversion.calibration.layers import within
 from edgemoe.conversion.calibration.settings import Calibration, Windows
+from edgemoe.conversion.calibration.weights import SourceWeights, StoreWeights
 from edgemoe.conversion.expert_formats import ExpertFormats
+from edgemoe.conversion.formats import FormatChoice
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
@@ -268,3 +272,19 @@ def test_recurrent_layers_and_shared_experts(config: dict[str, Any], tmp_path: P
     exact, *found = (logits(store) for store in stores)
     errors = [float(np.square(one - exact).mean()) for one in found]
     assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("choice", [FormatChoice("keep", "keep", "keep"), FormatChoice("n2,up=n3", "n3", "q8")])
+def test_weights_of_a_checkpoint_are_those_that_its_store_would_have(tmp_path: Path, choice: FormatChoice) -> None:
+    write_checkpoint(tmp_path / "checkpoint", SMALL_QWEN)
+    store = Store.open(convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store", **vars(choice)))
+    with closing(open_source(str(tmp_path / "checkpoint"))) as source:
+        stored, read = StoreWeights(store), SourceWeights(source, choice)
+        for tensor in store.manifest.dense:
+            both = [getattr(value, "data", value) for value in (stored.dense(tensor.name), read.dense(tensor.name))]
+            assert np.array_equal(*(np.asarray(data).view(np.uint8).reshape(-1) for data in both)), tensor.name
+        for record in store.manifest.records:
+            slots = np.zeros((2, store.slot_bytes), np.uint8)
+            stored.load_record(record.layer, record.expert, slots[0])
+            read.load_record(record.layer, record.expert, slots[1])
+            assert np.array_equal(*slots)
