@@ -37,6 +37,7 @@ def load(
     sequences: int = 1,
     prefix_disk: str | int | None = None,
     speculate: str | int = "auto",
+    draft: str | os.PathLike[str] | None = None,
     cache_aware_routing: float = 0.0,
     drop_cold: float = 0.0,
     experts_per_token: int | None = None,
@@ -53,7 +54,8 @@ def load(
     with its own context, the model's own sequence among them: `model.engine.sequences` opens more, and
     `model.engine.step` runs several together. `prefix_disk` (a size) keeps what was computed of texts in files for
     later starts, and `speculate` is how many guessed tokens may run beside each generated one (`off`, a number, or
-    `auto`, as many as pay). None of these changes an answer.
+    `auto`, as many as pay): they repeat what followed the same tokens earlier, or are those of `draft`, a smaller model
+    with the same tokens, which stays in memory. None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
     of a token is below it, `experts_per_token` is a smaller number of experts for each token, and
@@ -69,7 +71,7 @@ def load(
         ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy, sequences=sequences,
         prefix_disk=prefix_disk, speculate=speculate,
     )  # fmt: skip
-    return load_model(path, options)
+    return load_model(path, options, draft)
 
 
 def convert(
@@ -133,6 +135,7 @@ def serve(
     sequences: int = 4,
     prefix_disk: str | int | None = None,
     speculate: str | int = "auto",
+    draft: str | os.PathLike[str] | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     api_keys: Sequence[str] = (),
@@ -160,4 +163,4 @@ def serve(
         ram, threads, context_length, kv, policy, prefetch, warm_start, sequences=sequences,
         prefix_disk=prefix_disk, speculate=speculate,
     )  # fmt: skip
-    return Server(lambda: open_to_serve(path, options), settings).start()
+    return Server(lambda: open_to_serve(path, options, draft=draft), settings).start()

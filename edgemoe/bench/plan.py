@@ -130,9 +130,10 @@ class Planner:
         context: int | None = None,
         kv: str | None = None,
         interpreter: int | None = None,
+        beside: Callable[[int], int] | None = None,
     ) -> None:
-        """`context`, `kv` and `interpreter` are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
-        self.sizes = model_sizes(store, spec, kv)
+        """All are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
+        self.sizes = model_sizes(store, spec, kv, beside=beside)
         self.has_planes = has_planes(store)
         self._graph = build_graph(spec, build_options(store))
         self.traffic = token_traffic(self._graph, store.manifest, self.sizes.kv_format)

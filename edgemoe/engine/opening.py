@@ -35,12 +35,14 @@ def open_engine(
     *,
     routing: RoutingSource | None = None,
     meanwhile: Callable[[], None] | None = None,
+    beside: Callable[[int], int] | None = None,
 ) -> Engine:
     """Open a store, or take an open one, and make it ready to run within a memory budget.
 
     `routing`, if given, replaces the routers: it supplies experts, their number per token and their weights, and
     guesses if it has any. `meanwhile` is called while weights are read, where the budget has ample room; the plan
-    counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and any error that `meanwhile` raises.
+    counts the memory that it takes. `beside` gives the bytes that are left for a draft model (`beside.py`), by the
+    context length. Raises StoreError, BudgetError, UsageError, and any error that `meanwhile` raises.
     """
     if routing is not None and options.lossy.on:
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
@@ -54,7 +56,7 @@ def open_engine(
     spec = options.lossy.applied_to(spec if routing is None else routing.apply_to(spec))
     check_planes(store, options.lossy)
     graph = graph_of(spec, store, options.lossy, routing)
-    sizes = model_sizes(store, spec, options.kv, options.sequences, options.most_drafts)
+    sizes = model_sizes(store, spec, options.kv, options.sequences, options.most_drafts, beside)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     dense = embedding_resident = None
     try:
@@ -120,7 +122,12 @@ def graph_of(spec: ModelSpec, store: Store, lossy: LossySettings, routing: Routi
 
 
 def model_sizes(
-    store: Store, spec: ModelSpec, kv: str | None = None, sequences: int = 1, drafts: int = 0
+    store: Store,
+    spec: ModelSpec,
+    kv: str | None = None,
+    sequences: int = 1,
+    drafts: int = 0,
+    beside: Callable[[int], int] | None = None,
 ) -> ModelSizes:
     """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
     embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
@@ -137,6 +144,7 @@ def model_sizes(
         store.staging_bytes,
         max((len(layout.parts) for layout in store.manifest.layouts), default=0),
         drafts,
+        beside,
     )
 
 

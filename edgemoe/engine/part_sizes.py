@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
@@ -49,6 +50,8 @@ class ModelSizes:
     """How many parts a record has at most; 0 where records land as they are."""
     drafts: int = 0
     """How many guessed tokens a step may have for each sequence."""
+    beside: Callable[[int], int] | None = None
+    """Bytes of a draft model that is opened beside the model, for a context length (`beside.py`); None without one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ def fixed_state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, se
     """Bytes of the fixed state of every sequence, and of its snapshots."""
     snapshots = snapshot_count(graph, context_length, kv_format, sequences)
     return sequences * fixed_row_bytes(graph) + snapshots * snapshot_bytes(graph)
+
+
+def draft_model_bytes(sizes: ModelSizes, context_length: int) -> int:
+    """Bytes of the draft model beside a model; 0 without one."""
+    return 0 if sizes.beside is None else sizes.beside(context_length)
 
 
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:

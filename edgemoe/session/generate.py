@@ -161,9 +161,9 @@ class Generation:
         self._held.engine.turn.begin()
         with contextlib.suppress(_Stopped):
             logits = self._run_prompt(held)
+        written, drafted = self._written, None if logits is None else self._drafted()
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
-        written, drafted = self._written, self._drafted()
         while written.finish_reason is None:
             if self._stopped or logits is None:
                 written.finish_reason = "interrupted"
@@ -203,7 +203,8 @@ class Generation:
         if engine.speculate == "off" or not engine.may_speculate:
             return None
         gate = DraftGate(held.costs, None if engine.speculate == "auto" else engine.memory.drafts)
-        return Drafted(held, held.costs, gate, self._before, engine.memory.drafts)
+        guesses = held.guesses(self._before, lambda: self._stopped)
+        return Drafted(held, held.costs, gate, guesses, engine.memory.drafts)
 
     def _run_prompt(self, held: int) -> npt.NDArray[np.float32]:
         """Run the prompt but for its first `held` tokens; returns its logits. Raises _Stopped where it is stopped."""

@@ -15,7 +15,7 @@ from edgemoe.model.sampling import SamplingOptions
 from edgemoe.server import running
 from edgemoe.server.jobs import Event, Finished, Job, Piece
 from edgemoe.server.scheduler import Scheduler
-from edgemoe.session import drafted
+from edgemoe.session import held_tokens
 from edgemoe.session.constraint import Grammars, Structure
 from edgemoe.session.draft_gate import LOST_SHARE, StepCosts
 from edgemoe.session.drafts import Draft, Drafts
@@ -77,7 +77,7 @@ def forwards(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_drafted_answer_is_the_answer(both: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     plain, fast = both
-    monkeypatch.setattr(drafted, "Drafts", Oracle)
+    monkeypatch.setattr(held_tokens, "Drafts", Oracle)
     counts = forwards(fast, monkeypatch)
     steps = tokens = 0
     for text in (AGAIN, "Once upon a time "):
@@ -133,7 +133,7 @@ def test_beside_tokens_that_a_grammar_forces(
 ) -> None:
     plain, fast = both
     constraint = Grammars(plain.tokenizer).compile(Structure.of_pattern("(?:[a-d]{2}efgh[0-9]abc){4}", "regex"))
-    monkeypatch.setattr(drafted, "Drafts", Oracle)
+    monkeypatch.setattr(held_tokens, "Drafts", Oracle)
     monkeypatch.setattr(running, "Drafts", Oracle)
     monkeypatch.setattr(Oracle, "wrong_every", wrong_every)
     ids = plain.encode(AGAIN)
@@ -183,7 +183,7 @@ def test_a_draft_fails_nothing(both: tuple[Model, Model], monkeypatch: pytest.Mo
             return Draft([95] * most, 8)
 
     assert 95 not in expected.token_ids
-    monkeypatch.setattr(drafted, "Drafts", Wrong)
+    monkeypatch.setattr(held_tokens, "Drafts", Wrong)
     monkeypatch.setattr(fast.engine, "forward", not_finite_behind)
     assert fast.generate(ids, 20).token_ids == expected.token_ids
 
