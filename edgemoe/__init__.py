@@ -86,6 +86,7 @@ def convert(
     calibrate_tokens: int = 16384,
     feedback: bool = True,
     importance: str | os.PathLike[str] | None = None,
+    mtp: bool = False,
     keep: bool = False,
     force: bool = False,
     notice: Callable[[str], None] | None = None,
@@ -100,7 +101,8 @@ def convert(
 
     `calibrate` is a file of text, or `default`: n4 to n075 are then made by what its first `calibrate_tokens` tokens
     make of the weights, with `feedback` of errors or without. `importance` is a file of llama.cpp's imatrix in place of
-    a text. `notice` gets, before the weights are read, paragraphs about what the checkpoint lacks.
+    a text. `mtp` converts the checkpoint's MTP head alone, which `load` takes as the `draft` of the model. `notice`
+    gets, before the weights are read, paragraphs about what the checkpoint lacks.
     Raises SourceError, StoreError and UsageError.
     """
     from edgemoe.conversion.pipeline import convert_checkpoint
@@ -119,6 +121,7 @@ def convert(
         notice=notice,
         examine=text_faults,
         calibration=weighed(calibrate, calibrate_tokens, feedback, importance),
+        mtp=mtp,
     )
 
 

@@ -55,10 +55,9 @@ class EdgemoeWorker:
         self.forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
         store, settings = open_store(model), EngineOptions.from_json(options)
         beside = None if draft is None else open_beside(draft, store, store.text_folder, settings)
-        share = None if beside is None else beside.planned_bytes
-        self.engine = open_engine(store, settings, routing=self.forced, beside=share)
+        self.engine = open_engine(store, settings, routing=self.forced, beside=beside)
         if beside is not None:
-            self.draft_model = DraftModel.open(beside, self.engine.context_length, self.engine.spec.vocab_size)
+            self.draft_model = DraftModel.open(beside, self.engine)
         if trace is not None:
             name = model_name(Path(model))
             self.recorder = self._recording.enter_context(recording(self.engine, trace, model=name))
@@ -170,7 +169,7 @@ class EdgemoeWorker:
             began_s = time.perf_counter()
             if guesses is not None:
                 guesses.add(step[0])
-                guesses.take(drafts)
+                guesses.take(guesses.offer(drafts).tokens)
                 for token in step[1:]:
                     guesses.add(token)
             engine.forward(step, all_logits=True, out=rows)
@@ -185,7 +184,7 @@ class EdgemoeWorker:
         """The guesses of the draft model, which has read a text; None without one."""
         if self.draft_model is None:
             return None
-        guesses = self.draft_model.begin(before)
+        guesses = self.draft_model.begin(before, self.engine.sequence)
         guesses.read_all(lambda: False)
         return guesses
 

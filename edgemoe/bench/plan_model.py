@@ -154,7 +154,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
         if found.store.manifest.records.places is not None:  # a run holds what opening the file took, too
             interpreter = _interpreter_with_text(str(found.store.text_folder), backend)
         if options.draft is not None:
-            beside = BesideModel(open_store(options.draft), options.threads)
+            beside = BesideModel(open_store(options.draft), found.store, options.threads)
         planner = Planner(
             found.store,
             store_spec(found.store),
@@ -162,7 +162,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
             context=options.context,
             kv=options.kv,
             interpreter=interpreter,
-            beside=None if beside is None else beside.planned_bytes,
+            beside=beside,
         )
         memory = planner.memory(options.ram)  # an impossible budget fails before anything is measured
         assumption = choose_assumption(options.routing, found)

@@ -86,6 +86,13 @@ def convert(
             help="Let later columns of a matrix make up for the errors of earlier ones, or weight columns alone.",
         ),
     ] = True,
+    mtp: Annotated[
+        bool,
+        typer.Option(
+            "--mtp",
+            help="Convert the checkpoint's MTP head alone, which the model then takes as --draft.",
+        ),
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the Hugging Face cache.")] = False,
     force: Annotated[
         bool,
@@ -125,6 +132,7 @@ def convert(
                 notice=lambda text: bar.note(f"note: {printable(text)}"),
                 examine=text_faults,
                 calibration=weighed(calibrate, calibrate_tokens, feedback, importance),
+                mtp=mtp,
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)

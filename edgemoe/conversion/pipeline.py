@@ -71,6 +71,7 @@ def convert_checkpoint(
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
     calibration: Weighed = None,
+    mtp: bool = False,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
@@ -80,12 +81,25 @@ def convert_checkpoint(
     another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
     downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
     the source, and those that `examine` makes on the small files. With a `calibration`, matrices in formats with a
-    trellis are quantised by the inputs that a text gives them, or gave when a file was made that says so.
+    trellis are quantised by the inputs that a text gives them, or gave when a file was made that says so. With `mtp`
+    the store is that of the checkpoint's MTP head alone.
     Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
     """
 
     def opened(downloads: Path) -> Source:
-        return open_source(source, downloads=downloads, keep=keep, downloading=downloading)
+        opened = open_source(source, downloads=downloads, keep=keep, downloading=downloading)
+        if not mtp:
+            return opened
+        from edgemoe.conversion.mtp import MtpSource
+
+        try:
+            return MtpSource(opened)
+        except BaseException:
+            opened.close()
+            raise
+
+    if mtp and calibration is not None:
+        raise UsageError("An MTP head reads no text by itself: `mtp` excludes a calibration.", "Leave one out.")
 
     return convert_source(
         opened,

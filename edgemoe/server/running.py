@@ -45,7 +45,7 @@ class Running:
         self._gate = DraftGate(costs, None if engine.speculate == "auto" else self._most_drafts)
         self._guesses: Guesses | None = None
         if self._most_drafts:
-            self._guesses = Drafts(ids) if model.draft_model is None else model.draft_model.begin(ids)
+            self._guesses = Drafts(ids) if model.draft_model is None else model.draft_model.begin(ids, sequence)
         self._matched = self._wanted = 0
         sequence.turn.begin()
         sequence.turn.number = job.number

@@ -10,7 +10,7 @@ for every setting of the sampler.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,10 @@ class Drafted:
         self._rows = np.empty((1 + most, held.engine.spec.vocab_size), np.float32)
         """The logits after the chosen token, and after each draft."""
         self._ran = False
+
+    def read(self, stopped: Callable[[], bool]) -> None:
+        """Let what guesses read the text before the answer, unless `stopped` says that nobody wants it any more."""
+        self._guesses.read_all(stopped)
 
     def after(self, token_ids: Sequence[int], left: int) -> npt.NDArray[np.float32]:
         """The logits after a chosen token and those that follow it without a choice `(V,)`, until the next call.

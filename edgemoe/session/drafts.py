@@ -8,7 +8,7 @@ at once; so any text would be right here, and a good one is fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -51,6 +51,9 @@ class Guesses(Protocol):
     def take(self, count: int) -> list[int]:
         """Guess so many tokens of those that were offered, or fewer."""
 
+    def read_all(self, stopped: Callable[[], bool]) -> None:
+        """Read the text so far, unless `stopped` says that nobody wants it any more."""
+
     def end(self) -> None:
         """Give back what it holds. Ending it twice is harmless."""
 
@@ -79,6 +82,9 @@ class Drafts:
     def take(self, count: int) -> list[int]:
         """The first of the tokens that were offered."""
         return self._offered.token_ids[:count]
+
+    def read_all(self, stopped: Callable[[], bool]) -> None:
+        """Nothing needs to be read."""
 
     def end(self) -> None:
         """Nothing needs to be given back."""

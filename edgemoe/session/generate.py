@@ -158,10 +158,12 @@ class Generation:
         held = self._held.keep_prefix(self._before)
         prefill_tokens = read + len(self._before) - held
         logits = None
+        written, drafted = self._written, self._drafted()
         self._held.engine.turn.begin()
         with contextlib.suppress(_Stopped):
             logits = self._run_prompt(held)
-        written, drafted = self._written, None if logits is None else self._drafted()
+        if drafted is not None and logits is not None:
+            drafted.read(lambda: self._stopped)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
         while written.finish_reason is None:
@@ -203,8 +205,7 @@ class Generation:
         if engine.speculate == "off" or not engine.may_speculate:
             return None
         gate = DraftGate(held.costs, None if engine.speculate == "auto" else engine.memory.drafts)
-        guesses = held.guesses(self._before, lambda: self._stopped)
-        return Drafted(held, held.costs, gate, guesses, engine.memory.drafts)
+        return Drafted(held, held.costs, gate, held.guesses(self._before), engine.memory.drafts)
 
     def _run_prompt(self, held: int) -> npt.NDArray[np.float32]:
         """Run the prompt but for its first `held` tokens; returns its logits. Raises _Stopped where it is stopped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgemoe.engine.phase import VERIFY
@@ -33,17 +33,13 @@ class HeldTokens:
         self._guesses: Guesses | None = None
         engine.rewind(0)
 
-    def guesses(self, token_ids: Sequence[int], stopped: Callable[[], bool]) -> Guesses:
-        """The guesses for a text that begins with these tokens, which take the place of those for the text before.
-
-        A draft model reads the text first, until `stopped` says that nobody wants it.
-        """
+    def guesses(self, token_ids: Sequence[int]) -> Guesses:
+        """The guesses for a text that begins with these tokens, which take the place of those for the text before."""
         self.end_guesses()
         if self.draft_model is None:
             self._guesses = Drafts(token_ids)
         else:
-            self._guesses = guesses = self.draft_model.begin(token_ids)
-            guesses.read_all(stopped)
+            self._guesses = self.draft_model.begin(token_ids, self.engine.sequence)
         return self._guesses
 
     def end_guesses(self) -> None:

@@ -346,14 +346,13 @@ def load(
         beside = None if draft is None else open_beside(draft, file or Store.open(folder), folder, options)
         if beside is not None:
             opened.callback(beside.close)
-        share = None if beside is None else beside.planned_bytes
-        engine = open_engine(file or folder, options, meanwhile=load_tokenizer, beside=share)
+        engine = open_engine(file or folder, options, meanwhile=load_tokenizer, beside=beside)
         opened.callback(engine.close)
         tokenizer = Tokenizer.around(
             library_tokenizer, folder, engine.spec.vocab_size, fills_gaps=engine.spec.encoder is not None
         )
         model = Model(engine, tokenizer, folder, found)
         if beside is not None:
-            model.held.draft_model = DraftModel.open(beside, engine.context_length, engine.spec.vocab_size)
+            model.held.draft_model = DraftModel.open(beside, engine)
         opened.pop_all()
     return model

@@ -72,8 +72,8 @@ def test_a_drafted_answer_is_the_answer(both: tuple[Model, Model], case: str) ->
             assert found.finish_reason == expected.finish_reason
             assert fast.engine.statistics.tokens > steps
     # what the draft model holds is what it would have computed of the text alone
-    guesses = drafter(fast).begin(fast.encode("Once"))
-    assert fast.held.guesses(fast.encode("Once"), lambda: False).take(4) == guesses.take(4)
+    guesses = drafter(fast).begin(fast.encode("Once"), fast.engine.sequence)
+    assert fast.held.guesses(fast.encode("Once")).take(4) == guesses.take(4)
     guesses.end()
 
 
@@ -113,7 +113,7 @@ def test_in_company_too(both: tuple[Model, Model], case: str) -> None:
         assert one.end.reason == expected.finish_reason
         if case == "itself" and one.job.options == MORE_SETTINGS[0]:
             assert 8 < one.end.figures.accepted_tokens == one.end.figures.draft_tokens
-    drafter(fast).begin([1, 2]).end()  # every place was given back
+    drafter(fast).begin([1, 2], fast.engine.sequence).end()  # every place was given back
 
 
 def test_up_to_the_end_of_the_context(both: tuple[Model, Model]) -> None:
