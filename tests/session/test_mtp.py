@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import save_file
 
+from edgemoe.architectures import model_spec
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, UsageError
@@ -20,44 +21,63 @@ from edgemoe.server.jobs import Event, Finished, Job, Piece
 from edgemoe.server.scheduler import Scheduler
 from edgemoe.session.draft_model import HeadDrafts
 from edgemoe.session.model import Model, load
+from tests.golden.covering import GOLDEN
 from tests.server.test_scheduler import run
 from tests.support.checkpoints import SMALL_DEEPSEEK, SMALL_QWEN, read_tensors, write_checkpoint
 
 Floats = npt.NDArray[np.float32]
 NO_TEXT = {"generation_config.json": b"{}"}
-ONE_LAYER = {
-    "numbered": SMALL_DEEPSEEK | {"num_hidden_layers": 1, "first_k_dense_replace": 0},
-    "named": SMALL_QWEN | {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
+
+
+def _golden(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((GOLDEN / name / "config.json").read_text())
+    return config
+
+
+SPARSE = {"mlp_layer_types": ["sparse"]}
+CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "deepseek_v3": (SMALL_DEEPSEEK, {"first_k_dense_replace": 0}),
+    "qwen3_5_moe": (SMALL_QWEN, {"layer_types": ["full_attention"]}),
+    "glm4_moe": (_golden("glm4_moe"), {"first_k_dense_replace": 0}),
+    "glm4_moe_lite": (_golden("glm4_moe_lite"), SPARSE),
+    "hy_v3": (_golden("hy_v3"), SPARSE),
+    "bailing_moe_v2": (_golden("bailing_moe_v2"), {}),
+    "qwen3_next": (_golden("qwen3_next"), {"layer_types": ["full_attention"], "mlp_only_layers": []}),
 }
-CONFIGS = {"numbered": SMALL_DEEPSEEK, "named": SMALL_QWEN}
+"""Models, and what their configs say otherwise where the only layer is as the head's block."""
 BESIDE_BLOCK = {
-    "numbered": ("enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight"),
-    "named": ("pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight", "fc.weight", "norm.weight"),
+    False: ("enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight"),
+    True: ("pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight", "fc.weight", "norm.weight"),
 }
 
 
 class Checkpoint:
     """A checkpoint with an MTP head, and the weights of that by names of the paper."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.kind = kind
-        self.config: Mapping[str, Any] = CONFIGS[kind]
+    def __init__(self, folder: Path, family: str) -> None:
+        self.named = family.startswith("qwen")
+        config, otherwise = CONFIGS[family]
+        self.config: Mapping[str, Any] = config
+        self.one_layer = config | otherwise | {"num_hidden_layers": 1, "tie_word_embeddings": False}
+        self.epsilon = model_spec(config).norm_epsilon
         self.source = folder / "source"
-        write_checkpoint(self.source, self.config, dtype="F32", side_files=NO_TEXT)
-        write_checkpoint(folder / "block", ONE_LAYER[kind], dtype="F32", seed=1, side_files=NO_TEXT)
+        write_checkpoint(self.source, config, dtype="F32", side_files=NO_TEXT)
+        write_checkpoint(folder / "block", self.one_layer, dtype="F32", seed=1, side_files=NO_TEXT)
         self.block = {name: value for name, value in read_tensors(folder / "block").items() if ".layers.0." in name}
         size, random = self.config["hidden_size"], np.random.default_rng(2)
         self.own = read_tensors(self.source)
-        self.embedding_name = next(name for name in self.own if name.endswith("embed_tokens.weight"))
+        self.embedding_name = next(
+            name for name in self.own if name.endswith("embed_tokens.weight") or "word_embed" in name
+        )
         self.head_matrix = self.own.get("lm_head.weight", self.own[self.embedding_name])
         shapes = ((size,), (size,), (size, 2 * size), (size,))
         self.token_norm, self.hidden_norm, self.both, self.norm = (
             random.normal(0, 0.3, shape).astype(np.float32) for shape in shapes
         )
-        prefix, in_block = ("mtp.", "mtp.layers.0.") if kind == "named" else (f"model.layers.{self.layers}.",) * 2
+        prefix, in_block = ("mtp.", "mtp.layers.0.") if self.named else (f"model.layers.{self.layers}.",) * 2
         block = {in_block + name.partition(".layers.0.")[2]: value for name, value in self.block.items()}
         values = self.token_norm, self.hidden_norm, self.both, self.norm
-        beside = {prefix + name: value for name, value in zip(BESIDE_BLOCK[kind], values, strict=True)}
+        beside = {prefix + name: value for name, value in zip(BESIDE_BLOCK[self.named], values, strict=True)}
         save_file({**self.own, **block, **beside}, self.source / "model.safetensors")
         self.store = convert_checkpoint(str(self.source), folder / "model", experts="f32", dense="f32")
         self.head = convert_checkpoint(str(self.source), folder / "head", experts="f32", dense="f32", mtp=True)
@@ -68,8 +88,8 @@ class Checkpoint:
         return int(self.config["num_hidden_layers"])
 
     def normed(self, rows: Floats, weights: Floats) -> Floats:
-        weights = weights + (self.kind == "named")
-        return rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + self.config["rms_norm_eps"]) * weights
+        weights = weights + self.named  # Qwen's are distances from 1
+        return rows / np.sqrt(np.mean(rows**2, -1, keepdims=True) + self.epsilon) * weights
 
     def input_rows(self, tokens: list[int], hidden: Floats) -> Floats:
         """The rows that the head's block reads for each token, after the hidden state of the one before."""
@@ -81,18 +101,24 @@ class Checkpoint:
         """The logits that follow from rows of the block's input: a model of one layer, whose embedding they are."""
         embedding = np.zeros_like(self.own[self.embedding_name])
         embedding[: len(rows)] = rows
-        norm_name = self.embedding_name.replace("embed_tokens", "norm")
+        norm_name = self.embedding_name.replace("embed_tokens", "norm").replace("word_embeddings", "norm")
         ends = {self.embedding_name: embedding, norm_name: self.norm, "lm_head.weight": self.head_matrix}
         folder = self.folder / f"expected-{len(rows)}"
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(ONE_LAYER[self.kind]))
+        (folder / "config.json").write_text(json.dumps(self.one_layer))
         save_file({**self.block, **ends}, folder / "model.safetensors")
         store = convert_checkpoint(str(folder), folder / "store", experts="f32", dense="f32")
         with load(store, EngineOptions(context_length=64)) as model:
             return model.logits(list(range(len(rows))))
 
 
-@pytest.fixture(scope="module", params=["numbered", "named"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(family, marks=() if family in ("deepseek_v3", "qwen3_5_moe") else pytest.mark.slow)
+        for family in CONFIGS
+    ],
+)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -143,17 +169,17 @@ def test_answers_do_not_change(both: tuple[Model, Model]) -> None:
     expected = {}
     for number, prompt in enumerate(prompts):
         for options in settings:
-            answer = plain.stream(prompt, 20, options, 2)
+            answer = plain.stream(prompt, 12, options, 2)
             list(answer)
             expected[number, options.temperature] = answer.token_ids, answer.logprobs
-            found = fast.stream(prompt, 20, options, 2)
+            found = fast.stream(prompt, 12, options, 2)
             list(found)
             assert (found.token_ids, found.logprobs) == expected[number, options.temperature]
     scheduler, heard = Scheduler(fast), []
     for number, prompt in enumerate(prompts):
         for options in settings:
             events: list[Event] = []
-            scheduler.add([Job(prompt, options, 20, events.append, 2)])
+            scheduler.add([Job(prompt, options, 12, events.append, 2)])
             heard.append(((number, options.temperature), events))
     run(scheduler)
     fast.engine.pause = None
