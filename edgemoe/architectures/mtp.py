@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from edgemoe.architectures.table import Row, rows, sums_with_one
+from edgemoe.architectures.table import SUM_SUFFIX, Row, rows, sums_with_one
 from edgemoe.model.spec import ModelSpec
 
 MODEL_TYPE = "mtp"
@@ -74,10 +74,13 @@ def head_names(spec: ModelSpec, names: Iterable[str]) -> tuple[dict[str, str], s
             rest, plain, matrix = match[1], _NAMED, "fc.weight"
         else:
             continue
+        with_one = rest.endswith(SUM_SUFFIX)
+        usual = rest.removesuffix(SUM_SUFFIX) + ".weight" if with_one else rest
         if rest == matrix:
             both = name
-        elif rest in plain:
-            found[plain[rest]] = name
+        elif usual in plain:
+            own = plain[usual]
+            found[own.removesuffix(".weight") + SUM_SUFFIX if with_one else own] = name
         elif rest not in _COPIES:
             rest = re.sub(r"^layers\.0\.", "", rest)
             if not rest.startswith("layers."):  # of a second block
