@@ -20,23 +20,24 @@ MODEL_TYPE = "mtp"
 """The family of a head's config, which no checkpoint has: `of` is the config of the model."""
 
 _NORMS = rows(
-    ("token_norm", "mtp.token_norm.weight", ("model",)), ("hidden_norm", "mtp.hidden_norm.weight", ("model",))
+    ("token_norm", "inputs.token_norm.weight", ("model",)), ("hidden_norm", "inputs.hidden_norm.weight", ("model",))
 )
 _MATRICES = rows(
-    ("token_in", "mtp.token_in.weight", ("model", "model")), ("hidden_in", "mtp.hidden_in.weight", ("model", "model"))
+    ("token_in", "inputs.token_in.weight", ("model", "model")),
+    ("hidden_in", "inputs.hidden_in.weight", ("model", "model")),
 )
-HALVES = {"mtp.token_in.weight": 0, "mtp.hidden_in.weight": 1}
+HALVES = {"inputs.token_in.weight": 0, "inputs.hidden_in.weight": 1}
 """The matrices that are halves of one in checkpoints, by their place among its columns."""
 
 _NUMBERED = {
-    "enorm.weight": "mtp.token_norm.weight",
-    "hnorm.weight": "mtp.hidden_norm.weight",
+    "enorm.weight": "inputs.token_norm.weight",
+    "hnorm.weight": "inputs.hidden_norm.weight",
     "shared_head.norm.weight": "model.norm.weight",
     "final_layernorm.weight": "model.norm.weight",
 }
 _NAMED = {
-    "pre_fc_norm_embedding.weight": "mtp.token_norm.weight",
-    "pre_fc_norm_hidden.weight": "mtp.hidden_norm.weight",
+    "pre_fc_norm_embedding.weight": "inputs.token_norm.weight",
+    "pre_fc_norm_hidden.weight": "inputs.hidden_norm.weight",
     "norm.weight": "model.norm.weight",
 }
 _COPIES = ("embed_tokens.weight", "shared_head.head.weight")

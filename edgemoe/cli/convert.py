@@ -139,17 +139,18 @@ def convert(
         raise
     manifest = Store.open(path).manifest
     exact = exactness(manifest.quantisation)
-    typer.echo(
-        f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{_next_step(path, destination)}"
-    )
+    next_step = _next_step(path, destination, mtp)
+    typer.echo(f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{next_step}")
 
 
-def _next_step(path: Path, destination: object) -> str:
+def _next_step(path: Path, destination: object, mtp: bool) -> str:
     """The commands to try next on a finished store."""
     from edgemoe.errors import StoreError
     from edgemoe.session.template import ChatTemplate
     from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 
+    if mtp:
+        return f"It guesses for the model that the same checkpoint gives: edgemoe chat MODEL --draft {destination}"
     if not has_tokenizer(path):
         return (
             "The checkpoint has no tokenizer.json, so the store works with token ids only, from Python. To add one,"

@@ -30,7 +30,7 @@ from edgemoe.session.stores import open_store
 from edgemoe.session.tokenizer import TOKENIZER_NAME, has_tokenizer, load_library_tokenizer
 from edgemoe.store.reader import Store
 
-MOST_BEHIND = 32
+MOST_BEHIND = 8
 """With more tokens to read before its guess, a draft model reads first, in a step of its own."""
 
 
@@ -166,7 +166,7 @@ class ModelDrafts:
 
     def read_all(self, stopped: Callable[[], bool]) -> None:
         """Read what there is of the text, unless `stopped` says that nobody wants it any more."""
-        while self.offer(1).tokens and self.far_behind and not stopped():
+        while self.offer(1).tokens and len(self.unread()) > 1 and not stopped():
             self._model.read([self])
 
     def take(self, count: int) -> list[int]:
