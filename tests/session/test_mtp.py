@@ -19,6 +19,7 @@ from edgemoe.errors import SourceError, UsageError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.server.jobs import Event, Finished, Job, Piece
 from edgemoe.server.scheduler import Scheduler
+from edgemoe.session import draft_model
 from edgemoe.session.draft_model import HeadDrafts
 from edgemoe.session.model import Model, load
 from tests.golden.covering import GOLDEN
@@ -188,6 +189,30 @@ def test_answers_do_not_change(both: tuple[Model, Model]) -> None:
         pieces = [event for event in events if isinstance(event, Piece) and event.token is not None]
         assert ([piece.token for piece in pieces], [piece.logprobs for piece in pieces]) == expected[key]
         assert isinstance(events[-1], Finished)
+
+
+def test_few_hidden_states_are_enough(both: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fast = both
+    assert fast.draft_model is not None
+    monkeypatch.setattr(draft_model, "HIDDEN_TOKENS", 8)
+    prompt = list(range(60))
+    assert fast.generate(prompt, 12).token_ids == plain.generate(prompt, 12).token_ids
+    # it begins anew where nothing was guessed for so long that hidden states are gone
+    guesses = fast.draft_model.begin(prompt, fast.engine.sequence)
+    assert isinstance(guesses, HeadDrafts)
+    fast.logits(prompt[:-1])
+    assert guesses.offer(2).tokens == 2
+    assert len(guesses.unread()) == 8
+    fast.held.forward(prompt[-1:])
+    for token in range(30):
+        guesses.add(token)
+        fast.held.forward([token])
+    guesses.add(30)
+    assert guesses.offer(2).tokens == 2
+    assert 0 < len(guesses.unread()) <= 8
+    assert len(guesses.take(2)) == 2
+    guesses.end()
+    fast.held.rewind(0)
 
 
 def test_it_shares_the_ends_of_the_model(checkpoint: Checkpoint, both: tuple[Model, Model]) -> None:
