@@ -35,10 +35,14 @@ class Drafted:
         self._rows = np.empty((1 + most, held.engine.spec.vocab_size), np.float32)
         """The logits after the chosen token, and after each draft."""
         self._ran = False
+        self.drafting_ns = 0
+        """The time in which tokens were guessed, and a draft model read the text."""
 
     def read(self, stopped: Callable[[], bool]) -> None:
         """Let what guesses read the text before the answer, unless `stopped` says that nobody wants it any more."""
+        began_ns = time.perf_counter_ns()
         self._guesses.read_all(stopped)
+        self.drafting_ns += time.perf_counter_ns() - began_ns
 
     def after(self, token_ids: Sequence[int], left: int) -> npt.NDArray[np.float32]:
         """The logits after a chosen token and those that follow it without a choice `(V,)`, until the next call.
@@ -61,6 +65,7 @@ class Drafted:
         count = self._gate.drafts(offer.matched, offer.tokens)
         began_s = time.perf_counter()
         drafted = self._guesses.take(count)
+        self.drafting_ns += int(1e9 * (time.perf_counter() - began_s))
         try:
             self._held.forward_unchecked([*run, *drafted], self._rows[: 1 + len(drafted)])
         except EdgemoeError:

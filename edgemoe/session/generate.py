@@ -194,6 +194,8 @@ class Generation:
         ledger = self._held.engine.ledger
         if ledger is not None and ledger_before is not None:
             parts = ledger - ledger_before + TimeLedger({"sampling": sampling_ns, "text": text_ns})
+            if drafted is not None:
+                parts += TimeLedger({"drafting": drafted.drafting_ns})
             own_ns = time.perf_counter_ns() - began_all_ns - consumer_ns
             self.ledger = parts + TimeLedger({"python": max(0, own_ns - parts.total_ns)})
         if piece := written.finish():

@@ -90,6 +90,13 @@ def test_right_guesses_save_steps(both: tuple[Model, Model], case: str, monkeypa
 
     monkeypatch.setattr(fast.engine, "forward", counted)
     ids = fast.encode("The sea")
+    fast.engine.keep_ledger()
+    ledger = fast.generate(ids, 4).ledger
+    assert ledger is not None
+    assert ledger.ns["drafting"] > 0
+    fast.engine.keep_ledger(False)
+    fast.held.rewind(0)
+    counts.clear()
     assert fast.generate(ids, 24).token_ids == plain.generate(ids, 24).token_ids
     assert counts == [len(ids), 6, 6, 6, 5]  # one chosen from the prompt's logits, and the last one is not run
 
