@@ -205,3 +205,28 @@ def test_a_template_without_tools_is_told_of_them_in_the_system_message(client: 
     assert text.startswith("s:Be brief.\n\nYou can call functions.")
     assert 'a:<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>\n' in text
     assert text.endswith("u:<tool_response>\nnoon\n</tool_response>\na:")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('Roles must alternate!') }}", "Roles must alternate!"),
+        ("{{ messages[0].content + messages | length }}", 'can only concatenate str (not "int") to str'),
+    ],
+    ids=["refuses", "fails"],
+)
+def test_a_template_that_takes_no_such_conversation_is_told_in_its_words(
+    client: Client, monkeypatch: pytest.MonkeyPatch, template: str, words: str
+) -> None:
+    monkeypatch.setattr(client.server.service.model.template, "source", template)
+    for path, body in (
+        (CHAT, {"messages": HELLO}),
+        (CHAT, {"messages": HELLO, "stream": True}),
+        (MESSAGES, {"messages": HELLO, "max_tokens": 5}),
+        (f"{MESSAGES}/count_tokens", {"messages": HELLO}),
+        (RESPONSES, {"input": "Hi"}),
+        ("/apply-template", {"messages": HELLO}),
+    ):
+        reply = client.post(path, **body)
+        assert (reply.status, reply.error["type"]) == (400, "invalid_request_error"), path
+        assert words in reply.error["message"]
