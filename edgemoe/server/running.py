@@ -44,6 +44,9 @@ class Running:
         self._gate = DraftGate(costs, None if engine.speculate == "auto" else self._most_drafts)
         self._drafts = Drafts(ids) if self._most_drafts else None
         self._matched = 0
+        self._ends_thought = False
+        """Whether the thought is being ended."""
+        self._limit_thoughts()
         sequence.turn.begin()
         sequence.turn.number = job.number
         job.report(self._progress())
@@ -139,7 +142,10 @@ class Running:
         token = written.choose(logits)
         while token is not None:
             chosen.append(token)
+            thought = self._thinks
             parts = self._parts(written.take(token))
+            self.figures.thought_tokens += thought or self._thinks
+            self._limit_thoughts()
             logprobs = written.logprobs[-1] if written.logprobs else None
             self.note_end()
             job.report(Piece(parts, token, logprobs, replace(self.figures)))
@@ -149,6 +155,20 @@ class Running:
                 self._drafts.add(token)
             token = written.forced()
         return chosen if written.finish_reason is None else []
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether the answer is within a thought."""
+        reader = self.job.reader
+        return self.written.final_start is None if reader is None else reader.in_thought
+
+    def _limit_thoughts(self) -> None:
+        """End the thought if it has all the tokens that it may have."""
+        budget = self.job.thoughts
+        if budget is None or not self._thinks:
+            self._ends_thought = False
+        elif self.figures.thought_tokens >= budget.most and not self._ends_thought:
+            self._ends_thought = self.written.force(budget.end)
 
     def _parts(self, piece: str) -> list[Part]:
         """The parts of the answer that a piece of its text brings."""
