@@ -28,6 +28,9 @@ from edgemoe.server.watch import Watch
 from edgemoe.session.draft_gate import StepCosts
 from edgemoe.session.model import Model
 
+SAVING_SHARE = 0.03
+"""The share of the time that goes into saving prefixes to disk while answers are written."""
+
 
 @dataclass
 class Totals:
@@ -83,6 +86,8 @@ class Scheduler:
         self._costs = StepCosts()
         self.watch = Watch(model.engine)
         self._rows = PromptRows(self._engine.memory.chunk_tokens)
+        self._saving_s = 0.0
+        """The time that may go into saving prefixes; below zero where more went into it than may."""
         self.stopping = False
         """Set from any thread: all jobs end at the next layer or token."""
         self._engine.sequences.close(self._engine.sequence)  # its place is for an answer
@@ -116,6 +121,7 @@ class Scheduler:
 
     def step(self) -> None:
         """Begin jobs for which there is room, and run a step of all that have begun."""
+        began_s = time.perf_counter()
         self._drop_cancelled()
         self._begin()
         self.watch.look()
@@ -124,6 +130,19 @@ class Scheduler:
             return
         with contextlib.suppress(_Abandoned):
             self._run(batch)
+        self._save_beside(time.perf_counter() - began_s)
+
+    def _save_beside(self, step_s: float) -> None:
+        """Save a prefix now and then, since answers may follow one another without a pause."""
+        tier = self._engine.sequences.tier
+        if tier is None or not tier.unsaved:
+            self._saving_s = min(self._saving_s, 0.0)
+            return
+        self._saving_s += SAVING_SHARE * step_s
+        if self._saving_s > 0:
+            began_s = time.perf_counter()
+            self.save_prefix()
+            self._saving_s -= time.perf_counter() - began_s
 
     def save_prefix(self) -> None:
         """Save one page or snapshot of what was computed to disk, where prefixes are kept there."""
