@@ -91,7 +91,8 @@ def tools_of_response(fields: Fields) -> ResponseTools:
             fields.remarks.append(f"{where}: this server has no tool of type {kind}")
             return
         if kind not in ("function", "custom"):
-            raise one.wrong("type", "function, custom or namespace", kind)
+            expected = "function, custom or namespace" if space is None else "function or custom"
+            raise one.wrong("type", expected, kind)
         tool = function_of(one, where)
         name = full_name(space, tool["name"])
         if space is not None:

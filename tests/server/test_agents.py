@@ -1,8 +1,7 @@
 """Coding agents from npm, which a scripted model lets write a file: they are asked as a person would ask them.
 
 `make agents` installs them, at pinned versions, in `build/agents`. They reach no network: all that they ask others than
-this machine goes to a proxy that is not there. opencode begins once npm has brought it a package or has failed to, and
-waits for as long as that takes; offline it fails at once.
+this machine goes to a proxy that is not there. What takes time are their prompts, of 30 to 50 KB.
 """
 
 from __future__ import annotations
