@@ -145,7 +145,6 @@ def test_too_large_a_template_is_refused() -> None:
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
         "{{ messages[0].update(role='system') }}",
-        "{% set made = [] %}{% for i in range(10**9) %}{% set _ = made.append('x' * 10**6 ~ i) %}{% endfor %}",
         "{{ cycler.__init__.__globals__.os.system('true') }}",
         "{% include '/etc/passwd' %}",
         "{{ undefined_function() }}",
