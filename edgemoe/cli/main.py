@@ -33,6 +33,7 @@ VERBS = {
     "inspect": "Show a store's parts and sizes.",
     "plan": "Show how a model would fit and run in a memory budget, before conversion.",
     "trace": "Record which experts the routers choose.",
+    "analyse": "Show what a model's experts do on a text, layer by layer.",
     "eval": "Measure models' perplexity on a text, and their divergence from a reference.",
     "bench": "Measure a model's speed, and where the time goes.",
     "replay": "Show the hit rates of an expert cache on recorded routing.",

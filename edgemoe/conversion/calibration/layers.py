@@ -83,13 +83,17 @@ class LayerRun:
         """Run one operation on all tokens."""
         if isinstance(step.operation, ex.Experts):
             self._load_experts(step.operation)
-        operation = bound(step.operation, self._leaf)
+        operation = self.operation(step)
         if isinstance(operation, ex.Capacity):  # it counts the tokens of one sequence
             for start, end in zip(self._starts, (*self._starts[1:], self.tokens), strict=True):
                 rows = {name: getattr(operation, name)[start:end] for name in ("experts", "weights")}
                 self._backend.program([replace(operation, **rows)]).run(end - start)
             return
         self._backend.program([operation]).run(self.tokens)
+
+    def operation(self, step: Step) -> Any:
+        """The operation of a step with the arrays that it works on: experts have their weights once they have run."""
+        return bound(step.operation, self._leaf)
 
     def _leaf(self, leaf: Any) -> Any:
         if isinstance(leaf, Weight):
