@@ -246,12 +246,12 @@ def _check(store: Store, name: str, same: bool) -> None:
 
 
 def _statistics(store: Store, spec: ModelSpec, fewer: ModelSpec) -> dict[str, Any]:
-    """The statistics of each class of tensors, by the shares of weights that are left."""
+    """The statistics of each class of tensors, by the shares of weights that are left; errors are the old store's."""
     before, after = (_parameters(one) for one in (spec, fewer))
     found = {}
     for kind, own in store.manifest.quantisation.items():
         share = after[kind] / before[kind] if before.get(kind) else after["experts"] / before["experts"]
-        found[kind] = {key: value for key, value in own.items() if key not in ("quantised", "exact", "relative_error")}
+        found[kind] = {key: value for key, value in own.items() if key not in ("quantised", "exact")}
         found[kind] |= {key: round(share * own[key]) for key in ("parameters", "bytes")}
     return found
 
@@ -281,7 +281,7 @@ def _config(text: bytes, spec: ModelSpec, fewer: ModelSpec) -> bytes:
     def changed(value: Any, name: str = "") -> Any:
         if isinstance(value, dict):
             return {key: changed(own, key) for key, own in value.items()}
-        return after if value == before and "expert" in name and "per" not in name and value is not True else value
+        return after if value == before and "expert" in name and "_per_" not in name else value
 
     with suppress(ValueError, EdgemoeError):
         config = changed(parse_json(text))

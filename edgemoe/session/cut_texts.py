@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,3 +48,16 @@ class CutTexts:
     def spell(self, token: int) -> str:
         """The text of a token."""
         return self.tokenizer.decode([token])
+
+
+def held_back(text: str, share: float) -> tuple[str, str]:
+    """A text without its end, and the end: about that share of it, from the beginning of a line on if there is one."""
+    cut = round(len(text) * (1 - share))
+    line = text.find("\n", cut)
+    cut = cut if line < 0 or len(text) - line < len(text) * share / 2 else line + 1
+    return text[:cut], text[cut:]
+
+
+def described(name: str, text: str, tokens: int) -> str:
+    """What a store says of the text that decided something in it."""
+    return f"{tokens} tokens of {name} ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
