@@ -26,6 +26,7 @@ VERBS = {
     "list": "Show the downloaded models.",
     "rm": "Remove a downloaded model.",
     "convert": "Convert a checkpoint into a store, the folder format that edgemoe runs.",
+    "upcycle": "Make a mixture of experts of a dense checkpoint.",
     "compress": "Make a store with fewer experts, and measure what that costs.",
     "export": "Write a store as a GGUF file.",
     "synth": "Make a store of random weights in the shape of a real model.",

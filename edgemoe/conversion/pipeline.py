@@ -52,6 +52,9 @@ DOWNLOADS_FOLDER = "downloads"
 Weighed = Union[Calibration, ImportanceFile, None]
 """The source of what errors of columns cost: a text that goes through the model, or a file; None: all the same."""
 
+Planning = Callable[[Source, FormatChoice, Mapping[str, Any]], Plan]
+"""Makes the plan of a conversion, given its formats and the provenance of the store."""
+
 Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
 """Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""
 
@@ -111,8 +114,12 @@ def convert_source(
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
     calibration: Weighed = None,
+    planning: Planning = plan_conversion,
 ) -> Path:
-    """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
+    """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes.
+
+    `planning` makes the plan, for a source whose tensors are not those of a family.
+    """
     choice.check()
     if calibration is not None and choice.base is not None:
         raise UsageError(
@@ -139,7 +146,7 @@ def convert_source(
                     if existing is not None:
                         _require_same(existing, provenance)
                     else:
-                        plan = plan_conversion(opened, choice, provenance)
+                        plan = planning(opened, choice, provenance)
                         vocab_size = plan.manifest.model["vocab_size"]
                         side_files = side_files_of(opened, vocab_size)
                         _check_generation_settings(opened.config, side_files)

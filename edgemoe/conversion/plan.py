@@ -123,11 +123,15 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     for piece in pieces:
         _check(piece, infos[piece.source.tensor])
     bases = {} if choice.base is None else _base_pieces(manifest, pieces)
+    return Plan(manifest, pieces, parts_of(manifest, (*pieces, *bases.values())), bases)
+
+
+def parts_of(manifest: Manifest, pieces: Sequence[Piece]) -> dict[str, Part]:
+    """The records and dense tensors of a store that is made of these pieces."""
     counts: dict[str, int] = {}
-    for piece in (*pieces, *bases.values()):
+    for piece in pieces:
         counts[piece.place.part] = counts.get(piece.place.part, 0) + 1
-    parts = {name: Part(*part, counts.get(name, 0)) for name, part in part_ranges(manifest).items()}
-    return Plan(manifest, pieces, parts, bases)
+    return {name: Part(*part, counts.get(name, 0)) for name, part in part_ranges(manifest).items()}
 
 
 def _check_planes(spec: ModelSpec) -> None:

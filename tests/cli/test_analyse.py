@@ -20,7 +20,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("analyse")
     write_checkpoint(folder / "source", SMALL_MIXTRAL)
     write_letters_tokenizer(folder / "source")
-    return convert_checkpoint(str(folder / "source"), folder / "tiny-moe", experts="q4", dense="q8")
+    return convert_checkpoint(str(folder / "source"), folder / "tiny-moe", experts="f32", dense="f32")
 
 
 def test_an_analysis_is_shown_and_written(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compress")
     write_checkpoint(folder / "source", SMALL_MIXTRAL)
     write_letters_tokenizer(folder / "source")
-    return convert_checkpoint(str(folder / "source"), folder / "tiny-moe", experts="q4", dense="q8")
+    return convert_checkpoint(str(folder / "source"), folder / "tiny-moe", experts="f32", dense="f32")
 
 
 def test_a_store_with_fewer_experts_is_made_and_measured(store: Path, tmp_path: Path, capsys: Capture) -> None:
