@@ -1,1 +1,1 @@
-"""What routed experts do on a text, measured layer by layer, and stores that have fewer of them."""
+"""Measures what routed experts do on a text, layer by layer, and makes stores that have fewer of them."""

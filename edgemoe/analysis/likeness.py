@@ -54,7 +54,7 @@ def pairs(matrix: Doubles) -> Doubles:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What all experts of a layer make of the same tokens."""
+    """The outputs of all experts of a layer for the same tokens."""
 
     cosines: Doubles
     """The cosine of what each two experts make of a token, its mean over tokens `(E, E)`."""

@@ -1,4 +1,4 @@
-"""What an analysis tells: figures of each layer, and what they say about three observations of a paper.
+"""The result of an analysis: figures of each layer, and what they say about three observations of a paper.
 
 The observations are those of Lo et al. 2024, "A Closer Look into Mixture-of-Experts in Large Language Models"
 (arXiv 2406.18219).

@@ -159,7 +159,7 @@ class LayerPass:
         return np.arange(0, count, max(1, -(-count // most)))
 
     def outputs(self, tokens: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
-        """What every expert makes of these tokens, `(n, E, W)` for a few of them at a time, with their numbers."""
+        """Yield the outputs of every expert for these tokens, `(n, E, W)` for a few at a time, with their numbers."""
         total, width = self.num_experts, self.inputs.shape[1]
         at_once = max(1, SLICE_BYTES // (4 * total * width))
         for start in range(0, len(tokens), at_once):

@@ -25,7 +25,7 @@ class Texts:
     """The tokens of one or more texts, in the order in which they go through a model."""
 
     names: tuple[str, ...]
-    """Those of the texts: a domain each."""
+    """The names of the texts: a domain each."""
     ids: Integers
     """`(N,)`."""
     domain: Integers

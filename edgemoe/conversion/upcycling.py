@@ -61,7 +61,7 @@ class Upcycling:
     """Neurons of the shared expert, where FFNs are carved; 0: there is none; None: about a quarter."""
 
     def body(self, ffn: GatedFfn) -> Moe:
-        """What takes the place of an FFN. Raises UsageError for numbers that do not go together."""
+        """The block that takes the place of an FFN. Raises UsageError for numbers that do not go together."""
         if not 1 <= self.top_k <= self.num_experts:
             raise UsageError(
                 f"`top_k`: expected 1 to the {self.num_experts} experts of a layer, found {self.top_k}.",
@@ -91,7 +91,7 @@ class Upcycling:
         return intermediate_size - self.num_experts * (intermediate_size * 3 // 4 // self.num_experts)
 
     def described(self) -> str:
-        """What a store says of it."""
+        """Describe it, for the store's provenance."""
         if self.carve:
             shared = "a quarter of neurons" if self.shared is None else f"{self.shared} neurons"
             return f"carved: {shared} shared, {self.num_experts} experts, {self.top_k} for each token"

@@ -59,5 +59,5 @@ def held_back(text: str, share: float) -> tuple[str, str]:
 
 
 def described(name: str, text: str, tokens: int) -> str:
-    """What a store says of the text that decided something in it."""
+    """Describe the text that decided something in a store, for its provenance."""
     return f"{tokens} tokens of {name} ({hashlib.sha256(text.encode()).hexdigest()[:16]})"

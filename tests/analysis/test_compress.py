@@ -100,7 +100,7 @@ def test_records_of_every_kind_stay_bit_for_bit(mixtral: Path, tmp_path: Path, e
 
 @pytest.mark.slow
 def test_all_members_alike_are_the_model_itself(mixtral: Path, tmp_path: Path) -> None:
-    """Of four experts that are one, any two, or a mean of all, compute the same."""
+    """Any two of four experts that are one, or means of them, compute the same."""
     source = tmp_path / "source"
     write_checkpoint(source, json.loads((mixtral / "config.json").read_text()))
     tensors = dict(read_tensors(source))

@@ -79,7 +79,7 @@ def _cosines(cosine: object) -> str:
 
 
 def _neuron_rows(layers: Sequence[LayerFigures]) -> Rows:
-    """What is told of neurons, where there is something."""
+    """A row about neurons, where there is something to tell."""
     some = [layer.neurons for layer in layers if layer.neurons is not None]
     if not some:
         return []
