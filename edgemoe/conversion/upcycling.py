@@ -7,7 +7,7 @@ one does. A weight of 1 is the sigmoid of a large logit: each has `_BIAS` added,
 
 *Upcycled*: each FFN stays whole as the shared expert. Routed experts have rows of gate and up of neurons drawn from it,
 and a `down` of zeros, so that the model computes what the dense one does, until somebody trains them. This is the start
-of the bundled model.
+of the bundled model, of whose family it is.
 
 Nothing but the checkpoint's weights decides which neurons go where. Letters: `F` neurons of an FFN, `D` hidden size,
 `E` routed experts.
@@ -116,8 +116,15 @@ class UpcycledSource(SourceOver):
         super().__init__(source)
         self._how = how
         self.name, self.fingerprint = f"{source.name}, {how.described()}", f"{source.fingerprint}, {how.described()}"
-        dense = model_spec(source.config)
-        self.spec = _mixture(dense, how, source.name)
+        self.spec = _mixture(model_spec(source.config), how, source.name)
+        if not how.carve:
+            if self.spec.family != "llama":
+                raise SourceError(
+                    f"{source.name}: expected a checkpoint of the Llama family, found one of {self.spec.family}.",
+                    "Use `carve`, or name another checkpoint.",
+                )
+            self.config = _granite(source.config, self.spec)
+            self.spec = model_spec(self.config)
         self._infos = source.tensors()
         shapes = {name: info.shape for name, info in self._infos.items()}
         self._places = resolve(source.config, shapes, source.unlisted())
@@ -225,6 +232,22 @@ def plan_upcycled(source: Source, choice: FormatChoice, provenance: Mapping[str,
         for number, (name, shape) in enumerate(shapes.items())
     )
     return Plan(manifest, pieces, parts_of(manifest, pieces), {})
+
+
+def _granite(config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """The config of the same model in the family of the bundled one, whose layers have a shared expert."""
+    body: Any = spec.layers[0].blocks[-1].body
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    plain = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+    return {key: value for key, value in config.items() if key not in ("architectures", "mlp_bias")} | {
+        "model_type": "granitemoeshared",
+        "num_local_experts": body.num_experts,
+        "num_experts_per_tok": body.top_k,
+        "intermediate_size": body.intermediate_size,
+        "shared_intermediate_size": body.shared.intermediate_size,
+        "attention_multiplier": head_dim**-0.5,
+        **plain,
+    }
 
 
 def _layer_of(name: str) -> int:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edgemoe.analysis.text_pass import TextPass
+from edgemoe.conversion.gguf.export import export_gguf
+from edgemoe.conversion.gguf_store import GgufStore
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
@@ -77,6 +79,16 @@ def test_routing_is_that_of_the_engine(exact: Store, tmp_path: Path) -> None:
     for layer in TextPass(exact, windows).layers():
         engines = trace.expert[trace.layer == layer.number].reshape(-1, 2)
         assert np.array_equal(layer.chosen, engines[1:])
+
+
+def test_a_gguf_file_shows_what_its_store_does(exact: Store, tmp_path: Path) -> None:
+    file = export_gguf(exact, tmp_path / "model.gguf", name="tiny", tokenizer=False, force=False)
+    store = Store.open(convert_checkpoint(str(file), tmp_path / "store", experts="keep"))
+    passes = (TextPass(one, random_windows()).layers() for one in (store, GgufStore.open_file(file)))
+    for own, of_file in zip(*passes, strict=True):
+        assert np.array_equal(own.chosen, of_file.chosen)
+        assert np.array_equal(own.norms, of_file.norms)
+        assert np.array_equal(own.matrix(3, "gate"), of_file.matrix(3, "gate"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgemoe.architectures import model_spec
 from edgemoe.conversion.formats import FormatChoice
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint, convert_source
@@ -81,7 +83,9 @@ def test_an_upcycled_model_is_the_dense_one_until_it_is_trained(
 ) -> None:
     store = upcycled(dense, tmp_path / "made", Upcycling(4, 2, False, width=16))
     assert np.array_equal(logits(store), expected)
-    routed = store_spec(Store.open(store)).routed
+    spec = store_spec(Store.open(store))
+    assert model_spec(json.loads((store / "config.json").read_text())) == spec  # a family's, so that it can be updated
+    routed = spec.routed
     assert {(own.num_experts, own.top_k, own.intermediate_size) for own in routed.values()} == {(4, 2, 16)}
 
 
