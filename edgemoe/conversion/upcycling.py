@@ -16,14 +16,17 @@ Nothing but the checkpoint's weights decides which neurons go where. Letters: `F
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import SourceSlice, model_spec, resolve
+from edgemoe.conversion.folder_contents import CONFIG_NAME
 from edgemoe.conversion.formats import FormatChoice, block_format, choose_formats, class_of, expert_of
 from edgemoe.conversion.over import SourceOver
 from edgemoe.conversion.places import tensor_places
@@ -139,6 +142,10 @@ class UpcycledSource(SourceOver):
         if not self._how.carve:
             name = name.replace(".shared.", ".ffn.")
         return self._places.get(name)
+
+    def side_files(self) -> Mapping[str, bytes | Path]:
+        files = self._source.side_files()
+        return files if self._how.carve else {**files, CONFIG_NAME: json.dumps(self.config, indent=2).encode() + b"\n"}
 
     def read_rows(self, tensor: str, index: int | None, row_start: int, row_stop: int) -> Rows:
         place = self._place(tensor)
