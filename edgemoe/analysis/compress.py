@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from edgemoe.analysis.merging import check_merging, merged_record
 from edgemoe.architectures import model_spec
 from edgemoe.conversion.calibration.layers import Bytes, read_aligned
 from edgemoe.conversion.encoding import encode
+from edgemoe.conversion.folder_contents import CONFIG_NAME
 from edgemoe.conversion.formats import class_of
 from edgemoe.conversion.pipeline import edgemoe_version
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
@@ -41,7 +42,6 @@ from edgemoe.store.writer import StoreWriter, sync_folder, with_checksums
 
 COMPRESSED = "compressed"
 """The entry of a store's provenance that says how its experts became fewer."""
-CONFIG_NAME = "config.json"
 _PIECE_BYTES = 1 << 26
 
 
@@ -99,18 +99,25 @@ def write_compressed(store: Store, destination: Path, choices: Mapping[int, Choi
         if not choice.plain:
             check_merging(store, number)
     fewer = with_fewer(spec, choices)
+    with new_store(path, _plan(store, fewer, choices, how)) as writer:
+        checksums = {**_write_dense(store, writer, choices), **_write_records(store, writer, choices)}
+        manifest = replace(with_checksums(writer.plan, checksums), quantisation=_statistics(store, spec, fewer))
+        writer.finish(manifest, _side_files(store, spec, fewer))
+    return path
+
+
+@contextmanager
+def new_store(path: Path, plan: Manifest) -> Iterator[StoreWriter]:
+    """Context manager with the files of a planned store, which is at `path` when all is written, or not at all."""
     folder = _partial(path)
     try:
-        with StoreWriter(folder, _plan(store, fewer, choices, how)) as writer:
-            checksums = {**_write_dense(store, writer, choices), **_write_records(store, writer, choices)}
-            manifest = replace(with_checksums(writer.plan, checksums), quantisation=_statistics(store, spec, fewer))
-            writer.finish(manifest, _side_files(store, spec, fewer))
+        with StoreWriter(folder, plan) as writer:
+            yield writer
         folder.rename(path)
         sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return path
 
 
 def with_fewer(spec: ModelSpec, choices: Mapping[int, Choice]) -> ModelSpec:
@@ -184,18 +191,31 @@ def _write_dense(store: Store, writer: StoreWriter, choices: Mapping[int, Choice
             writer.write(file, offset, changed)
             found[tensor.name] = writer.checksums(file, offset, changed.size)
             continue
-        for start in range(0, tensor.bytes, _PIECE_BYTES):
-            size = min(_PIECE_BYTES, tensor.bytes - start)
-            writer.write(file, offset + start, read_aligned(store.dense_path, tensor.offset + start, size))
-        found[tensor.name] = writer.checksums(file, offset, tensor.bytes)
-        _check(store, tensor.name, found[tensor.name].sha256 == tensor.sha256)
+        found[tensor.name] = copy_dense(store, writer, tensor, offset)
     return found
+
+
+def copy_dense(store: Store, writer: StoreWriter, tensor: DenseTensor, offset: int) -> Checksums:
+    """Copy a dense tensor to its place in a new store. Raises StoreError where it differs from its checksum."""
+    file = writer.plan.dense_file.name
+    for start in range(0, tensor.bytes, _PIECE_BYTES):
+        size = min(_PIECE_BYTES, tensor.bytes - start)
+        writer.write(file, offset + start, read_aligned(store.dense_path, tensor.offset + start, size))
+    found = writer.checksums(file, offset, tensor.bytes)
+    _check(store, tensor.name, found.sha256 == tensor.sha256)
+    return found
+
+
+def read_dense(store: Store, tensor: DenseTensor) -> Bytes:
+    """The bytes of a dense tensor. Raises StoreError where they differ from their checksum."""
+    data = read_aligned(store.dense_path, tensor.offset, tensor.bytes)
+    _check(store, tensor.name, tensor.crc32c in (None, crc32c(data)))
+    return data
 
 
 def _fewer_rows(store: Store, tensor: DenseTensor, each: int, choice: Choice) -> Bytes:
     """A matrix or vector with the rows of the experts that stay, or their means; what follows the last expert stays."""
-    data = read_aligned(store.dense_path, tensor.offset, tensor.bytes)
-    _check(store, tensor.name, tensor.crc32c in (None, crc32c(data)))
+    data = read_dense(store, tensor)
     after = np.arange(each * store.manifest.records.count(_layer_of(tensor.name)), tensor.rows)
     if choice.plain:
         order = np.concatenate([np.arange(own[0] * each, (own[0] + 1) * each) for own in choice.members] + [after])
@@ -221,7 +241,7 @@ def _write_records(store: Store, writer: StoreWriter, choices: Mapping[int, Choi
     for record in writer.plan.records:
         choice = choices[record.layer]
         members, weights = choice.members[record.expert], choice.weights[record.expert]
-        read = [_record(store, record.layer, expert) for expert in members]
+        read = [read_record(store, record.layer, expert) for expert in members]
         data = read[0] if len(read) == 1 else merged_record(store, record.layer, members, read, weights)
         file = writer.plan.expert_files[record.file].name
         writer.write(file, record.offset, data)
@@ -229,7 +249,7 @@ def _write_records(store: Store, writer: StoreWriter, choices: Mapping[int, Choi
     return found
 
 
-def _record(store: Store, layer: int, expert: int) -> Bytes:
+def read_record(store: Store, layer: int, expert: int) -> Bytes:
     """An expert's record. Raises StoreError where it differs from its checksum."""
     place = store.record(layer, expert)
     data = read_aligned(place.path, place.offset, place.length)

@@ -17,11 +17,11 @@ def expert_parts(layout: ExpertLayout) -> tuple[str, ...]:
     return ("gate", "up", "down") if layout.gated else ("up", "down")
 
 
-def part_rows(layout: ExpertLayout, own: ExpertWeights, part: str, start: int, stop: int) -> Floats:
+def part_rows(gated: bool, own: ExpertWeights, part: str, start: int, stop: int) -> Floats:
     """Rows of `gate`, `up` or `down`, of whole panels: from a multiple of 16 to another, or the end."""
     matrix: Matrix = {"gate": own.first, "up": own.up or own.first, "down": own.down}[part]
     first, end = start // PANEL_ROWS, panel_count(stop)
-    if part == "down" or not layout.gated or own.up is not None:
+    if part == "down" or not gated or own.up is not None:
         return weights_of_panels(matrix, first, end)[: stop - start]
     both = weights_of_panels(matrix, 2 * first, 2 * end).reshape(end - first, 2, PANEL_ROWS, -1)
     return np.ascontiguousarray(both[:, int(part == "up")]).reshape(-1, both.shape[-1])[: stop - start]

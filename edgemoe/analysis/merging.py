@@ -51,7 +51,9 @@ def merged_record(
     data = np.zeros(len(records[0]), np.uint8)
     for part in expert_parts(own[0]):
         height = height_of(own[0], part)
-        each = [part_rows(one, one.weights(record), part, 0, height) for one, record in zip(own, records, strict=True)]
+        each = [
+            part_rows(one.gated, one.weights(record), part, 0, height) for one, record in zip(own, records, strict=True)
+        ]
         mean = np.average(np.stack(each), axis=0, weights=weights)
         encoded = encode(mean.astype(np.float32), own[0].format_of(part), f"{record_name(layer, members[0])}.{part}")
         begin, (first, stride) = own[0].begin_of(part), own[0].panels_of(part)

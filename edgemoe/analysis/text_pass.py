@@ -174,10 +174,10 @@ class LayerPass:
         """Rows of an expert's `gate`, `up` or `down`, of whole panels: from a multiple of 16 to another, or the end."""
         layout = self.operation.layouts[int(self.operation.layout_of[expert])]
         own = self.operation.weights(expert, int(self.operation.slots[expert]))
-        found = part_rows(layout, own, part, start, stop)
+        found = part_rows(layout.gated, own, part, start, stop)
         if self.operation.bases is not None:
             first, down = self.operation.base_weights(expert)
-            found = found + part_rows(layout, ExpertWeights(first, down, None, None), part, start, stop)
+            found = found + part_rows(layout.gated, ExpertWeights(first, down, None, None), part, start, stop)
         return found
 
     def height(self, part: str) -> int:

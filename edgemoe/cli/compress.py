@@ -12,6 +12,7 @@ from edgemoe.cli import options as shared
 from edgemoe.cli.convert import BLAS_THREADS
 from edgemoe.cli.json_text import write_json
 from edgemoe.cli.text_files import read_text_file
+from edgemoe.errors import UsageError
 
 if TYPE_CHECKING:
     from edgemoe.bench.evaluation_report import EvaluationReport
@@ -46,6 +47,12 @@ def compress(
             " (neighbours, all alike).",
         ),
     ] = None,
+    aggregate: Annotated[
+        bool,
+        typer.Option(
+            "--aggregate", help="Make a dense model: all experts of a layer become one FFN, the mean by their weights."
+        ),
+    ] = False,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -70,12 +77,13 @@ def compress(
     ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Make a store that has fewer experts in each layer, and measure what that costs.
+    """Make a store that has fewer experts in each layer, or none, and measure what that costs.
 
     The new store runs like any other. Its divergence from the old one is measured on text by which no expert was
     weighed: KL divergence, perplexity of both, and how often the likeliest token is the same.
     """
     os.environ.setdefault(BLAS_THREADS, "1")  # read when numpy is first imported; the kernels have threads of their own
+    from edgemoe.analysis.aggregate import mean_weights, write_aggregated
     from edgemoe.analysis.choices import WITHOUT_TEXT, Method, choices
     from edgemoe.analysis.compress import check_destination, check_store, router_groups, write_compressed
     from edgemoe.cli.terminal.render import ProgressBar
@@ -85,7 +93,9 @@ def compress(
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
 
-    method = Method.of(prune, merge, keep)
+    if aggregate and (prune is not None or merge is not None):
+        raise UsageError("--aggregate takes the place of --prune and --merge: expected one of them.", "Leave one out.")
+    method = None if aggregate else Method.of(prune, merge, keep)
     path = check_destination(destination)
     write_figures = shared.file_writer(json_file, write_json)
     name, content = ("Python's help", default_text()) if text is None else (text.name, read_text_file(text))
@@ -96,20 +106,21 @@ def compress(
         content, other = held_back(content, HELD_OUT_SHARE)
     opened = Store.open(find_model(store))
     spec = check_store(opened)
-    windows, how = None, f"{method.name}, {keep} of experts"
-    if method.name not in WITHOUT_TEXT:
+    windows, how = None, "aggregated" if method is None else f"{method.name}, {keep} of experts"
+    if method is None or method.name not in WITHOUT_TEXT:
         windows = CutTexts.of(opened, [(name, content)], tokens).windows
         how += f", {described(name, content, tokens)}"
     with ProgressBar("weighing experts", still=True) as bar:
-        chosen = choices(
-            opened,
-            method,
-            spec.routed,
-            router_groups(spec),
-            windows,
-            lambda done, total: bar.update("weighing experts", done, total, f"layer {done} of {total}"),
-        )
-    write_compressed(opened, path, chosen, how)
+
+        def show(done: int, total: int) -> None:
+            bar.update("weighing experts", done, total, f"layer {done} of {total}")
+
+        if method is None:
+            assert windows is not None
+            write_aggregated(opened, path, mean_weights(opened, windows, show), how)
+        else:
+            chosen = choices(opened, method, spec.routed, router_groups(spec), windows, show)
+            write_compressed(opened, path, chosen, how)
     made = Store.open(path)
     left, before = len(made.manifest.records), len(opened.manifest.records)
     sizes = f"{format_size(made.manifest.total_bytes)} of {format_size(opened.manifest.total_bytes)}"

@@ -41,6 +41,15 @@ def test_a_store_with_fewer_experts_is_made_and_measured(store: Path, tmp_path: 
     assert manifest["provenance"]["compressed"].startswith("frequency, 75% of experts, 16384 tokens of tolstoy.txt (")
 
 
+def test_a_dense_model_is_made_of_all_experts(store: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "tolstoy.txt").write_text(TEXT)
+    arguments = ["compress", str(store), str(tmp_path / "made"), "--aggregate", "--text", str(tmp_path / "tolstoy.txt")]
+    assert run_command(arguments) == 0
+    shown = capsys.readouterr()
+    assert "0 of 8 experts, " in shown.out
+    assert "KL divergence " in shown.out
+
+
 def test_bad_input_is_refused_before_any_work(store: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "short.txt").write_text("a few words")
     cases = {
@@ -51,6 +60,7 @@ def test_bad_input_is_refused_before_any_work(store: Path, tmp_path: Path, capsy
             "--keep",
             "0%",
         ],
+        "--aggregate takes the place of --prune and --merge": ["--prune", "REAP", "--aggregate"],
         "found 100%": ["--prune", "REAP", "--keep", "100%"],
         "--keep: expected 2 to 3 of the 4 experts of layer 0": ["--prune", "random", "--keep", "25%"],
         "--text: expected a text of at least 64 tokens": ["--prune", "REAP", "--text", str(tmp_path / "short.txt")],
