@@ -34,6 +34,7 @@ from edgemoe.model.spec import Block, LayerSpec, ModelSpec
 from edgemoe.paths import expanded
 from edgemoe.store.headers import parse_json
 from edgemoe.store.manifest import Checksums, DenseTensor, Manifest
+from edgemoe.store.manifest_parser import DAMAGED_HINT
 from edgemoe.store.planning import plan_store
 from edgemoe.store.reader import Store
 from edgemoe.store.records import record_name
@@ -261,7 +262,7 @@ def _check(store: Store, name: str, same: bool) -> None:
     if not same:
         raise StoreError(
             f"{store.path}: {name} differs from what was written.",
-            "Copy the store again, or convert the checkpoint again.",
+            DAMAGED_HINT,
         )
 
 

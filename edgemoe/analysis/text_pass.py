@@ -22,8 +22,9 @@ import numpy.typing as npt
 from edgemoe.analysis.matrices import expert_parts, height_of, part_rows
 from edgemoe.conversion.calibration.layers import LayerRun, layer_of, within
 from edgemoe.conversion.calibration.settings import Windows
-from edgemoe.errors import UsageError
+from edgemoe.errors import StoreError, UsageError
 from edgemoe.experts.loading import load_experts
+from edgemoe.io.checksum import crc32c
 from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
@@ -36,6 +37,7 @@ from edgemoe.model.build import build_graph
 from edgemoe.model.description import build_options, store_spec
 from edgemoe.model.graph import Section
 from edgemoe.store.manifest import DenseTensor
+from edgemoe.store.manifest_parser import DAMAGED_HINT
 from edgemoe.store.reader import Store
 
 Floats = npt.NDArray[np.float32]
@@ -73,7 +75,7 @@ class TextPass:
     def layers(self) -> Iterator[LayerPass]:
         """The layers with routed experts; each is to be looked at before the next one is asked for.
 
-        Raises ReadError for a damaged record, and what running a model raises.
+        Raises ReadError for a damaged record, StoreError for a damaged tensor, and what running a model raises.
         """
         last = max(self._graph.spec.routed)
         with closing(select_backend()) as backend:
@@ -108,7 +110,13 @@ class _StoredRun(LayerRun):
         return self._store.load_dense()
 
     def _read(self, tensor: DenseTensor) -> Matrix | op.Floats:
-        return super()._read(tensor) if self._store.manifest.records.places is None else self._whole[tensor.name]
+        if self._store.manifest.records.places is not None:
+            return self._whole[tensor.name]
+        found = super()._read(tensor)
+        data = found.data if isinstance(found, Matrix) else found.view(np.uint8)
+        if tensor.crc32c not in (None, crc32c(data)):
+            raise StoreError(f"{self._store.path}: {tensor.name} differs from what was written.", DAMAGED_HINT)
+        return found
 
     def _load_experts(self, experts: ex.Experts) -> None:
         layer, slots = layer_of(experts), self._space.array(experts.slots)

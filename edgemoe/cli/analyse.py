@@ -47,8 +47,8 @@ def analyse(
 
     How alike experts are, by their matrices, their outputs and their neurons; whether the router prefers those of
     large outputs; which experts a domain and a token use; and three observations of "A Closer Look into
-    Mixture-of-Experts" (arXiv 2406.18219), confirmed or refuted. The text goes through one layer at a time: memory is
-    about 1 GiB and that layer's experts, whatever the model's size.
+    Mixture-of-Experts" (arXiv 2406.18219), confirmed or refuted. The text goes through one layer at a time: beside
+    1 GiB, memory is that of the embedding or of one layer, whatever the model's size.
     """
     if not text:
         raise UsageError("there is no text: expected --text FILE.", "See edgemoe analyse --help.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from edgemoe.conversion.gguf_store import GgufStore
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
-from edgemoe.errors import UsageError
+from edgemoe.errors import ReadError, StoreError, UsageError
 from edgemoe.lab.recorder import recording
 from edgemoe.lab.trace import read_trace
 from edgemoe.store.reader import Store
@@ -79,6 +80,23 @@ def test_routing_is_that_of_the_engine(exact: Store, tmp_path: Path) -> None:
     for layer in TextPass(exact, windows).layers():
         engines = trace.expert[trace.layer == layer.number].reshape(-1, 2)
         assert np.array_equal(layer.chosen, engines[1:])
+
+
+def test_damaged_weights_are_refused(exact: Store, tmp_path: Path) -> None:
+    for number, (name, offset, error) in enumerate(
+        (
+            (exact.manifest.dense_file.name, exact.manifest.dense[0].offset, StoreError),
+            (exact.manifest.expert_files[0].name, exact.record(1, 2).offset, ReadError),
+        )
+    ):
+        folder = Path(shutil.copytree(exact.path, tmp_path / str(number)))
+        with (folder / name).open("r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)
+            file.seek(offset)
+            file.write(bytes([byte[0] ^ 1]))
+        with pytest.raises(error):
+            list(TextPass(Store.open(folder), random_windows()).layers())
 
 
 def test_a_gguf_file_shows_what_its_store_does(exact: Store, tmp_path: Path) -> None:
