@@ -72,7 +72,7 @@ def upcycle(
     from edgemoe.conversion.formats import FormatChoice
     from edgemoe.conversion.opening import open_source
     from edgemoe.conversion.pipeline import convert_source
-    from edgemoe.conversion.upcycling import UpcycledSource, Upcycling, plan_upcycled
+    from edgemoe.conversion.upcycling import Upcycling, plan_upcycled, upcycled
     from edgemoe.session.text_faults import text_faults
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
@@ -82,9 +82,7 @@ def upcycle(
         with ProgressBar("upcycling") as bar:
             report = Report(bar, "upcycling")
             path = convert_source(
-                lambda downloads: UpcycledSource(
-                    open_source(source, downloads=downloads, downloading=report.download), how
-                ),
+                lambda downloads: upcycled(open_source(source, downloads=downloads, downloading=report.download), how),
                 destination,
                 choice=FormatChoice(experts, dense, head),
                 force=force,

@@ -15,7 +15,6 @@ Nothing but the checkpoint's weights decides which neurons go where. Letters: `F
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -111,6 +110,15 @@ class _Carved(NamedTuple):
     router: Floats
 
 
+def upcycled(source: Source, how: Upcycling) -> UpcycledSource:
+    """A dense checkpoint as a mixture of experts; it is closed where that fails. Raises as `UpcycledSource`."""
+    try:
+        return UpcycledSource(source, how)
+    except BaseException:
+        source.close()
+        raise
+
+
 class UpcycledSource(SourceOver):
     """A `Source` over that of a dense checkpoint; its tensors have the names that they have in the model."""
 
@@ -118,6 +126,7 @@ class UpcycledSource(SourceOver):
         """Raises SourceError for a checkpoint of another than a dense model, UsageError for numbers that do not fit."""
         super().__init__(source)
         self._how = how
+        self._last: tuple[int, _Carved] | None = None
         self.name, self.fingerprint = f"{source.name}, {how.described()}", f"{source.fingerprint}, {how.described()}"
         self.spec = _mixture(model_spec(source.config), how, source.name)
         if not how.carve:
@@ -167,8 +176,14 @@ class UpcycledSource(SourceOver):
     def read_columns(self, tensor: str, index: int | None, start: int, stop: int, height: int = 0) -> Floats:
         raise AssertionError("tensors of a model are not transposed")
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 (a source lives as long as a conversion)
     def _layer(self, number: int) -> _Carved:
+        """The FFN of a layer; the last one that was asked for is kept, since a layer's tensors are read in turn."""
+        if self._last is None or self._last[0] != number:
+            self._last = None  # two layers are never in memory
+            self._last = number, self._carved(number)
+        return self._last[1]
+
+    def _carved(self, number: int) -> _Carved:
         weights = {part: self._whole(f"layers.{number}.ffn.{part}") for part in _FFN}
         gate, count = weights["gate"], self._how.num_experts
         if not self._how.carve:

@@ -14,7 +14,7 @@ from edgemoe.architectures import model_spec
 from edgemoe.conversion.formats import FormatChoice
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint, convert_source
-from edgemoe.conversion.upcycling import UpcycledSource, Upcycling, clusters, plan_upcycled
+from edgemoe.conversion.upcycling import UpcycledSource, Upcycling, clusters, plan_upcycled, upcycled
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import EdgemoeError
@@ -58,9 +58,9 @@ def logits(store: Path) -> np.ndarray:
         return engine.forward(np.arange(1, 41) % 50, all_logits=True)
 
 
-def upcycled(dense: Path, to: Path, how: Upcycling, choice: FormatChoice = EXACT) -> Path:
+def converted(dense: Path, to: Path, how: Upcycling, choice: FormatChoice = EXACT) -> Path:
     return convert_source(
-        lambda downloads: UpcycledSource(open_source(str(dense)), how), to, choice=choice, planning=plan_upcycled
+        lambda downloads: upcycled(open_source(str(dense)), how), to, choice=choice, planning=plan_upcycled
     )
 
 
@@ -70,18 +70,18 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def test_a_carved_model_with_all_experts_on_is_the_dense_one(dense: Path, expected: np.ndarray, tmp_path: Path) -> None:
     for number, shared in enumerate((None, 0, 56)):
-        store = upcycled(dense, tmp_path / f"all-{number}", Upcycling(8, 8, True, shared=shared))
+        store = converted(dense, tmp_path / f"all-{number}", Upcycling(8, 8, True, shared=shared))
         assert verify_store(Store.open(store)) == []
         assert error(logits(store), expected) < 1e-5
-    some = logits(upcycled(dense, tmp_path / "some", Upcycling(8, 2, True, shared=56)))
-    none = logits(upcycled(dense, tmp_path / "few", Upcycling(8, 1, True, shared=0)))
+    some = logits(converted(dense, tmp_path / "some", Upcycling(8, 2, True, shared=56)))
+    none = logits(converted(dense, tmp_path / "few", Upcycling(8, 1, True, shared=0)))
     assert 1e-4 < error(some, expected) < error(none, expected)  # neurons that are left out are missed
 
 
 def test_an_upcycled_model_is_the_dense_one_until_it_is_trained(
     dense: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    store = upcycled(dense, tmp_path / "made", Upcycling(4, 2, False, width=16))
+    store = converted(dense, tmp_path / "made", Upcycling(4, 2, False, width=16))
     assert np.array_equal(logits(store), expected)
     spec = store_spec(Store.open(store))
     assert model_spec(json.loads((store / "config.json").read_text())) == spec  # a family's, so that it can be updated
@@ -91,7 +91,7 @@ def test_an_upcycled_model_is_the_dense_one_until_it_is_trained(
 
 def test_each_neuron_goes_to_one_expert(dense: Path) -> None:
     tensors = read_tensors(dense)
-    source = UpcycledSource(open_source(str(dense)), Upcycling(8, 2, True, shared=40))
+    source = upcycled(open_source(str(dense)), Upcycling(8, 2, True, shared=40))
     gate = tensors["model.layers.1.mlp.gate_proj.weight"]
     parts = [
         rows_of(source, "layers.1.shared.gate"),
@@ -126,11 +126,11 @@ def test_clusters_are_alike_and_of_one_size() -> None:
 
 def test_the_same_bytes_again(dense: Path, tmp_path: Path) -> None:
     how, choice = Upcycling(4, 2, True), EXACT
-    stores = [upcycled(dense, tmp_path / name, how, choice) for name in ("one", "two")]
+    stores = [converted(dense, tmp_path / name, how, choice) for name in ("one", "two")]
     assert folder_bytes(stores[0]) == folder_bytes(stores[1])
-    assert upcycled(dense, stores[0], how, choice) == stores[0]
+    assert converted(dense, stores[0], how, choice) == stores[0]
     with pytest.raises(EdgemoeError, match="is of another conversion"):
-        upcycled(dense, stores[0], Upcycling(4, 1, True), choice)
+        converted(dense, stores[0], Upcycling(4, 1, True), choice)
 
 
 def test_what_cannot_be_upcycled_is_refused(dense: Path, tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_what_cannot_be_upcycled_is_refused(dense: Path, tmp_path: Path) -> None
     }
     for message, (how, choice) in cases.items():
         with pytest.raises(EdgemoeError, match=message):
-            upcycled(dense, tmp_path / "made", how, choice)
+            converted(dense, tmp_path / "made", how, choice)
     write_checkpoint(tmp_path / "moe", SMALL_MIXTRAL)
     with pytest.raises(
         EdgemoeError, match="expected a dense model with a gated FFN in each layer, found routed experts"
     ):
-        upcycled(tmp_path / "moe", tmp_path / "made", Upcycling(4, 2, True))
+        converted(tmp_path / "moe", tmp_path / "made", Upcycling(4, 2, True))
     assert not list(tmp_path.glob("made*"))
