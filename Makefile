@@ -58,6 +58,10 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 $(VENV)/.installed-oracle: $(VENV)/.installed-test
 	$(call INSTALL_EXTRA,oracle)
 
+# With OpenCL, and a driver of it that runs on any processor.
+$(VENV)/.installed-pocl: $(VENV)/.installed-test
+	$(call INSTALL_EXTRA,pocl)
+
 # With the clients of the server that tests use.
 $(VENV)/.installed-clients: $(VENV)/.installed-test
 	$(call INSTALL_EXTRA,clients)

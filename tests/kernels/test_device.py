@@ -5,7 +5,8 @@ Whether its kernels compute what they should, the tests of all backends say, ove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.device.backend import DeviceBackend
 from edgemoe.kernels.device.host import HostRuntime
 from edgemoe.kernels.device.opening import beside_device, open_device
-from edgemoe.kernels.device.runtime import DeviceError
+from edgemoe.kernels.device.runtime import DeviceError, Runtime
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.select import DEVICE_VARIABLE, KERNELS_VARIABLE, select_backend
 from tests.kernels.builders import aligned, numbers, random_matrix
@@ -86,10 +87,18 @@ class Copying(HostRuntime):
         return None
 
 
+def pocl(options: Sequence[str] = ()) -> Runtime:
+    """The OpenCL driver that runs on any processor; a test that asks for it is skipped where it is not installed."""
+    pytest.importorskip("pyopencl", reason="needs the extra pocl")
+    from edgemoe.kernels.device.opencl import OpenClRuntime
+
+    return OpenClRuntime("pocl", options)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", [HostRuntime, Copying])
+@pytest.mark.parametrize("runtime", [HostRuntime, Copying, pocl])
 def test_arrays_that_share_memory_do_so_on_the_device(
-    chain: Chain, expected: bytes, runtime: type[HostRuntime]
+    chain: Chain, expected: bytes, runtime: Callable[[], Runtime]
 ) -> None:
     device = DeviceBackend(runtime(), 1)
     assert chain.run_on(device, (2, TOKENS)) == expected
@@ -159,7 +168,7 @@ def test_pauses_come_between_segments_and_may_end_a_run(chain: Chain) -> None:
 
 
 def test_a_device_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="device toaster is unknown: expected host"):
+    with pytest.raises(UsageError, match="device toaster is unknown: expected host, opencl"):
         open_device("toaster", 1)
     monkeypatch.setenv(DEVICE_VARIABLE, "host")
     monkeypatch.setenv(KERNELS_VARIABLE, "reference")
@@ -183,20 +192,44 @@ def test_a_compiler_that_refuses_is_quoted(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_a_device_that_knows_the_answers_is_used() -> None:
-    backend = beside_device(HostRuntime(), 1)
+@pytest.mark.parametrize("runtime", [HostRuntime, pocl])
+def test_a_device_that_knows_the_answers_is_used(runtime: Callable[[], Runtime]) -> None:
+    backend = beside_device(runtime(), 1)
     assert backend.failure is None
     backend.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", ["-Dfused(a,b,c)=((a)*(b)+(c))", "-ffast-math"])
-def test_a_device_that_rounds_differently_is_refused(flag: str) -> None:
+@pytest.mark.parametrize(
+    ("runtime", "flag"),
+    [
+        (HostRuntime, "-Dfused(a,b,c)=((a)*(b)+(c))"),
+        (HostRuntime, "-ffast-math"),
+        (pocl, "-cl-fast-relaxed-math"),
+    ],
+)
+def test_a_device_that_rounds_differently_is_refused(runtime: Callable[..., Runtime], flag: str) -> None:
     """An fma that is not fused, and fast mathematics."""
+    different = HostRuntime(flags=[flag]) if runtime is HostRuntime else runtime([flag])
     with pytest.raises(DeviceError, match="rounds differently than the processor in") as told:
-        beside_device(HostRuntime(flags=[flag]), 1)
+        beside_device(different, 1)
     for name in ("products in q8,", "products in q4,", "norms:"):
         assert name in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["99", "toaster"])
+def test_an_opencl_device_that_is_not_here_is_told_with_those_that_are(which: str) -> None:
+    pytest.importorskip("pyopencl", reason="needs the extra pocl")
+    with pytest.raises(DeviceError, match=rf"OpenCL device {which} is not one that is here: 0 .*Portable"):
+        open_device(f"opencl:{which}", 1)
+
+
+def test_without_pyopencl_one_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyopencl", None)
+    with pytest.raises(DeviceError, match="needs the package pyopencl") as told:
+        open_device("opencl", 1)
+    assert "extra opencl" in told.value.hint
 
 
 def test_a_device_that_fails_while_it_is_asked_is_refused_with_its_own_error() -> None:
@@ -215,10 +248,13 @@ def test_the_text_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_the_bundled_model_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["host", "opencl:pocl"])
+def test_the_bundled_model_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A prompt in two runs, some tokens, and back to the middle of the prompt."""
+    if name != "host":
+        pytest.importorskip("pyopencl", reason="needs the extra pocl")
     found = []
-    for device in (None, "host"):
+    for device in (None, name):
         if device:
             monkeypatch.setenv(DEVICE_VARIABLE, device)
         logits = []

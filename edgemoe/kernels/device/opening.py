@@ -9,7 +9,8 @@ from edgemoe.kernels.device.known_answers import check
 from edgemoe.kernels.device.runtime import Runtime
 from edgemoe.kernels.native.backend import NativeBackend
 
-DEVICES = ("host",)
+DEVICES = ("host", "opencl")
+"""The kinds of devices; after `opencl:` a device's number, or a part of its name or of its platform's."""
 
 
 def open_device(name: str, threads: int, isa: str | None = None) -> DeviceBackend:
@@ -34,6 +35,11 @@ def beside_device(runtime: Runtime, threads: int, isa: str | None = None) -> Dev
 
 
 def _open_runtime(name: str) -> Runtime:
+    kind, _, which = name.partition(":")
+    if kind == "opencl":
+        from edgemoe.kernels.device.opencl import OpenClRuntime
+
+        return OpenClRuntime(which)
     if name == "host":
         return HostRuntime()
     raise UsageError(f"The device {name} is unknown: expected {', '.join(DEVICES)}.", "Choose one of those, or none.")
