@@ -73,7 +73,7 @@ def chain() -> Chain:
 
 @pytest.fixture(scope="module")
 def expected(chain: Chain) -> bytes:
-    """What runs of 2 and 5 tokens leave."""
+    """The memory that runs of 2 and 5 tokens leave."""
     native = NativeBackend(1)
     left = chain.run_on(native, (2, TOKENS))
     native.close()
@@ -123,7 +123,7 @@ def test_what_a_segment_takes_is_planned_before_there_is_memory(chain: Chain) ->
 
 
 def test_a_device_that_fails_at_any_call_leaves_the_same_bits(chain: Chain) -> None:
-    """What it was at is run by the processor, from the same numbers, and the device is asked for nothing more."""
+    """The processor runs what it was at, from the same numbers, and the device is asked for nothing more."""
     operations = chain.operations[:3]  # one segment, whose last result is added to its input
     native = NativeBackend(1)
     expected = chain.run_on(native, (TOKENS,), operations)

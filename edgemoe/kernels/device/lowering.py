@@ -14,7 +14,7 @@ from edgemoe.kernels.formats import GROUP_COLUMNS, Matrix, group_count
 
 LANES = 8
 GROUP_BYTES = 16
-"""Of a `group` in dialect.h."""
+"""Size of a `group` in dialect.h."""
 
 
 class Memory(Protocol):

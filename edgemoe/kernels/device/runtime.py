@@ -19,7 +19,7 @@ class Block:
     """Memory of the device, of which a larger buffer may take the place: a `Place` in it stays what it is."""
 
     buffer: Any
-    """What the runtime's `allocate` or `adopt` returned."""
+    """An object that the runtime's `allocate` or `adopt` returned."""
 
 
 class Place(NamedTuple):
