@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.device.backend import DeviceBackend
@@ -21,6 +22,7 @@ from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Format, Matrix, panel_c
 
 TOKENS, ROWS, COLUMNS = 4, 37, 301
 """Neither whole panels nor whole groups; more columns than share any scale but that of a row."""
+_LIMITED = (op.Activation("clamped_silu", 1.702, 0.7, 1.0), op.Activation("capped_silu", limit=0.4))
 
 
 def check(device: DeviceBackend, native: Backend) -> None:
@@ -51,6 +53,27 @@ def _questions(random: np.random.Generator) -> Iterator[tuple[str, op.Operation,
         output, weight = _floats(random, (TOKENS, COLUMNS)), _floats(random, (COLUMNS,))
         given, gate = _activations(random, COLUMNS), _floats(random, (TOKENS, COLUMNS)) if gated else None
         yield "gated norms" if gated else "norms", op.RmsNorm(given, weight, 1e-5, output, gate=gate), output
+    yield from _others(random)
+
+
+def _others(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op.Floats]]:
+    """Yield questions of the operations that are neither products alone nor norms by the root of the mean square."""
+    wide, output = (TOKENS, COLUMNS), _floats(random, (TOKENS, COLUMNS))
+    weight, bias = _floats(random, (COLUMNS,)), _floats(random, (COLUMNS,))
+    yield "layer norms", op.LayerNorm(_activations(random, COLUMNS), weight, 1e-5, output, bias), output
+    yield "clip", op.Clip(output, 0.7), output
+    base, result = _floats(random, wide), _floats(random, wide)
+    yield "residual sums", op.Mix(base, result, 0.3, weight, bias, weight, output, bias[:1]), output
+    routed, weights, shared, gate = (
+        _floats(random, (TOKENS, *rest)) for rest in ((3, COLUMNS), (3,), (COLUMNS,), (1,))
+    )
+    yield "sums of experts", ex.Combine(output, 0.7, routed, weights, shared, gate), output
+    down = _matrix(FORMATS["q4"], random, COLUMNS, ROWS)
+    biases = op.FfnBiases(_floats(random, (ROWS,)), _floats(random, (ROWS,)), _floats(random, (COLUMNS,)))
+    apart = op.UnlikeMatrices(_matrix(FORMATS["q4"], random), _matrix(FORMATS["q8"], random))
+    for activation in (op.SILU, op.GELU_TANH, *_LIMITED):
+        given = _activations(random, COLUMNS)
+        yield activation.function, op.GatedFfn(given, None, down, output, activation, biases, apart), output
 
 
 def _agree(device: Backend, native: Backend, operation: op.Operation, output: op.Floats) -> bool:
@@ -85,10 +108,10 @@ def _activations(random: np.random.Generator, columns: int) -> op.Floats:
     return rows
 
 
-def _matrix(fmt: Format, random: np.random.Generator) -> Matrix:
+def _matrix(fmt: Format, random: np.random.Generator, rows: int = ROWS, columns: int = COLUMNS) -> Matrix:
     """A matrix with random codes, and numbers of moderate size: section by section, as formats.py lays them out."""
-    panels = panel_count(ROWS)
-    payload = fmt.payload_count(COLUMNS) * fmt.payload_bytes
+    panels = panel_count(rows)
+    payload = fmt.payload_count(columns) * fmt.payload_bytes
     codes = random.integers(0, 256, (panels, payload)).astype(np.uint8)
     if fmt.bits == 8 and fmt.floating:
         codes &= 0xFE  # a NaN has all bits
@@ -96,7 +119,7 @@ def _matrix(fmt: Format, random: np.random.Generator) -> Matrix:
         count = (panels, payload * 8 // fmt.bits)
         floats = random.standard_normal(count).astype(np.float16 if fmt.name == "f16" else np.float32)
         codes = floats.view(np.uint8).reshape(*count, -1)[..., -fmt.bits // 8 :].reshape(panels, payload)
-    scales, factors = PANEL_ROWS * fmt.scale_count(COLUMNS), PANEL_ROWS * fmt.factor_count(COLUMNS)
+    scales, factors = PANEL_ROWS * fmt.scale_count(columns), PANEL_ROWS * fmt.factor_count(columns)
     sections: list[np.ndarray[Any, Any]] = [codes]
     if fmt.scale == "e8m0":
         sections.append(random.integers(118, 126, (panels, scales)).astype(np.uint8))
@@ -110,7 +133,7 @@ def _matrix(fmt: Format, random: np.random.Generator) -> Matrix:
         sections.append(some & 0xFE if fmt.factor == "e4m3" else some)
     if fmt.offset_bytes:
         sections.append(random.integers(0, 256, (panels, factors)).astype(np.uint8))
-    data = _aligned((panels, fmt.panel_bytes(COLUMNS)), np.uint8)
+    data = _aligned((panels, fmt.panel_bytes(columns)), np.uint8)
     used = np.concatenate(sections, axis=1)
     data[:, : used.shape[1]] = used
-    return Matrix(data.reshape(-1), fmt, ROWS, COLUMNS)  # type: ignore[arg-type]
+    return Matrix(data.reshape(-1), fmt, rows, columns)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PLANES, Format
 
 Dialect = Literal["host", "opencl"]
 
-_FILES = ("dialect.h", "products.c", "rows.c")
+_FILES = ("dialect.h", "products.c", "rows.c", "ffn.c")
 _NUMBERS = ("i32", "float")
 _SCALES = {"f16": 1, "e8m0": 2, "f32": 3}
 _FACTORS = {"none": 0, "int8": 1, "nibble": 2, "e4m3": 3}
@@ -65,6 +65,28 @@ _QUANTISED = "const u8 *matrix, const u32 *values, const group *groups, " + _LIN
 _FLOATING = "const u8 *matrix, const float *input, " + _LINEAR_END.format(depth="columns")
 
 
+_PLAIN = {
+    "quantise": "const float *input, i8 *values, group *groups, i32 columns, i32 group_count",
+    "square_lanes": "const float *input, float *lanes, i32 width",
+    "rms_norm": "const float *input, const float *lanes, const float *weight, const float *gate, float *output,"
+    " i32 width, i32 has_weight, i32 own_weights, i32 has_gate, float epsilon",
+    "sum_lanes": "const float *input, float *lanes, i32 width",
+    "centred_lanes": "const float *input, const float *sums, float *lanes, i32 width",
+    "layer_norm": "const float *input, const float *sums, const float *squares, const float *weight, const float *bias,"
+    " float *output, i32 width, i32 has_bias, float epsilon",
+    "clip": "float *values, float limit",
+    "join_stream": "const float *base, const float *result, const float *keep, const float *share, const float *shift,"
+    " const float *factor, float *output, i32 width, float scale, i32 has_keep, i32 has_share, i32 has_shift,"
+    " i32 has_factor",
+    "combine": "const float *routed, const float *weights, const float *shared, const float *shared_gate,"
+    " float *output, i32 width, i32 top_k, i32 has_weights, i32 has_shared, i32 has_gate, float scale, i32 accumulate",
+    "activate": "const float *gate, const float *up, const float *gate_bias, const float *up_bias, float *hidden,"
+    " i32 columns, i32 stride, i32 step, i32 has_gate, i32 has_bias, i32 function, float alpha, float limit,"
+    " float offset",
+}
+"""The kernels that are no products, by their functions' names, with their arguments."""
+
+
 def has_products(fmt: Format) -> bool:
     """Whether the device's text has the products of a format: those with a grid or a trellis, and sub1, it has not."""
     return fmt.grid == "none" and fmt.trellis is None and not fmt.varying
@@ -99,22 +121,9 @@ def _product(fmt: Format) -> KernelSpec:
 @functools.cache
 def kernels() -> dict[str, KernelSpec]:
     """Return all kernels by name."""
-    rows = [
-        KernelSpec(
-            "quantise", "quantise",
-            _arguments("const float *input, i8 *values, group *groups, i32 columns, i32 group_count"),
-        ),
-        KernelSpec("square_lanes", "square_lanes", _arguments("const float *input, float *lanes, i32 width")),
-        KernelSpec(
-            "rms_norm", "rms_norm",
-            _arguments(
-                "const float *input, const float *lanes, const float *weight, const float *gate, float *output,"
-                " i32 width, i32 has_weight, i32 own_weights, i32 has_gate, float epsilon"
-            ),
-        ),
-    ]  # fmt: skip
     products = [_product(fmt) for fmt in FORMATS.values() if has_products(fmt)]
-    return {spec.name: spec for spec in (*rows, *products)}
+    plain = [KernelSpec(name, name, _arguments(arguments)) for name, arguments in _PLAIN.items()]
+    return {spec.name: spec for spec in (*plain, *products)}
 
 
 def program_text(dialect: Dialect) -> str:
