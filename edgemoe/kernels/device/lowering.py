@@ -31,9 +31,11 @@ class Memory(Protocol):
 
 
 def can_run(operation: op.Operation) -> bool:
-    """Whether the device has a text for an operation, and for the formats of all its matrices."""
-    lowering = LOWERINGS.get(type(operation))
-    return lowering is not None and all(
+    """Whether the device has a text for an operation, for its activation, and for the formats of all its matrices."""
+    if type(operation) not in LOWERINGS:
+        return False
+    activation = getattr(operation, "activation", None)
+    return (activation is None or activation.function in FUNCTIONS) and all(
         has_products(member.format) for _, member in op.members_of(operation) if isinstance(member, Matrix)
     )
 

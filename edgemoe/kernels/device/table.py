@@ -88,8 +88,10 @@ _PLAIN = {
 
 
 def has_products(fmt: Format) -> bool:
-    """Whether the device's text has the products of a format: those with a grid or a trellis, and sub1, it has not."""
-    return fmt.grid == "none" and fmt.trellis is None and not fmt.varying
+    """Whether the device's text has the products of a format: not those with a grid or a trellis, and not sub1."""
+    if fmt.grid != "none" or fmt.trellis is not None or fmt.varying:
+        return False
+    return fmt.name in _ELEMENTS or (fmt.scale in _SCALES and fmt.factor in _FACTORS and fmt.table in _TABLES)
 
 
 def product_kernel(fmt: Format) -> str:
