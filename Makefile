@@ -8,7 +8,7 @@ NATIVE_SOURCES := $(shell find native -name '*.[ch]' -o -name 'CMakeLists.txt')
 
 HELP := "If numba or llvmlite is what failed: README.md (Without Numba) says what to do, on Alpine for example."
 
-.PHONY: chat test lint header page clean
+.PHONY: chat test lint header page agents clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
@@ -31,6 +31,15 @@ header: $(VENV)/.installed
 page:
 	@cd edgemoe/server/page && npm ci --ignore-scripts --no-audit --no-fund --silent && npm run --silent check && \
 		npm run --silent build
+
+# The coding agents that tests of the server let work, at the versions of the lock file (needs npm). 400 MB are fetched in
+# 15 to 40 seconds, and take 1 GB.
+agents: build/agents/.installed
+
+build/agents/.installed: tests/server/agents/package-lock.json
+	@mkdir -p build/agents && cp tests/server/agents/package.json tests/server/agents/package-lock.json build/agents
+	@cd build/agents && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +66,10 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 # With torch and transformers, for live parity.
 $(VENV)/.installed-oracle: $(VENV)/.installed-test
 	$(call INSTALL_EXTRA,oracle)
+
+# With OpenCL, and a driver of it that runs on any processor.
+$(VENV)/.installed-pocl: $(VENV)/.installed-test
+	$(call INSTALL_EXTRA,pocl)
 
 # With the clients of the server that tests use.
 $(VENV)/.installed-clients: $(VENV)/.installed-test

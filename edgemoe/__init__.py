@@ -37,6 +37,7 @@ def load(
     sequences: int = 1,
     prefix_disk: str | int | None = None,
     speculate: str | int = "auto",
+    draft: str | os.PathLike[str] | None = None,
     cache_aware_routing: float = 0.0,
     drop_cold: float = 0.0,
     experts_per_token: int | None = None,
@@ -53,7 +54,8 @@ def load(
     with its own context, the model's own sequence among them: `model.engine.sequences` opens more, and
     `model.engine.step` runs several together. `prefix_disk` (a size) keeps what was computed of texts in files for
     later starts, and `speculate` is how many guessed tokens may run beside each generated one (`off`, a number, or
-    `auto`, as many as pay). None of these changes an answer.
+    `auto`, as many as pay): they repeat what followed the same tokens earlier, or are those of `draft`, a smaller model
+    with the same tokens, which stays in memory. None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
     of a token is below it, `experts_per_token` is a smaller number of experts for each token, and
@@ -69,7 +71,7 @@ def load(
         ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy, sequences=sequences,
         prefix_disk=prefix_disk, speculate=speculate,
     )  # fmt: skip
-    return load_model(path, options)
+    return load_model(path, options, draft)
 
 
 def convert(
@@ -84,6 +86,7 @@ def convert(
     calibrate_tokens: int = 16384,
     feedback: bool = True,
     importance: str | os.PathLike[str] | None = None,
+    mtp: bool = False,
     keep: bool = False,
     force: bool = False,
     notice: Callable[[str], None] | None = None,
@@ -93,12 +96,15 @@ def convert(
     `experts`, `dense` and `head` (the matrix of the logits, by default as `dense`) name formats: q4, q4m, m4, q8,
     bf16, f16, f32, or n4, n3, n2, n15, n1 or n075 (4.2 to 0.75 bits for a weight), or `keep` for the smallest exact
     one; left out, blocks that the source has quantised carry over exactly, other experts become q4 and other weights
-    q8. Experts may have others for a matrix, or for an end of the model: `n2,down=n3,first=n4`. `bits` chooses n075 to
-    n4 for them, of at most as many for a weight.
+    q8. Experts may have others for a matrix, an end of the model, or a layer by its number: `n2,down=n3,first=n4,7=n4`.
+    `bits` chooses n075 to n4 for each layer's, of at most as many for a weight, by the errors that are measured; of
+    experts in sub1, with `calibrate`, it is the most that each has.
 
-    `calibrate` is a file of text, or `default`: n4 to n075 are then made by what its first `calibrate_tokens` tokens
-    make of the weights, with `feedback` of errors or without. `importance` is a file of llama.cpp's imatrix in place of
-    a text. `notice` gets, before the weights are read, paragraphs about what the checkpoint lacks.
+    `calibrate` is a file of text, or `default`: n4 to n075, and sub1, are then made by what its first
+    `calibrate_tokens` tokens make of the weights, with `feedback` of errors or without. `importance` is a file of
+    llama.cpp's imatrix in place of a text, for n4 to n075. `mtp` converts the checkpoint's MTP head alone, which `load`
+    takes as the `draft` of the model. `notice` gets, before the weights are written, paragraphs about what the
+    checkpoint lacks, and after a calibration what the store has lost on the text that follows.
     Raises SourceError, StoreError and UsageError.
     """
     from edgemoe.conversion.pipeline import convert_checkpoint
@@ -117,6 +123,7 @@ def convert(
         notice=notice,
         examine=text_faults,
         calibration=weighed(calibrate, calibrate_tokens, feedback, importance),
+        mtp=mtp,
     )
 
 
@@ -133,6 +140,7 @@ def serve(
     sequences: int = 4,
     prefix_disk: str | int | None = None,
     speculate: str | int = "auto",
+    draft: str | os.PathLike[str] | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     api_keys: Sequence[str] = (),
@@ -160,4 +168,4 @@ def serve(
         ram, threads, context_length, kv, policy, prefetch, warm_start, sequences=sequences,
         prefix_disk=prefix_disk, speculate=speculate,
     )  # fmt: skip
-    return Server(lambda: open_to_serve(path, options), settings).start()
+    return Server(lambda: open_to_serve(path, options, draft=draft), settings).start()

@@ -47,6 +47,10 @@ class PromptLengthError(UsageError):
         self.context_length = context_length
 
 
+class ConversationError(EdgemoeError):
+    """A conversation that a model's chat template refuses, or with which it fails."""
+
+
 class SourceError(EdgemoeError):
     """A checkpoint (folder, hub id or GGUF) that is missing, damaged or not supported."""
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.session.default_model import find_model
+from edgemoe.session.model import Model
 from edgemoe.store.reader import Store
 from edgemoe.store.verification import verify_store
 from tests.support.engines import engine_with_slots
@@ -58,36 +60,42 @@ def greedy(engine: Engine, prompt: list[int], count: int) -> tuple[list[int], st
     return tokens, digest.hexdigest()
 
 
-def check_budgets(prompts: list[str], count: int) -> None:
-    path = find_model(None)
-    with edgemoe.load(path) as model:
-        ids = [model.encode_chat(prompt) for prompt in prompts]
-        experts = model.engine.memory.total_experts
-    with engine_with_slots(path, experts, threads=None) as engine:
-        expected = [greedy(engine, prompt, count) for prompt in ids]
-    with open_engine(path, EngineOptions("floor")) as engine:
-        floor_slots = engine.memory.slots
-    for slots in (floor_slots, experts // 2):
-        with engine_with_slots(path, slots, threads=None) as engine:
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    """The model as it is loaded by default, with all experts in memory."""
+    with edgemoe.load() as loaded:
+        yield loaded
+
+
+def check_budgets(model: Model, prompts: list[str], count: int) -> None:
+    ids = [model.encode_chat(prompt) for prompt in prompts]
+    assert model.engine.memory.all_resident
+    expected = [greedy(model.engine, prompt, count) for prompt in ids]
+    path, experts = find_model(None), model.engine.memory.total_experts
+    for opened in (
+        lambda: open_engine(path, EngineOptions("floor")),
+        lambda: engine_with_slots(path, experts // 2, threads=None),
+    ):
+        with opened() as engine:
             assert [greedy(engine, prompt, count) for prompt in ids] == expected
+            assert engine.memory.slots <= experts // 2
             assert engine.statistics.expert_misses > 0
 
 
-def test_it_answers_in_a_sentence() -> None:
-    with edgemoe.load() as model:
-        answer = model.chat(options=SamplingOptions(temperature=0)).ask("What is the capital of France?")
+def test_it_answers_in_a_sentence(model: Model) -> None:
+    answer = model.chat(options=SamplingOptions(temperature=0)).ask("What is the capital of France?")
     assert "Paris" in answer
 
 
-def test_budgets_change_no_bit() -> None:
-    check_budgets(PROMPTS[:1], 4)
+def test_budgets_change_no_bit(model: Model) -> None:
+    check_budgets(model, PROMPTS[:1], 4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # at the floor every token waits for some sixty reads, one after the other on a slow disk
-def test_twenty_prompts_of_a_hundred_tokens_at_three_budgets() -> None:
+def test_twenty_prompts_of_a_hundred_tokens_at_three_budgets(model: Model) -> None:
     assert len(PROMPTS) == 20
-    check_budgets(PROMPTS, 100)
+    check_budgets(model, PROMPTS, 100)
 
 
 @pytest.mark.slow

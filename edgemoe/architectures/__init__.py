@@ -56,6 +56,7 @@ from edgemoe.architectures import (
     minimax_m2,
     mistral4,
     mixtral,
+    mtp,
     nemotron_h,
     olmoe,
     phimoe,
@@ -74,7 +75,7 @@ from edgemoe.architectures.resolution import embedding_copies as _embedding_copi
 from edgemoe.architectures.resolution import expert_sources as _expert_sources
 from edgemoe.architectures.resolution import possible_shapes as _possible_shapes
 from edgemoe.architectures.resolution import resolve_tensors
-from edgemoe.architectures.table import Change, SourceSlice
+from edgemoe.architectures.table import Change, Row, SourceSlice
 from edgemoe.architectures.tails import Tail, rank_name
 from edgemoe.architectures.unused import AUDIO, FURTHER_TOKENS, INDEXER, VISION
 from edgemoe.architectures.unused import unused_tensors as _unused_tensors
@@ -179,10 +180,23 @@ FAMILIES: dict[str, ModuleType] = {
 
 def model_spec(config: Mapping[str, Any]) -> ModelSpec:
     """The model that a `config.json` describes. Raises SourceError."""
+    if _is_head(config):
+        return mtp.head_of(model_spec(config["of"]), config["layer"])
     reader = ConfigReader(config)
     spec: ModelSpec = _family(config).read(reader)
     reader.finish()
     return spec
+
+
+def _is_head(config: Mapping[str, Any]) -> bool:
+    return isinstance(config, Mapping) and config.get("model_type") == mtp.MODEL_TYPE and "of" in config
+
+
+def _table(config: Mapping[str, Any]) -> tuple[Row, ...]:
+    if _is_head(config):
+        return mtp.table_of(_table(config["of"]))
+    table: tuple[Row, ...] = _family(config).TENSORS
+    return table
 
 
 def resolve(
@@ -196,7 +210,7 @@ def resolve(
     out to their shards, so that an error can name them. Raises SourceError for a tensor that is missing, left over, or
     of another shape.
     """
-    return resolve_tensors(model_spec(config), _family(config).TENSORS, shapes, unlisted)
+    return resolve_tensors(model_spec(config), _table(config), shapes, unlisted)
 
 
 def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> dict[str, tuple[int, ...]]:
@@ -205,12 +219,12 @@ def checkpoint_shapes(config: Mapping[str, Any], *, stacked: bool = False) -> di
     If the family has several layouts, the first one in its table is used; with `stacked`, a layout that keeps all
     experts of a layer in one tensor is preferred, if the family has one.
     """
-    return _checkpoint_shapes(model_spec(config), _family(config).TENSORS, stacked)
+    return _checkpoint_shapes(model_spec(config), _table(config), stacked)
 
 
 def possible_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of all layouts that checkpoints with this config have. Raises SourceError."""
-    return _possible_shapes(model_spec(config), _family(config).TENSORS)
+    return _possible_shapes(model_spec(config), _table(config))
 
 
 def embedding_copies(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[SourceSlice]:
@@ -226,12 +240,12 @@ def expert_sources(config: Mapping[str, Any]) -> dict[tuple[int, str], list[str]
 
     Raises SourceError.
     """
-    return _expert_sources(model_spec(config), _family(config).TENSORS)
+    return _expert_sources(model_spec(config), _table(config))
 
 
 def has_norms_from_one(config: Mapping[str, Any]) -> bool:
     """Whether checkpoints of the family keep norms as distances from 1. Raises SourceError for an unknown family."""
-    return any(row.change == "plus_one" for row in _family(config).TENSORS)
+    return any(row.change == "plus_one" for row in _table(config))
 
 
 def tail_in(config: Mapping[str, Any], name: str) -> Tail | None:
@@ -249,6 +263,8 @@ def unused_tensors(config: Mapping[str, Any], names: Iterable[str]) -> dict[str,
 
 
 def _family(config: Mapping[str, Any]) -> ModuleType:
+    if _is_head(config):
+        return _family(config["of"])
     if not isinstance(config, Mapping):
         raise SourceError(f"config.json holds {show(config)}; expected an object.", DAMAGED)
     model_type = config.get("model_type")

@@ -250,11 +250,14 @@ def _sizes(spec: ModelSpec, layer: LayerSpec | None) -> dict[str, int]:
     sizes |= spec.streams.sizes() if spec.streams else {}
     if layer is None:
         return sizes
-    return sizes | layer.sizes()
+    return {**sizes, **layer.sizes}
 
 
 def _size(symbol: str, sizes: Mapping[str, int]) -> int:
     """The size of one dimension; 0 if the layer lacks it (a dense layer has no experts)."""
+    known = sizes.get(symbol)
+    if known is not None:
+        return known
     if "+" in symbol:
         return sum(_size(term, sizes) for term in symbol.split("+"))
     return math.prod(int(part) if part.isdigit() else sizes.get(part, 0) for part in symbol.split("*"))

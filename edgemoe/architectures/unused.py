@@ -21,7 +21,7 @@ _HARMLESS: tuple[tuple[str, str], ...] = (
 )
 """Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 
-FURTHER_TOKENS = "a layer that predicts tokens after the next (MTP), which edgemoe does not run"
+FURTHER_TOKENS = "a layer that predicts tokens after the next (MTP), which is converted by itself"
 _FURTHER_TOKENS = re.compile(r"(model\.layers\.(\d{1,6})\.)eh_proj\.weight")
 """A tensor that only such layers have. They come after the others, and config.json does not count them."""
 _NAMED_FURTHER_TOKENS = re.compile(r"(model\.)?mtp(_\w+)?\..+")

@@ -22,6 +22,7 @@ from edgemoe.lab.recorder import RoutingRecorder, recording
 from edgemoe.lab.trace import read_trace
 from edgemoe.process import major_faults, peak_rss_bytes
 from edgemoe.session.default_model import model_name
+from edgemoe.session.draft_model import DraftModel, ModelDrafts, open_beside
 from edgemoe.session.stores import open_store
 
 
@@ -31,6 +32,7 @@ class EdgemoeWorker:
     engine: Engine
     recorder: RoutingRecorder | None = None
     forced: ForcedRouting | None = None
+    draft_model: DraftModel | None = None
 
     def __init__(self) -> None:
         self._recording = ExitStack()
@@ -43,14 +45,19 @@ class EdgemoeWorker:
         routing: str | None = None,
         recall: float | None = None,
         trace: str | None = None,
+        draft: str | None = None,
     ) -> dict[str, Any]:
         """Open a store; the answer reports the kernels, the memory plan, and the bytes that a token reads.
 
         `options` are those of `EngineOptions` as JSON. `routing` is a trace to take the routing from, with guesses of
-        the given recall; `trace` is a trace to be written.
+        the given recall; `trace` is a trace to be written. `draft` is a draft model to be opened beside it.
         """
         self.forced = ForcedRouting(read_trace(routing), routing, recall) if routing is not None else None
-        self.engine = open_engine(open_store(model), EngineOptions.from_json(options), routing=self.forced)
+        store, settings = open_store(model), EngineOptions.from_json(options)
+        beside = None if draft is None else open_beside(draft, store, store.text_folder, settings)
+        self.engine = open_engine(store, settings, routing=self.forced, beside=beside)
+        if beside is not None:
+            self.draft_model = DraftModel.open(beside, self.engine)
         if trace is not None:
             name = model_name(Path(model))
             self.recorder = self._recording.enter_context(recording(self.engine, trace, model=name))
@@ -67,6 +74,7 @@ class EdgemoeWorker:
                 "context_tokens": memory.context_length,
                 "chunk_tokens": memory.chunk_tokens,
                 "direct_reads": self.engine.direct_reads,
+                "draft_model_bytes": memory.draft_model_bytes,
             },
             "lossy": self.engine.lossy.to_json(),
             "weight_bytes": traffic.weight_bytes,
@@ -137,7 +145,11 @@ class EdgemoeWorker:
     def run_drafted(
         self, prompt: Sequence[int], continuation: Sequence[int], drafts: int, settle: int
     ) -> dict[str, Any]:
-        """Decode with `drafts` drafts in each step, all of them right; the first `settle` tokens are not counted."""
+        """Decode with `drafts` drafts in each step, all of them right; the first `settle` tokens are not counted.
+
+        A draft model guesses as many, which takes its time, and is not asked whether it is right. Answers with the use
+        of experts and disk too.
+        """
         engine = self.engine
         engine.rewind(0)
         engine.turn.begin()
@@ -150,10 +162,31 @@ class EdgemoeWorker:
         if drafts:
             engine.turn.phase = VERIFY
         rows = np.empty((1 + drafts, engine.spec.vocab_size), np.float32)
-        began_s = time.perf_counter()
+        statistics, seconds, distinct = counters(engine), 0.0, 0
+        guesses = self._guesses([*prompt, *continuation[:settle]]) if drafts else None
         for first in range(settle, len(continuation), 1 + drafts):
-            engine.forward(continuation[first : first + 1 + drafts], all_logits=True, out=rows)
-        return {"continuation_s": time.perf_counter() - began_s}
+            step = continuation[first : first + 1 + drafts]
+            began_s = time.perf_counter()
+            if guesses is not None:
+                guesses.add(step[0])
+                guesses.take(guesses.offer(drafts).tokens)
+                for token in step[1:]:
+                    guesses.add(token)
+            engine.forward(step, all_logits=True, out=rows)
+            seconds += time.perf_counter() - began_s
+            distinct += sum(len(np.unique(one.experts[: len(step)])) for one in engine.routing if one is not None)
+        if guesses is not None:
+            guesses.end()
+        used = {name: value - statistics[name] for name, value in counters(engine).items()}
+        return {"continuation_s": seconds, "distinct_experts": distinct, **used}
+
+    def _guesses(self, before: Sequence[int]) -> ModelDrafts | None:
+        """The guesses of the draft model, which has read a text; None without one."""
+        if self.draft_model is None:
+            return None
+        guesses = self.draft_model.begin(before, self.engine.sequence)
+        guesses.read_all(lambda: False)
+        return guesses
 
     def end(self) -> dict[str, Any]:
         """Answer with the peak memory of this process.

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from edgemoe.bench.candidates import Candidate
-from edgemoe.bench.divergence import Logits, ReferenceRow, Scores
 from edgemoe.bench.evaluation_report import ModelResult
 from edgemoe.bench.saved_run import RunWriter, SavedRun
 from edgemoe.bench.windows import Window
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.lab.divergence import Logits, ReferenceRow, Scores
 from edgemoe.process import peak_rss_bytes
 from edgemoe.session.held_tokens import check_finite
 from edgemoe.session.stores import open_store

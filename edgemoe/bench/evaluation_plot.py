@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgemoe.bench.divergence import Estimate
 from edgemoe.bench.evaluation_report import EvaluationReport, ModelResult
 from edgemoe.bench.plot import DOTS_PER_INCH
+from edgemoe.lab.divergence import Estimate
 from edgemoe.session.default_model import model_name
 
 SIZE_INCHES = (8.0, 5.5)

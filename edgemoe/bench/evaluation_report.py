@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgemoe.bench.divergence import Divergence, Estimate
+from edgemoe.lab.divergence import Divergence, Estimate
 from edgemoe.store.reader import Store
 
 REPORT_VERSION = 1

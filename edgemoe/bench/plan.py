@@ -24,7 +24,8 @@ from edgemoe.bench.speed import (
 )
 from edgemoe.conversion.formats import class_of
 from edgemoe.engine.memory import MemoryPlan, plan_memory
-from edgemoe.engine.opening import model_sizes
+from edgemoe.engine.opening import model_sizes, refuse_head
+from edgemoe.engine.part_sizes import Beside
 from edgemoe.engine.traffic import token_traffic
 from edgemoe.experts.policy import DEFAULT_POLICY
 from edgemoe.kernels.backend import Backend
@@ -130,9 +131,11 @@ class Planner:
         context: int | None = None,
         kv: str | None = None,
         interpreter: int | None = None,
+        beside: Beside | None = None,
     ) -> None:
-        """`context`, `kv` and `interpreter` are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`."""
-        self.sizes = model_sizes(store, spec, kv)
+        """All are as in `open_engine` and `plan_memory`. Raises UsageError for `kv`, and for an MTP head."""
+        refuse_head(store, spec)
+        self.sizes = model_sizes(store, spec, kv, beside=beside)
         self.has_planes = has_planes(store)
         self._graph = build_graph(spec, build_options(store))
         self.traffic = token_traffic(self._graph, store.manifest, self.sizes.kv_format)

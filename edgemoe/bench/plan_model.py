@@ -39,6 +39,7 @@ from edgemoe.bench.speed import MachineRates
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.conversion.hub.cached_gguf import find_cached
 from edgemoe.conversion.hub.id import HubId
+from edgemoe.engine.beside import BesideModel
 from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.backend import Backend
@@ -69,6 +70,8 @@ class PlanOptions:
     head: str | None = None
     disk_bytes_per_s: float | None = None
     memory_bytes_per_s: float | None = None
+    draft: str | None = None
+    """The draft model."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,14 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
     cached = None if source is None else _find_cached(source)
     source = source if cached is None else str(cached)
     kernels, backend = describe_backend(options.threads), select_backend(options.threads)
+    beside = None
     try:
         interpreter = _interpreter_with_text(source, backend)
         found = find_source(source, FormatChoice(options.experts, options.dense, options.head))
         if found.store.manifest.records.places is not None:  # a run holds what opening the file took, too
             interpreter = _interpreter_with_text(str(found.store.text_folder), backend)
+        if options.draft is not None:
+            beside = BesideModel(open_store(options.draft), found.store, options.threads)
         planner = Planner(
             found.store,
             store_spec(found.store),
@@ -156,6 +162,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
             context=options.context,
             kv=options.kv,
             interpreter=interpreter,
+            beside=beside,
         )
         memory = planner.memory(options.ram)  # an impossible budget fails before anything is measured
         assumption = choose_assumption(options.routing, found)
@@ -170,6 +177,8 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
         this = forecast_budget(memory, planner.work, assumption, rates)
     finally:
         backend.close()
+        if beside is not None:
+            beside.close()
     return ModelPlan(found, planner, assumption, memory_rate, disk_rate, kernels, this, others)
 
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.bench.divergence import Logits, ReferenceRow, Scores
 from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import SETTLE_SECONDS, Progress
 from edgemoe.bench.protocol import Start, Worker, start_process
@@ -32,6 +31,7 @@ from edgemoe.engine.opening import check_planes
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels.select import KernelChoice
+from edgemoe.lab.divergence import Logits, ReferenceRow, Scores
 from edgemoe.model.description import store_spec
 from edgemoe.session.quality import Quality
 from edgemoe.session.stores import open_store

@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.bench.divergence import Ids, Logits, ReferenceRow, Row
 from edgemoe.bench.windows import Window, cut_into_windows
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.lab.divergence import Ids, Logits, ReferenceRow, Row
 from edgemoe.session.text_ids import TextIds
 from edgemoe.sizes import format_size
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.model.graph import Part
@@ -170,6 +170,23 @@ def token_seconds(
         for missing, chance in enumerate(_binomial(work.experts_per_token, 1 - hit_rate))
     )
     return seconds + work.moe_layers * layer
+
+
+def step_seconds(
+    work: TokenWork, experts: float, missed: float, rates: MachineRates, all_resident: bool = False
+) -> float:
+    """The likely time of a step of several tokens, which use `experts` different experts in a layer.
+
+    `missed` of these come from the disk, on average. All weights are read once, so the tokens' number does not matter
+    otherwise: what several rows take longer to compute than one is not in this model.
+    """
+    hit_rate = 1 - missed / experts if experts else 1.0
+    whole, part = int(experts), experts % 1
+    return sum(
+        share * token_seconds(replace(work, experts_per_token=count), hit_rate, rates, LIKELY, all_resident)
+        for count, share in ((whole, 1 - part), (whole + 1, part))
+        if share
+    )
 
 
 def _apart_seconds(

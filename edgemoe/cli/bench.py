@@ -136,8 +136,13 @@ def bench(
         typer.Option(
             "--speculate",
             metavar="LIST",
-            help="Measure steps with these numbers of drafts, such as 1,3,7, all of them right, against none.",
+            help="Measure steps with these numbers of drafts, such as 1,3,7, all of them right, against none, and the"
+            " gain against that of their bytes.",
         ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", metavar="MODEL", help="With --speculate: a model that drafts, whose time counts."),
     ] = None,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -197,8 +202,11 @@ def bench(
 
         counts = shared.parse_counts("--speculate", speculate, "drafts, such as 1,3,7")
         write = shared.file_writer(json_file, write_json)
-        write(measure_drafts(model, options, _company_settings(prompt, decode, repeats, context), counts, routing))
+        settings = _company_settings(prompt, decode, repeats, context)
+        write(measure_drafts(model, options, settings, counts, routing, draft))
         return
+    if draft is not None:
+        raise UsageError("--draft is for --speculate.", "Give --speculate too, with numbers of drafts.")
     write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
     from contextlib import ExitStack
@@ -251,10 +259,10 @@ def bench(
 
 UNUSED = {
     "quality": "prompt decode prefill repeats context against gguf mmap peer_decode routing recall trace limit plot"
-    " beside sequences speculate",
+    " beside sequences speculate draft",
     "beside": "prefill against gguf mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing"
-    " drop_cold experts_per_token on_miss sequences speculate",
-    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens speculate",
+    " drop_cold experts_per_token on_miss sequences speculate draft",
+    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens speculate draft",
     "speculate": "prefill against gguf mmap peer_decode recall trace limit plot text tokens cache_aware_routing"
     " drop_cold on_miss",
 }

@@ -58,6 +58,7 @@ def chat(
     no_warm_start: shared.NoWarmStartOption = False,
     prefix_disk: shared.PrefixDiskOption = None,
     speculate: shared.SpeculateOption = "auto",
+    draft: shared.DraftOption = None,
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
@@ -91,10 +92,10 @@ def chat(
         from edgemoe.cli.terminal.prompt_input import prompt_reader
 
         read = prompt_reader({name: command.help for name, command in COMMANDS.items()})
-    found = fetched(model)
+    found, guesser = fetched(model), fetched(draft)
     # loaded last, so that the memory plan counts the imports above
     with screen.waiting("loading the model"), collection_paused():
-        opened = load_model(found, options)
+        opened = load_model(found, options, guesser)
     with opened, report_compilation(opened), traced(opened.engine, trace):
         sampling = shared.sampling_options(
             opened, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
@@ -143,9 +144,13 @@ def described(model: Model) -> str:
     else:
         experts = f"{memory.slots} of {memory.total_experts} experts in memory at a time"
     keys = " · keys and values in 8 bits" if memory.kv_format == "q8" else ""
+    drafts = ""
+    if model.draft_model is not None:
+        name = model_name(model.draft_model.engine.store.path)
+        drafts = f" · {name} drafts, in {format_size(memory.draft_model_bytes)}"
     return (
         f"{model_name(model.path)} · {experts} · budget {format_size(memory.budget_bytes)}"
-        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}"
+        f" · {engine.backend.name} {engine.backend.isa}, {engine.backend.threads} threads{keys}{drafts}"
     )
 
 

@@ -11,7 +11,7 @@ from edgemoe.sizes import format_size
 
 if TYPE_CHECKING:
     from edgemoe.bench.contention import ContentionReport
-    from edgemoe.bench.drafts import DraftsReport
+    from edgemoe.bench.drafts import DraftedReport, DraftsReport
     from edgemoe.bench.measure import Progress, Settings
     from edgemoe.bench.sequences import SequencesReport, TogetherReport
     from edgemoe.engine.options import EngineOptions
@@ -43,13 +43,18 @@ def measure_sequences(
 
 
 def measure_drafts(
-    model: str | None, options: EngineOptions, settings: Settings, counts: Sequence[int], routing: Path | None
+    model: str | None,
+    options: EngineOptions,
+    settings: Settings,
+    counts: Sequence[int],
+    routing: Path | None,
+    draft: str | None,
 ) -> DraftsReport:
     """Measure and show. Raises what `DraftsMeasurement` raises."""
     from edgemoe.bench.drafts import DraftsMeasurement
 
     def make(folder: Path, kernels: KernelChoice, progress: Progress) -> DraftsMeasurement:
-        return DraftsMeasurement(folder, settings, kernels, options, counts, progress, routing)
+        return DraftsMeasurement(folder, settings, kernels, options, counts, progress, routing, draft=fetched(draft))
 
     return _measure(model, options, make, drafts_table)
 
@@ -120,26 +125,33 @@ def drafts_table(report: DraftsReport) -> Table:
 
     kernels, memory = report.kernels, report.memory
     taken = "random tokens" if report.routing is None else f"routing of {printable(report.routing)}"
+    beside = "" if report.draft is None else f"; {printable(report.draft)} drafts"
     rows = [
         ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads"),
         (
             "budget",
             f"{format_size(memory['budget_bytes'])}, {memory['slots']} of {memory['total_experts']} experts in memory",
         ),
-        ("decode", f"{report.decode_tokens} tokens after a prompt of {report.prompt_tokens}, {taken}"),
-        ("no drafts", f"{spread_text(report.none.tokens_per_s, '.1f')} tokens/s"),
+        ("decode", f"{report.decode_tokens} tokens after a prompt of {report.prompt_tokens}, {taken}{beside}"),
+        ("no drafts", f"{spread_text(report.none.tokens_per_s, '.1f')} tokens/s; {_experts(report.none)}"),
     ]
     for one in report.drafted:
         rows.append(
             (
                 "1 draft" if one.drafts == 1 else f"{one.drafts} drafts",
                 f"{spread_text(one.tokens_per_s, '.1f')} tokens/s if all are right,"
-                f" {spread_text(one.against_none)} times none; a step takes {spread_text(one.step_cost)} times one"
-                " without",
+                f" {spread_text(one.against_none)} times none (by its bytes {one.by_bytes.median:.2f}); a step takes"
+                f" {spread_text(one.step_cost)} times one without; {_experts(one)}",
             )
         )
     rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
     return f"{report.model}, drafts that are verified: {rounds}, medians (least to most)", rows
+
+
+def _experts(report: DraftedReport) -> str:
+    """The experts of a step, and where they came from."""
+    text = f"{report.distinct_experts:.1f} experts in a layer"
+    return text if not report.missed_experts.max else f"{text}, {report.missed_experts.median:.1f} of them from disk"
 
 
 def _together(report: TogetherReport) -> str:

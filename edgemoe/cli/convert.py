@@ -38,8 +38,8 @@ def convert(
             "--experts",
             metavar="FORMAT",
             help=f"Weight format of the experts: {FORMATS_HELP}; sub1, for ternary weights; n1+n3, a base in memory and"
-            f" a residual{KEEP_HELP}. With others for gate, up, down, the first or the last layer:"
-            " n2,down=n3,first=n4.",
+            f" a residual{KEEP_HELP}. With others for gate, up, down, the first or the last layer, or layers by number:"
+            " n2,down=n3,first=n4,7.down=n4.",
             show_default="q4",
         ),
     ] = None,
@@ -48,8 +48,9 @@ def convert(
         typer.Option(
             "--bits",
             metavar="B",
-            help="In place of --experts: formats n075 to n4 that give their weights at most B bits on average, more to"
-            " down, and to the first and the last layer.",
+            help="In place of --experts: formats n075 to n4 of at most B bits for a weight on average, for each layer,"
+            " where bytes lower the measured error most: with --calibrate that of results, else of weights. With"
+            " --experts sub1 --calibrate: the most of every expert.",
         ),
     ] = None,
     dense: Annotated[
@@ -64,8 +65,8 @@ def convert(
         typer.Option(
             "--calibrate",
             metavar="FILE|default",
-            help="Quantise to n4 ... n075 by what this text (UTF-8) makes of the weights: far less error at the same"
-            " size. default: Python's own help.",
+            help="Quantise to n4 ... n075, or sub1, by what this text (UTF-8) makes of the weights: far less error at"
+            " the same size. What is lost is measured on the text that follows. default: Python's own help.",
         ),
     ] = None,
     calibrate_tokens: Annotated[
@@ -86,6 +87,13 @@ def convert(
             help="Let later columns of a matrix make up for the errors of earlier ones, or weight columns alone.",
         ),
     ] = True,
+    mtp: Annotated[
+        bool,
+        typer.Option(
+            "--mtp",
+            help="Convert the checkpoint's MTP head alone, which the model then takes as --draft.",
+        ),
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep downloaded files in the Hugging Face cache.")] = False,
     force: Annotated[
         bool,
@@ -125,23 +133,25 @@ def convert(
                 notice=lambda text: bar.note(f"note: {printable(text)}"),
                 examine=text_faults,
                 calibration=weighed(calibrate, calibrate_tokens, feedback, importance),
+                mtp=mtp,
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)
         raise
     manifest = Store.open(path).manifest
     exact = exactness(manifest.quantisation)
-    typer.echo(
-        f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{_next_step(path, destination)}"
-    )
+    next_step = _next_step(path, destination, mtp)
+    typer.echo(f"{destination}: {format_size(manifest.total_bytes)}. {exact and exact + ' '}{next_step}")
 
 
-def _next_step(path: Path, destination: object) -> str:
+def _next_step(path: Path, destination: object, mtp: bool) -> str:
     """The commands to try next on a finished store."""
     from edgemoe.errors import StoreError
     from edgemoe.session.template import ChatTemplate
     from edgemoe.session.tokenizer import has_tokenizer, load_library_tokenizer
 
+    if mtp:
+        return f"It guesses for the model that the same checkpoint gives: edgemoe chat MODEL --draft {destination}"
     if not has_tokenizer(path):
         return (
             "The checkpoint has no tokenizer.json, so the store works with token ids only, from Python. To add one,"

@@ -97,7 +97,7 @@ def describe(store: Store) -> dict[str, Any]:
 
     spec, manifest = store_spec(store), store.manifest
     plan = floor_plan(store)
-    shared = [layer.sizes().get("shared_width", 0) for layer in spec.layers]
+    shared = [layer.sizes.get("shared_width", 0) for layer in spec.layers]
     routed = spec.routed.values()
     parameters = sum(part["parameters"] for name, part in manifest.quantisation.items() if name != BASES)
     return {

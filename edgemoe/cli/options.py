@@ -139,6 +139,16 @@ SpeculateOption = Annotated[
         " Guesses repeat what followed the same words earlier. Never changes an answer.",
     ),
 ]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL",
+        help="Let a smaller model with the same tokens guess, in place of repetitions; named as MODEL is. It stays in"
+        " memory, within --ram. Never changes an answer.",
+        show_default="none",
+    ),
+]
 CacheAwareOption = Annotated[
     float,
     typer.Option(

@@ -62,6 +62,7 @@ def plan(
             "--memory-rate", metavar="RATE", help=f"Read rate of the memory: {RATE_HELP}.", show_default="measured"
         ),
     ] = None,
+    draft: shared.DraftOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
     debug: shared.DebugOption = False,
 ) -> None:
@@ -82,7 +83,7 @@ def plan(
     from edgemoe.cli.terminal.screen import open_screen
 
     options = PlanOptions(
-        ram, context, threads, kv, routing, experts, dense, head, disk_bytes_per_s, memory_bytes_per_s
+        ram, context, threads, kv, routing, experts, dense, head, disk_bytes_per_s, memory_bytes_per_s, draft
     )
     planned = plan_model(source, options)
     screen = open_screen()

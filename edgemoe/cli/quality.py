@@ -57,10 +57,10 @@ def measure_quality(
 
 def quality_tables(report: QualityReport) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of the costs and of the gains, with their titles."""
-    from edgemoe.bench.divergence import Estimate
     from edgemoe.cli.terminal.bench_tables import spread_text
     from edgemoe.cli.terminal.eval_tables import estimate_text
     from edgemoe.engine.lossy import LossySettings
+    from edgemoe.lab.divergence import Estimate
 
     low, high = report.divergence_interval or (None, None)
     divergence = Estimate(report.divergence_nats, low, high)

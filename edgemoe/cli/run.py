@@ -86,6 +86,7 @@ def run(
     no_warm_start: shared.NoWarmStartOption = False,
     prefix_disk: shared.PrefixDiskOption = None,
     speculate: shared.SpeculateOption = "auto",
+    draft: shared.DraftOption = None,
     trace: TraceOption = None,
     cache_aware_routing: shared.CacheAwareOption = 0.0,
     drop_cold: shared.DropColdOption = 0.0,
@@ -111,7 +112,7 @@ def run(
     variables = template_variables(template_var)
     text = read_prompt(prompt, raw)
     wanted = None if schema is None else read_schema(schema)
-    found = fetched(model)
+    found, guesser = fetched(model), fetched(draft)
 
     with collection_paused():
         from edgemoe.cli.compiling import report_compilation
@@ -126,7 +127,7 @@ def run(
             ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
             prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
         )  # fmt: skip
-        opening = load(found, options)
+        opening = load(found, options, guesser)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):
         report_lossy(opened.path, asked, opened.engine.lossy, model, ram)
         sampling = shared.sampling_options(

@@ -86,6 +86,7 @@ def serve(
     no_warm_start: shared.NoWarmStartOption = False,
     prefix_disk: shared.PrefixDiskOption = None,
     speculate: shared.SpeculateOption = "auto",
+    draft: shared.DraftOption = None,
     debug: shared.DebugOption = False,
 ) -> None:
     """Serve a model to programs that speak to OpenAI, Anthropic or llama-server, and to a browser. Ctrl-C stops it.
@@ -112,7 +113,7 @@ def serve(
         host, port, keys, tuple(cors or ()), queue, alias, literal=literal_prompt, template_variables=variables,
         seed=seed,
     )  # fmt: skip
-    found = fetched(model)
+    found, guesser = fetched(model), fetched(draft)
     if for_program is not None:
         typer.echo(lines_for(for_program, _as_clients_see_it(found, settings, context)))
         return
@@ -124,7 +125,7 @@ def serve(
         ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences,
         prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
     )  # fmt: skip
-    server = Server(lambda: open_to_serve(found, options, variables), settings)
+    server = Server(lambda: open_to_serve(found, options, variables, guesser), settings)
     server.on_ready = lambda opened: _greet(opened, server.url, prefix_disk)
     server.run()
 

@@ -181,6 +181,7 @@ def show_statistics(repl: Conversation, argument: str) -> None:
         *([("  fixed state", f"{format_size(memory.fixed_state_bytes)} ({memory.snapshots} snapshots)")]
           if memory.fixed_state_bytes else []),
         ("  workspace", format_size(memory.workspace_bytes)),
+        *([("  draft model", format_size(memory.draft_model_bytes))] if memory.draft_model_bytes else []),
         ("  expert slots", f"{format_size(memory.experts_bytes)}"
          f" ({memory.slots} slots for {memory.total_experts} experts)"),
     ]  # fmt: skip

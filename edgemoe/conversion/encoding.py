@@ -18,9 +18,6 @@ from edgemoe.kernels.sub1 import Trits, weights_of
 from edgemoe.quant import sub1
 from edgemoe.quant.quantise import Weighing, quantise
 
-LEVEL_BYTES = 2
-"""Bytes of a level of experts in sub1."""
-
 _DAMAGED = "Was the checkpoint damaged? Download it again."
 
 
@@ -48,7 +45,7 @@ def encode(rows: Rows, fmt: Format | None, tensor: str, weighing: Weighing = Non
     """
     if fmt is None:
         values = (dequantise(rows) if isinstance(rows, Blocks) else rows).reshape(-1)
-        _check_finite(values, tensor)
+        check_finite(values, tensor)
         vector = np.ascontiguousarray(values, np.float32)
         return Encoded(vector.view(np.uint8), 0.0, _sum_of_squares(vector))
     if isinstance(rows, Blocks):
@@ -63,14 +60,14 @@ def encode(rows: Rows, fmt: Format | None, tensor: str, weighing: Weighing = Non
         with np.errstate(over="ignore"):
             values = dequantise(rows)
         if rows.format.scale in ("e8m0", "f32"):
-            _check_finite(values, tensor)  # finite scales have weights beyond float32
+            check_finite(values, tensor)  # finite scales have weights beyond float32
         if carried is not None:
             carried, error = _with_single(carried, values)
             return Encoded(pack_panels(carried), error, _sum_of_squares(values), pack_head(carried))
     else:
         values = rows
     if fmt.varying:
-        return _encode_trits(values, tensor)
+        return _rounded_trits(values, tensor)
     blocks = _rounded(values, fmt, tensor, weighing)
     squared_weight = _sum_of_squares(values)
     if fmt.name == "f32":
@@ -87,7 +84,7 @@ def encode_planes(rows: Rows, base: Format, residual: Format, tensor: str) -> En
     if isinstance(rows, Blocks):
         _check_blocks(rows, tensor)
     values = dequantise(rows) if isinstance(rows, Blocks) else rows
-    _check_finite(values, tensor)
+    check_finite(values, tensor)
     drawn = rows.base if isinstance(rows, Blocks) else None
     if drawn is not None:
         values = values + dequantise(drawn)
@@ -114,30 +111,39 @@ def _rounded(values: npt.NDArray[np.float32], fmt: Format, tensor: str, weighing
 def lengths_of_trits(rows: Rows, tensor: str) -> list[int]:
     """The lengths of the panels that `encode` makes of rows in sub1. Raises SourceError as it does."""
     values = dequantise(rows) if isinstance(rows, Blocks) else rows
-    return sub1.panel_lengths(_trits_of(values, tensor)[0], LEVEL_BYTES)
+    return sub1.panel_lengths(_trits_of(values, tensor)[0], sub1.LEVEL_BYTES)
 
 
-def _encode_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
+def _rounded_trits(values: npt.NDArray[np.float32], tensor: str) -> Encoded:
     """Round rows to trits, and encode these."""
-    trits, levels = _trits_of(values, tensor)
-    panels = sub1.pack_panels(trits, levels, LEVEL_BYTES)
+    return encode_trits(*_trits_of(values, tensor), values)
+
+
+def encode_trits(trits: Trits, levels: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> Encoded:
+    """Encode trits with levels of float16 that stand for values."""
+    panels = sub1.pack_panels(trits, levels, sub1.LEVEL_BYTES)
     error = _sum_of_squares(weights_of(trits, levels) - values)
     return Encoded(np.frombuffer(b"".join(panels), np.uint8), error, _sum_of_squares(values), panels=panels)
 
 
 def _trits_of(values: npt.NDArray[np.float32], tensor: str) -> tuple[Trits, npt.NDArray[np.float32]]:
     """Trits, with levels of float16: all of a matrix must have one type, and its rows come in pieces."""
-    _check_finite(values, tensor)
+    check_finite(values, tensor)
     trits, exact = sub1.quantise(values)
     with np.errstate(over="ignore"):
         levels = exact.astype(np.float16).astype(np.float32)
+    check_levels(levels, exact, tensor)
+    return trits, levels
+
+
+def check_levels(levels: npt.NDArray[np.float32], values: npt.NDArray[np.float32], tensor: str) -> None:
+    """Raises SourceError if levels for some values, rounded to float16, are not finite."""
     if not np.isfinite(levels).all():
-        largest = float(np.abs(exact).max())
+        largest = float(np.abs(values).max())
         raise SourceError(
             f"{tensor}: expected weights within the range of float16, found one of magnitude {largest:.3g}.",
             "Convert it with another format of `experts`.",
         )
-    return trits, levels
 
 
 def _with_halves(blocks: Blocks) -> Blocks | None:
@@ -173,14 +179,15 @@ def _check_blocks(blocks: Blocks, tensor: str) -> None:
         )
     for numbers in (blocks.scales, blocks.minimums):
         if numbers is not None:
-            _check_finite(numbers, tensor)
+            check_finite(numbers, tensor)
     if blocks.factors is not None and blocks.format.factor == "e4m3":
-        _check_finite(E4M3[blocks.factors], tensor)
+        check_finite(E4M3[blocks.factors], tensor)
     if blocks.format.floating and blocks.scales is not None:
-        _check_finite(E4M3[blocks.values], tensor)
+        check_finite(E4M3[blocks.values], tensor)
 
 
-def _check_finite(values: npt.NDArray[np.number], tensor: str) -> None:
+def check_finite(values: npt.NDArray[np.number], tensor: str) -> None:
+    """Raises SourceError, naming the tensor, for numbers that are not finite."""
     if not np.isfinite(values).all():
         bad = values[~np.isfinite(values)].flat[0]
         raise SourceError(f"{tensor}: expected finite numbers, found {bad}.", _DAMAGED)

@@ -149,6 +149,8 @@ def choose_formats(
     head = "head" if "head" in shapes else "embedding"
     of_experts = None if choice.records is None else ExpertFormats.parse(choice.records, (*EXPERT_FORMATS, KEEP))
     layers = sorted({found[0] for name in shapes if (found := expert_of(name))})
+    if of_experts is not None:
+        of_experts.check(layers)
     for names in groups.values():
         option, default = choice.dense, DEFAULT_DENSE
         if found := expert_of(names[0]):

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ class Journal:
         self.errors.update(errors)
         self.checksums.update(checksums)
         lines: list[dict[str, Any]] = [{"piece": number, "sums": list(sums)} for number, sums in errors.items()]
-        self._append(lines + [{"part": name, **asdict(found)} for name, found in checksums.items()])
+        self._append(lines + [{"part": name, **vars(found)} for name, found in checksums.items()])
 
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         view = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())

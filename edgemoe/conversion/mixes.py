@@ -68,7 +68,7 @@ def _more_bits(number: int, count: int) -> bool:
 
 
 def _queries_for_each_key(spec: ModelSpec) -> int:
-    sizes = [layer.sizes() for layer in spec.layers]
+    sizes = [layer.sizes for layer in spec.layers]
     return max((own["query"] // own["key_value"] for own in sizes if own.get("key_value")), default=1)
 
 

@@ -7,13 +7,11 @@ and a hub's unfinished downloads. When all is on the disk the folder is renamed 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -21,36 +19,44 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, model_spec, unused_tensors
-from edgemoe.conversion.bits import formats_for
+from edgemoe.conversion.bits import Errors, formats_for
 from edgemoe.conversion.calibration.importance_file import ImportanceFile
-from edgemoe.conversion.calibration.settings import CALIBRATION, Calibration, Windows
+from edgemoe.conversion.calibration.settings import BITS, CALIBRATION, Calibration, Windows
+from edgemoe.conversion.destination import (
+    DOWNLOADS_FOLDER,
+    STORE_FOLDER,
+    disk_errors,
+    existing_store,
+    publish,
+    refuse_foreign,
+    remove_partial,
+    target_path,
+)
 from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
-from edgemoe.conversion.journal import JOURNAL_NAME, Journal
+from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.plan import Plan, plan_conversion
 from edgemoe.conversion.progress import Callback, DownloadCallback, NoticeCallback
 from edgemoe.conversion.side_files import side_files_of
 from edgemoe.conversion.source import Source
 from edgemoe.conversion.transfer import Transfer
-from edgemoe.errors import EdgemoeError, SourceError, StoreError, UsageError
+from edgemoe.errors import SourceError, StoreError, UsageError
+from edgemoe.kernels.formats import SUB1
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import build_options, store_spec
 from edgemoe.model.sampling import CONFIG_LIMIT_BYTES, GENERATION_CONFIG, end_ids, read_generation_config
-from edgemoe.paths import expanded
 from edgemoe.store.headers import parse_json
-from edgemoe.store.manifest import MANIFEST_NAME
 from edgemoe.store.reader import Store
-from edgemoe.store.side_files import check_side_files
-from edgemoe.store.writer import StoreWriter, sync_folder
+from edgemoe.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from edgemoe.conversion.calibration.passing import CalibrationPass
 
-STORE_FOLDER = "store"
-DOWNLOADS_FOLDER = "downloads"
-
 Weighed = Union[Calibration, ImportanceFile, None]
 """The source of what errors of columns cost: a text that goes through the model, or a file; None: all the same."""
+
+Planning = Callable[[Source, FormatChoice, Mapping[str, Any]], Plan]
+"""Makes the plan of a conversion, given its formats and the provenance of the store."""
 
 Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
 """Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""
@@ -71,21 +77,36 @@ def convert_checkpoint(
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
     calibration: Weighed = None,
+    mtp: bool = False,
 ) -> Path:
     """Convert a checkpoint (folder, .gguf file or hub id) to a store at `destination`; returns its path.
 
     `experts`, `dense` and `head` name formats (see `FormatChoice`); without them quantised blocks carry over exactly,
     and other weights become q4 and q8. `bits`, in place of `experts`, are the most that weights of experts may have on
-    average (`bits.py`). An interrupted conversion resumes; `force` discards an unfinished conversion of
-    another checkpoint or with other options. A finished store of the same conversion is left unchanged. `keep` leaves
-    downloaded shards in the hub's cache. `notice` receives remarks for the user before the weights are read: those of
-    the source, and those that `examine` makes on the small files. With a `calibration`, matrices in formats with a
-    trellis are quantised by the inputs that a text gives them, or gave when a file was made that says so.
+    average, by measured errors (`bits.py`); with experts in sub1 and a calibration they are the most of every expert.
+    An interrupted conversion resumes; `force` discards an unfinished conversion of another checkpoint or with other
+    options. A finished store of the same conversion is left unchanged. `keep` leaves downloaded shards in the hub's
+    cache. `notice` receives remarks for the user before the weights are written: those of the source, and those that
+    `examine` makes on the small files; and in the end what a calibrated store has lost. With a `calibration`, matrices
+    in formats with a trellis, or in sub1, are quantised by the inputs that a text gives them, or (with a trellis) gave
+    when a file was made that says so. With `mtp` the store is that of the checkpoint's MTP head alone.
     Raises UsageError, SourceError or StoreError; in no case is a half-written store left at `destination`.
     """
 
     def opened(downloads: Path) -> Source:
-        return open_source(source, downloads=downloads, keep=keep, downloading=downloading)
+        opened = open_source(source, downloads=downloads, keep=keep, downloading=downloading)
+        if not mtp:
+            return opened
+        from edgemoe.conversion.mtp import MtpSource
+
+        try:
+            return MtpSource(opened)
+        except BaseException:
+            opened.close()
+            raise
+
+    if mtp and calibration is not None:
+        raise UsageError("An MTP head reads no text by itself: `mtp` excludes a calibration.", "Leave one out.")
 
     return convert_source(
         opened,
@@ -111,8 +132,12 @@ def convert_source(
     notice: NoticeCallback | None = None,
     examine: Examination | None = None,
     calibration: Weighed = None,
+    planning: Planning = plan_conversion,
 ) -> Path:
-    """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes."""
+    """As `convert_checkpoint`, for the source that `open_it` opens (given a folder for downloads) and then closes.
+
+    `planning` makes the plan, for a source whose tensors are not those of a family.
+    """
     choice.check()
     if calibration is not None and choice.base is not None:
         raise UsageError(
@@ -120,26 +145,38 @@ def convert_source(
             " importance of columns, beside it.",
             "Leave that out, or give one format.",
         )
-    if bits is not None and choice.experts is not None:
+    asked = bits if choice.experts == SUB1.name else None
+    if asked is not None and not isinstance(calibration, Calibration):
+        raise UsageError(
+            f"`bits` of experts in {SUB1.name}: expected a text by which their weights are chosen, found none.",
+            "Give one (`calibrate`), or leave `bits` out.",
+        )
+    if isinstance(calibration, Calibration):
+        calibration = dataclasses.replace(calibration, bits=asked)
+    if bits is not None and choice.experts is not None and asked is None:
         raise UsageError("`bits` takes the place of `experts`: expected one of them, found both.", "Leave one out.")
-    target = _target(destination)
+    target = target_path(destination)
     partial = target.with_name(target.name + ".partial")
-    with _disk_errors(partial):
-        _refuse_foreign(partial)
+    with disk_errors(partial):
+        refuse_foreign(partial)
         with Journal.lock(partial) as journal:
             begun = False
             try:
-                existing = _existing_store(target)
+                existing = existing_store(target)
                 opened = open_it(partial / DOWNLOADS_FOLDER)
                 try:
-                    if bits is not None:
-                        shapes = model_spec(opened.config).tensors()
-                        choice = dataclasses.replace(choice, experts=formats_for(bits, shapes))
-                    provenance = _provenance(opened, choice, calibration)
+                    if bits is not None and asked is None:
+                        recorded = journal.identity if existing is None else existing.manifest.provenance
+                        choice = _with_bits(opened, choice, calibration, bits, recorded or {})
+                    provenance = _provenance(opened, choice, calibration, bits)
                     if existing is not None:
                         _require_same(existing, provenance)
                     else:
-                        plan = plan_conversion(opened, choice, provenance)
+                        plan = (
+                            planning(opened, choice, provenance)
+                            if asked is None
+                            else plan_conversion(opened, choice, provenance, asked)
+                        )
                         vocab_size = plan.manifest.model["vocab_size"]
                         side_files = side_files_of(opened, vocab_size)
                         _check_generation_settings(opened.config, side_files)
@@ -151,21 +188,22 @@ def convert_source(
                         if notice is not None:
                             found = examine(side_files, vocab_size) if examine else ()
                             said = calibrated.notices() if calibrated else []
-                            if bits is not None:
+                            if bits is not None and asked is None:
                                 said.append(f"Experts get the formats {choice.experts}.")
                             for text in (*opened.notices(), *_left_out(opened), *found, *said):
                                 notice(text)
                         _begin(journal, {**provenance, "plan": plan.digest()}, force)
                         begun = True
-                        _write_store(opened, plan, side_files, journal, progress, calibrated, importance)
-                        _publish(partial, target)
+                        tell = notice or (lambda text: None)
+                        _write_store(opened, plan, side_files, journal, progress, calibrated, importance, tell)
+                        publish(partial, target)
                 finally:
                     opened.close()
             except BaseException:
                 if not begun and journal.identity is None:
-                    _remove_partial(partial)
+                    remove_partial(partial)
                 raise
-            _remove_partial(partial)
+            remove_partial(partial)
     return target
 
 
@@ -179,21 +217,6 @@ def _left_out(opened: Source) -> Iterator[str]:
             yield (which if len(names) > 1 else f"1 tensor, {names[0]}, is left out: it belongs") + f" to {part}."
 
 
-def _target(destination: str | os.PathLike[str]) -> Path:
-    """The destination as an absolute path with a name of its own."""
-    text = os.fspath(destination)
-    found = expanded(text)
-    if found is None and text:
-        raise UsageError(
-            f"{text}: expected a folder to make, found no home folder that {Path(text).parts[0]} stands for.",
-            f"Give the path without it; for a folder of that name, ./{text}.",
-        )
-    path = (found or Path()).absolute()
-    if not text or "\0" in text or path.name in ("", ".."):
-        raise UsageError(f"{text!r}: expected a folder to make.", "Give it a name, such as ./my-model.")
-    return path
-
-
 @functools.cache
 def edgemoe_version() -> str:
     """The version of this program, as its installation says."""
@@ -203,7 +226,9 @@ def edgemoe_version() -> str:
         return "not installed"
 
 
-def _provenance(source: Source, choice: FormatChoice, calibration: Weighed) -> dict[str, Any]:
+def _provenance(
+    source: Source, choice: FormatChoice, calibration: Weighed, bits: float | None = None
+) -> dict[str, Any]:
     """A store's source, formats and program version: the same provenance gives the same bytes.
 
     With a calibration, whose sums libraries compute, that is so on machines of one kind.
@@ -214,42 +239,45 @@ def _provenance(source: Source, choice: FormatChoice, calibration: Weighed) -> d
         "edgemoe": edgemoe_version(),
         **vars(choice),
         **({CALIBRATION: calibration.described()} if calibration else {}),
+        **({BITS: bits} if bits is not None else {}),
     }
+
+
+def _with_bits(
+    source: Source, choice: FormatChoice, calibration: Weighed, bits: float, recorded: Mapping[str, Any]
+) -> FormatChoice:
+    """The choice with formats of experts for a number of bits: as recorded by a conversion of the same, else measured.
+
+    Raises UsageError for a number that no choice reaches, SourceError, OSError, and what running a model raises.
+    """
+    wanted = {**_provenance(source, choice, calibration, bits), "experts": recorded.get("experts")}
+    if all(recorded.get(key) == value for key, value in wanted.items()) and recorded.get("experts"):
+        return dataclasses.replace(choice, experts=recorded["experts"])
+    from edgemoe.conversion.calibration.format_errors import measured_errors
+
+    spec = model_spec(source.config)
+
+    def measure() -> Errors:
+        text = calibration if isinstance(calibration, Calibration) else None
+        return measured_errors(source, text, side_files_of(source, spec.vocab_size))
+
+    return dataclasses.replace(choice, experts=formats_for(bits, spec.tensors(), measure))
 
 
 def _pass(source: Source, plan: Plan, calibration: Calibration, side_files: Mapping[str, bytes]) -> CalibrationPass:
     """The pass that calibrates. Raises UsageError for a text or a model for which there is none."""
+    from edgemoe.conversion.calibration.matrices import Matrices
     from edgemoe.conversion.calibration.passing import CalibrationPass  # imports the engine
 
     store = Store(Path(), plan.manifest)
     graph = build_graph(store_spec(store), build_options(store))
     windows = Windows.of(calibration, side_files, graph.spec.vocab_size, min(graph.longest_contexts))
-    return CalibrationPass(source, plan, graph, windows, calibration.feedback)
-
-
-def _existing_store(target: Path) -> Store | None:
-    """The store that stands at the destination already; None where the place is free."""
-    if not target.exists() and not target.is_symlink():
-        return None
-    if target.is_dir() and not any(target.iterdir()):
-        return None
-    way_out = "Give another destination, or remove it first."
-    if not (target / MANIFEST_NAME).is_file():
-        raise UsageError(f"{target}: exists, and is not a store.", way_out)
-    try:
-        store = Store.open(target)
-    except StoreError as problem:
-        raise UsageError(f"{target}: exists, and is a damaged store ({problem.message})", way_out) from None
-    try:
-        check_side_files(store)
-    except StoreError as problem:
-        raise UsageError(f"{target}: exists, and was altered ({problem.message})", problem.hint) from None
-    return store
+    return CalibrationPass(Matrices(source, plan, graph, calibration), graph, windows)
 
 
 def _require_same(existing: Store, provenance: Mapping[str, Any]) -> None:
     found = existing.manifest.provenance
-    different = [key for key in (*provenance, CALIBRATION) if found.get(key) != provenance.get(key)]
+    different = [key for key in (*provenance, CALIBRATION, BITS) if found.get(key) != provenance.get(key)]
     if different:
         way_out = "Give another destination, or remove it first."
         if not vars(BY_DEFAULT).keys() & set(different):
@@ -263,23 +291,10 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Describe the differences between two conversions, for messages."""
     texts = [
         f"{key} {found.get(key) or 'by default'}, not {wanted.get(key) or 'by default'}"
-        for key in ("source", "edgemoe", *vars(BY_DEFAULT), CALIBRATION)
+        for key in ("source", "edgemoe", *vars(BY_DEFAULT), CALIBRATION, BITS)
         if found.get(key) != wanted.get(key)
     ]
     return "; ".join(texts) or "the checkpoint has changed"
-
-
-def _refuse_foreign(partial: Path) -> None:
-    """Raises UsageError if the folder for unfinished work holds files that a conversion does not make."""
-    if not partial.exists() and not partial.is_symlink():
-        return
-    ours = {JOURNAL_NAME, STORE_FOLDER, DOWNLOADS_FOLDER}
-    names = {path.name for path in partial.iterdir()} if partial.is_dir() else {partial.name}
-    if names - ours:
-        raise UsageError(
-            f"{partial}: expected an unfinished conversion there, found {sorted(names - ours)[0]}.",
-            "Move it away, or give another destination.",
-        )
 
 
 def _begin(journal: Journal, identity: Mapping[str, Any], force: bool) -> None:
@@ -306,15 +321,36 @@ def _write_store(
     progress: Callback | None,
     calibrated: CalibrationPass | None,
     importance: Mapping[int, npt.NDArray[np.float32]] | None,
+    tell: NoticeCallback,
 ) -> None:
     with StoreWriter(journal.folder / STORE_FOLDER, plan.manifest) as writer:
         _check_space(writer)
         transfer = Transfer(source, plan, writer, journal, progress, importance)
-        transfer.run(() if calibrated is None else calibrated.numbers)
+        numbers = () if calibrated is None else calibrated.numbers
+        transfer.run(numbers, release=calibrated is None or not calibrated.measures)
         if calibrated is not None:
-            calibrated.run(Store(writer.folder, plan.manifest), transfer, journal.errors.keys())
+            store = Store(writer.folder, plan.manifest)
+            calibrated.run(store, transfer, journal.errors.keys())
+            if calibrated.measures:
+                tell("Every weight is written. To compare, text that calibrated nothing goes through the checkpoint.")
+                for text in _loss(source, plan, calibrated, store):
+                    tell(text)
         transfer.finish()
         writer.finish(transfer.manifest(), side_files)
+
+
+def _loss(source: Source, plan: Plan, calibrated: CalibrationPass, store: Store) -> Iterator[str]:
+    """Say what a calibrated store has lost, and what would lose less."""
+    from edgemoe.conversion.calibration.advice import advice
+    from edgemoe.conversion.calibration.weights import SourceWeights
+
+    try:
+        loss = calibrated.loss(store, SourceWeights(source))
+    except SourceError as problem:  # of blocks that no format holds, though it can be rounded
+        yield f"What the store has lost was not measured: {problem.message}"
+        return
+    yield loss.described()
+    yield from advice(plan, loss)
 
 
 def _check_space(writer: StoreWriter) -> None:
@@ -351,44 +387,6 @@ def _check_generation_settings(config: Mapping[str, Any], side_files: Mapping[st
 def _unusable(name: str, found: str) -> SourceError:
     or_remove = ", or remove it: without it decoding is greedy" if name == GENERATION_CONFIG else ""
     return SourceError(f"{name} of the checkpoint: {found}", f"Mend it in the checkpoint{or_remove}.")
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Rename the finished store to `target`, atomically and durably."""
-    if target.is_dir():
-        target.rmdir()  # an empty folder; if it has been filled meanwhile it stays, and this raises
-    (partial / STORE_FOLDER).rename(target)
-    sync_folder(target.parent)
-
-
-def _remove_partial(partial: Path) -> None:
-    """Remove the remains of an ended conversion. The journal's lock is held, so no other conversion uses them."""
-    for name in (STORE_FOLDER, DOWNLOADS_FOLDER):
-        if (partial / name).exists():
-            shutil.rmtree(partial / name)
-    (partial / JOURNAL_NAME).unlink()
-    partial.rmdir()
-
-
-@contextmanager
-def _disk_errors(partial: Path) -> Iterator[None]:
-    """Turns errors of the destination's disk into a StoreError with a remedy."""
-    try:
-        yield
-    except EdgemoeError:
-        raise
-    except OSError as problem:
-        kept = "what was done is kept: the same command goes on from there."
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"{partial}: the disk is full.", f"Free some space; {kept}") from problem
-        if problem.errno == errno.EFBIG:
-            raise StoreError(
-                f"{partial}: a file of the store is larger than this file system or account allows.",
-                f"Raise the limit (ulimit -f) or give a destination elsewhere; {kept}",
-            ) from problem
-        raise StoreError(
-            f"{partial}: cannot be written ({problem.strerror or problem}).", f"Mend that; {kept}"
-        ) from problem
 
 
 def _size(size: int) -> str:

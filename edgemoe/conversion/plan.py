@@ -23,7 +23,7 @@ from edgemoe.conversion.formats import (
     stored_name,
 )
 from edgemoe.conversion.places import Place, base_place, part_ranges, tensor_places
-from edgemoe.conversion.records import measure_records
+from edgemoe.conversion.records import measure_records, sized_records
 from edgemoe.conversion.source import Source, TensorInfo, float_dtype
 from edgemoe.errors import SourceError
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
@@ -78,8 +78,13 @@ class Plan:
         return digest.hexdigest()
 
 
-def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[str, Any]) -> Plan:
-    """The plan for a checkpoint. Raises SourceError if the checkpoint's family is not supported."""
+def plan_conversion(
+    source: Source, choice: FormatChoice, provenance: Mapping[str, Any], bits: float | None = None
+) -> Plan:
+    """The plan for a checkpoint, with at most `bits` for a weight of experts in sub1, if given.
+
+    Raises SourceError if the checkpoint's family is not supported, and UsageError for `bits` that cannot be.
+    """
     infos = source.tensors()
     spec = model_spec(source.config)
     found = {name: info.shape for name, info in infos.items()}
@@ -90,7 +95,9 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     if choice.base is not None:
         _check_planes(spec)
     varying = any(fmt is not None and fmt.varying for fmt in formats.values())
-    lengths = measure_records(source, spec, places) if varying else None
+    lengths = None
+    if varying:
+        lengths = measure_records(source, spec, places) if bits is None else sized_records(spec, bits)
     manifest = plan_manifest(spec, shapes, formats, provenance, lengths, choice.base)
     stored = tensor_places(manifest, shapes)
     order = {name: number for number, name in enumerate(infos)}
@@ -123,11 +130,15 @@ def plan_conversion(source: Source, choice: FormatChoice, provenance: Mapping[st
     for piece in pieces:
         _check(piece, infos[piece.source.tensor])
     bases = {} if choice.base is None else _base_pieces(manifest, pieces)
+    return Plan(manifest, pieces, parts_of(manifest, (*pieces, *bases.values())), bases)
+
+
+def parts_of(manifest: Manifest, pieces: Sequence[Piece]) -> dict[str, Part]:
+    """The records and dense tensors of a store that is made of these pieces."""
     counts: dict[str, int] = {}
-    for piece in (*pieces, *bases.values()):
+    for piece in pieces:
         counts[piece.place.part] = counts.get(piece.place.part, 0) + 1
-    parts = {name: Part(*part, counts.get(name, 0)) for name, part in part_ranges(manifest).items()}
-    return Plan(manifest, pieces, parts, bases)
+    return {name: Part(*part, counts.get(name, 0)) for name, part in part_ranges(manifest).items()}
 
 
 def _check_planes(spec: ModelSpec) -> None:

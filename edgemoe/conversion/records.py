@@ -1,11 +1,13 @@
 """Records of experts in the code sub1: their lengths, which follow from their trits, and their bytes.
 
 A plan says where every record lies, so their lengths come first: the experts are read twice, and the first time their
-classes are counted, which says the lengths. They are encoded once.
+classes are counted, which says the lengths. They are encoded once. Calibrated, they get the same room, or the number of
+bits that a user asks for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,17 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures import SourceSlice
-from edgemoe.conversion.encoding import LEVEL_BYTES, lengths_of_trits
+from edgemoe.conversion.encoding import lengths_of_trits
 from edgemoe.conversion.places import SLICE_WEIGHTS
 from edgemoe.conversion.source import Source, read_slice
-from edgemoe.errors import SourceError
+from edgemoe.errors import SourceError, UsageError
 from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES
 from edgemoe.kernels.formats import PANEL_ROWS, SUB1, panel_count
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.sub1 import join_panels, joined_bytes
+from edgemoe.model.blocks.body import RoutedExperts
 from edgemoe.model.spec import ModelSpec
+from edgemoe.quant.sub1 import LEVEL_BYTES
+from edgemoe.quant.ternary import least_bytes
 
 MEASURING_THREADS = 2
+MOST_BITS = 1.5
+"""The most bits for a weight that a user can ask for: formats with a trellis have less error with as many."""
 
 T = TypeVar("T")
 
@@ -34,14 +41,7 @@ Panels = Mapping[str, Sequence[bytes]]
 
 def measure_records(source: Source, spec: ModelSpec, places: Mapping[str, SourceSlice]) -> list[int]:
     """The bytes of every expert's record, layer by layer. Raises SourceError."""
-    experts = []
-    for number, layer in enumerate(spec.layers):
-        if layer.routed is not None and layer.routed.bias:
-            raise SourceError(
-                f"Layer {number}: expected experts without biases, as records in {SUB1.name} have none; found some.",
-                "Convert it with another format of `experts`.",
-            )
-        experts += [(number, expert) for expert in range(layer.routed.num_experts if layer.routed else 0)]
+    experts = [(number, expert) for number, routed in _routed(spec) for expert in range(routed.num_experts)]
 
     def length(which: tuple[int, int]) -> int:
         names = [f"layers.{which[0]}.experts.{which[1]}.{part}" for part in ("gate", "up", "down")]
@@ -50,6 +50,17 @@ def measure_records(source: Source, spec: ModelSpec, places: Mapping[str, Source
 
     with ThreadPoolExecutor(MEASURING_THREADS, "edgemoe-measure") as pool:
         return list(pool.map(length, experts))
+
+
+def _routed(spec: ModelSpec) -> Iterator[tuple[int, RoutedExperts]]:
+    """Yield the layers that have experts, by their numbers. Raises SourceError for experts with biases."""
+    for number, routed in spec.routed.items():
+        if routed.bias:
+            raise SourceError(
+                f"Layer {number}: expected experts without biases, as records in {SUB1.name} have none; found some.",
+                "Convert it with another format of `experts`.",
+            )
+        yield number, routed
 
 
 def _lengths(source: Source, place: SourceSlice) -> list[int]:
@@ -76,14 +87,37 @@ def _record_bytes(lengths: Mapping[str, Sequence[int]]) -> int:
     return round_up(round_up(first, MATRIX_ALIGNMENT_BYTES) + second, PAGE_BYTES)
 
 
-def join_record(panels: Panels, hidden_size: int, intermediate_size: int) -> npt.NDArray[np.uint8]:
-    """The record of these panels."""
+def sized_records(spec: ModelSpec, bits: float) -> list[int]:
+    """The bytes of every expert's record, layer by layer, with at most `bits` for a weight.
+
+    Raises UsageError for a number that cannot be, and SourceError.
+    """
+    lengths: list[int] = []
+    for _, routed in _routed(spec):
+        D, F = routed.width(spec.hidden_size), routed.intermediate_size
+        parts = 2 if routed.gated else 1
+        first, down = least_bytes(parts * panel_count(F), D), least_bytes(panel_count(D), F)
+        least = round_up(round_up(first, MATRIX_ALIGNMENT_BYTES) + down, PAGE_BYTES)
+        weights = (parts + 1) * D * F
+        length = int(bits * weights / 8) // PAGE_BYTES * PAGE_BYTES if 0 < bits <= MOST_BITS else 0
+        if length < least:
+            span = f"{math.ceil(800 * least / weights) / 100:.2f}, the fewest that this model's experts can have"
+            raise UsageError(
+                f"`bits`: expected a number from {span} in {SUB1.name}, to {MOST_BITS}; found {bits:g}.",
+                "For more bits leave `experts` out: then they have the formats of least error.",
+            )
+        lengths += [length] * routed.num_experts
+    return lengths
+
+
+def join_record(panels: Panels, hidden_size: int, intermediate_size: int, size: int = 0) -> npt.NDArray[np.uint8]:
+    """The record of these panels, filled up with zeros to `size` bytes."""
     first, second = _matrices(panels)
     rows = 2 * PANEL_ROWS * panel_count(intermediate_size) if "gate" in panels else intermediate_size
     up = join_panels(rows, hidden_size, LEVEL_BYTES, first)
     down = join_panels(hidden_size, intermediate_size, LEVEL_BYTES, second)
     lengths = {name: [len(panel) for panel in of_matrix] for name, of_matrix in panels.items()}
-    record = np.zeros(_record_bytes(lengths), np.uint8)
+    record = np.zeros(max(size, _record_bytes(lengths)), np.uint8)
     record[: len(up)] = up
     start = round_up(len(up), MATRIX_ALIGNMENT_BYTES)
     record[start : start + len(down)] = down

@@ -225,7 +225,7 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     if name == "embedding":
         return 1 / spec.embedding_scale
     if spec.encoder and name.endswith("query"):  # its scores have no scale of their own (T5)
-        head_dim = spec.layers[int(name.split(".")[1])].sizes()["head_dim"]
+        head_dim = spec.layers[int(name.split(".")[1])].sizes["head_dim"]
         return 1 / math.sqrt(columns * head_dim)
     if name.endswith(_INTO_THE_STREAM):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))

@@ -80,10 +80,10 @@ class Transfer:
         base = self._plan.bases.get(piece.number)
         return (piece,) if base is None else (piece, base)
 
-    def run(self, apart: Collection[int] = ()) -> None:
+    def run(self, apart: Collection[int] = (), release: bool = True) -> None:
         """Write every piece that is missing, shard by shard, but for those with numbers in `apart` (`put`).
 
-        A shard with such pieces is not released. Raises SourceError or OSError.
+        A shard with such pieces is not released, and without `release` none is. Raises SourceError or OSError.
         """
         infos = self._source.tensors()
         by_shard: dict[str, list[Piece]] = {}
@@ -100,7 +100,7 @@ class Transfer:
             for shard, pieces in by_shard.items():
                 self._convert(shard, pieces, pool)
                 self.checkpoint()
-                if shard not in kept:
+                if release and shard not in kept:
                     self._source.release(shard)
 
     def begin_apart(self) -> None:
@@ -232,7 +232,10 @@ class Transfer:
         panels = self._unjoined.pop(last.place.part)
         sizes = (last.place.rows, last.place.columns)
         hidden_size, intermediate_size = sizes if last.name.endswith(".down") else sizes[::-1]
-        self._writer.write(last.place.file, last.place.offset, join_record(panels, hidden_size, intermediate_size))
+        size = self._plan.parts[last.place.part].bytes
+        self._writer.write(
+            last.place.file, last.place.offset, join_record(panels, hidden_size, intermediate_size, size)
+        )
         self._errors |= self._waiting.pop(last.place.part)
 
     def _take_checksum(self, name: str) -> None:

@@ -30,6 +30,8 @@ class Piece:
     take: Take | None = None
     """A function for the logits after each token from `first_taken` on, in order, a few rows at a time."""
     first_taken: int = 0
+    hidden: Floats | None = None
+    """The hidden state of the token before each token `(T, D)`, for an MTP head."""
 
 
 @dataclass(eq=False, slots=True)

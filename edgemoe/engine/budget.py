@@ -20,7 +20,8 @@ def budget_of(ram: str | int | None, floor_bytes: int) -> int:
     if isinstance(ram, int):
         budget_bytes = ram
     elif ram is None or ram.strip().lower() == "auto":
-        budget_bytes = max(int(available_bytes() * AUTO_SHARE), min(floor_bytes, available_bytes()))
+        available = available_bytes()
+        budget_bytes = max(int(available * AUTO_SHARE), min(floor_bytes, available))
     elif ram.strip().lower() == "floor":
         budget_bytes = floor_bytes
     else:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +43,7 @@ from edgemoe.kernels.backend import Backend, Pause
 from edgemoe.kernels.operations import Floats
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import Graph
-from edgemoe.store.dense import DenseWeights
+from edgemoe.store.dense import DenseValue, DenseWeights
 from edgemoe.store.reader import Store
 
 if TYPE_CHECKING:  # hooks.py names this module's types
@@ -54,6 +54,11 @@ SAVING_SECONDS = 3.0
 """The longest time in which prefixes are saved when the engine is closed."""
 PROBED_TOKENS = 64
 """Tokens for which products are timed: with as many, kernels are about as fast as with any number."""
+
+
+HiddenTaker = Callable[[int, Floats], None]
+"""A function that is given a position and the residual stream after all layers, of the token there and of those that
+follow `(n, D)`; the rows are overwritten once it returns."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,12 @@ class Engine:
         options: EngineOptions,
         routing: RoutingSource | None = None,
         dense: DenseWeights | None = None,
+        shared: Mapping[str, DenseValue] = MappingProxyType({}),
     ) -> None:
         """`graph` is the program of the model that runs: the store's, with `routing` and lossy options applied to it.
 
         `memory` is the plan that follows from the options, and `backend` has their threads. `dense`: the weights
-        that every token needs, if the caller has begun to read them already.
+        that every token needs, if the caller has begun to read them already; `shared`: those of another model.
         """
         self.store = store
         self.lossy = options.lossy.effective(memory.all_resident)
@@ -118,6 +124,8 @@ class Engine:
         self._recorder: RoutingObserver | None = None
         self.pause: Pause | None = None
         """Called between the layers of prompts; what it raises ends the run, none of whose tokens is then held."""
+        self.hidden_takers: dict[TokenSequence, HiddenTaker] = {}
+        """Functions that get the hidden states of all tokens of a sequence that are run."""
         self._tokens = 0
         self._keeps_ledger = False
         self._forward_ns = 0
@@ -126,6 +134,7 @@ class Engine:
             graph, memory.chunk_tokens, memory.context_length, memory.kv_format, memory.sequences
         )
         routed = [layer.routing for layer in graph.decoder_layers if layer.routing is not None]
+        self._hidden = None if graph.hidden is None else space.array(graph.hidden)
         choices = space.side_by_side([one.experts for one in routed])
         space.side_by_side([one.weights for one in routed], np.float32)  # observers read them in one call
         keeps_prefixes = routing is None and not self.lossy.depends_on_cache
@@ -137,7 +146,7 @@ class Engine:
         self._loaded = LoadedModel(store, backend, space)
         mode = options.prefetch if routing is None or routing.recall is not None else "off"
         try:
-            self._loaded.open(graph, memory, options, mode, dense)
+            self._loaded.open(graph, memory, options, mode, dense, shared)
             if keeps_prefixes and inputs is None and options.prefix_disk is not None:
                 from edgemoe.engine.prefix_program import open_prefix_disk  # which few ask for, at 40 ms a start
 
@@ -158,6 +167,11 @@ class Engine:
     def routing(self) -> Sequence[LayerRouting | None]:
         """The routers' output for the tokens of the latest step, layer by layer; None for a dense layer."""
         return self._loaded.routing
+
+    @property
+    def weights(self) -> Mapping[str, DenseValue]:
+        """The weights that every token needs, by their names in the store, without those on disk."""
+        return self._loaded.weights
 
     @property
     def direct_reads(self) -> bool:
@@ -295,11 +309,16 @@ class Engine:
             self._forward_ns += time.perf_counter_ns() - began_ns
 
     def step(
-        self, batch: Mapping[TokenSequence, TokenIds], *, all_logits: bool | Collection[TokenSequence] = False
+        self,
+        batch: Mapping[TokenSequence, TokenIds],
+        *,
+        all_logits: bool | Collection[TokenSequence] = False,
+        hidden: Mapping[TokenSequence, Floats] = MappingProxyType({}),
     ) -> dict[TokenSequence, Floats]:
         """Append tokens to several sequences in one run; returns each one's logits, as `forward` does.
 
-        `all_logits` may name the sequences of which the logits after each token are wanted.
+        `all_logits` may name the sequences of which the logits after each token are wanted. `hidden` has, for an MTP
+        head, the hidden state of the token before each token, `(T, D)`.
         Weights and experts that several sequences use are read once for all of them. The result of each sequence is
         the same to the bit as that of `forward` on it alone. Raises UsageError for a sequence that is closed or of
         another model, for tokens as `forward`, for more than one sequence while routing is recorded, and where forced
@@ -314,7 +333,8 @@ class Engine:
         for sequence, token_ids in batch.items():
             ids = check_ids(token_ids, self.spec.vocab_size)
             rows = len(ids) if _wants_all(sequence, all_logits) else 1
-            pieces.append(Piece(sequence, ids, np.empty((rows, self.spec.vocab_size), np.float32)))
+            logits = np.empty((rows, self.spec.vocab_size), np.float32)
+            pieces.append(Piece(sequence, ids, logits, hidden=hidden.get(sequence)))
         try:
             self._run(pieces)
         finally:
@@ -460,11 +480,16 @@ class Engine:
             space.sequences[here] = rows.piece.sequence.row
             for table in self._loaded.tables:
                 table.name(rows.row, rows.token_ids, rows.piece.sequence.ids, start)
+            if self._hidden is not None and rows.piece.hidden is not None:
+                self._hidden[here] = rows.piece.hidden[rows.first : rows.end]
         if self._forced is not None:
             self._forced.put(self.routing, run)
         self._loaded.run(tokens, phase, self.pause)
         self._tokens += tokens
         self._uses.add(tokens)
+        for rows in run:
+            if self.hidden_takers and (take := self.hidden_takers.get(rows.piece.sequence)) is not None:
+                take(rows.piece.sequence.resumes_at, space.residual[rows.row : rows.row + rows.count])
         self._loaded.logits([rows.wanted() for rows in run])
         for rows in run:
             if rows.piece.take is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.model.spec import LayerSpec
 from edgemoe.paths import cache_folder
-from edgemoe.store.dense import DenseWeights
+from edgemoe.store.dense import DenseValue, DenseWeights
 from edgemoe.store.reader import Store
 
 PROBED_PRODUCTS = 1 << 25
@@ -73,6 +73,8 @@ class LoadedModel:
         self._head: Program | None = None
         self._embed: Program | None = None
         self._embedding_rows: DiskRows | None = None
+        self.weights: Mapping[str, DenseValue] = {}
+        """The weights that every token needs, by their names; none once it is closed."""
         self.tables: list[TableRows] = []
         """The tables on disk, of which `run` reads the rows that each token has been noted to have."""
         self._table_programs: list[Program] = []
@@ -90,12 +92,19 @@ class LoadedModel:
         """The output of the routers in the encoder's layers for the latest input."""
 
     def open(
-        self, graph: Graph, memory: MemoryPlan, options: EngineOptions, prefetch: str, dense: DenseWeights | None
+        self,
+        graph: Graph,
+        memory: MemoryPlan,
+        options: EngineOptions,
+        prefetch: str,
+        dense: DenseWeights | None,
+        shared: Mapping[str, DenseValue],
     ) -> None:
         """Read all weights that stay in RAM, and make the programs of `graph`.
 
         `prefetch` is one of `PREFETCH_MODES`. `dense`: the weights that every token needs, if they are being read
-        already. Raises StoreError, ReadError, BudgetError, KernelError; `close` is then still to be called.
+        already; `shared`: those of another model that this one uses too. Raises StoreError, ReadError, BudgetError,
+        KernelError; `close` is then still to be called.
         """
         store, spec = self._store, graph.spec
         if dense is not None:
@@ -117,7 +126,7 @@ class LoadedModel:
         self.tables = open_tables(tables, store, options.direct_reads)
         decoder = Decoder(
             graph,
-            dense.tensors,
+            {**dense.tensors, **shared},
             self._space,
             arena,
             store.record_layouts,
@@ -127,6 +136,7 @@ class LoadedModel:
         )
         if cache is None:
             self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
+        self.weights = dense.tensors
         self._programs = Programs(self._backend, decoder.part_of, decoder.layer_of)
         self._stepper = Stepper(decoder, self._programs, cache, prefetch)
         self._head = self._programs.make(decoder.head)
@@ -295,7 +305,7 @@ class LoadedModel:
         # The programs hold weights, KV cache and slots, and somebody may keep a closed engine for its figures.
         self._stepper = _Closed(self._stepper.statistics)
         self._head = self._embed = self._programs = None
-        self._products = []
+        self._products, self.weights = [], {}
 
 
 def _allocate_arena(slots: int, slot_bytes: int) -> npt.NDArray[np.uint8]:

@@ -1,8 +1,8 @@
 """The memory plan: what a model needs at least, and how a budget (`budget.py`) is shared out.
 
 Everything counts: the interpreter with its libraries (measured), the weights that every token needs,
-activations and kernel scratch, the KV cache, fixed state with its snapshots where a model has some, and the expert
-slots with the tables about them, which take the rest.
+activations and kernel scratch, the KV cache, fixed state with its snapshots where a model has some, a draft model with
+all that it needs where one is opened, and the expert slots with the tables about them, which take the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from edgemoe.engine.budget import budget_of
 from edgemoe.engine.part_sizes import (
     ModelSizes,
     WindowPlan,
+    draft_model_bytes,
     fixed_state_bytes,
     kv_cache_bytes,
     snapshot_count,
@@ -72,6 +73,8 @@ class MemoryPlan:
     """Bytes of the keys and values that an encoder writes once for each sequence's input."""
     drafts: int = 0
     """How many guessed tokens a step has room for, for each sequence."""
+    draft_model_bytes: int = 0
+    """Bytes of the draft model, all of whose weights are in RAM; 0 without one."""
 
     @property
     def all_resident(self) -> bool:
@@ -88,6 +91,7 @@ class MemoryPlan:
             + self.kv_cache_bytes
             + self.fixed_state_bytes
             + self.input_bytes
+            + self.draft_model_bytes
             + self.experts_bytes
         )
 
@@ -189,9 +193,10 @@ class _Needs:
         least_state_bytes = kv_cache_bytes(graph, CHUNK_TOKENS[-1], least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += written_once_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
+        least_state_bytes += draft_model_bytes(sizes, least_context)
         least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
-        least_experts_bytes += _staging_bytes(sizes, backend)
+        least_experts_bytes += reading_bytes(sizes, backend)
         dense_bytes = _dense_bytes(sizes, embedding_resident)
         return cls(
             graph,
@@ -230,7 +235,7 @@ def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) 
     return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend, sizes.record_parts)
 
 
-def _staging_bytes(sizes: ModelSizes, backend: Backend) -> int:
+def reading_bytes(sizes: ModelSizes, backend: Backend) -> int:
     """Bytes of the buffers from which all reader threads land records in parts."""
     return READER_THREADS * thread_staging_bytes(sizes.staging_bytes, backend)
 
@@ -277,9 +282,10 @@ def _share_in_chunks(least: _Needs, budget_bytes: int, most_chunk_tokens: int) -
             f"Use `ram={-(-floor_bytes >> 20)}MiB` or more (`ram=floor` takes just what it needs).",
         )
     dense_bytes = _dense_bytes(sizes, least.embedding_resident)
-    fixed_bytes = interpreter + dense_bytes
+    least_draft_model = draft_model_bytes(sizes, least.least_context)
+    fixed_bytes = interpreter + dense_bytes + least_draft_model
     chunk, context, most_context = CHUNK_TOKENS[-1], least.least_context, least.most_context
-    all_slots_bytes = sizes.total_experts * sizes.slot_bytes + _staging_bytes(sizes, backend)
+    all_slots_bytes = sizes.total_experts * sizes.slot_bytes + reading_bytes(sizes, backend)
 
     def least_state_bytes(chunk_tokens: int) -> int:
         return state_bytes(graph, chunk_tokens, least.least_context, sizes.kv_format, sizes.sequences)
@@ -304,6 +310,7 @@ def _share_in_chunks(least: _Needs, budget_bytes: int, most_chunk_tokens: int) -
         cost += fixed_state_bytes(graph, wider, sizes.kv_format, sizes.sequences)
         cost += written_once_bytes(graph, wider, sizes.kv_format, sizes.sequences)
         cost += workspace_bytes(graph, sizes, backend, chunk, wider)
+        cost += draft_model_bytes(sizes, wider) - least_draft_model
         spare = budget_bytes - fixed_bytes - cost
         crowds_experts = cost > (budget_bytes - fixed_bytes) // 5 or spare < least.least_experts_bytes
         if spare < all_slots_bytes and crowds_experts:
@@ -312,9 +319,11 @@ def _share_in_chunks(least: _Needs, budget_bytes: int, most_chunk_tokens: int) -
     workspace = workspace_bytes(graph, sizes, backend, chunk, context)
     kv_cache = kv_cache_bytes(graph, chunk, context, sizes.kv_format, sizes.sequences)
     fixed_state = fixed_state_bytes(graph, context, sizes.kv_format, sizes.sequences)
-    staging = _staging_bytes(sizes, backend)
+    staging = reading_bytes(sizes, backend)
     inputs = written_once_bytes(graph, context, sizes.kv_format, sizes.sequences)
-    slots = _most_slots(least, budget_bytes - fixed_bytes - workspace - kv_cache - fixed_state - inputs - staging)
+    draft_model = draft_model_bytes(sizes, context)
+    others = workspace + kv_cache + fixed_state + inputs + staging + draft_model - least_draft_model
+    slots = _most_slots(least, budget_bytes - fixed_bytes - others)
     return MemoryPlan(
         budget_bytes,
         floor_bytes,
@@ -337,4 +346,5 @@ def _share_in_chunks(least: _Needs, budget_bytes: int, most_chunk_tokens: int) -
         staging,
         inputs,
         sizes.drafts,
+        draft_model,
     )

@@ -13,7 +13,7 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.memory import interpreter_bytes, least_bytes, plan_memory
 from edgemoe.engine.options import DEFAULTS, EngineOptions
-from edgemoe.engine.part_sizes import ModelSizes
+from edgemoe.engine.part_sizes import Beside, ModelSizes
 from edgemoe.engine.scratch import WeightFormats
 from edgemoe.engine.workspace import KvFormat
 from edgemoe.errors import StoreError, UsageError
@@ -35,17 +35,20 @@ def open_engine(
     *,
     routing: RoutingSource | None = None,
     meanwhile: Callable[[], None] | None = None,
+    beside: Beside | None = None,
 ) -> Engine:
     """Open a store, or take an open one, and make it ready to run within a memory budget.
 
     `routing`, if given, replaces the routers: it supplies experts, their number per token and their weights, and
     guesses if it has any. `meanwhile` is called while weights are read, where the budget has ample room; the plan
-    counts the memory that it takes. Raises StoreError, BudgetError, UsageError, and any error that `meanwhile` raises.
+    counts the memory that it takes. `beside` is a draft model (`beside.py`) that gets its share, and is opened by the
+    caller afterwards. Raises StoreError, BudgetError, UsageError, and any error that `meanwhile` raises.
     """
     if routing is not None and options.lossy.on:
         raise UsageError("Forced routing leaves lossy settings nothing to decide.", "Leave one of them out.")
     store = model if isinstance(model, Store) else Store.open(Path(model))
     spec = store_spec(store)
+    refuse_head(store, spec)
     if routing is not None and spec.encoder is not None:
         raise UsageError(
             "Forced routing is for models without an encoder, whose tokens have routing of their own.",
@@ -54,7 +57,7 @@ def open_engine(
     spec = options.lossy.applied_to(spec if routing is None else routing.apply_to(spec))
     check_planes(store, options.lossy)
     graph = graph_of(spec, store, options.lossy, routing)
-    sizes = model_sizes(store, spec, options.kv, options.sequences, options.most_drafts)
+    sizes = model_sizes(store, spec, options.kv, options.sequences, options.most_drafts, beside)
     backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
     dense = embedding_resident = None
     try:
@@ -86,6 +89,15 @@ def open_engine(
         backend.close()
         raise
     return Engine(store, graph, memory, backend, options, routing, dense)
+
+
+def refuse_head(store: Store, spec: ModelSpec) -> None:
+    """Raise UsageError for an MTP head, which is no model of its own."""
+    if spec.mtp:
+        raise UsageError(
+            f"{store.path}: an MTP head, which guesses for the model that it was converted from, and is none itself.",
+            "Open that model, and name this one as its `draft`.",
+        )
 
 
 def check_planes(store: Store, lossy: LossySettings) -> None:
@@ -120,10 +132,16 @@ def graph_of(spec: ModelSpec, store: Store, lossy: LossySettings, routing: Routi
 
 
 def model_sizes(
-    store: Store, spec: ModelSpec, kv: str | None = None, sequences: int = 1, drafts: int = 0
+    store: Store,
+    spec: ModelSpec,
+    kv: str | None = None,
+    sequences: int = 1,
+    drafts: int = 0,
+    beside: Beside | None = None,
 ) -> ModelSizes:
     """The sizes of a store that the memory plan needs. Raises UsageError for an unknown KV format (`open_engine`)."""
-    embedding_bytes = 0 if spec.tied_embeddings else saved_bytes(store)
+    shared = spec.tied_embeddings or spec.mtp or (beside is not None and beside.shares_embedding)
+    embedding_bytes = 0 if shared else saved_bytes(store)
     formats = WeightFormats.of(store)
     kv_format = _kv_format(store, kv)
     return ModelSizes(
@@ -137,6 +155,7 @@ def model_sizes(
         store.staging_bytes,
         max((len(layout.parts) for layout in store.manifest.layouts), default=0),
         drafts,
+        beside,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from edgemoe.engine.scratch import WeightFormats, step_scratch_bytes
 from edgemoe.engine.workspace import (
@@ -30,6 +31,16 @@ POSITION_OBJECT_BYTES = 64
 """Room for the Python objects that describe a position: its token's id, and its share of a page's hash and places."""
 
 
+class Beside(Protocol):
+    """A draft model, as the plan of the model sees it that it is opened beside."""
+
+    shares_embedding: bool
+    """Whether it needs the model's embedding, which then stays in RAM."""
+
+    def planned_bytes(self, context_length: int) -> int:
+        """The bytes that it takes beside a model with such a context."""
+
+
 @dataclass(frozen=True)
 class ModelSizes:
     """Sizes of a store that the memory plan needs: in bytes, except the counts."""
@@ -49,6 +60,8 @@ class ModelSizes:
     """How many parts a record has at most; 0 where records land as they are."""
     drafts: int = 0
     """How many guessed tokens a step may have for each sequence."""
+    beside: Beside | None = None
+    """The draft model that is opened beside the model (`beside.py`); None without one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,11 @@ def fixed_state_bytes(graph: Graph, context_length: int, kv_format: KvFormat, se
     """Bytes of the fixed state of every sequence, and of its snapshots."""
     snapshots = snapshot_count(graph, context_length, kv_format, sequences)
     return sequences * fixed_row_bytes(graph) + snapshots * snapshot_bytes(graph)
+
+
+def draft_model_bytes(sizes: ModelSizes, context_length: int) -> int:
+    """Bytes of the draft model beside a model; 0 without one."""
+    return 0 if sizes.beside is None else sizes.beside.planned_bytes(context_length)
 
 
 def workspace_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, chunk_tokens: int, context_length: int) -> int:

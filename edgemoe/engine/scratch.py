@@ -64,9 +64,12 @@ def step_scratch_bytes(
         context_length = 1
     known, key = formats.known.setdefault(backend, {}), (graph, tokens, context_length, kv_format)
     if key not in known:
+        made: dict[int, Any] = {}  # by `id`, as operations share leaves, which the graph keeps
 
         def placeholder(leaf: Leaf) -> Any:
-            return _placeholder(leaf, formats, tokens, context_length, kv_format)
+            if id(leaf) not in made:
+                made[id(leaf)] = _placeholder(leaf, formats, tokens, context_length, kv_format)
+            return made[id(leaf)]
 
         # The guess at a routing has room for few rows only, and so has a program with it.
         programs = (

@@ -86,6 +86,7 @@ are those of m4. bf16 is the upper half of a float32: its bits, shifted by 16, a
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -246,6 +247,17 @@ class Format:
 
     def panel_bytes(self, columns: int) -> int:
         """Bytes of one panel of 16 rows."""
+        known = self._panel_bytes.get(columns)
+        if known is None:
+            known = self._panel_bytes[columns] = self._count_panel_bytes(columns)
+        return known
+
+    @functools.cached_property
+    def _panel_bytes(self) -> dict[int, int]:
+        """The bytes of a panel by columns: plans and conversions ask for a few of them thousands of times."""
+        return {}
+
+    def _count_panel_bytes(self, columns: int) -> int:
         used = self.payload_count(columns) * self.payload_bytes + PANEL_ROWS * self.row_number_bytes(columns)
         return _round_up(used, PANEL_ALIGNMENT_BYTES)
 

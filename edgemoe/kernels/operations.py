@@ -130,14 +130,14 @@ class Operation:
 
     def weight_bytes(self) -> int:
         """Return the bytes of weights that it reads for one token."""
-        return sum(value.nbytes for field, value in _members(self) if field.mark.is_weight)
+        return sum(value.nbytes for field, value in members_of(self) if field.mark.is_weight)
 
     def position_bytes(self) -> int:
         """Return the bytes that it reads for one token from each position of the KV cache."""
         return 0
 
 
-def _members(value: Any) -> Iterator[tuple[Field, Any]]:
+def members_of(value: Any) -> Iterator[tuple[Field, Any]]:
     """Yield the fields of an operation that have a shape, with what they hold; those of nested structs too."""
     definition: Definition = definition_of(type(value))
     for field in definition.fields:
@@ -148,12 +148,12 @@ def _members(value: Any) -> Iterator[tuple[Field, Any]]:
             yield field, member
         elif field.struct is not None:
             for one in member if field.mark.kind == "structs" else (member,):
-                yield from _members(one)
+                yield from members_of(one)
 
 
 def largest_rows(operation: Operation) -> int:
     """Return the number of elements of the largest buffer with a row for each token."""
-    return max((math.prod(v.shape) for field, v in _members(operation) if field.mark.per_row), default=0)
+    return max((math.prod(v.shape) for field, v in members_of(operation) if field.mark.per_row), default=0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,6 +13,8 @@ from edgemoe.process import physical_cores, processor_quota, usable_processors
 
 KERNELS_VARIABLE = "EDGEMOE_KERNELS"
 ISA_VARIABLE = "EDGEMOE_ISA"
+DEVICE_VARIABLE = "EDGEMOE_DEVICE"
+"""Names a device that runs what it has a text for, beside the native kernels: to the same bits, for tests so far."""
 
 BACKENDS = ("native", "jit", "reference")
 """Best first."""
@@ -35,9 +37,16 @@ def select_backend(threads: int | None = None) -> Backend:
     """Make the backend that `describe_backend` chooses.
 
     Raises UsageError for threads outside 1 to 256, or an environment variable that names an unknown backend or
-    instruction set.
+    instruction set or device, and DeviceError where that cannot be opened.
     """
     choice = describe_backend(threads)
+    device = os.environ.get(DEVICE_VARIABLE)
+    if device:
+        if choice.backend != "native":
+            raise UsageError(f"{DEVICE_VARIABLE}={device} needs the native kernels; {choice.reason}.", "Unset it.")
+        from edgemoe.kernels.device.opening import open_device
+
+        return open_device(device, choice.threads, choice.isa)
     if choice.backend == "native":
         from edgemoe.kernels.native.backend import NativeBackend
 

@@ -89,6 +89,11 @@ class Trellis:
         return BLOCK_STEPS * CHAINS * self.step_weights
 
     @property
+    def unit_columns(self) -> int:
+        """The columns that a chain has of a block."""
+        return BLOCK_STEPS * self.step_weights
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of a block of 16 rows."""
         return _LINE_BYTES * self.step_bits

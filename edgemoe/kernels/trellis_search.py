@@ -1,8 +1,8 @@
 """The search for the codes of given weights: the cheapest path through a trellis (Viterbi), in NumPy.
 
 `native/kernels/trellis/search.h` is the same in C and finds the same codes: costs are whole numbers, and of equal costs
-the path with the lower oldest bits is taken. Here a step of all chains of all rows is one pass of NumPy: some fifty
-times slower, for machines without the native library.
+the path with the lower oldest bits is taken; `feed.h` beside it feeds errors back as here. Here a step of all chains of
+all rows is one pass of NumPy: some fifty times slower, for machines without the native library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
-from edgemoe.kernels.trellis import CHAINS, Bytes, Trellis
+from edgemoe.kernels.trellis import BLOCK_STEPS, CHAINS, Bytes, Trellis
 
 Floats = npt.NDArray[np.float32]
 
@@ -56,13 +56,11 @@ def search(
     gains: Floats,
     importance: Floats,
     starts: Bytes | None = None,
-    chain: int | None = None,
 ) -> Bytes:
     """Find the codes `(rows, codes)` with the smallest sum of gain * importance * (weight * inverse - level)**2.
 
     Weights `(rows, padded columns)`, inverses and gains `(rows, padded columns / 32)`, importance `(padded columns,)`.
-    Starts `(rows, 4)` are the states of chains before the first step, 0 without them. Codes of others than `chain`, if
-    that is given, are 0.
+    Starts `(rows, 4)` are the states of chains before the first step, 0 without them.
     """
     codes = np.empty((len(weights), weights.shape[1] // levels.trellis.step_weights), np.uint8)
     if starts is None:
@@ -72,9 +70,76 @@ def search(
         targets = weights[some] * np.repeat(inverses[some], GROUP_COLUMNS, axis=1)
         penalties = np.repeat(gains[some], GROUP_COLUMNS, axis=1) * importance
         codes[some] = _search(levels, targets, penalties, starts[some])
-    if chain is not None:
-        codes *= np.arange(codes.shape[1]) % CHAINS == chain
     return codes
+
+
+@dataclass(frozen=True, eq=False)
+class FedColumns:
+    """Columns of rows whose errors feed back, in whole blocks: the first get codes, others are searched with them.
+
+    A unit is what a chain has of a block: 8 steps.
+    """
+
+    targets: Floats
+    """`(rows, columns)`"""
+    inverses: Floats
+    """`(rows, columns / 32)`: what makes steps of targets."""
+    gains: Floats
+    """`(rows, columns / 32)`: the costs of squared errors of a step, times the importance."""
+    steps: Floats
+    """`(rows, columns / 32)`: what a level of 1 is worth."""
+    importance: Floats
+    """`(columns,)`"""
+    factors: Floats
+    """`(units kept, columns of a unit, as many)`: what is left of a unit's errors by its columns; upper triangular."""
+    rates: Floats
+    """`(columns kept, columns)`: what a rest takes from later targets."""
+    ahead: int
+    """The columns that a search goes beyond its block, if there are as many."""
+
+
+def feed_back(levels: Levels, fed: FedColumns, states: Bytes) -> tuple[Bytes, Floats]:
+    """The codes and the rests of errors `(rows, columns kept)`, unit by unit.
+
+    Each unit is on the cheapest path for the targets that the units before it left. `states` `(rows, 4)` are those of
+    chains before these columns, and become those after them.
+    """
+    trellis, count = levels.trellis, len(fed.rates)
+    targets, unit, width = fed.targets.copy(), trellis.unit_columns, trellis.block_columns
+    values = np.stack([own[numbers] for own, numbers in zip(levels.levels, levels.numbers.T, strict=True)], axis=1)
+    codes = np.empty((len(targets), count // trellis.step_weights), np.uint8)
+    rests = np.empty((len(targets), count), np.float32)
+    for block, chain in np.ndindex(count // width, CHAINS):
+        first, own = block * width, block * width + chain + CHAINS * np.arange(unit)
+        end = min(first + width + fed.ahead, targets.shape[1])
+        columns, groups = slice(first, end), slice(first // GROUP_COLUMNS, end // GROUP_COLUMNS)
+        numbers = fed.inverses[:, groups], fed.gains[:, groups]
+        found = search(levels, targets[:, columns], *numbers, fed.importance[columns], states)
+        found = found[:, chain : BLOCK_STEPS * CHAINS : CHAINS]
+        start = first // trellis.step_weights + chain
+        codes[:, start : start + BLOCK_STEPS * CHAINS : CHAINS] = found
+        chosen = values[_windows(found, states, chain, trellis)].reshape(len(found), -1)
+        errors = targets[:, own] - chosen * fed.steps[:, own // GROUP_COLUMNS]
+        factors = fed.factors[block * CHAINS + chain]
+        left = errors[:, :1] * factors[0]
+        for i in range(1, unit):
+            left[:, i:] += errors[:, i : i + 1] * factors[i, i:]
+        rests[:, own] = left
+        later = np.arange(first, targets.shape[1])
+        later = later[(later % CHAINS > chain) | (later >= first + width)]
+        for i, rates in enumerate(fed.rates[own]):
+            targets[:, later] -= left[:, i : i + 1] * rates[later]
+    return codes, rests
+
+
+def _windows(codes: Bytes, states: Bytes, chain: int, trellis: Trellis) -> npt.NDArray[np.int64]:
+    """The windows `(rows, 8)` of codes that are appended to a chain, whose states become those after them."""
+    shifts = np.arange(BLOCK_STEPS - 1, -1, -1) * trellis.step_bits
+    stream = states[:, chain].astype(np.int64) << BLOCK_STEPS * trellis.step_bits
+    stream |= (codes.astype(np.int64) << shifts).sum(axis=1)
+    states[:, chain] = stream & (1 << trellis.state_bits) - 1
+    found: npt.NDArray[np.int64] = stream[:, None] >> shifts & (1 << trellis.window_bits) - 1
+    return found
 
 
 def _search(levels: Levels, targets: Floats, penalties: Floats, starts: Bytes) -> Bytes:

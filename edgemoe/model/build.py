@@ -57,6 +57,7 @@ class Graph:
     lasting: tuple[Value, ...]
     """Every value that is not in memory which the values of a layer share."""
     encoder: EncoderGraph | None = None
+    hidden: Value | None = None  # (T, D): of an MTP head, the hidden state of the token before each
 
     @property
     def state(self) -> list[Value]:
@@ -158,6 +159,7 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
     with embed.doing("embedding"):
         matrix = embed.matrix("embedding", V, D)
         embed.add(op.Embed(cast(Any, ids), matrix, spec.embedding_scale, cast(Any, residual), spec.stream_count))
+        hidden = _add_mtp_input(embed, D) if spec.mtp else None
     guesses = not options.forced_routing or options.forced_guesses
     layers = encoder_layers
     for number, layer in enumerate(spec.layers[spec.encoder_layers :], spec.encoder_layers):
@@ -180,7 +182,21 @@ def build_graph(spec: ModelSpec, options: BuildOptions = PLAIN) -> Graph:
             head.add(op.SoftCap(cast(Any, logits), spec.logit_cap))
     sections = embed.section(), tuple(layers), head.section()
     encoder = finish() if finish else None
-    return Graph(spec, *inputs, residual, head_input, logits, *sections, tuple(shared.values()), encoder)
+    return Graph(spec, *inputs, residual, head_input, logits, *sections, tuple(shared.values()), encoder, hidden)
+
+
+def _add_mtp_input(build: Builder, size: int) -> Value:
+    """Let the stream of an MTP head begin with both of its inputs, after the embedding; returns the hidden states.
+
+    The paper's one matrix on both, side by side, is the sum of a matrix on each.
+    """
+    hidden = build.kept("hidden", "T", size)
+    normed = build.rms_norm(build.residual, "token_norm", size, build.rows("normed_token", size))
+    build.linear(normed, "token_in", build.residual)
+    normed = build.rms_norm(hidden, "hidden_norm", size, build.rows("normed_hidden", size))
+    part = op.LinearPart(build.matrix("hidden_in", size, size), None, build.residual)
+    build.add(op.Linear(normed, (part,), accumulate=True))
+    return cast(Value, hidden)
 
 
 def _encoder(

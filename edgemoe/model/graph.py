@@ -43,6 +43,7 @@ Part = Literal[
     "disk_wait",
     "synchronisation",
     "python",
+    "drafting",
     "sampling",
     "text",
 ]
@@ -50,7 +51,8 @@ Part = Literal[
 
 attention: with its norms, projections, positions and KV cache. mixer: whatever else mixes tokens, such as a
 convolution, with its norm and projections. router: with the norm before the FFN. prefetch: the guess at the next
-layer's routing. text: from token ids to pieces of text.
+layer's routing. drafting: guesses at the next tokens, and all that a draft model does. text: from token ids to pieces
+of text.
 """
 
 Stage = Literal["attend", "fetch", "guess", "beside", "experts", "combine"]

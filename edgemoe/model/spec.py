@@ -6,6 +6,7 @@ A family (`edgemoe/architectures`) makes a `ModelSpec` from a checkpoint's confi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -129,7 +130,8 @@ class LayerSpec:
         """The same layer with another number of experts for each token, if it has routed experts."""
         return LayerSpec(tuple(replace(block, body=block.body.with_top_k(top_k)) for block in self.blocks))
 
-    def sizes(self) -> dict[str, int]:
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, int]:
         """The values of the symbols of checkpoints' tables, of all its blocks."""
         return {name: size for block in self.blocks for name, size in block.body.sizes().items()}
 
@@ -221,6 +223,9 @@ class ModelSpec:
     """The encoder; None in a model that has a decoder alone."""
     streams: Streams | None = None
     """The rule of several residual streams; None: there is one."""
+    mtp: bool = False
+    """Whether it is an MTP head: its stream begins with a token's embedding and the hidden state of the token before,
+    in another model, whose embedding and head it shares."""
 
     @property
     def stream_count(self) -> int:
@@ -269,6 +274,8 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: every field by its name; each body has a field that names its kind."""
         plain: dict[str, Any] = to_plain(self)
+        if not self.mtp:
+            del plain["mtp"]  # which few models say
         return plain
 
     @classmethod
@@ -295,6 +302,8 @@ class ModelSpec:
         if spec.norm_bias and spec.norm != "layer":
             raise ValueError("model.norm_bias: biases of norms that are not LayerNorm")
         spec.check_streams()
+        if spec.mtp and (spec.streams or spec.encoder or spec.norm != "rms" or spec.head_bias):
+            raise ValueError("model.mtp: an MTP head of a model that has several streams, an encoder or biases")
         return spec
 
     def check_streams(self) -> None:
@@ -323,14 +332,18 @@ class ModelSpec:
     def dense_tensors(self) -> dict[str, tuple[int, ...]]:
         """The tensors that are not of a routed expert: their number does not grow with that of the experts."""
         D = self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab_size, D)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.mtp:
+            shapes |= {"token_norm": (D,), "hidden_norm": (D,), "token_in": (D, D), "hidden_in": (D, D)}
+        else:
+            shapes["embedding"] = (self.vocab_size, D)
         if self.streams is None:
             shapes |= _norm("final_norm", D, self.norm_bias)
         else:
             shapes |= {f"final_{end}": shape for end, shape in self.streams.tensors(D, writes=False).items()}
         if self.encoder:
             shapes |= _norm("encoder_norm", D, self.norm_bias)
-        if not self.tied_embeddings:
+        if not (self.tied_embeddings or self.mtp):
             shapes["head"] = (self.vocab_size, D)
         if self.head_bias:
             shapes["head_bias"] = (self.vocab_size,)

@@ -13,28 +13,25 @@ targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
-from edgemoe.kernels.trellis import BLOCK_STEPS, CHAINS, SCALE_COLUMNS, Bytes, Trellis, Values, window_values
-from edgemoe.kernels.trellis_search import Levels
+from edgemoe.kernels.trellis import CHAINS, SCALE_COLUMNS, Bytes, Trellis, Values, window_values
+from edgemoe.kernels.trellis_search import FedColumns, Levels
+from edgemoe.quant.factors import Doubles, Floats, lower_factor, lower_inverse
 from edgemoe.quant.trellis import (
-    Floats,
+    PASSES,
     Halves,
-    Search,
+    Searches,
     TrellisRows,
     implementation,
     mean_one,
     path_gains,
     quantise_rows,
 )
-
-Doubles = npt.NDArray[np.float64]
 
 _UNUSED = 1e-6
 """The second moment of columns that no input ever uses, in those of the mean column."""
@@ -46,24 +43,24 @@ With as many, independent inputs have 1 to 4 % more error than by searches of wh
 """
 _PASSES = 1
 """Searches for a path before scales are chosen: a second one changes the error by less than a hundredth."""
-_SMALLEST_HALF = 16
 _ROWS_AT_ONCE = 256
 """Rows whose targets for 256 columns stay in a processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """How errors of the columns of a matrix feed back, in one format: the factor `M` of its inputs' second moments."""
+    """How errors of the columns of a matrix feed back, in one format, by the factor `M` of its inputs' second moments.
+
+    `M` is of the columns unit by unit: those of a block's first chain, of its second, and so on, block by block.
+    """
 
     trellis: Trellis
-    order: npt.NDArray[np.int64]
-    """Columns unit by unit: those of a block's first chain, of its second, and so on, block by block."""
-    factor: Floats
-    """`M`, in this order."""
+    factors: Floats
+    """The parts of `M` for the columns of one unit, `(units, columns of a unit, as many)`."""
+    inverse: Floats
+    """The inverse of `M`, with its rows and columns in the order of the matrix, `(padded columns, padded columns)`."""
     importance: Floats
-    """The costs of squared errors of columns, with those of earlier units made up for, in the order of the matrix."""
-    inverses: tuple[Floats, ...]
-    """Inverses of the parts of `M` for 256 columns and the blocks after them that a search goes through."""
+    """The costs of squared errors of columns, with those of earlier units made up for."""
 
     @classmethod
     def of(cls, moments: Doubles, trellis: Trellis, damping: float) -> Feedback:
@@ -75,61 +72,24 @@ class Feedback:
         if moments.shape != (columns, columns) or not np.isfinite(moments).all():
             raise EdgemoeError("the second moments of inputs: expected a square matrix of numbers, found others.")
         mean = float(np.trace(moments)) / columns
-        padded = trellis.padded(columns)
+        padded, unit = trellis.padded(columns), trellis.unit_columns
         whole = np.zeros((padded, padded))
         whole[:columns, :columns] = moments if mean > 0 else np.eye(columns)
         diagonal = np.einsum("ii->i", whole)
         diagonal[:columns] += damping * (mean if mean > 0 else 1)
         diagonal[columns:] = _UNUSED * diagonal[:columns].mean()
-        by_block = np.arange(padded).reshape(-1, BLOCK_STEPS * trellis.step_weights, CHAINS)
-        order = np.ascontiguousarray(by_block.transpose(0, 2, 1)).reshape(-1)
-        factor = _upper_factor(np.ascontiguousarray(whole[np.ix_(order, order)]))
-        unit = BLOCK_STEPS * trellis.step_weights
-        importance = np.empty(padded)
-        for first in range(0, padded, unit):
-            own = factor[first : first + unit, first : first + unit]
-            importance[order[first : first + unit]] = np.square(own).sum(axis=1)
-        windows = (factor[first:end, first:end] for first, _, end in _windows(padded, trellis))
-        inverses = tuple(_upper_inverse(window).astype(np.float32) for window in windows)
-        return cls(trellis, order, factor.astype(np.float32), importance.astype(np.float32), inverses)
-
-
-def _ahead(trellis: Trellis) -> int:
-    """The columns that a search goes beyond the block whose codes are kept."""
-    return _BLOCKS_AHEAD.get(trellis.name, 1) * trellis.block_columns
-
-
-def _windows(columns: int, trellis: Trellis) -> Iterator[tuple[int, int, int]]:
-    """Yield the first of each 256 columns, their end, and the end of what searches for them go through."""
-    for first in range(0, columns, SCALE_COLUMNS):
-        end = min(first + SCALE_COLUMNS, columns)
-        yield first, end, min(end + _ahead(trellis), columns)
-
-
-def _upper_inverse(matrix: Doubles) -> Doubles:
-    """The inverse of an upper triangular matrix, half by half."""
-    half = len(matrix) // 2
-    if half < _SMALLEST_HALF:
-        return np.linalg.inv(matrix).astype(np.float64)
-    inverse = np.zeros_like(matrix)
-    inverse[:half, :half], inverse[half:, half:] = (
-        _upper_inverse(part) for part in (matrix[:half, :half], matrix[half:, half:])
-    )
-    inverse[:half, half:] = -inverse[:half, :half] @ matrix[:half, half:] @ inverse[half:, half:]
-    return inverse
-
-
-def _upper_factor(moments: Doubles) -> Doubles:
-    """The upper triangular `M` with `M M^T` equal to the moments, or to them and a multiple of the identity."""
-    mean = float(np.trace(moments)) / len(moments)
-    added = 0.0
-    while True:
-        try:
-            turned = np.linalg.cholesky(moments[::-1, ::-1] + added * mean * np.eye(len(moments)))
-        except np.linalg.LinAlgError:
-            added = max(1e-6, 10 * added)
-            continue
-        return np.ascontiguousarray(turned[::-1, ::-1])
+        # Last column first: the lower triangular factor is the upper one of columns in their order, turned round.
+        shape = (-1, unit, CHAINS)
+        order = np.arange(padded).reshape(shape).transpose(0, 2, 1).reshape(-1)[::-1]
+        factor = lower_factor(whole[order[:, None], order])
+        del whole
+        units = padded // unit
+        parts = factor.reshape(units, unit, units, unit)[np.arange(units), :, np.arange(units)][::-1, ::-1, ::-1]
+        importance = np.empty(padded, np.float32)
+        importance[order[::-1]] = np.square(parts).sum(axis=2).reshape(-1)
+        inverse = np.empty((padded, padded), np.float32)
+        inverse[order[:, None], order] = lower_inverse(factor.astype(np.float32))
+        return cls(trellis, np.ascontiguousarray(parts, np.float32), inverse, importance)
 
 
 def quantise_with_feedback(
@@ -137,13 +97,12 @@ def quantise_with_feedback(
     tables: Values,
     deviation: float,
     feedback: Feedback,
-    search: Search | None = None,
+    searches: Searches | None = None,
 ) -> TrellisRows:
     """Quantise finite weights `(rows, columns)` as `quantise_rows` does, with feedback of errors."""
+    found = searches or implementation()
     parts = [
-        _Rows(
-            weights[first : first + _ROWS_AT_ONCE], tables, deviation, feedback, search or implementation()
-        ).quantised()
+        _Rows(weights[first : first + _ROWS_AT_ONCE], tables, deviation, feedback, found).quantised()
         for first in range(0, len(weights), _ROWS_AT_ONCE)
     ]
     codes, scales, factors = zip(*parts, strict=True)
@@ -155,114 +114,73 @@ def quantise_with_feedback(
 class _Rows:
     """Rows that are being quantised."""
 
-    def __init__(self, weights: Floats, tables: Values, deviation: float, feedback: Feedback, search: Search) -> None:
+    def __init__(
+        self, weights: Floats, tables: Values, deviation: float, feedback: Feedback, searches: Searches
+    ) -> None:
         self._feedback = feedback
         self._trellis = trellis = feedback.trellis
-        self._tables, self._deviation, self._search = tables, deviation, search
+        self._tables, self._deviation, self._searches = tables, deviation, searches
         rows, self._columns = weights.shape
-        padded = len(feedback.order)
-        self._weights = np.zeros((rows, padded), np.float32)
-        self._weights[:, : self._columns] = weights
-        self._errors = np.zeros((rows, padded), np.float32)
-        """Errors of columns that are done, in the order of units."""
-        self._values = window_values(tables, trellis).astype(np.float32)
+        self._targets = np.zeros((rows, len(feedback.inverse)), np.float32)
+        """The weights, with what makes up for the errors of columns that are done."""
+        self._targets[:, : self._columns] = weights
         self._levels = Levels.of(window_values(tables, trellis), trellis)
         self._states = np.zeros((rows, CHAINS), np.uint8)
-        self._codes = np.empty((rows, trellis.code_count(self._columns)), np.uint8)
-        self._unit = BLOCK_STEPS * trellis.step_weights
 
     def quantised(self) -> TrellisRows:
-        trellis, columns = self._trellis, self._columns
-        whole = None
-        if not trellis.has_factors:
-            own = self._feedback.importance[:columns]
-            whole = quantise_rows(self._weights[:, :columns], trellis, self._tables, self._deviation, own, self._search)
-        scales: list[Halves] = []
-        factors: list[Bytes] = []
-        for number in range(len(self._feedback.inverses)):
-            found = self._window(number, None if whole is None else whole.scales)
-            scales.append(found[0])
-            if found[1] is not None:
-                factors.append(found[1])
+        columns, whole = self._columns, None
+        if not self._trellis.has_factors:
+            whole = self._quantised(self._targets[:, :columns], slice(columns)).scales
+        windows = [self._window(first, whole) for first in range(0, self._targets.shape[1], SCALE_COLUMNS)]
+        codes = np.concatenate([window.codes for window in windows], axis=1)
         if whole is not None:
-            return TrellisRows(self._codes, whole.scales, None)
-        count = trellis.factor_count(columns)
-        return TrellisRows(self._codes, np.concatenate(scales, 1), np.concatenate(factors, 1)[:, :count].copy())
+            return TrellisRows(codes, whole, None)
+        factors = np.concatenate([window.factors for window in windows if window.factors is not None], axis=1)
+        return TrellisRows(codes, np.concatenate([window.scales for window in windows], axis=1), factors)
 
-    def _window(self, number: int, row_scales: Halves | None) -> tuple[Halves, Bytes | None]:
-        """Quantise 256 columns, or the last ones; returns their scales and factors."""
-        trellis, order, inverse = self._trellis, self._feedback.order, self._feedback.inverses[number]
-        first = number * SCALE_COLUMNS
-        end, ahead = min(first + SCALE_COLUMNS, len(order)), first + len(inverse)
-        factor = self._feedback.factor[first:ahead, first:ahead]
-        targets = self._weights[:, order[first:ahead]]
-        if first:
-            targets += (self._errors[:, :first] @ self._feedback.factor[:first, first:ahead]) @ inverse
-        natural = np.empty_like(targets)
-        natural[:, order[first:ahead] - first] = targets
-        scales, factors, steps = self._scales(natural, first, end, row_scales)
-        importance = mean_one(self._feedback.importance[first:ahead], ahead - first)
+    def _quantised(self, targets: Floats, columns: slice, passes: int = PASSES) -> TrellisRows:
+        importance = self._feedback.importance[columns]
+        search = self._searches.search
+        return quantise_rows(targets, self._trellis, self._tables, self._deviation, importance, search, passes)
+
+    def _window(self, first: int, row_scales: Halves | None) -> TrellisRows:
+        """Quantise 256 columns, or the last ones."""
+        trellis, feedback, targets = self._trellis, self._feedback, self._targets
+        end = min(first + SCALE_COLUMNS, targets.shape[1])
+        ahead = _BLOCKS_AHEAD.get(trellis.name, 1) * trellis.block_columns
+        behind = min(end + ahead, targets.shape[1])
+        scales, factors, steps = self._scales(first, end, behind, row_scales)
+        importance = mean_one(feedback.importance[first:behind], behind - first)
         by_group = importance.reshape(-1, GROUP_COLUMNS)
         gains = path_gains(steps, by_group.sum(axis=1).astype(float), by_group.max(axis=1).astype(float), self._levels)
-        inverses = np.divide(1, steps, out=np.zeros_like(steps), where=steps > 0).astype(np.float32)
-        steps = steps.astype(np.float32)
-        for block in range(0, end - first, trellis.block_columns):
-            behind = min(block + trellis.block_columns + _ahead(trellis), ahead - first)
-            columns, groups = slice(block, behind), slice(block // GROUP_COLUMNS, behind // GROUP_COLUMNS)
-            lefts = []
-            for chain in range(CHAINS):
-                here = slice(block + chain * self._unit, block + (chain + 1) * self._unit)
-                codes = self._path(
-                    targets[:, columns], chain, inverses[:, groups], gains[:, groups], importance[columns]
-                )
-                values = self._take(codes, (first + block) // trellis.step_weights, chain)
-                own = order[first + here.start : first + here.stop] - first
-                values *= steps[:, own // GROUP_COLUMNS]
-                lefts.append((targets[:, here] - values) @ factor[here, here])
-                targets[:, here.stop : behind] -= lefts[-1] @ inverse[here, here.stop : behind]
-                self._errors[:, first + here.start : first + here.stop] = self._weights[:, own + first] - values
-            done = slice(block, block + trellis.block_columns)
-            targets[:, behind:] -= np.concatenate(lefts, axis=1) @ inverse[done, behind:]
-        return scales, factors
+        fed = FedColumns(
+            targets[:, first:behind],
+            np.divide(1, steps, out=np.zeros_like(steps), where=steps > 0).astype(np.float32),
+            gains,
+            steps.astype(np.float32),
+            importance,
+            feedback.factors[first // trellis.unit_columns : end // trellis.unit_columns],
+            feedback.inverse[first:end, first:behind],
+            ahead,
+        )
+        codes, rests = self._searches.feed_back(self._levels, fed, self._states)
+        targets[:, end:] -= rests @ feedback.inverse[first:end, end:]
+        return TrellisRows(codes, scales, factors)
 
     def _scales(
-        self, targets: Floats, first: int, end: int, row_scales: Halves | None
+        self, first: int, end: int, behind: int, row_scales: Halves | None
     ) -> tuple[Halves, Bytes | None, Doubles]:
         """The scales and factors of columns up to `end`, and the steps of groups, those of later blocks about."""
-        groups = targets.shape[1] // GROUP_COLUMNS
+        groups = (behind - first) // GROUP_COLUMNS
         if row_scales is not None:
             own = np.where(np.isfinite(row_scales), row_scales, np.float16(0)).astype(np.float64)
             return row_scales, None, np.repeat(own, groups, axis=1)
-        count = min(end, self._columns) - first
-        importance = self._feedback.importance[first : first + count]
-        _, scales, factors = quantise_rows(
-            targets[:, :count], self._trellis, self._tables, self._deviation, importance, self._search, _PASSES
-        )
+        columns = slice(first, min(end, self._columns))
+        _, scales, factors = self._quantised(self._targets[:, columns], columns, _PASSES)
         assert factors is not None
-        steps = np.sqrt(np.square(targets, dtype=np.float64).reshape(len(targets), groups, -1).mean(axis=2))
-        steps /= self._deviation
         known = factors.shape[1]
+        later = self._targets[:, first + known * GROUP_COLUMNS : behind].reshape(len(factors), -1, GROUP_COLUMNS)
+        steps = np.empty((len(factors), groups))
         steps[:, :known] = np.where(np.isfinite(scales), scales, np.float16(0)).astype(np.float64) * (factors + 1.0)
+        steps[:, known:] = np.sqrt(np.square(later, dtype=np.float64).mean(axis=2)) / self._deviation
         return scales, factors, steps
-
-    def _path(self, targets: Floats, chain: int, inverses: Floats, gains: Floats, importance: Floats) -> Bytes:
-        """The codes `(rows, 8)` of a chain in a block: of the cheapest path through this block and those after it."""
-        block, unit = self._trellis.block_columns, self._unit
-        weights = np.zeros(targets.shape, np.float32)
-        for start in range(0, targets.shape[1], block):
-            own = start + chain * unit
-            weights[:, start + chain : start + block : CHAINS] = targets[:, own : own + unit]
-        found = self._search(self._levels, weights, inverses, gains, importance, self._states, chain)
-        return found[:, chain : BLOCK_STEPS * CHAINS : CHAINS]
-
-    def _take(self, codes: Bytes, first_code: int, chain: int) -> Floats:
-        """Append the codes of a unit to a chain; returns its values `(rows, columns of the unit)`."""
-        trellis = self._trellis
-        shifts = np.arange(BLOCK_STEPS - 1, -1, -1) * trellis.step_bits
-        stream = self._states[:, chain].astype(np.int64) << BLOCK_STEPS * trellis.step_bits
-        stream |= (codes.astype(np.int64) << shifts).sum(axis=1)
-        windows = stream[:, None] >> shifts & (1 << trellis.window_bits) - 1
-        self._states[:, chain] = stream & (1 << trellis.state_bits) - 1
-        self._codes[:, first_code + chain : first_code + BLOCK_STEPS * CHAINS : CHAINS] = codes
-        values: Floats = self._values[windows].reshape(len(codes), -1)
-        return values

@@ -20,6 +20,8 @@ from edgemoe.kernels.sub1 import pack_panels as in_numpy
 if TYPE_CHECKING:
     from edgemoe.kernels.native.sub1 import NativeSub1
 
+LEVEL_BYTES = 2
+"""Bytes of a level of experts."""
 MOST_TRITS_OF_A_BYTE = 32
 """A panel has 16 bytes for the classes of each 512 trits, and a panel of one row as many."""
 
@@ -81,7 +83,12 @@ def quantise(values: Floats) -> tuple[Trits, Floats]:
 
     A row without negative weights has the minus level 0, one without positive weights the plus level 0.
     """
-    levels = np.stack([np.minimum(values.min(axis=1), 0), np.maximum(values.max(axis=1), 0)], axis=1)
+    levels = extreme_levels(values)
     halves = levels / 2
     plus, minus = values > halves[:, 1:], values < halves[:, :1]
     return plus.astype(np.int8) - minus.astype(np.int8), levels
+
+
+def extreme_levels(values: Floats) -> Floats:
+    """The smallest and the largest weight of each row `(rows, 2)`, or 0 where that is on the other side of it."""
+    return np.stack([np.minimum(values.min(axis=1), 0), np.maximum(values.max(axis=1), 0)], axis=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,24 @@ from edgemoe.errors import EdgemoeError, KernelError
 from edgemoe.kernels import trellis_search
 from edgemoe.kernels.panel_sizes import GROUP_COLUMNS
 from edgemoe.kernels.trellis import SCALE_COLUMNS, Bytes, Trellis, Values, window_values
-from edgemoe.kernels.trellis_search import Levels
+from edgemoe.kernels.trellis_search import FedColumns, Levels
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.float16]
 Search = Callable[..., Bytes]
 """`trellis_search.search`, or a function that finds the same."""
+
+
+class Searches(Protocol):
+    """The functions of `trellis_search`, or others that find the same."""
+
+    @property
+    def search(self) -> Search: ...
+
+    @property
+    def feed_back(self) -> Callable[[Levels, FedColumns, Bytes], tuple[Bytes, Floats]]: ...
+
 
 PASSES = 2
 """Searches for the path, each followed by one for scales. A third lowers the error by 0.3 to 0.7 %."""
@@ -92,7 +103,8 @@ def quantise_rows(
     for _ in range(passes):
         steps = _steps(scales, factors, exponents, len(mass))
         inverses = np.divide(1, steps, out=np.zeros_like(steps), where=steps > 0).astype(np.float32)
-        codes = (search or implementation())(levels, values, inverses, path_gains(steps, mass, peaks, levels), own)
+        gains = path_gains(steps, mass, peaks, levels)
+        codes = (search or implementation().search)(levels, values, inverses, gains, own)
         loops.fits(values, codes, of_windows.astype(np.float32), own, trellis.step_bits, products, squares)
         wanted, certainty = products / np.where(squares > 0, squares, 1), squares
         scales, factors = _choose_scales(wanted, certainty, exponents, trellis)
@@ -174,11 +186,11 @@ def path_gains(steps: Doubles, mass: Doubles, peaks: Doubles, levels: Levels) ->
 
 
 @functools.cache
-def implementation() -> Search:
-    """The native library's search, or NumPy's where there is none."""
+def implementation() -> Searches:
+    """The native library's searches, or NumPy's where there is none."""
     try:
         from edgemoe.kernels.native.trellis import NativeTrellisSearch
 
-        return NativeTrellisSearch().search
+        return NativeTrellisSearch()
     except KernelError:
-        return trellis_search.search
+        return trellis_search

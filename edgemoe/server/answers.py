@@ -56,6 +56,7 @@ class Answers:
                 None if settings.chat is None else settings.chat.reader(settings.stream),
                 None if constraint is None else constraint.copy(),
                 settings.request_id,
+                None if settings.chat is None else settings.chat.budget(settings.thought_tokens),
             )
             for number, (ids, choice) in enumerate(
                 (ids, choice) for ids in prompts for choice in range(settings.choices)

@@ -18,7 +18,14 @@ from edgemoe.server.messages import Conversation, content_of, messages_of, witho
 from edgemoe.server.refusals import RefusalError
 from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings, sampling_of
-from edgemoe.server.tool_fields import function_of, one_structure, structure_of_format, tool_list, wishes_of
+from edgemoe.server.tool_fields import (
+    function_of,
+    note_budget,
+    one_structure,
+    structure_of_format,
+    tool_list,
+    wishes_of,
+)
 from edgemoe.session.constraint import Structure
 from edgemoe.session.continuation import FinishReason
 from edgemoe.session.response.parts import CallArguments, CallBegun, Part, Said, Thought
@@ -52,8 +59,10 @@ async def messages(exchange: Exchange) -> Response:
         sampling_of(fields, service.defaults.sampling, "stop_sequences"),
         limit or service.defaults.max_tokens,
         stream=fields.flag("stream"),
+        thought_tokens=_budget(fields),
     )
     chat = await exchange.chat(conversation, variables, wishes, structure)
+    note_budget(fields, settings, chat)
     answers = service.begin([chat.ids], replace(settings, chat=chat))
     head = {"id": f"msg_{exchange.id}", "type": "message", "role": "assistant", "model": service.name}
     if settings.stream:
@@ -130,12 +139,16 @@ async def _thinking(fields: Fields, service: Service) -> dict[str, Any]:
     kind = None if thinking is None else thinking.text("type")
     if kind is None:
         return {}
-    for name in ("enable_thinking", "thinking"):
-        if await service.template_reads(name):
-            return {name: kind != "disabled"}
-    if kind != "disabled":
+    variables = await service.thinking_variable(kind != "disabled")
+    if variables is None and kind != "disabled":
         fields.remarks.append("thinking has no effect with this model's chat template")
-    return {}
+    return variables or {}
+
+
+def _budget(fields: Fields) -> int | None:
+    """The most tokens of a thought."""
+    thinking = fields.object("thinking")
+    return None if thinking is None else thinking.whole("budget_tokens", 0)
 
 
 def usage_of(figures: Figures) -> dict[str, Any]:
@@ -143,7 +156,7 @@ def usage_of(figures: Figures) -> dict[str, Any]:
     return {
         "cache_creation": None,
         "inference_geo": None,
-        "output_tokens_details": None,
+        "output_tokens_details": {"thinking_tokens": figures.thought_tokens},
         "server_tool_use": None,
         "service_tier": "standard",
         "input_tokens": figures.prompt_tokens - figures.cached_tokens,

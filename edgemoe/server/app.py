@@ -16,7 +16,7 @@ from edgemoe.server.live import about, end_stream, live, resume_stream, trace, w
 from edgemoe.server.llama_common import LLAMA
 from edgemoe.server.llama_completion import completion
 from edgemoe.server.llama_infill import infill
-from edgemoe.server.llama_texts import apply_template, detokenize, health, props, slots, tokenize
+from edgemoe.server.llama_texts import act_on_slot, apply_template, detokenize, health, props, slots, tokenize
 from edgemoe.server.metrics import metrics
 from edgemoe.server.models import model, models
 from edgemoe.server.openai_chat import chat_completions, input_tokens
@@ -44,6 +44,7 @@ PATHS: tuple[Path, ...] = (
     ("GET", "/v1/health", LLAMA, health),
     ("GET", "/props", LLAMA, props),
     ("GET", "/slots", LLAMA, slots),
+    ("POST", "/slots/{number}", LLAMA, act_on_slot),
     ("GET", "/metrics", LLAMA, metrics),
     ("POST", "/completion", LLAMA, completion),
     ("POST", "/completions", LLAMA, completion),

@@ -17,6 +17,7 @@ from edgemoe.session.continuation import FinishReason
 from edgemoe.session.logprobs import TokenLogprobs
 from edgemoe.session.response.parts import Part, Said, Thought
 from edgemoe.session.response.reader import ResponseReader
+from edgemoe.session.tools import ThoughtBudget
 
 
 class QueueFullError(EdgemoeError):
@@ -40,6 +41,8 @@ class Figures:
     prompt_tokens: int
     cached_tokens: int = 0
     generated_tokens: int = 0
+    thought_tokens: int = 0
+    """Tokens of thoughts among them, with the markers around these."""
     queue_s: float = 0.0
     prompt_s: float = 0.0
     decode_s: float = 0.0
@@ -127,6 +130,8 @@ class Job:
     """Says which tokens may come."""
     name: str = ""
     """The id of the request."""
+    thoughts: ThoughtBudget | None = None
+    """How many tokens the answer may think."""
     number: int = field(default_factory=itertools.count(1).__next__, init=False)
     """The number by which the watch names the answer."""
     cancelled: bool = field(default=False, init=False)

@@ -155,6 +155,7 @@ def model_facts(service: Service, watch: Watch) -> dict[str, Any]:
                 "experts": memory.experts_bytes,
                 "keys and values": memory.kv_cache_bytes + memory.fixed_state_bytes + memory.input_bytes,
                 "workspace": memory.workspace_bytes,
+                **({"draft model": memory.draft_model_bytes} if memory.draft_model_bytes else {}),
             },
         },
     }

@@ -11,7 +11,11 @@ from edgemoe.server.exchange import Exchange, json_response
 from edgemoe.server.messages import Conversation, messages_of
 from edgemoe.server.openai_chat import template_variables, tool_wishes
 from edgemoe.server.openai_common import WITHOUT_EFFECT
+from edgemoe.server.refusals import RefusalError
 from edgemoe.session.token_bytes import TokenBytes
+
+SLOT_ACTIONS = ("save", "restore", "erase")
+"""The actions on a sequence that llama-server has."""
 
 
 async def health(exchange: Exchange) -> Response:
@@ -38,6 +42,21 @@ async def props(exchange: Exchange) -> Response:
             "eos_token": model.template.special_tokens.get("eos_token", "") if service.has_template else "",
             "build_info": f"edgemoe {version('edgemoe')}",
         }
+    )
+
+
+async def act_on_slot(exchange: Exchange) -> Response:
+    """Refuse to save, restore or erase what a sequence holds: it holds nothing once its answer has ended."""
+    action = exchange.request.query_params.get("action", "")
+    if action not in SLOT_ACTIONS:
+        raise RefusalError(f"action: expected {', '.join(SLOT_ACTIONS)}, found {action!r:.40}.", param="action")
+    raise RefusalError(
+        f"action={action}: sequences keep nothing under their numbers: a prompt that begins as an earlier one finds its"
+        " prefix by its tokens.",
+        "Leave it out; started with `prefix_disk`, the server keeps prefixes in files and finds them after a restart.",
+        501,
+        "unsupported",
+        "action",
     )
 
 

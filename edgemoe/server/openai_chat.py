@@ -21,6 +21,7 @@ from edgemoe.server.openai_common import (
     chat_logprobs,
     figures_of,
     shown_prompt,
+    thought_limit,
     timings_of,
     top_logprobs_of,
     usage_of,
@@ -31,6 +32,7 @@ from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings
 from edgemoe.server.tool_fields import (
     function_of,
+    note_budget,
     one_structure,
     own_structure,
     structure_of_format,
@@ -58,6 +60,7 @@ async def chat_completions(exchange: Exchange) -> Response:
     limit = fields.whole("max_completion_tokens", 1)
     older = fields.whole("max_tokens", 1)
     settings = answer_settings(fields, exchange, limit or older or service.defaults.max_tokens, top_logprobs_of(fields))
+    settings = replace(settings, thought_tokens=thought_limit(fields))
     variables = await template_variables(fields, service)
     wishes = tool_wishes(fields)
     structure = structure_of_format(fields.object("response_format"), "response_format")
@@ -65,6 +68,7 @@ async def chat_completions(exchange: Exchange) -> Response:
     usage, progress, timed = wants_usage(fields), fields.flag("return_progress"), fields.flag("timings_per_token")
     ping_s = fields.whole("sse_ping_interval", 1)
     chat = await exchange.chat(conversation, variables, wishes, structure)
+    note_budget(fields, settings, chat)
     prompt = shown_prompt(fields, service, chat.ids)
     answers = service.begin([chat.ids], replace(settings, chat=chat))
     head = {
@@ -125,6 +129,8 @@ async def effort_variable(effort: str | None, fields: Fields, service: Service) 
         return {}
     if await service.template_reads("reasoning_effort"):
         return {"reasoning_effort": effort}
+    if effort == "none" and (switch := await service.thinking_variable(False)) is not None:
+        return switch
     fields.remarks.append("reasoning_effort has no effect with this model's chat template")
     return {}
 

@@ -54,6 +54,12 @@ def answer_settings(
     return AnswerSettings(sampling, max_tokens, choices, top_logprobs, stream, request_id=exchange.id)
 
 
+def thought_limit(fields: Fields) -> int | None:
+    """The most tokens of a thought, in llama-server's field: -1 stands for any number."""
+    most = fields.whole("thinking_budget_tokens", -1)
+    return None if most == -1 else most
+
+
 def wants_usage(fields: Fields) -> bool:
     """Whether a stream is to end with the counts of tokens."""
     options = fields.object("stream_options")
@@ -80,6 +86,7 @@ def usage_of(figures: Sequence[Figures], choices: int = 1) -> dict[str, Any]:
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in first)},
+        "completion_tokens_details": {"reasoning_tokens": sum(one.thought_tokens for one in figures)},
     }
 
 

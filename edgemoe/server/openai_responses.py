@@ -16,12 +16,13 @@ from edgemoe.server.jobs import Figures, Finished, Piece, Progress
 from edgemoe.server.kept_responses import Kept, KeptResponses
 from edgemoe.server.messages import Conversation, Message, earlier_call, messages_of
 from edgemoe.server.openai_chat import effort_variable
+from edgemoe.server.openai_common import thought_limit
 from edgemoe.server.refusals import RefusalError, refusal_of
-from edgemoe.server.responses_input import items_as_messages, wishes_of_response
+from edgemoe.server.responses_input import items_as_messages, tools_of_response
 from edgemoe.server.responses_items import Items, Told
 from edgemoe.server.service import Service
 from edgemoe.server.settings import AnswerSettings, sampling_of
-from edgemoe.server.tool_fields import call_arguments, structure_of_format
+from edgemoe.server.tool_fields import call_arguments, note_budget, structure_of_format
 
 WITHOUT_EFFECT = (
     "model", "user", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "include",
@@ -53,14 +54,16 @@ class Responses:
             sampling_of(fields, service.defaults.sampling),
             fields.whole("max_output_tokens", 1) or service.defaults.max_tokens,
             stream=fields.flag("stream"),
+            thought_tokens=thought_limit(fields),
         )
-        wishes, custom = wishes_of_response(fields)
+        tools = tools_of_response(fields)
         text = fields.object("text")
         wanted = None if text is None else text.object("format")
         structure = structure_of_format(wanted, "text.format")
-        chat = await exchange.chat(conversation, variables, wishes, structure)
+        chat = await exchange.chat(conversation, variables, tools.wishes, structure)
+        note_budget(fields, settings, chat)
         answers = service.begin([chat.ids], replace(settings, chat=chat))
-        form = _Form(exchange, fields, settings, Items(exchange.id, answers.wholes[0], custom))
+        form = _Form(exchange, fields, settings, Items(exchange.id, answers.wholes[0], tools.custom, tools.homes))
         keeps = fields.flag("store", True)
         extras = _Extras(fields.flag("return_progress"), fields.flag("timings_per_token"))
 
@@ -83,7 +86,7 @@ class Responses:
         service = exchange.service
         _check(fields)
         conversation = _conversation(fields, self._before(fields))
-        wishes, _ = wishes_of_response(fields)
+        wishes = tools_of_response(fields).wishes
         chat = await service.chat(conversation, await _effort(fields, service), wishes, answers=False)
         return exchange.answer({"object": "response.input_tokens", "input_tokens": len(chat.ids)}, fields)
 
@@ -243,7 +246,7 @@ def _usage(figures: Figures) -> dict[str, Any]:
         "input_tokens": figures.prompt_tokens,
         "input_tokens_details": {"cached_tokens": figures.cached_tokens},
         "output_tokens": figures.generated_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": figures.thought_tokens},
         "total_tokens": figures.prompt_tokens + figures.generated_tokens,
     }
 

@@ -12,13 +12,16 @@ from edgemoe.session.model import Model, load
 
 
 def open_to_serve(
-    path: str | os.PathLike[str] | None, options: EngineOptions, variables: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str] | None,
+    options: EngineOptions,
+    variables: Mapping[str, Any] | None = None,
+    draft: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """The model of a path, whose chat template is to read these variables.
+    """The model of a path, whose chat template is to read these variables; `draft` is as in `load`.
 
     Raises as `load`, and UsageError or StoreError for a model that cannot be served.
     """
-    model = load(path, options)
+    model = load(path, options, draft)
     try:
         if model.spec.encoder is not None:
             raise UsageError(

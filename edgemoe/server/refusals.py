@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgemoe.errors import EdgemoeError, PromptLengthError, UsageError
+from edgemoe.errors import ConversationError, EdgemoeError, PromptLengthError, UsageError
 from edgemoe.server.jobs import QueueFullError, StoppingError
 
 OVERFLOW = "context_length_exceeded"
@@ -61,6 +61,9 @@ def refusal_of(error: BaseException) -> RefusalError:
             code=OVERFLOW,
             facts={"n_prompt_tokens": tokens, "n_ctx": context},
         )
+    if isinstance(error, ConversationError):
+        hint = "Send messages that this model's template accepts."
+        return RefusalError(error.message, hint, code="template_refused", param="messages")
     if isinstance(error, QueueFullError):
         return RefusalError(error.message, error.hint, 429, code="queue_full", retry_s=2)
     if isinstance(error, StoppingError):

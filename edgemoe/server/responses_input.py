@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.server.fields import Fields
@@ -12,9 +14,16 @@ from edgemoe.session.tools import ToolWishes
 
 HOSTED = (
     "web_search", "web_search_preview", "file_search", "image_generation", "code_interpreter", "local_shell", "shell",
-    "computer_use_preview", "mcp", "apply_patch", "namespace", "tool_search",
+    "computer_use_preview", "mcp", "apply_patch", "tool_search",
 )  # fmt: skip
 """Tools that a server would have to have itself."""
+TEXT = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+"""The parameters of a tool that takes a text."""
 
 
 def items_as_messages(value: Any) -> Any:
@@ -33,7 +42,9 @@ def items_as_messages(value: Any) -> Any:
             found.append({"role": "assistant", "content": "", "reasoning_content": _thought(item)})
         elif kind in ("function_call", "custom_tool_call"):
             arguments = item.get("arguments", "{}") if kind == "function_call" else {"input": item.get("input", "")}
-            function = {"name": item.get("name"), "arguments": arguments}
+            space = item.get("namespace")
+            name = full_name(space if isinstance(space, str) else None, item.get("name"))
+            function = {"name": name, "arguments": arguments}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             last = found[-1] if found and isinstance(found[-1], dict) else {}
             if last.get("role") != "assistant":
@@ -59,27 +70,60 @@ def _thought(item: dict[str, Any]) -> str:
     return "\n".join(str(part["text"]) for part in parts if isinstance(part, dict) and part.get("text"))
 
 
-def wishes_of_response(fields: Fields) -> tuple[ToolWishes, set[str]]:
-    """The tools that may be called, and those of them that take a text. Raises RefusalError."""
-    tools, custom = [], set()
-    for one, where in tool_list(fields):
+@dataclass(frozen=True)
+class ResponseTools:
+    """The tools of a response, by the names that the model knows them by."""
+
+    wishes: ToolWishes
+    custom: Collection[str]
+    """Tools that take a text."""
+    homes: Mapping[str, tuple[str, str]]
+    """Tools of a namespace, with that and their names in it."""
+
+
+def tools_of_response(fields: Fields) -> ResponseTools:
+    """The tools that may be called. Raises RefusalError."""
+    tools, custom, homes = list[dict[str, Any]](), set[str](), dict[str, tuple[str, str]]()
+
+    def add(one: Fields, where: str, space: str | None = None, told: str | None = None) -> None:
         kind = one.text("type", "function")
         if kind in HOSTED:
             fields.remarks.append(f"{where}: this server has no tool of type {kind}")
-        elif kind == "function":
-            tools.append(function_of(one, where))
-        elif kind == "custom":
+            return
+        if kind not in ("function", "custom"):
+            expected = "function, custom or namespace" if space is None else "function or custom"
+            raise one.wrong("type", expected, kind)
+        tool = function_of(one, where)
+        name = full_name(space, tool["name"])
+        if space is not None:
+            homes[name] = space, tool["name"]
+        if kind == "custom":
             one.ignore("format")
-            tool = function_of(one, where)
-            text = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
-            tools.append({**tool, "parameters": {**text, "additionalProperties": False}})
-            custom.add(str(tool["name"]))
-        else:
-            raise one.wrong("type", "function or custom", kind)
+            tool["parameters"] = TEXT
+            custom.add(name)
+        if told:
+            tool["description"] = f"{told}\n\n{tool.get('description', '')}".rstrip()
+        tools.append({**tool, "name": name})
+
+    for one, where in tool_list(fields):
+        if one.text("type") != "namespace":
+            add(one, where)
+            continue
+        space = one.text("name")
+        if not space:
+            raise one.wrong("name", "the name of a namespace", space)
+        for place, (inner, inner_where) in enumerate(tool_list(one, f"{where}.")):
+            add(inner, inner_where, space, None if place else one.text("description"))  # told once
     choice, name = fields.any("tool_choice"), None
     if isinstance(choice, dict):
-        name = Fields(choice, "tool_choice.").text("name")
+        chosen = Fields(choice, "tool_choice.")
+        name = full_name(chosen.text("namespace"), chosen.text("name"))
     if choice is not None and name is None and choice not in ("auto", "none", "required"):
         raise fields.wrong("tool_choice", "auto, none, required or a function", choice)
     wishes = wishes_of(tools, None if name else choice, name, fields.flag("parallel_tool_calls", True))
-    return wishes, custom
+    return ResponseTools(wishes, custom, homes)
+
+
+def full_name(namespace: str | None, name: Any) -> Any:
+    """The name by which the model knows a tool of a namespace."""
+    return f"{namespace.rstrip('_')}__{name}" if namespace and name else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgemoe.server.answers import Whole
@@ -16,12 +16,18 @@ Told = tuple[str, dict[str, Any]]
 class Items:
     """The items of one response. One is open at a time, and ends where another begins."""
 
-    def __init__(self, response: str, whole: Whole, custom: Collection[str] = ()) -> None:
-        """`response`: the end of the response's id; `custom`: the tools that take a text."""
+    def __init__(
+        self, response: str, whole: Whole, custom: Collection[str], homes: Mapping[str, tuple[str, str]]
+    ) -> None:
+        """`response`: the end of the response's id; `custom`: the tools that take a text.
+
+        `homes`: the tools of a namespace, with that and their names in it.
+        """
         self.done: list[dict[str, Any]] = []
         self._response = response
         self._whole = whole
         self._custom = custom
+        self._homes = homes
         self._kind: str | None = None
         self._text = ""
         self._name = ""
@@ -80,7 +86,7 @@ class Items:
         elif kind == "reasoning":
             told.append(("response.reasoning_text.done", {**part_place, "text": self._text}))
         elif kind == "function_call":
-            named = {"name": self._name, "arguments": self._text}
+            named = {"name": item["name"], "arguments": self._text}
             told.append(("response.function_call_arguments.done", {**place, **named}))
         else:
             told.append(("response.custom_tool_call_input.delta", {**place, "delta": item["input"]}))
@@ -124,6 +130,9 @@ class Items:
             content = [{"type": "reasoning_text", "text": self._text}] if self._text else []
             return {"type": kind, "id": name, "summary": [], "content": content}
         call = {"type": kind, "id": name, "call_id": self._whole.call_id(self._calls), "name": self._name}
+        if self._name in self._homes:
+            space, tool = self._homes[self._name]
+            call |= {"name": tool, "namespace": space}
         if kind == "function_call":
             return {**call, "arguments": self._text, "status": status}
         return {**call, "input": _input(self._text)}

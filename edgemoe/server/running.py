@@ -12,7 +12,8 @@ from edgemoe.kernels.operations import Floats
 from edgemoe.server.jobs import Figures, Finished, Job, Piece, Progress
 from edgemoe.session.continuation import Continuation
 from edgemoe.session.draft_gate import DraftGate, StepCosts
-from edgemoe.session.drafts import NO_DRAFT, Drafts
+from edgemoe.session.draft_model import ModelDrafts
+from edgemoe.session.drafts import NO_OFFER, Drafts, Guesses
 from edgemoe.session.held_tokens import check_finite
 from edgemoe.session.model import Model
 from edgemoe.session.response.parts import Part, Said, Thought
@@ -42,8 +43,13 @@ class Running:
         self._engine = engine
         self._most_drafts = engine.memory.drafts
         self._gate = DraftGate(costs, None if engine.speculate == "auto" else self._most_drafts)
-        self._drafts = Drafts(ids) if self._most_drafts else None
-        self._matched = 0
+        self._guesses: Guesses | None = None
+        if self._most_drafts:
+            self._guesses = Drafts(ids) if model.draft_model is None else model.draft_model.begin(ids, sequence)
+        self._matched = self._wanted = 0
+        self._ends_thought = False
+        """Whether the thought is being ended."""
+        self._limit_thoughts()
         sequence.turn.begin()
         sequence.turn.number = job.number
         job.report(self._progress())
@@ -52,17 +58,30 @@ class Running:
         """The tokens to run next, of which a prompt may have `rows`."""
         return self.rest[:rows] if self.rest else [*self.written.token_ids[self._ran :], *self.drafted]
 
-    def guess(self, answers: int, others: int, most: int) -> int:
-        """Draft up to `most` tokens for a step of so many answers with `others` drafts already; returns how many."""
-        draft = NO_DRAFT
-        if self._drafts is not None and self._engine.may_speculate and len(self.written.token_ids) == self._ran + 1:
+    def weigh(self, answers: int, others: int, most: int) -> int:
+        """Decide on up to `most` drafts for a step of so many answers with `others` drafts already; returns how many.
+
+        `draft` makes them.
+        """
+        offer = NO_OFFER
+        if self._guesses is not None and self._engine.may_speculate and len(self.written.token_ids) == self._ran + 1:
             room = self._context_length - self.sequence.position - 1
-            draft = self._drafts.draft(min(self._most_drafts, self.written.left - 1, room, most))
-        count = self._gate.drafts(draft.matched, len(draft.token_ids), answers, others)
-        self.drafted, self._matched = draft.token_ids[:count], draft.matched
+            offer = self._guesses.offer(min(self._most_drafts, self.written.left - 1, room, most))
+        self._wanted = self._gate.drafts(offer.matched, offer.tokens, answers, others)
+        self._matched = offer.matched
+        return self._wanted
+
+    @property
+    def wanted_of_model(self) -> tuple[ModelDrafts, int] | None:
+        """The text for which a draft model is to guess, and how many tokens; None where nothing is to be guessed."""
+        return (self._guesses, self._wanted) if isinstance(self._guesses, ModelDrafts) and self._wanted else None
+
+    def draft(self, count: int | None = None) -> None:
+        """Make the drafts that have been decided on, or another number of them."""
+        wanted = self._wanted if count is None else count
+        self.drafted = [] if self._guesses is None else self._guesses.take(wanted)
         if self.drafted:
             self.sequence.turn.phase = VERIFY
-        return count
 
     def forget_guess(self) -> None:
         """Run the next step without drafts."""
@@ -97,6 +116,12 @@ class Running:
             self.note_end()
             self.job.report(Finished(written.finish_reason, written.stop_text, self.figures))
 
+    def end(self) -> None:
+        """Note the answer's length and time, and give back what its drafts hold."""
+        self.note_end()
+        if self._guesses is not None:
+            self._guesses.end()
+
     def note_end(self) -> None:
         """Note the answer's length and time so far."""
         figures = self.figures
@@ -128,7 +153,7 @@ class Running:
         if unused := len(drafted) - right:
             self.sequence.rewind(self.sequence.position - unused)
             self.sequence.turn.step -= unused
-        if self._drafts is not None:
+        if self._guesses is not None:
             self._gate.verified(self._matched, len(drafted), right, answers)
         self.drafted = []
 
@@ -139,16 +164,33 @@ class Running:
         token = written.choose(logits)
         while token is not None:
             chosen.append(token)
+            thought = self._thinks
             parts = self._parts(written.take(token))
+            self.figures.thought_tokens += thought or self._thinks
+            self._limit_thoughts()
             logprobs = written.logprobs[-1] if written.logprobs else None
             self.note_end()
             job.report(Piece(parts, token, logprobs, replace(self.figures)))
             if job.reader is not None and job.reader.full:
                 written.finish_reason = written.finish_reason or "stop"
-            if self._drafts is not None:
-                self._drafts.add(token)
+            if self._guesses is not None:
+                self._guesses.add(token)
             token = written.forced()
         return chosen if written.finish_reason is None else []
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether the answer is within a thought."""
+        reader = self.job.reader
+        return self.written.final_start is None if reader is None else reader.in_thought
+
+    def _limit_thoughts(self) -> None:
+        """End the thought if it has all the tokens that it may have."""
+        budget = self.job.thoughts
+        if budget is None or not self._thinks:
+            self._ends_thought = False
+        elif self.figures.thought_tokens >= budget.most and not self._ends_thought:
+            self._ends_thought = self.written.force(budget.end)
 
     def _parts(self, piece: str) -> list[Part]:
         """The parts of the answer that a piece of its text brings."""

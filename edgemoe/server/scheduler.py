@@ -14,12 +14,13 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgemoe.engine.engine import EngineStatistics
+from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.server.jobs import Failed, Job, StoppingError
 from edgemoe.server.prompt_rows import PromptRows
@@ -27,6 +28,9 @@ from edgemoe.server.running import Running
 from edgemoe.server.watch import Watch
 from edgemoe.session.draft_gate import StepCosts
 from edgemoe.session.model import Model
+
+SAVING_SHARE = 0.03
+"""The share of the time that goes into saving prefixes to disk while answers are written."""
 
 
 @dataclass
@@ -81,11 +85,16 @@ class Scheduler:
         self._model = model
         self._engine = model.engine
         self._costs = StepCosts()
+        self._drafting_s = 0.0
+        """How long the drafts of the step have taken, which is part of their cost."""
         self.watch = Watch(model.engine)
         self._rows = PromptRows(self._engine.memory.chunk_tokens)
+        self._saving_s = 0.0
+        """The time that may go into saving prefixes; below zero where more went into it than may."""
         self.stopping = False
         """Set from any thread: all jobs end at the next layer or token."""
         self._engine.sequences.close(self._engine.sequence)  # its place is for an answer
+        model.held.end_guesses()
         self._engine.pause = self._pause
 
     @property
@@ -116,6 +125,7 @@ class Scheduler:
 
     def step(self) -> None:
         """Begin jobs for which there is room, and run a step of all that have begun."""
+        began_s = time.perf_counter()
         self._drop_cancelled()
         self._begin()
         self.watch.look()
@@ -124,6 +134,19 @@ class Scheduler:
             return
         with contextlib.suppress(_Abandoned):
             self._run(batch)
+        self._save_beside(time.perf_counter() - began_s)
+
+    def _save_beside(self, step_s: float) -> None:
+        """Save a prefix now and then, since answers may follow one another without a pause."""
+        tier = self._engine.sequences.tier
+        if tier is None or not tier.unsaved:
+            self._saving_s = min(self._saving_s, 0.0)
+            return
+        self._saving_s += SAVING_SHARE * step_s
+        if self._saving_s > 0:
+            began_s = time.perf_counter()
+            self.save_prefix()
+            self._saving_s -= time.perf_counter() - began_s
 
     def save_prefix(self) -> None:
         """Save one page or snapshot of what was computed to disk, where prefixes are kept there."""
@@ -178,15 +201,33 @@ class Scheduler:
         if writing and reading:
             rows = min(rows, self._rows.rows())
         elif writing:
-            drafts = 0
-            for one in writing:
-                drafts += one.guess(len(writing), drafts, rows - drafts)
+            self._draft(writing, rows)
         batch = {one: one.next_ids(1) for one in writing}
         for place, one in enumerate(reading):
             share = max(1, rows // (len(reading) - place))
             batch[one] = one.next_ids(min(share, self._wanted_next(one)))
             rows -= len(batch[one])
         return batch
+
+    def _draft(self, writing: Sequence[Running], rows: int) -> None:
+        """Draft for the next step, which has so many rows for it. A draft model guesses for all answers together."""
+        drafts = 0
+        for one in writing:
+            drafts += one.weigh(len(writing), drafts, rows - drafts)
+        model = self._model.draft_model
+        wanted = {} if model is None else dict(filter(None, (one.wanted_of_model for one in writing)))
+        behind = [text for text in wanted if text.far_behind]
+        if model is not None and behind:  # what it has not read would make the step longer than its drafts do
+            with contextlib.suppress(EdgemoeError):
+                model.read(behind)
+        began_s = time.perf_counter()
+        if model is not None:
+            with contextlib.suppress(EdgemoeError):  # nor may a draft model fail what would succeed without it
+                model.guess({text: count for text, count in wanted.items() if text not in behind})
+        for one in writing:
+            text = one.wanted_of_model
+            one.draft(0 if text is not None and text[0] in behind else None)
+        self._drafting_s = time.perf_counter() - began_s
 
     def _wanted_next(self, one: Running) -> int:
         """The tokens up to the first place for which another job waits, or up to the end of the prompt."""
@@ -229,7 +270,7 @@ class Scheduler:
         self.running.remove(one)
         self.watch.names.pop(one.job.number, None)
         self._engine.sequences.close(one.sequence)
-        one.note_end()
+        one.end()
         self.totals.generated_tokens += one.figures.generated_tokens
         self.totals.drafts += one.figures.drafts
         self.totals.draft_tokens += one.figures.draft_tokens
@@ -249,7 +290,8 @@ class Scheduler:
         prompts = sum(len(ids) for one, ids in batch.items() if one.rest)
         self._rows.ran(prompts, seconds)
         if not prompts:
-            self._costs.ran(len(batch), rows - len(batch), seconds)
+            drafts = rows - len(batch)
+            self._costs.ran(len(batch), drafts, seconds + (self._drafting_s if drafts else 0))
         self.totals.steps += 1
         self.totals.sequence_steps += len(batch)
         self.totals.step_seconds += seconds

@@ -80,7 +80,7 @@ class Service:
 
         def work() -> bool:
             try:
-                template.check_variables({variable: ""})
+                template.check_variables({variable: None})
             except UsageError:
                 return False
             return True
@@ -88,6 +88,13 @@ class Service:
         if variable not in self._read_variables:
             self._read_variables[variable] = await self.on_texts(work)
         return self._read_variables[variable]
+
+    async def thinking_variable(self, on: bool) -> dict[str, Any] | None:
+        """The variable of the chat template that switches thoughts on or off; None where it reads none."""
+        for name in ("enable_thinking", "thinking"):
+            if await self.template_reads(name):
+                return {name: on}
+        return None
 
     def template_variables(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         """The variables of the chat template: those of the server, and of a request, which come first."""

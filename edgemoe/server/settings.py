@@ -103,6 +103,8 @@ class AnswerSettings:
     constraint: Constraint | None = None
     """The structure of the answer to a prompt that is no conversation."""
     request_id: str = ""
+    thought_tokens: int | None = None
+    """The most tokens of a thought, which is ended then; None for any number."""
 
 
 def sampling_of(

@@ -10,21 +10,23 @@ from typing import Any
 from edgemoe.errors import EdgemoeError
 from edgemoe.server.fields import Fields, is_text
 from edgemoe.server.refusals import RefusalError, refusal_of
+from edgemoe.server.settings import AnswerSettings
 from edgemoe.session.constraint import Structure
-from edgemoe.session.tools import ToolWishes
+from edgemoe.session.tools import ToolPrompt, ToolWishes
 
 MOST_TOOLS = 512
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
-def tool_list(fields: Fields) -> list[tuple[Fields, str]]:
-    """The objects of the field `tools`, each with its place. Raises RefusalError."""
+def tool_list(fields: Fields, where: str = "") -> list[tuple[Fields, str]]:
+    """The objects of the field `tools`, each with its place. `where`: that of the field. Raises RefusalError."""
     value = fields.any("tools")
     if value is None:
         return []
     if not isinstance(value, list) or len(value) > MOST_TOOLS or not all(isinstance(one, dict) for one in value):
         raise fields.wrong("tools", f"a list of at most {MOST_TOOLS} tools", value)
-    return [(Fields(one, f"tools[{number}]."), f"tools[{number}]") for number, one in enumerate(value)]
+    places = [f"{where}tools[{number}]" for number in range(len(value))]
+    return [(Fields(one, f"{place}."), place) for one, place in zip(value, places, strict=True)]
 
 
 def function_of(fields: Fields, where: str, schema: str = "parameters") -> dict[str, Any]:
@@ -71,6 +73,12 @@ def call_arguments(value: Any, where: str) -> Any:
     except (ValueError, RecursionError):
         return value
     return found if isinstance(found, dict) else value
+
+
+def note_budget(fields: Fields, settings: AnswerSettings, chat: ToolPrompt) -> None:
+    """Remark that a limit of thoughts has no effect, where it has none."""
+    if settings.thought_tokens is not None and not chat.thought_end:
+        fields.remarks.append("a limit of thoughts has no effect with this model's chat template")
 
 
 def structure_of_format(fields: Fields | None, place: str) -> Structure | None:

@@ -8,7 +8,7 @@ choice: such tokens are forced, and need no logits, so that several of them are 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +186,10 @@ class Constraint:
         if self._forced is None:
             self._forced = [] if self.ended else [int(one) for one in self._matcher.compute_ff_tokens()]
         return self._forced[0] if self._forced else None
+
+    def allows(self, token_ids: Sequence[int]) -> bool:
+        """Whether these tokens may come next."""
+        return bool(self._matcher.validate_tokens([*token_ids]) == len(token_ids))
 
     def apply(self, logits: Logits) -> None:
         """Forbid all tokens that the grammar does not allow next. Shapes: `(V,)`."""

@@ -61,6 +61,8 @@ class Continuation:
         self._most = sys.maxsize if max_tokens is None else max_tokens
         self._room = context_length - len(before) + 1  # the last token need not be run
         self._top_logprobs = top_logprobs
+        self._next: list[int] = []
+        """Tokens that come next, whatever the logits say."""
 
     @property
     def stop_text(self) -> str | None:
@@ -77,14 +79,20 @@ class Continuation:
         """The place in `text` at which what is said to the person begins; None while all of it are thoughts."""
         return self._texts.final_start if isinstance(self._texts, ChannelTexts) else 0
 
+    def force(self, token_ids: Sequence[int]) -> bool:
+        """Let these tokens come next, whatever the logits say. False where the answer's structure forbids it."""
+        if self._constraint is not None and not self._constraint.allows(token_ids):
+            return False
+        self._next += token_ids
+        return True
+
     def choose(self, logits: npt.NDArray[np.float32]) -> int | None:
         """The next token, whose text `take` gives; None where it ends the answer.
 
         Shapes: logits `(V,)`, which penalties change in place. Raises UsageError where the options leave no token.
         """
         reader = None if self._top_logprobs is None else LogprobReader(logits, self._top_logprobs)
-        constraint = self._constraint
-        token = None if constraint is None else constraint.forced
+        constraint, token = self._constraint, self._forced
         if token is not None:
             self._sampler.add(token)
         else:
@@ -100,18 +108,25 @@ class Continuation:
         return token
 
     def forced(self) -> int | None:
-        """The next token, where it needs no logits, since a grammar leaves no choice; `take` gives its text."""
-        if self._constraint is None or self._top_logprobs is not None or self.finish_reason is not None:
+        """The next token, where it needs no logits, since there is no choice; `take` gives its text."""
+        if self._top_logprobs is not None or self.finish_reason is not None:
             return None
-        token = self._constraint.forced
+        token = self._forced
         if token is None or token in self._stop_ids:
             return None
         self._sampler.add(token)
         self._chosen(token)
         return token
 
+    @property
+    def _forced(self) -> int | None:
+        if self._next:
+            return self._next[0]
+        return None if self._constraint is None else self._constraint.forced
+
     def _chosen(self, token: int) -> None:
         self.token_ids.append(token)
+        del self._next[:1]
         if self._constraint is not None:
             self._constraint.add(token)
 

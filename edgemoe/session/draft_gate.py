@@ -1,10 +1,10 @@
 """The gate: how many drafted tokens to run beside each chosen one, by what they have cost and saved so far.
 
-Running several tokens at once costs more than running one (each row is computed, and brings experts of its own), and
-saves a step for each token that was guessed right. Both are measured: the seconds of steps by their number of drafts,
-in all answers, and the share of guesses that were right in this answer, by how much of the text agreed with the place
-from which the guess was taken. As many drafts are run as give most tokens in a second by these figures; none, where
-none give more.
+Running several tokens at once costs more than running one (each row is computed, and brings experts of its own, and a
+draft model takes its time to guess them), and saves a step for each token that was guessed right. Both are measured:
+the seconds of steps by their number of drafts, in all answers, and the share of guesses that were right in this answer,
+by how much of the text agreed with the place from which the guess was taken. As many drafts are run as give most tokens
+in a second by these figures; none, where none give more.
 
 What has not been measured has to be tried, and figures may be out of date. So an answer keeps an account of the seconds
 that its drafts have cost beyond those that they have saved. Where this is more than a hundredth of its time, and half a
@@ -32,7 +32,9 @@ LATEST = 9
 """How many steps of a kind are looked at."""
 PLAIN_EVERY = 24
 """After so many steps with drafts one without any is run, against which their costs are measured."""
-RIGHT = {2: 0.3, 4: 0.5, 8: 0.8}
+BY_MODEL = 1 << 16
+"""Stands for the number of agreeing tokens where a draft model guesses."""
+RIGHT = {2: 0.3, 4: 0.5, 8: 0.8, BY_MODEL: 0.6}
 """Numbers of agreeing tokens from which guesses are counted apart, with the share of right ones that is assumed."""
 
 

@@ -8,8 +8,8 @@ at once; so any text would be right here, and a good one is fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,6 +29,35 @@ class Draft(NamedTuple):
 NO_DRAFT = Draft([], 0)
 
 
+class Offer(NamedTuple):
+    """How many tokens can be guessed, and how far the guess can be trusted: `matched`, or `BY_MODEL` of the gate."""
+
+    tokens: int
+    matched: int
+
+
+NO_OFFER = Offer(0, 0)
+
+
+class Guesses(Protocol):
+    """A source of drafts for one text."""
+
+    def add(self, token: int) -> None:
+        """Append a token to the text."""
+
+    def offer(self, most: int) -> Offer:
+        """How many tokens can be guessed, of `most`; costs nothing that is worth measuring."""
+
+    def take(self, count: int) -> list[int]:
+        """Guess so many tokens of those that were offered, or fewer."""
+
+    def read_all(self, stopped: Callable[[], bool]) -> None:
+        """Read the text so far, unless `stopped` says that nobody wants it any more."""
+
+    def end(self) -> None:
+        """Give back what it holds. Ending it twice is harmless."""
+
+
 class Drafts:
     """The tokens of one text, to guess what follows them."""
 
@@ -36,6 +65,7 @@ class Drafts:
         self._ids = np.empty(max(256, 2 * len(token_ids)), np.int32)
         self._ids[: len(token_ids)] = token_ids
         self._length = len(token_ids)
+        self._offered = NO_DRAFT
 
     def add(self, token: int) -> None:
         """Append a token."""
@@ -43,6 +73,21 @@ class Drafts:
             self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
         self._ids[self._length] = token
         self._length += 1
+
+    def offer(self, most: int) -> Offer:
+        """How many tokens `draft` guesses now."""
+        self._offered = self.draft(most)
+        return Offer(len(self._offered.token_ids), self._offered.matched)
+
+    def take(self, count: int) -> list[int]:
+        """The first of the tokens that were offered."""
+        return self._offered.token_ids[:count]
+
+    def read_all(self, stopped: Callable[[], bool]) -> None:
+        """Nothing needs to be read."""
+
+    def end(self) -> None:
+        """Nothing needs to be given back."""
 
     def draft(self, most: int) -> Draft:
         """A guess at up to `most` next tokens; none where the last tokens have not stood together before."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from edgemoe.engine.memory import MemoryPlan, plan_memory
-from edgemoe.engine.opening import model_sizes
+from edgemoe.engine.opening import model_sizes, refuse_head
 from edgemoe.engine.part_sizes import ModelSizes
 from edgemoe.errors import StoreError
 from edgemoe.kernels.backend import Backend
@@ -22,9 +22,10 @@ def held_as_in_a_run(store: Store) -> Iterator[tuple[Graph, ModelSizes, Backend]
     """Provide the inputs of a memory plan. Inside this context the process holds the memory that a run holds beside the
     model, which plans include.
 
-    Raises StoreError.
+    Raises StoreError, and UsageError for an MTP head.
     """
     spec = store_spec(store)
+    refuse_head(store, spec)
     tokenizer = None
     if has_tokenizer(store.text_folder):
         with contextlib.suppress(StoreError):  # a store whose tokenizer is damaged has a floor too
@@ -38,6 +39,6 @@ def held_as_in_a_run(store: Store) -> Iterator[tuple[Graph, ModelSizes, Backend]
 
 
 def floor_plan(store: Store) -> MemoryPlan:
-    """The plan for the least budget that a store runs in. Raises StoreError."""
+    """The plan for the least budget that a store runs in. Raises as `held_as_in_a_run`."""
     with held_as_in_a_run(store) as (graph, sizes, backend):
         return plan_memory(graph, sizes, backend, "floor")

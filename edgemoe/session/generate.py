@@ -158,12 +158,14 @@ class Generation:
         held = self._held.keep_prefix(self._before)
         prefill_tokens = read + len(self._before) - held
         logits = None
+        written, drafted = self._written, self._drafted()
         self._held.engine.turn.begin()
         with contextlib.suppress(_Stopped):
             logits = self._run_prompt(held)
+        if drafted is not None and logits is not None:
+            drafted.read(lambda: self._stopped)
         prefilled = self._counters()
         self._held.engine.turn.begin_decoding()
-        written, drafted = self._written, self._drafted()
         while written.finish_reason is None:
             if self._stopped or logits is None:
                 written.finish_reason = "interrupted"
@@ -192,6 +194,8 @@ class Generation:
         ledger = self._held.engine.ledger
         if ledger is not None and ledger_before is not None:
             parts = ledger - ledger_before + TimeLedger({"sampling": sampling_ns, "text": text_ns})
+            if drafted is not None:
+                parts += TimeLedger({"drafting": drafted.drafting_ns})
             own_ns = time.perf_counter_ns() - began_all_ns - consumer_ns
             self.ledger = parts + TimeLedger({"python": max(0, own_ns - parts.total_ns)})
         if piece := written.finish():
@@ -203,7 +207,7 @@ class Generation:
         if engine.speculate == "off" or not engine.may_speculate:
             return None
         gate = DraftGate(held.costs, None if engine.speculate == "auto" else engine.memory.drafts)
-        return Drafted(held, held.costs, gate, self._before, engine.memory.drafts)
+        return Drafted(held, held.costs, gate, held.guesses(self._before), engine.memory.drafts)
 
     def _run_prompt(self, held: int) -> npt.NDArray[np.float32]:
         """Run the prompt but for its first `held` tokens; returns its logits. Raises _Stopped where it is stopped."""

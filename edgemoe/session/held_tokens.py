@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from edgemoe.engine.phase import VERIFY
 from edgemoe.errors import EdgemoeError
 from edgemoe.session.draft_gate import StepCosts
+from edgemoe.session.drafts import Drafts, Guesses
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from edgemoe.engine.engine import Engine
+    from edgemoe.session.draft_model import DraftModel
 
 
 class HeldTokens:
@@ -26,7 +28,24 @@ class HeldTokens:
         self._input: list[int] = []
         self.costs = StepCosts()
         """The times of this engine's steps, with drafts and without."""
+        self.draft_model: DraftModel | None = None
+        """The model that guesses; None where guesses repeat what followed the same tokens earlier."""
+        self._guesses: Guesses | None = None
         engine.rewind(0)
+
+    def guesses(self, token_ids: Sequence[int]) -> Guesses:
+        """The guesses for a text that begins with these tokens, which take the place of those for the text before."""
+        self.end_guesses()
+        if self.draft_model is None:
+            self._guesses = Drafts(token_ids)
+        else:
+            self._guesses = self.draft_model.begin(token_ids, self.engine.sequence)
+        return self._guesses
+
+    def end_guesses(self) -> None:
+        """Give the place of the guesses in a draft model to another text."""
+        if self._guesses is not None:
+            self._guesses.end()
 
     @property
     def start(self) -> list[int] | None:

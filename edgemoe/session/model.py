@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from edgemoe.engine.options import EngineOptions
     from edgemoe.model.spec import ModelSpec
     from edgemoe.session.constraint import Constraint
+    from edgemoe.session.draft_model import DraftModel
     from edgemoe.session.tools import ToolTexts
 
 
@@ -93,6 +95,11 @@ class Model:
         self.path = path or folder
         self.held = HeldTokens(engine)
 
+    @property
+    def draft_model(self) -> DraftModel | None:
+        """The model that guesses what follows; None where guesses repeat what followed the same tokens earlier."""
+        return self.held.draft_model
+
     def __enter__(self) -> Model:
         return self
 
@@ -105,6 +112,8 @@ class Model:
         """Stop the threads and give the memory back. The model cannot be used afterwards."""
         if "template" in self.__dict__:
             self.template.close()
+        if self.draft_model is not None:
+            self.draft_model.close()
         self.engine.close()
 
     @property
@@ -302,16 +311,26 @@ def finished(generation: Generation) -> GenerationResult:
     )
 
 
-def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str] | None = None,
+    options: EngineOptions | None = None,
+    draft: str | os.PathLike[str] | None = None,
+) -> Model:
     """Open a store or a GGUF file, or the bundled model where no path is given; by default as `edgemoe.load` does.
 
-    Raises StoreError, SourceError, BudgetError or UsageError.
+    `draft` names a model that guesses what follows, in a share of the same budget. Raises StoreError, SourceError,
+    BudgetError or UsageError.
     """
     from edgemoe.engine.opening import open_engine
     from edgemoe.engine.options import EngineOptions
     from edgemoe.session.stores import find_runnable, open_store
+    from edgemoe.store.reader import Store
 
+    if draft is not None:
+        from edgemoe.session.draft_model import DraftModel, open_beside
     options = options or EngineOptions(warm_start=True)
+    if draft is not None and options.speculate == "off":
+        raise UsageError("`draft` names a model that guesses, and `speculate=off` runs no guesses.", "Leave out one.")
     found = find_runnable(path)
     file = None if found.is_dir() else open_store(found)
     folder = found if file is None else file.text_folder
@@ -323,12 +342,17 @@ def load(path: str | os.PathLike[str] | None = None, options: EngineOptions | No
             library_tokenizer = load_library_tokenizer(folder)
 
     # Parsing it takes as long as reading weights. The memory plan, which measures the interpreter, is made after it.
-    engine = open_engine(file or folder, options, meanwhile=load_tokenizer)
-    try:
+    with ExitStack() as opened:
+        beside = None if draft is None else open_beside(draft, file or Store.open(folder), folder, options)
+        if beside is not None:
+            opened.callback(beside.close)
+        engine = open_engine(file or folder, options, meanwhile=load_tokenizer, beside=beside)
+        opened.callback(engine.close)
         tokenizer = Tokenizer.around(
             library_tokenizer, folder, engine.spec.vocab_size, fills_gaps=engine.spec.encoder is not None
         )
-        return Model(engine, tokenizer, folder, found)
-    except BaseException:
-        engine.close()
-        raise
+        model = Model(engine, tokenizer, folder, found)
+        if beside is not None:
+            model.held.draft_model = DraftModel.open(beside, engine)
+        opened.pop_all()
+    return model

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.errors import ConversationError, StoreError, UsageError
 from edgemoe.session.model_files import read_json_object, read_text
 from edgemoe.session.special_tokens import read_special_tokens
 from edgemoe.session.template_process import TemplateProcess
@@ -94,7 +94,8 @@ class ChatTemplate:
         """The text of a conversation, with the opening of the assistant's turn where asked.
 
         The template sees `variables`, which come before special tokens of the same name, as in transformers.
-        Raises EdgemoeError where the template refuses the conversation, fails, or takes too long.
+        Raises ConversationError where the template refuses the conversation or fails, in the template's words, and
+        another EdgemoeError where it takes too long.
         """
         request = {
             "template": self.source,
@@ -119,7 +120,7 @@ class ChatTemplate:
                 f"chat template: it does not parse ({answer['message']}).",
                 "Copy the template of the original model again, or give a plain text (`raw`).",
             )
-        raise EdgemoeError(
+        raise ConversationError(
             f"chat template: it refused the conversation or failed ({answer['message']}).",
             "Some models accept no system message, or need user and assistant to alternate;"
             " a plain text (`raw`) needs no template.",

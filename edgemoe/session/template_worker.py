@@ -42,13 +42,17 @@ def limit_resources(cpu_s: float) -> None:
 
 @functools.cache
 def build_environment() -> Any:
-    """The environment in which transformers renders templates: its options, functions and tags."""
+    """The environment in which transformers renders templates: its options, functions and tags.
+
+    Lists and objects that a template makes itself may be changed by it (Kimi's queue up the ids of calls), which
+    transformers forbids; those that it is given may not.
+    """
     from datetime import datetime
 
     from jinja2 import nodes
     from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
     class GenerationTag(Extension):
         """`{% generation %}` marks the assistant's text for training; here its body is simply printed."""
@@ -60,6 +64,15 @@ def build_environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
+    class Environment(ImmutableSandboxedEnvironment):
+        given: frozenset[int] = frozenset()
+        """The `id` of everything in the variables of this rendering, which live as long as it does."""
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            if id(obj) in self.given:
+                return super().is_safe_attribute(obj, attr, value)
+            return SandboxedEnvironment.is_safe_attribute(self, obj, attr, value)
+
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
@@ -67,9 +80,7 @@ def build_environment() -> Any:
                 separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:  # fmt: skip
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
@@ -82,6 +93,17 @@ def compiled(source: str) -> Any:
     return build_environment().from_string(source)
 
 
+def identities(value: Any) -> set[int]:
+    """The `id` of every list and object in a JSON value."""
+    found, left = set(), [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, (dict, list)):
+            found.add(id(one))
+            left += one.values() if isinstance(one, dict) else one
+    return found
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request; whatever the template does becomes an error message."""
     from jinja2.exceptions import TemplateSyntaxError
@@ -91,7 +113,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         if "messages" not in request:
             return {"reads": sorted(find_undeclared_variables(build_environment().parse(request["template"])))}
         pieces, characters = [], 0
-        for piece in compiled(request["template"]).generate(**request["variables"], messages=request["messages"]):
+        variables = {**request["variables"], "messages": request["messages"]}
+        build_environment().given = identities(variables)
+        for piece in compiled(request["template"]).generate(variables):
             characters += len(piece)
             if characters > OUTPUT_LIMIT_CHARACTERS:
                 return {"error": "size", "message": f"more than {OUTPUT_LIMIT_CHARACTERS} characters"}

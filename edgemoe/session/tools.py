@@ -66,6 +66,14 @@ class ToolWishes:
 
 
 @dataclass(frozen=True)
+class ThoughtBudget:
+    """The most tokens of a thought, and those that end it."""
+
+    most: int
+    end: Sequence[int]
+
+
+@dataclass(frozen=True)
 class ToolPrompt:
     """A prompt with what its answer needs to be read."""
 
@@ -76,6 +84,12 @@ class ToolPrompt:
     wishes: ToolWishes
     form: ResponseForm | None
     constraint: Constraint | None = None
+    thought_end: Sequence[int] = ()
+    """The tokens that end a thought; empty where the model has none, or where they are not known."""
+
+    def budget(self, most: int | None) -> ThoughtBudget | None:
+        """The budget of thoughts of so many tokens."""
+        return ThoughtBudget(most, self.thought_end) if most is not None and self.thought_end else None
 
     def reader(self, eager: bool) -> ResponseReader | None:
         """A reader for one answer; None where nothing is known of the answers' form."""
@@ -137,7 +151,9 @@ class ToolTexts:
             ids = encoder.encode(messages, continues) if self.literal else self.tokenizer.encode(text)
         before = self.tokenizer.decode(ids[-BEFORE_TOKENS:], skip_special_tokens=False)
         constraint = self._constraint(wishes, before, form, structure)
-        return ToolPrompt(ids, text, before, wishes, form, constraint)
+        thought = self._thought()
+        end = () if thought is None else self.tokenizer.encode(thought[1])
+        return ToolPrompt(ids, text, before, wishes, form, constraint, end)
 
     @property
     def template_knows_tools(self) -> bool:
@@ -169,12 +185,17 @@ class ToolTexts:
             structure = Structure({"lark_grammar": grammar}, "tools")
         if structure is None:
             return None
-        source = self.template.source
-        thought = SHAPES.get(builtin_name(source) or "", HERMES_SHAPE).thought
-        if thought is None or thought[1] not in source:
+        thought = self._thought()
+        if thought is None:
             return self.grammars.compile(structure)
         begun = form is not None and ResponseReader(form, before).in_thought
         return self.grammars.compile(structure, thought_grammar(thought, self.markers, begun))
+
+    def _thought(self) -> tuple[str, str] | None:
+        """The markers around thoughts; None for a template without any."""
+        source = self.template.source
+        thought = SHAPES.get(builtin_name(source) or "", HERMES_SHAPE).thought
+        return None if thought is None or thought[1] not in source else thought
 
     def _shape(self) -> Shape:
         name = builtin_name(self.template.source) if self.template_knows_tools else "hermes"

@@ -200,8 +200,10 @@ def amend_manifest(text: bytes, side_files: Iterable[SideFile], provenance: Mapp
 
 
 def _sealed(data: dict[str, Any]) -> bytes:
-    """The text of a manifest with its own checksum."""
-    return json.dumps({**data, "checksum": manifest_checksum(data)}, indent=1).encode() + b"\n"
+    """The text of a manifest with its own checksum. It has a line for each field: more cost five times the time."""
+    fields = {**data, "checksum": manifest_checksum(data)}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items())
+    return f"{{\n{lines}\n}}\n".encode()
 
 
 def manifest_checksum(data: Mapping[str, Any]) -> str:

@@ -192,9 +192,12 @@ class Store:
 
     @property
     def dense_format(self) -> str:
-        """The format of the embedding, and so of a store's dense part unless that has mixed formats."""
+        """The format of the embedding, and so of a store's dense part unless that has mixed formats.
+
+        An MTP head, which has no embedding, has a matrix for that of another model.
+        """
         for tensor in self.manifest.dense:
-            if tensor.name == "embedding" and tensor.format is not None:
+            if tensor.name in ("embedding", "token_in") and tensor.format is not None:
                 return tensor.format.name
         raise StoreError(f"{self.path}: the store has no embedding.", DAMAGED_HINT)
 

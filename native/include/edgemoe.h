@@ -87,11 +87,33 @@ EM_API uint64_t em_trellis_scratch_bytes(const em_trellis *trellis, int32_t colu
 /* Finds the codes (rows, columns / step_weights) for weights (rows, columns), columns in whole blocks, of the smallest sum
  * of penalty * (weight * inverse - level)^2, where the penalty is gain * importance, inverses and gains are
  * (rows, columns / 32), and importance is (columns). All are finite, and penalties at least 0. Costs are rounded down to
- * whole numbers. `starts` (rows, 4) are the bits of each chain's stream before its first step that later windows see; NULL:
- * zeros. `chain`: the only one whose codes are found, those of others being left as they are; -1: all. */
+ * whole numbers. */
 EM_API int32_t em_trellis_search(const em_kernels *kernels, const em_trellis *trellis, const float *weights,
                                  const float *inverses, const float *gains, const float *importance, int32_t rows,
-                                 int32_t columns, const uint8_t *starts, int32_t chain, uint8_t *codes, void *scratch);
+                                 int32_t columns, uint8_t *codes, void *scratch);
+
+/* Columns of rows whose errors feed back (edgemoe/quant/feedback.py), in whole blocks: `kept` of them get codes, and those
+ * behind are searched with them. A unit is what a chain has of a block: 8 steps. */
+typedef struct em_trellis_fed {
+    const float *targets;    /* (rows, columns), `target_floats` from row to row */
+    const float *inverses;   /* (rows, columns / 32), as of em_trellis_search; and */
+    const float *gains;      /* (rows, columns / 32), and */
+    const float *steps;      /* (rows, columns / 32): what a level of 1 is worth */
+    const float *importance; /* (columns) */
+    const float *factors;    /* (units kept, columns of a unit, as many): what is left of errors of a unit by its columns */
+    const float *rates;      /* (kept, columns), `rate_floats` from row to row: what a rest takes from later targets */
+    int64_t target_floats, rate_floats;
+    int32_t rows, columns, kept;
+    int32_t ahead; /* columns that a search goes beyond its block, if there are as many */
+} em_trellis_fed;
+
+/* What em_trellis_feed_back needs; 0 for what it refuses. */
+EM_API uint64_t em_trellis_feedback_scratch_bytes(const em_trellis *trellis, const em_trellis_fed *fed);
+/* Finds codes (rows, kept / step_weights) unit by unit: each on the cheapest path for the targets that the units before it
+ * left. `states` (rows, 4) are the bits of each chain's stream that later windows see, before and then after these
+ * columns; `rests` (rows, kept) become what is left of errors, for the targets of columns that are not here. */
+EM_API int32_t em_trellis_feed_back(const em_kernels *kernels, const em_trellis *trellis, const em_trellis_fed *fed,
+                                    uint8_t *states, uint8_t *codes, float *rests, void *scratch);
 
 /* ---- the code sub1 ---------------------------------------------------------------------------------- */
 

@@ -516,7 +516,7 @@ typedef struct em_delta_rule {
     const float *keys;        /* (T, G*W), or NULL */
     const float *values;      /* (T, H*Wv), or NULL */
     float lower_bound;
-    int32_t in_turn;          /* whether head h has query and key h % G */
+    int32_t in_turn;
     int32_t columns;          /* M */
     int32_t heads;            /* H */
     int32_t decays;           /* decays */
@@ -920,8 +920,9 @@ typedef struct em_choose_blocks {
         FIELD(em_delta_rule, epsilon) FIELD(em_delta_rule, key_heads) FIELD(em_delta_rule, positions) \
         FIELD(em_delta_rule, sequences) FIELD(em_delta_rule, states) FIELD(em_delta_rule, output) \
         FIELD(em_delta_rule, keys) FIELD(em_delta_rule, values) FIELD(em_delta_rule, lower_bound) \
-        FIELD(em_delta_rule, in_turn) FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) FIELD(em_delta_rule, decays) \
-        FIELD(em_delta_rule, value_dim) FIELD(em_delta_rule, sequence_count) FIELD(em_delta_rule, head_dim) \
+        FIELD(em_delta_rule, in_turn) FIELD(em_delta_rule, columns) FIELD(em_delta_rule, heads) \
+        FIELD(em_delta_rule, decays) FIELD(em_delta_rule, value_dim) FIELD(em_delta_rule, sequence_count) \
+        FIELD(em_delta_rule, head_dim) \
     STRUCT(em_head_linear) FIELD(em_head_linear, input) FIELD(em_head_linear, matrix) \
         FIELD(em_head_linear, passed) FIELD(em_head_linear, heads) FIELD(em_head_linear, output) \
         FIELD(em_head_linear, columns) FIELD(em_head_linear, rows) FIELD(em_head_linear, rotated) \
@@ -1035,6 +1036,11 @@ typedef struct em_choose_blocks {
     STRUCT(em_trellis) FIELD(em_trellis, step_bits) FIELD(em_trellis, step_weights) FIELD(em_trellis, lag) \
         FIELD(em_trellis, level_count) FIELD(em_trellis, levels) FIELD(em_trellis, numbers) \
         FIELD(em_trellis, dearest) \
+    STRUCT(em_trellis_fed) FIELD(em_trellis_fed, targets) FIELD(em_trellis_fed, inverses) \
+        FIELD(em_trellis_fed, gains) FIELD(em_trellis_fed, steps) FIELD(em_trellis_fed, importance) \
+        FIELD(em_trellis_fed, factors) FIELD(em_trellis_fed, rates) FIELD(em_trellis_fed, target_floats) \
+        FIELD(em_trellis_fed, rate_floats) FIELD(em_trellis_fed, rows) FIELD(em_trellis_fed, columns) \
+        FIELD(em_trellis_fed, kept) FIELD(em_trellis_fed, ahead) \
     STRUCT(em_record) FIELD(em_record, offset) FIELD(em_record, length) FIELD(em_record, crc32c) \
         FIELD(em_record, descriptor) FIELD(em_record, part_count) FIELD(em_record, parts) \
         FIELD(em_record, places) \

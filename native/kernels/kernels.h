@@ -152,6 +152,7 @@ typedef void em_activation_kernel(const em_activation *activation, const float *
                                   int32_t count);
 
 typedef struct em_trellis_panel em_trellis_panel; /* trellis/panel.h */
+typedef struct em_trellis_unit em_trellis_unit;
 
 struct em_kernels {
     const char *isa;
@@ -187,6 +188,8 @@ struct em_kernels {
 
     /* The cheapest codes of 16 rows in the columns chain, chain + 4, ...: fills panel's `words` and `ends`. */
     void (*search_trellis)(const em_trellis_panel *panel, int32_t chain);
+    /* What is left of the errors of a unit, and what that takes from the targets of later columns. */
+    void (*feed_trellis)(const em_trellis_unit *unit);
 };
 
 #define EM_DECLARE_PANELS(NAME, name, ...)                                                                            \
@@ -207,7 +210,8 @@ EM_VARYING_FORMATS(EM_DECLARE_PANELS)
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \
     em_mix_kernel em_mix_f32_##isa, em_mix_f16_##isa, em_mix_q8_##isa;                                                \
     uint32_t em_crc32c_##isa(uint32_t crc, const uint8_t *data, uint64_t bytes);                                      \
-    void em_search_trellis_##isa(const em_trellis_panel *panel, int32_t chain)
+    void em_search_trellis_##isa(const em_trellis_panel *panel, int32_t chain);                                       \
+    void em_feed_trellis_##isa(const em_trellis_unit *unit)
 
 em_delta_kernel em_delta_generic, em_delta_avx2, em_delta_avx512, em_delta_neon;
 em_scan_kernel em_scan_generic, em_scan_avx2, em_scan_avx512, em_scan_neon;

@@ -12,10 +12,12 @@ enum {
     LEAF1_ECX_AVX = 1 << 28,
     LEAF1_ECX_F16C = 1 << 29,
     LEAF7_EBX_AVX2 = 1 << 5,
+    LEAF7_EBX_BMI2 = 1 << 8,
     LEAF7_EBX_AVX512F = 1 << 16,
     LEAF7_EBX_AVX512DQ = 1 << 17,
     LEAF7_EBX_AVX512BW = 1 << 30,
     LEAF7_ECX_AVX512_VBMI = 1 << 1,
+    LEAF7_ECX_AVX512_VBMI2 = 1 << 6,
     LEAF7_ECX_AVX512_VNNI = 1 << 11,
     LEAF7_1_EAX_AVX_VNNI = 1 << 4,
     XCR0_SSE_AND_AVX = 6,
@@ -43,7 +45,8 @@ static int detect(void) {
     const unsigned wide = LEAF7_EBX_AVX512F | LEAF7_EBX_AVX512DQ | LEAF7_EBX_AVX512BW | LEAF7_EBX_AVX512VL;
     const bool has_wide =
         (b & wide) == wide && (c & LEAF7_ECX_AVX512_VNNI) && (registers & XCR0_AVX512) == XCR0_AVX512;
-    const bool has_vbmi = has_wide && (c & LEAF7_ECX_AVX512_VBMI);
+    const unsigned bytes = LEAF7_ECX_AVX512_VBMI | LEAF7_ECX_AVX512_VBMI2;
+    const bool has_vbmi = has_wide && (b & LEAF7_EBX_BMI2) && (c & bytes) == bytes;
     const bool has_vnni = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & LEAF7_1_EAX_AVX_VNNI);
     return KNOWN | HAS_AVX2 | (has_vnni ? HAS_AVXVNNI : 0) | (has_wide ? HAS_AVX512 : 0) | (has_vbmi ? HAS_AVX512VBMI : 0);
 }

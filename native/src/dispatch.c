@@ -9,7 +9,7 @@
 #define PANELS_avx2(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx2,
 #define PANELS_avxvnni(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avxvnni,
 #define PANELS_avx512(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx512,
-/* VBMI is for formats with a grid. */
+/* VBMI is for formats with a grid, and for those whose panels differ in length. */
 #define PANELS_avx512vbmi(NAME, name, floating, bits, scale, share, minimums, factor, halves, offsets, zero, table, grid, ...) \
     [EM_##NAME] = VBMI_##grid(name),
 #define VBMI_EM_GRID_NONE(name) em_panels_##name##_avx512
@@ -20,13 +20,17 @@
 #define VBMI_EM_GRID_IQ3S(name) em_panels_##name##_avx512vbmi
 #define VBMI_EM_GRID_IQ1(name) em_panels_##name##_avx512vbmi
 #define PANELS_neon(NAME, name, ...) [EM_##NAME] = em_panels_##name##_neon,
+#define VARYING_generic PANELS_generic
+#define VARYING_avx2 PANELS_avx2
+#define VARYING_avx512vbmi(NAME, name, ...) [EM_##NAME] = em_panels_##name##_avx512vbmi,
+#define VARYING_neon PANELS_neon
 
-/* Products use one instruction set (but those of formats whose panels differ in length), recurrent states another, all else a third: short and rare operations gain nothing from
- * wider vectors. */
-#define KERNELS_OF(name, matmul, states, vectors)                                                              \
+/* Products use one instruction set, those of formats whose panels differ in length another, recurrent states a third, all else
+ * a fourth: short and rare operations gain nothing from wider vectors. */
+#define KERNELS_OF(name, matmul, varying, states, vectors)                                                     \
     {                                                                                                          \
         .isa = name,                                                                                           \
-        .panels = {EM_FORMATS(PANELS_##matmul) EM_VARYING_FORMATS(PANELS_##vectors)},                                                               \
+        .panels = {EM_FORMATS(PANELS_##matmul) EM_VARYING_FORMATS(VARYING_##varying)},                        \
         .quantise = em_quantise_##vectors,                                                                     \
         .sum_squares = em_sum_squares_##vectors,                                                               \
         .exponentials = em_exponentials_##vectors,                                                             \
@@ -49,6 +53,7 @@
         .channels = em_channels_##states,                                                                      \
         .crc32c = em_crc32c_##vectors,                                                                         \
         .search_trellis = em_search_trellis_##vectors,                                                         \
+        .feed_trellis = em_feed_trellis_##vectors,                                                             \
     }
 
 /* Best first. */
@@ -57,21 +62,21 @@ static const struct {
     em_kernels kernels;
 } sets[] = {
 #ifdef EDGEMOE_HAVE_AVX512VBMI
-    {em_cpu_has_avx512vbmi, KERNELS_OF("avx512vbmi", avx512vbmi, avx512, avx2)},
+    {em_cpu_has_avx512vbmi, KERNELS_OF("avx512vbmi", avx512vbmi, avx512vbmi, avx512, avx2)},
 #endif
 #ifdef EDGEMOE_HAVE_AVX512
-    {em_cpu_has_avx512, KERNELS_OF("avx512", avx512, avx512, avx2)},
+    {em_cpu_has_avx512, KERNELS_OF("avx512", avx512, avx2, avx512, avx2)},
 #endif
 #ifdef EDGEMOE_HAVE_AVXVNNI
-    {em_cpu_has_avxvnni, KERNELS_OF("avxvnni", avxvnni, avx2, avx2)},
+    {em_cpu_has_avxvnni, KERNELS_OF("avxvnni", avxvnni, avx2, avx2, avx2)},
 #endif
 #ifdef EDGEMOE_HAVE_AVX2
-    {em_cpu_has_avx2, KERNELS_OF("avx2", avx2, avx2, avx2)},
+    {em_cpu_has_avx2, KERNELS_OF("avx2", avx2, avx2, avx2, avx2)},
 #endif
 #ifdef EDGEMOE_HAVE_NEON
-    {em_cpu_has_neon, KERNELS_OF("neon", neon, neon, neon)},
+    {em_cpu_has_neon, KERNELS_OF("neon", neon, neon, neon, neon)},
 #endif
-    {NULL, KERNELS_OF("generic", generic, generic, generic)},
+    {NULL, KERNELS_OF("generic", generic, generic, generic, generic)},
 };
 
 enum { SET_COUNT = sizeof sets / sizeof sets[0] };

@@ -1,8 +1,6 @@
 /* The kernels of the KV cache, in every instruction set: rows into it in each format, scores and mixtures from it,
  * against their formulas, and all sets against each other to the bit.
  *
- * usage: test_caches [SET]   SET: the set that must be the best that is found here
- *
  * What it prints is the same for every processor. */
 #include <math.h>
 #include <string.h>
@@ -185,8 +183,8 @@ static void test_attention(int32_t width, int32_t extra, int32_t count, int32_t 
     free(scales);
 }
 
-int main(int argc, char **argv) {
-    find_sets(argc > 1 ? argv[1] : NULL);
+int main(void) {
+    find_sets(NULL);
     test_halves();
     print_digest("halves");
     const int32_t widths[] = {1, 31, 32, 33, 64, 80, 100, 257, WIDTH_MAX};

@@ -1,8 +1,6 @@
 /* Every kernel of every instruction set against its formula, and all sets against each other to the bit; those of the
  * KV cache are in test_caches.c.
  *
- * usage: test_kernels [SET]   SET: the set that must be the best that is found here
- *
  * What it prints is the same for every processor. (Of results that are not numbers only that is the same.) */
 #include <math.h>
 #include <string.h>
@@ -285,8 +283,8 @@ static void test_exponential_extremes(void) {
 
 #define COUNT_OF(array) (sizeof(array) / sizeof *(array))
 
-int main(int argc, char **argv) {
-    find_sets(argc > 1 ? argv[1] : NULL);
+int main(void) {
+    find_sets(NULL);
     const int32_t columns[] = {1, 31, 32, 33, 64, 100, 257};
     const int32_t counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 21, 32, 37};
     for (int32_t format = 0; format < EM_FORMAT_COUNT; format++) {

@@ -34,17 +34,21 @@ static model *make_variant(int32_t cache_format, int32_t variant) {
     return m;
 }
 
+/* Every second pair goes through all cuts and numbers of threads, so that each format and each variant does; the others
+ * through one. */
 static void test_same_bits(int32_t cache_format, int32_t variant) {
+    const int whole = (cache_format + variant) % 2 == 0;
     model *first = make_variant(cache_format, variant);
     CHECK_STATUS(EM_OK, run(first, "generic", 1, TOKENS, 0));
     for (int i = 0; i < TOKENS; i++) CHECK(isfinite(first->hidden[i][0]));
     for (int32_t set = 0; set < em_isa_count(); set++) {
-        for (int32_t threads = 1; threads <= 5; threads += 2) {
+        for (int32_t threads = whole ? 1 : 3; threads <= (whole ? 5 : 3); threads += 2) {
             model *m = make_variant(cache_format, variant);
             CHECK_STATUS(EM_OK, run(m, em_isa_name(set), threads, TOKENS, 0));
             CHECK(memcmp(m->hidden, first->hidden, sizeof m->hidden) == 0);
             free_model(m);
         }
+        if (!whole) continue;
         /* Two at once, then one by one. */
         model *m = make_variant(cache_format, variant);
         CHECK_STATUS(EM_OK, run(m, em_isa_name(set), 2, 2, 0));

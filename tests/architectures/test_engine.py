@@ -16,7 +16,7 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import relative_error
 from tests.golden.cases import CASES, PROMPT_TOKENS
-from tests.golden.covering import GOLDEN, covering_models, covering_names, golden_configs
+from tests.golden.covering import COVERING, GOLDEN, covering_models, golden_configs
 
 TOLERANCE = 1e-4
 
@@ -51,7 +51,7 @@ def assert_golden(logits: np.ndarray, golden: np.lib.npyio.NpzFile) -> None:
 
 
 FIRST_OF_FAMILIES = {FAMILIES[config["model_type"]]: name for name, config in reversed(golden_configs().items())}
-DEFAULT = {*FIRST_OF_FAMILIES.values(), *covering_names()}
+DEFAULT = {*FIRST_OF_FAMILIES.values(), *COVERING}
 EACH_FAMILY = [pytest.param(name, marks=[] if name in DEFAULT else pytest.mark.slow) for name in CASES]
 """All models. The first of a family and those that have forms of their own are default tests, the others slow ones."""
 
@@ -64,9 +64,9 @@ def test_the_engine_agrees_with_the_golden_logits_however_ids_are_grouped_in_cal
         assert engine.memory.all_resident
         assert_golden(resident.whole, resident.golden)
         np.testing.assert_array_equal(run(engine, resident.ids, [1, 2, 9, 10, 130, 137, 259]), resident.whole)
-        if name in covering_names():
+        if name in COVERING:
             last_logits_are_those_of_all(engine, resident)
-    if name in covering_names():
+    if name in COVERING:
         paging_and_threads_change_no_bit(resident)
 
 

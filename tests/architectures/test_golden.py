@@ -10,7 +10,7 @@ from edgemoe.model.build import build_graph
 from edgemoe.model.rope import rope_tables
 from tests.architectures.harness import Reference, load_checkpoint, load_reference, relative_error
 from tests.golden.cases import CASES, ENCODER_CASES, ROPE_CASES, ROPE_POSITIONS, YARN
-from tests.golden.covering import GOLDEN, covering_models, covering_names, forms
+from tests.golden.covering import COVERING, GOLDEN, covering, covering_models, forms
 from tests.support.every_case import every_case
 
 TOLERANCE = 1e-4
@@ -25,7 +25,8 @@ def test_the_golden_data_covers_every_family_and_more_experts_than_a_machine_wor
 def test_the_models_that_all_is_tried_on_have_every_form_of_every_operation():
     graphs = {name: build_graph(model_spec(load_checkpoint(GOLDEN / name)[0])) for name in CASES}
     every = set().union(*map(forms, graphs.values()))
-    assert every == set().union(*(forms(graphs[name]) for name in covering_names()))
+    covered = set().union(*(forms(graphs[name]) for name in COVERING))
+    assert every == covered, f"let COVERING be {' '.join(covering(graphs))}"
     attention = [dict(form[1:]) for form in every if form[0] == "Attention"]
     assert len({(form["window"], form["sinks"]) for form in attention}) == 4  # without or with each of them
 

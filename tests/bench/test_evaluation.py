@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from edgemoe.bench import evaluation_pass
-from edgemoe.bench.divergence import Estimate
 from edgemoe.bench.evaluation import Evaluation, Settings
 from edgemoe.bench.evaluation_report import EvaluationReport, ModelResult
 from edgemoe.conversion.pipeline import convert_checkpoint
@@ -18,6 +17,7 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.lab.divergence import Estimate
 from edgemoe.session.default_model import find_model
 from edgemoe.session.tokenizer import Tokenizer
 from edgemoe.sizes import format_size
@@ -100,25 +100,29 @@ def test_figures_are_what_the_engine_says(store: Path, rounded: Path) -> None:
     assert written["reference"]["model"]["path"] == str(rounded)
 
 
-@pytest.mark.parametrize("top", [None, 20])
+@pytest.mark.parametrize(
+    ("top", "turned"),
+    [(None, False), (20, True), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(None, True), (20, False)])],
+)
 def test_a_model_is_not_apart_from_itself_whatever_the_budget_and_threads(
-    store: Path, rounded: Path, tmp_path: Path, top: int | None
+    store: Path, rounded: Path, tmp_path: Path, top: int | None, turned: bool
 ) -> None:
+    """Each test has two pairs of a budget and what it is held against, so that the default tests have all four."""
     run = tmp_path / "run"
     settings = replace(WINDOWS, top=top)
     first = evaluate(store, save=run, settings=settings)
     of_other = None
-    for options in (EngineOptions("floor", threads=1), EngineOptions(threads=2)):
-        for against in (store, run):
-            (result,) = evaluate(store, against=against, settings=settings, options=options).models
-            assert result.divergence is not None
-            assert result.divergence.nats == Estimate(0.0, 0.0, 0.0)
-            assert result.divergence.largest == 0.0
-            assert result.divergence.same_top == Estimate(1.0, 1.0, 1.0)
-            assert result.reference_loss_nats == result.loss_nats == first.models[0].loss_nats
-            (result,) = evaluate(rounded, against=against, settings=settings, options=options).models
-            of_other = of_other or figures(result)
-            assert figures(result) == of_other
+    pair = EngineOptions("floor", threads=1), EngineOptions(threads=2)
+    for options, against in zip(reversed(pair) if turned else pair, (store, run), strict=True):
+        (result,) = evaluate(store, against=against, settings=settings, options=options).models
+        assert result.divergence is not None
+        assert result.divergence.nats == Estimate(0.0, 0.0, 0.0)
+        assert result.divergence.largest == 0.0
+        assert result.divergence.same_top == Estimate(1.0, 1.0, 1.0)
+        assert result.reference_loss_nats == result.loss_nats == first.models[0].loss_nats
+        (result,) = evaluate(rounded, against=against, settings=settings, options=options).models
+        of_other = of_other or figures(result)
+        assert figures(result) == of_other
 
 
 def test_several_models_are_evaluated_in_turn(store: Path, rounded: Path) -> None:

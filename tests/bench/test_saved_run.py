@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemoe.bench.divergence import ReferenceRow
 from edgemoe.bench.saved_run import MAGIC, RUN_VERSION, RunHeader, RunWriter, SavedRun, check_room, is_run
 from edgemoe.errors import StoreError, UsageError
+from edgemoe.lab.divergence import ReferenceRow
 
 V, TOKENS = 50, 30
 IDS = np.arange(TOKENS, dtype=np.int32) % V

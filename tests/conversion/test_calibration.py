@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgemoe.architectures import model_spec
-from edgemoe.conversion.calibration import passing
+from edgemoe.conversion.bits import NAMES
+from edgemoe.conversion.calibration import advice, layers, passing
 from edgemoe.conversion.calibration.layers import within
 from edgemoe.conversion.calibration.settings import Calibration, Windows
+from edgemoe.conversion.calibration.weights import SourceWeights, StoreWeights
+from edgemoe.conversion.expert_formats import ExpertFormats
+from edgemoe.conversion.formats import FormatChoice
+from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
@@ -57,6 +63,17 @@ def calibrated(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return convert_checkpoint(
         str(checkpoint), destination, experts="n2", dense="n3", head="q8", calibration=calibration()
     )
+
+
+def louder(checkpoint: Path, folder: Path, *parts: str) -> Path:
+    """The checkpoint in another folder, with twenty times the weights whose names have all these parts."""
+    shutil.copytree(checkpoint, folder)
+    (file,) = folder.glob("*.safetensors")
+    tensors = read_tensors(folder)
+    for name, tensor in tensors.items():
+        tensors[name] = 20 * tensor if all(part in name for part in parts) else tensor
+    save_file(tensors, file)
+    return folder
 
 
 def logits(store: Path) -> np.ndarray:
@@ -105,6 +122,80 @@ def test_an_interruption_changes_no_byte(checkpoint: Path, calibrated: Path, tmp
             stops += 1
     assert stops > 2
     assert folder_bytes(store) == folder_bytes(calibrated)
+
+
+def test_experts_that_do_not_fit_memory_together_change_no_byte(
+    checkpoint: Path, calibrated: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(layers, "ARENA_BYTES", 1)
+    options: dict[str, Any] = {"experts": "n2", "dense": "n3", "head": "q8", "calibration": calibration()}
+    assert folder_bytes(convert_checkpoint(str(checkpoint), tmp_path / "store", **options)) == folder_bytes(calibrated)
+
+
+@pytest.mark.parametrize("experts", ["n2", "sub1"])
+def test_what_is_lost_on_held_out_text_is_told_as_the_engine_has_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: Any, experts: str
+) -> None:
+    """The divergence is that of whole runs of both stores, and no byte depends on whether it is measured."""
+    source = str(louder(checkpoint, tmp_path / "checkpoint", ".w2."))
+    options: dict[str, Any] = {"experts": experts, "dense": "n3", "head": "q8"}
+    found: list[Any] = []
+    monkeypatch.setattr(advice, "advice", lambda plan, loss: found.append(loss) or ["And so on."])
+    said: list[str] = []
+    measured = calibration(tokens=200, held_out=600)
+    store = convert_checkpoint(source, tmp_path / "store", **options, calibration=measured, notice=said.append)
+    unmeasured = calibration(tokens=200, held_out=0)
+    other = convert_checkpoint(source, tmp_path / "other", **options, calibration=unmeasured)
+    assert folder_bytes(store) == folder_bytes(other)
+    assert said[-2].startswith("On ")
+    assert said[-1] == "And so on."
+    exact = convert_checkpoint(source, tmp_path / "exact", experts="keep", dense="keep", head="keep")
+    windows = Windows.of(measured, {}, SMALL_MIXTRAL["vocab_size"], 1000).held_out()
+    (loss,) = found
+    total, same = 0.0, 0
+    with open_engine(store, EngineOptions()) as mine, open_engine(exact, EngineOptions()) as reference:
+        for ids in windows.ids:
+            rows = []
+            for engine in (mine, reference):
+                engine.rewind(0)
+                logits = engine.forward(ids, all_logits=True)[: len(ids) - 1].astype(np.float64)
+                rows.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+            total += float((np.exp(rows[1]) * (rows[1] - rows[0])).sum())
+            same += int((rows[0].argmax(axis=1) == rows[1].argmax(axis=1)).sum())
+    assert loss.positions == windows.ids.size - len(windows.ids)
+    assert loss.divergence.nats.mean == pytest.approx(total / loss.positions, rel=1e-4)
+    assert loss.divergence.same_top.mean == pytest.approx(same / loss.positions)
+    assert 0 < loss.divergence.nats.mean < 1
+
+
+def test_tokens_are_held_out_behind_those_that_calibrate() -> None:
+    def windows(**options: int) -> Windows:
+        return Windows.of(calibration(2000 * TEXT, **options), {}, 50, 1000)
+
+    whole = tokenise({}, 50, 2000 * TEXT, 1 << 30)[0]
+    plain = windows(tokens=5110, held_out=2044)
+    assert (len(plain.ids), plain.held) == (14, 4)
+    np.testing.assert_array_equal(plain.ids[4:, 1:].reshape(-1), whole[:5110])
+    np.testing.assert_array_equal(plain.held_out().ids[:, 1:].reshape(-1), whole[5110 : 5110 + 2044])
+    short = Windows.of(calibration(850 * TEXT[:1], tokens=16384), {}, 50, 1000)
+    assert (short.held, len(short.ids)) == (2, 2 + 14)  # an eighth of 8,500 tokens
+    assert Windows.of(calibration(450 * TEXT[:1]), {}, 50, 1000).held == 0
+
+
+@pytest.mark.parametrize("text", [pytest.param(False, marks=pytest.mark.slow), True], ids=["weights", "text"])
+def test_bits_are_spent_by_what_is_measured(checkpoint: Path, tmp_path: Path, text: bool) -> None:
+    """A layer whose experts matter more, as their outputs are larger, gets more bits; the same command goes on."""
+    folder = louder(checkpoint, tmp_path / "checkpoint", "layers.1", ".w2.") if text else checkpoint
+    options: dict[str, Any] = {"bits": 3.4, "calibration": calibration(held_out=0) if text else None}
+    store = convert_checkpoint(str(folder), tmp_path / "store", **options)
+    provenance = Store.open(store).manifest.provenance
+    assert provenance["bits"] == 3.4
+    formats = ExpertFormats.parse(provenance["experts"], NAMES)
+    ranks = [[NAMES.index(formats.of(part, layer, range(2))) for part in ("up", "down")] for layer in range(2)]
+    assert ranks[1][1] >= ranks[0][1] + text
+    assert convert_checkpoint(str(folder), tmp_path / "store", **options) == store
+    with pytest.raises(UsageError, match="another conversion"):
+        convert_checkpoint(str(folder), tmp_path / "store", bits=3.0, calibration=options["calibration"])
 
 
 def test_importance_alone_is_another_conversion(checkpoint: Path, calibrated: Path, tmp_path: Path) -> None:
@@ -187,3 +278,19 @@ def test_recurrent_layers_and_shared_experts(config: dict[str, Any], tmp_path: P
     exact, *found = (logits(store) for store in stores)
     errors = [float(np.square(one - exact).mean()) for one in found]
     assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("choice", [FormatChoice("keep", "keep", "keep"), FormatChoice("n2,up=n3", "n3", "q8")])
+def test_weights_of_a_checkpoint_are_those_that_its_store_would_have(tmp_path: Path, choice: FormatChoice) -> None:
+    write_checkpoint(tmp_path / "checkpoint", SMALL_QWEN)
+    store = Store.open(convert_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "store", **vars(choice)))
+    with closing(open_source(str(tmp_path / "checkpoint"))) as source:
+        stored, read = StoreWeights(store), SourceWeights(source, choice)
+        for tensor in store.manifest.dense:
+            both = [getattr(value, "data", value) for value in (stored.dense(tensor.name), read.dense(tensor.name))]
+            assert np.array_equal(*(np.asarray(data).view(np.uint8).reshape(-1) for data in both)), tensor.name
+        for record in store.manifest.records:
+            slots = np.zeros((2, store.slot_bytes), np.uint8)
+            stored.load_record(record.layer, record.expert, slots[0])
+            read.load_record(record.layer, record.expert, slots[1])
+            assert np.array_equal(*slots)

@@ -23,7 +23,7 @@ from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
-from tests.golden.covering import covering_names
+from tests.golden.covering import COVERING
 from tests.support.checkpoints import SMALL_MIXTRAL, write_checkpoint
 from tests.support.engines import engine_with_slots
 from tests.support.every_case import every_case
@@ -61,11 +61,11 @@ def same(made: Store, *forecasts: Store) -> None:
 
 
 PAIRS = [
-    *default_pairs(covering_names(), FORMATS, every=3),
+    *default_pairs(COVERING, FORMATS, every=5),
     *(
         pytest.param(name, formats, marks=pytest.mark.slow)
         for name in FAMILIES
-        if name not in covering_names()
+        if name not in COVERING
         for formats in FORMATS
     ),
 ]

@@ -67,7 +67,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 256}
 UNLIKE = [("Q4_0", "Q8_0"), ("Q4_K", "Q6_K"), ("F16", "IQ2_XXS"), ("F32", "IQ3_S")]
 """Types of gate and of up in one file."""
 PAIRS = [
-    *default_pairs(RUN, [*ROW_TYPES], every=5),
+    *default_pairs(RUN, [*ROW_TYPES], every=7),
     *(pytest.param(name, "Q4_0", marks=pytest.mark.slow) for name in ROUTED if name not in RUN),
 ]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edgemoe.conversion import pipeline, transfer
+from edgemoe.conversion import destination, pipeline, transfer
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.errors import StoreError
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, write_checkpoint
@@ -87,7 +87,7 @@ def test_killed_before_any_step_that_reaches_the_disk(
                 (os, "rmdir"),
                 (os, "rename"),
                 (shutil, "rmtree"),
-                (pipeline, "sync_folder"),
+                (destination, "sync_folder"),
             ):
                 wrap(module, name)
             convert_checkpoint(str(checkpoint), tmp_path / "store")

@@ -20,9 +20,9 @@ def notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **side_files: bytes
     count: list[int] = []
     run = pipeline.Transfer.run
 
-    def counted(self: pipeline.Transfer, apart: Collection[int]) -> None:
+    def counted(self: pipeline.Transfer, apart: Collection[int], release: bool) -> None:
         count.append(len(heard))
-        run(self, apart)
+        run(self, apart, release)
 
     monkeypatch.setattr(pipeline.Transfer, "run", counted)
     files = {name.replace("__", "."): content for name, content in side_files.items()}

@@ -40,7 +40,7 @@ def test_the_vision_tower_and_layers_for_further_tokens_are_left_out_once_for_ea
         if name == "whole":
             expected = [
                 "3 tensors, such as mtp.layers.0.fc.weight, are left out: they belong to a layer that predicts tokens"
-                " after the next (MTP), which edgemoe does not run.",
+                " after the next (MTP), which is converted by itself.",
                 f"{len(vision)} tensors, such as {min(vision)}, are left out: they belong to a vision tower, which"
                 " edgemoe does not run: it reads text alone.",
                 "1 tensor, model.audio_tower.conv.weight, is left out: it belongs to an audio tower, which edgemoe does"

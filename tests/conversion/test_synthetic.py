@@ -14,15 +14,18 @@ import pytest
 
 import edgemoe
 from edgemoe.architectures import model_spec
+from edgemoe.conversion.encoding import encode
 from edgemoe.conversion.formats import FormatChoice
+from edgemoe.conversion.records import join_record
 from edgemoe.conversion.shapes import SHAPES
 from edgemoe.conversion.synthetic import SyntheticSource, synthesise
 from edgemoe.errors import StoreError, UsageError
 from edgemoe.kernels.blocks import Blocks, dequantise
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import FORMATS
+from edgemoe.kernels.formats import FORMATS, SUB1
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
+from edgemoe.store.records import ROW_BYTES
 from edgemoe.store.verification import verify_store
 from tests.architectures import published
 from tests.support.checkpoints import folder_bytes
@@ -66,9 +69,15 @@ def test_shapes_are_those_of_the_published_models(shape: str, config: dict[str, 
     assert model_spec(SHAPES[shape]) == model_spec(config)
 
 
-@pytest.mark.parametrize("experts", some(FORMATS))
-@pytest.mark.parametrize("tensor", [EMBEDDING, EXPERT, ROUTER])
-def test_rows_are_the_same_in_any_order_and_other_with_another_seed(experts: str, tensor: str) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "experts"),
+    [
+        (EMBEDDING, "n3"),
+        (ROUTER, "n3"),
+        *(pytest.param(EXPERT, *each.values, marks=each.marks) for each in some(FORMATS)),
+    ],
+)
+def test_rows_are_the_same_in_any_order_and_other_with_another_seed(tensor: str, experts: str) -> None:
     source = SyntheticSource("tiny", 3, FormatChoice(experts, "q4m"))
     rows = source.tensors()[tensor].shape[0]
     whole = numbers(source.read_rows(tensor, None, 0, rows))
@@ -85,7 +94,7 @@ def test_rows_are_the_same_in_any_order_and_other_with_another_seed(experts: str
 @pytest.mark.parametrize("experts", some(FORMATS))
 def test_weights_have_no_mean_and_keep_the_size_of_what_they_are_given(experts: str) -> None:
     source = SyntheticSource("olmoe-1b-7b", 0, FormatChoice(experts, "q8"))
-    weights = numbers(source.read_rows("model.layers.3.mlp.experts.9.gate_proj.weight", None, 0, 256))
+    weights = numbers(source.read_rows("model.layers.3.mlp.experts.9.gate_proj.weight", None, 0, 128))
     columns = weights.shape[1]
     assert abs(weights.mean(dtype=np.float64)) < 4 / np.sqrt(columns * weights.size)
     assert np.all(np.abs(weights.mean(axis=1, dtype=np.float64)) < 6 / columns)
@@ -219,6 +228,23 @@ def test_layers_of_two_stacks_are_not_cut() -> None:
     config = SyntheticSource("switch-c-2048", 0, FormatChoice("sub1", "q8"), 1).config
     experts = [layer.routed for layer in model_spec(config).layers]
     assert [(own.num_experts, own.intermediate_size) for own in experts if own] == [(2048, 6144)] * 2
+
+
+@pytest.mark.slow
+def test_records_of_switch_c_2048_are_22_times_smaller_than_bfloat16() -> None:
+    """An expert of one layer, drawn when it is read, with all that a record and its row in the table have."""
+    source = SyntheticSource("switch-c-2048", 0, FormatChoice("sub1", "q8"), 1)
+    panels: dict[str, list[bytes]] = {"up": [], "down": []}
+    for part, name in (("up", "wi"), ("down", "wo")):
+        tensor = f"encoder.block.0.layer.1.mlp.experts.expert_5.{name}.weight"
+        rows = source.tensors()[tensor].shape[0]
+        for first in range(0, rows, 512):
+            drawn = source.read_rows(tensor, None, first, min(first + 512, rows))
+            panels[part] += encode(drawn, SUB1, tensor).panels
+    record = len(join_record(panels, 2080, 6144)) + ROW_BYTES
+    times = 2 * 2 * 2080 * 6144 / record
+    print(f"an expert of switch-c-2048: {8 * record / (2 * 2080 * 6144):.4f} bits for a weight, {times:.2f} x")
+    assert times > 22
 
 
 def test_the_first_layers_are_those_of_the_whole_shape(tiny: Path, tmp_path: Path) -> None:

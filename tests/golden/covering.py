@@ -15,13 +15,47 @@ from typing import Any
 
 import pytest
 
-from edgemoe.architectures import model_spec
 from edgemoe.kernels.definition import definition_of
-from edgemoe.model.build import Graph, build_graph
+from edgemoe.model.build import Graph
 from edgemoe.model.graph import ExpertRecords
 from tests.golden.cases import CASES
 
 GOLDEN = Path(__file__).parent
+COVERING = [
+    "deepseek_v4",
+    "qwen4_exp_text",
+    "bailing_hybrid",
+    "gemma4",
+    "nemotron_h_latent",
+    "gpt_oss",
+    "llama4",
+    "laguna_fused",
+    "dbrx_plain",
+    "lfm2_moe",
+    "lfm2_moe_fused",
+    "kimi_linear_latent",
+    "minimax",
+    "smallthinker",
+    "phimoe",
+    "qwen2_moe",
+    "ernie4_5_moe",
+    "deepseek_v2",
+    "mistral4",
+    "mistral4_fused",
+    "granitemoehybrid",
+    "jamba",
+    "longcat_flash",
+    "longcat_flash_fused",
+    "afmoe_fused",
+    "granitemoe_swa",
+    "flint",
+    "kolibri1",
+    "kolibri1_fused",
+    "laguna",
+    "grok_1",
+    "grok_2",
+]
+"""Names of the golden models that the default tests try everything on, as `covering` finds them."""
 
 
 def forms(graph: Graph) -> set[Hashable]:
@@ -65,12 +99,6 @@ def golden_configs() -> Mapping[str, Mapping[str, Any]]:
     return {name: json.loads((GOLDEN / name / "config.json").read_text()) for name in CASES}
 
 
-@functools.cache
-def covering_names() -> Sequence[str]:
-    """Names of the golden models that the default tests try everything on."""
-    return covering({name: build_graph(model_spec(config)) for name, config in golden_configs().items()})
-
-
 def covering_models() -> list[Any]:
     """All golden models as parameters; the tests of those that have no form of their own are slow ones."""
-    return [pytest.param(name, marks=[] if name in covering_names() else pytest.mark.slow) for name in CASES]
+    return [pytest.param(name, marks=[] if name in COVERING else pytest.mark.slow) for name in CASES]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import random
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pytest
 
 from edgemoe.kernels.backend import Backend
@@ -26,9 +29,22 @@ def make_backend(name: str) -> Backend:
         from edgemoe.kernels.jit import JitBackend
 
         return JitBackend(threads)
+    if name.startswith("device"):
+        from edgemoe.kernels.device.backend import DeviceBackend
+        from edgemoe.kernels.device.host import HostRuntime
+
+        return DeviceBackend(HostRuntime(items_in_any_order), 1)
     from edgemoe.kernels.native.backend import NativeBackend
 
     return NativeBackend(threads, name.split()[1])
+
+
+def items_in_any_order(items: int) -> Iterable[tuple[int, int]]:
+    """Cut items into some ranges in a random order: single ones, where there are few."""
+    bounds = np.linspace(0, items, min(items, 64) + 1).astype(int)
+    ranges = list(itertools.pairwise(bounds.tolist()))
+    random.shuffle(ranges)
+    return ranges
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,10 +58,12 @@ def _threads_share_small_work() -> Iterator[None]:
 def _agreeing(name: str) -> AgreeingBackends:
     """All backends of that name, whatever their instruction set and threads."""
     names = [each for each in ("reference", *BACKENDS) if each.split()[0] == name]
+    if name == "device":  # held to the bits of the native kernels
+        names = [f"native {_ISAS[0]}", "device host"]
     return AgreeingBackends({each: make_backend(each) for each in names})
 
 
-@pytest.fixture(scope="session", params=("jit", "native"))
+@pytest.fixture(scope="session", params=("jit", "native", pytest.param("device", marks=pytest.mark.slow)))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend that is held to the reference."""
     made = _agreeing(request.param)

@@ -25,12 +25,12 @@ from tests.kernels.builders import column_counts, few_examples, kinds, numbers, 
 from tests.support.homes import without_home
 
 
-def test_numba_is_imported_only_by_the_jit_backend() -> None:
+def test_numba_and_what_a_device_needs_are_imported_only_where_asked_for() -> None:
     code = """
 import sys
 import edgemoe.kernels.formats, edgemoe.kernels.operations, edgemoe.kernels.reference, edgemoe.kernels.select
 import edgemoe.kernels.native.backend, edgemoe.quant.quantise
-print([name for name in ("numba", "edgemoe.kernels.jit") if name in sys.modules])
+print([name for name in ("numba", "edgemoe.kernels.jit", "edgemoe.kernels.device") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr

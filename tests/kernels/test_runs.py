@@ -39,7 +39,7 @@ from tests.kernels.builders import (
 from tests.kernels.conftest import BACKENDS, make_backend
 from tests.kernels.test_products import Ffn, pack_experts
 from tests.support.every_case import every_case
-from tests.support.pairs import default_pairs, some
+from tests.support.pairs import default_pairs
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_WIDTH, EXPERTS, PER_TOKEN, FFN_WIDTH = 50, 72, 4, 2, 24, 5, 2, 40
 CONTEXT, PAGES = 80, 2
@@ -300,7 +300,11 @@ def test_cuts_change_no_bit(
     assert_same_bits(run_layer(any_backend, format_name, seed, tokens, cuts), whole)
 
 
-@pytest.mark.parametrize("format_name", some(FORMAT_NAMES))
+@pytest.mark.parametrize(
+    ("any_backend", "format_name"),
+    default_pairs(["native", "jit", "reference"], FORMAT_NAMES, every=5),
+    indirect=["any_backend"],
+)
 def test_token_by_token_changes_no_bit(any_backend: Backend, format_name: str) -> None:
     tokens = np.arange(11, dtype=np.int32)
     whole = run_layer(any_backend, format_name, 7, tokens, [])  # with sinks, biases and a clamped activation
@@ -485,7 +489,7 @@ def test_threads_change_no_bit(kind: str, format_name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "format_name"), default_pairs(["reference", "jit", "jit 3 threads"], FORMAT_NAMES, every=4)
+    ("name", "format_name"), default_pairs(["reference", "jit", "jit 3 threads"], FORMAT_NAMES, every=6)
 )
 def test_scratch_stays_within_what_is_announced(name: str, format_name: str) -> None:
     backend = make_backend(name)

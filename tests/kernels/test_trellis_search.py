@@ -10,7 +10,7 @@ import pytest
 from edgemoe.kernels.native.library import available_isas
 from edgemoe.kernels.native.trellis import NativeTrellisSearch
 from edgemoe.kernels.trellis import CHAINS, GROUP_COLUMNS, TRELLISES, decode, stream_windows, window_values
-from edgemoe.kernels.trellis_search import Levels, search
+from edgemoe.kernels.trellis_search import FedColumns, Levels, feed_back, search
 from edgemoe.kernels.trellis_tables import NORMAL_TABLES
 
 every_trellis = pytest.mark.parametrize("name", TRELLISES)
@@ -101,19 +101,24 @@ def test_the_numbers_of_levels_are_those_of_windows(name: str) -> None:
 
 
 @every_trellis
-def test_a_chain_goes_on_from_any_state(name: str) -> None:
-    case = Case(name, 17, 150)
-    random = np.random.default_rng(3)
-    starts = random.integers(0, 1 << case.trellis.state_bits, (17, CHAINS)).astype(np.uint8)
-    expected = search(*case.arguments, starts)
-    assert not np.array_equal(expected, search(*case.arguments))
+def test_every_implementation_feeds_errors_back_alike(name: str) -> None:
+    trellis = TRELLISES[name]
+    case, random = Case(name, 17, 4 * trellis.block_columns), np.random.default_rng(3)
+    columns, unit, kept = case.weights.shape[1], trellis.unit_columns, 2 * trellis.block_columns
+    states = random.integers(0, 1 << trellis.state_bits, (17, CHAINS)).astype(np.uint8)
+    wide = random.standard_normal((columns, columns + 5)).astype(np.float32) / 10
+    factors = random.standard_normal((kept // unit, unit, unit)).astype(np.float32)
+    numbers = (case.inverses, case.gains, (1 / case.inverses).astype(np.float32), case.importance)
+    fed = FedColumns(case.weights, *numbers, factors, wide[:kept, :columns], trellis.block_columns)
+    after = states.copy()
+    codes, rests = feed_back(case.levels, fed, after)
+    assert not np.array_equal(codes, search(*case.arguments, states)[:, : codes.shape[1]])
     for isa in available_isas():
-        native = NativeTrellisSearch(isa)
-        assert np.array_equal(native.search(*case.arguments, starts), expected), isa
-        for chain in range(CHAINS):
-            found = native.search(*case.arguments, starts, chain)
-            assert np.array_equal(found[:, chain::CHAINS], expected[:, chain::CHAINS]), isa
-            assert np.array_equal(found, search(*case.arguments, starts, chain)), isa
+        own = states.copy()
+        found = NativeTrellisSearch(isa).feed_back(case.levels, fed, own)
+        assert np.array_equal(found[0], codes), isa
+        assert np.array_equal(found[1], rests), isa
+        assert np.array_equal(own, after), isa
 
 
 @every_trellis

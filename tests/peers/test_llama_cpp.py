@@ -61,7 +61,7 @@ def llama_cpp_logits(gguf: Path, token_ids: list[int], kv_type: str) -> Logits:
     assert model, f"llama.cpp does not load {gguf}"
     options = llama.llama_context_default_params()
     options.n_ctx = options.n_batch = options.n_ubatch = len(token_ids) + 12
-    options.n_threads = options.n_threads_batch = 2
+    options.n_threads = options.n_threads_batch = 1  # several, which wait in loops, take twice the processor time
     options.type_k = options.type_v = getattr(llama, f"GGML_TYPE_{kv_type}")
     options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = llama.llama_init_from_model(model, options)

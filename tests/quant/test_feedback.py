@@ -57,7 +57,7 @@ def test_inputs_that_are_independent_cost_nothing(name: str) -> None:
 def test_the_codes_are_those_that_numpy_finds(name: str) -> None:
     values, feedback = drawn(3, 200), Feedback.of(correlated(200), TRELLISES[name], 0.01)
     arguments = (values, NORMAL_TABLES[name], NORMAL_DEVIATIONS[name], feedback)
-    native, plain = quantise_with_feedback(*arguments), quantise_with_feedback(*arguments, trellis_search.search)
+    native, plain = quantise_with_feedback(*arguments), quantise_with_feedback(*arguments, trellis_search)
     assert np.array_equal(native.codes, plain.codes)
     assert native.scales.tobytes() == plain.scales.tobytes()
     assert native.factors is plain.factors is None or np.array_equal(native.factors, plain.factors)

@@ -198,6 +198,25 @@ def test_pydantic_ai_runs_an_agent_without_tools(bundled: Server) -> None:
     assert second.usage.input_tokens > first.usage.input_tokens > 0
 
 
+def test_instructor_makes_objects(bundled: Server) -> None:
+    instructor = pytest.importorskip("instructor")
+    from openai import OpenAI
+    from pydantic import BaseModel, Field
+
+    class Weather(BaseModel):
+        city: str = Field(max_length=40)
+
+    client = OpenAI(base_url=f"{bundled.url}/v1", api_key="any", max_retries=0)
+    settings = {"model": "any", "temperature": 0, "max_tokens": 100, "messages": WEATHER, "max_retries": 0}
+    for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
+        asking = instructor.from_openai(client, mode=mode).chat.completions
+        found, raw = asking.create_with_completion(response_model=Weather, **settings)
+        assert isinstance(found, Weather)
+        assert raw.usage.completion_tokens > 0
+        *_, last = asking.create_partial(response_model=Weather, **settings)
+        assert last.model_dump() == found.model_dump()
+
+
 def test_all_interfaces_at_once_say_what_each_says_alone(openai_client: Any, anthropic_client: Any) -> None:
     def ask(number: int) -> str:
         sampling = {"seed": number, "temperature": 1.0}

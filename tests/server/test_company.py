@@ -24,7 +24,7 @@ def requests() -> list[Request]:
     """Requests of all interfaces, in all kinds of sampling, some of which begin alike."""
     found: list[Request] = []
     kinds: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 1.0}, {"temperature": 1.2, "top_p": 0.9}]
-    for seed, (length, kind) in enumerate(itertools.product((1, 2, 3, 5), kinds)):
+    for seed, (length, kind) in enumerate(itertools.product((1, 2, 5), kinds)):
         text, sampling = STORY * length + str(seed % 4), {**kind, "seed": seed}
         messages = [{"role": "user", "content": text}]
         found += [
@@ -70,7 +70,7 @@ def test_mixed_requests_are_answered_the_same_in_any_company_and_under_any_setti
     asked = requests()
     client = serve(sequences=1, threads=1)
     alone = [answer(client, request) for request in asked]
-    assert len({json.dumps(one) for one in alone}) > 40
+    assert len({json.dumps(one) for one in alone}) > 30
     settings = ServerSettings(port=0, queue=200)
     for options in (
         {"sequences": 8, "threads": 2, "speculate": 7},

@@ -10,6 +10,8 @@ import pytest
 from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.model.sampling import SamplingOptions
+from edgemoe.server.jobs import Job
+from edgemoe.server.scheduler import Scheduler
 from edgemoe.server.server import Server
 from edgemoe.server.settings import ServerSettings
 from edgemoe.session.model import Model, load
@@ -74,6 +76,22 @@ def test_a_server_saves_while_it_has_nothing_else_to_do(letters_store: Path, tmp
             client.get("/health")
         else:
             raise AssertionError("not all pages were saved")
+
+
+@pytest.mark.parametrize(("share", "saved"), [(0.0, 0), (1e9, 2)])
+def test_a_share_of_the_time_saves_prefixes_while_answers_follow_one_another(
+    letters_store: Path, tmp_path: Path, monkeypatch: Any, share: float, saved: int
+) -> None:
+    monkeypatch.setenv("EDGEMOE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("edgemoe.server.scheduler.SAVING_SHARE", share)
+    with opened(letters_store) as model:
+        scheduler = Scheduler(model)
+        scheduler.add([Job([*range(1, 91), *range(1, 51)], SamplingOptions(), 9, lambda event: None)])
+        while scheduler.busy:
+            files = len(list(tmp_path.glob("prefixes/*/*.page")))
+            scheduler.step()
+        assert files == saved
+        model.engine.pause = None
 
 
 def test_what_answers_depend_on_beside_the_text_is_never_mixed(

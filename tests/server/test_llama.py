@@ -99,6 +99,14 @@ def test_state(client: Client) -> None:
     assert client.get("/slots").json == [{"id": n, "n_ctx": 256, "is_processing": False} for n in range(3)]
 
 
+@pytest.mark.parametrize(("action", "status"), [("save", 501), ("restore", 501), ("erase", 501), ("fold", 400)])
+def test_what_a_sequence_holds_is_not_saved_by_its_number(client: Client, action: str, status: int) -> None:
+    reply = client.post(f"/slots/0?action={action}", filename="talk.bin")
+    assert reply.status == status
+    assert reply.error["message"].startswith("action")
+    assert action in reply.error["message"]
+
+
 def test_metrics_count(serve: Callable[..., Client]) -> None:
     client = serve()
     for _ in range(2):

@@ -15,11 +15,14 @@ from edgemoe.model.sampling import SamplingOptions
 from edgemoe.server import running
 from edgemoe.server.jobs import Event, Finished, Job, Piece
 from edgemoe.server.scheduler import Scheduler
-from edgemoe.session import drafted
+from edgemoe.session import held_tokens
 from edgemoe.session.constraint import Grammars, Structure
 from edgemoe.session.draft_gate import LOST_SHARE, StepCosts
 from edgemoe.session.drafts import Draft, Drafts
 from edgemoe.session.model import Model, load
+from edgemoe.session.response.builtin import builtin
+from edgemoe.session.response.reader import ResponseReader
+from edgemoe.session.tools import ThoughtBudget
 from tests.server.test_scheduler import PROMPTS, SETTINGS, Heard, run
 
 MORE_SETTINGS = [
@@ -77,7 +80,7 @@ def forwards(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_drafted_answer_is_the_answer(both: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     plain, fast = both
-    monkeypatch.setattr(drafted, "Drafts", Oracle)
+    monkeypatch.setattr(held_tokens, "Drafts", Oracle)
     counts = forwards(fast, monkeypatch)
     steps = tokens = 0
     for text in (AGAIN, "Once upon a time "):
@@ -133,7 +136,7 @@ def test_beside_tokens_that_a_grammar_forces(
 ) -> None:
     plain, fast = both
     constraint = Grammars(plain.tokenizer).compile(Structure.of_pattern("(?:[a-d]{2}efgh[0-9]abc){4}", "regex"))
-    monkeypatch.setattr(drafted, "Drafts", Oracle)
+    monkeypatch.setattr(held_tokens, "Drafts", Oracle)
     monkeypatch.setattr(running, "Drafts", Oracle)
     monkeypatch.setattr(Oracle, "wrong_every", wrong_every)
     ids = plain.encode(AGAIN)
@@ -155,6 +158,37 @@ def test_beside_tokens_that_a_grammar_forces(
         assert [one.token for one in events if isinstance(one, Piece) and one.token is not None] == expected.token_ids
         assert scheduler.totals.steps < 35
         assert 0 < scheduler.totals.accepted_tokens < scheduler.totals.draft_tokens  # those past the end go back too
+
+
+@pytest.mark.parametrize("wrong_every", [3, 1000])
+def test_beside_the_end_of_a_thought(
+    both: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch, wrong_every: int
+) -> None:
+    """The tokens that end a thought which has used up its budget come in the middle of right and wrong drafts."""
+    text = "<|im_start|>assistant\n<think>" + AGAIN
+    ids, end = both[0].encode(text), both[0].encode("</think>")
+    monkeypatch.setattr(running, "Drafts", Oracle)
+    monkeypatch.setattr(Oracle, "wrong_every", wrong_every)
+    Oracle.answer, Oracle.before = [], ids
+    for options in SETTINGS[:2]:
+        answers, steps = [], []
+        for model in both:
+            events: list[Event] = []
+            reader, budget = ResponseReader(builtin("hermes"), text), ThoughtBudget(9, end)
+            scheduler = Scheduler(model)
+            scheduler.add([Job(ids, options, 40, events.append, reader=reader, thoughts=budget)])
+            run(scheduler)
+            model.engine.pause = None
+            model.engine.sequence = model.engine.sequences.open()
+            model.held.ids.clear()
+            assert isinstance(events[-1], Finished)
+            assert events[-1].figures.thought_tokens == 9 + len(end)
+            Oracle.answer = [one.token for one in events if isinstance(one, Piece) and one.token is not None]
+            answers.append(Oracle.answer)
+            steps.append(scheduler.totals.steps)
+        assert answers[0] == answers[1]
+        assert answers[0][9 : 9 + len(end)] == end
+        assert steps[1] < steps[0] < 40 - len(end) + 3
 
 
 def test_a_draft_fails_nothing(both: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +217,7 @@ def test_a_draft_fails_nothing(both: tuple[Model, Model], monkeypatch: pytest.Mo
             return Draft([95] * most, 8)
 
     assert 95 not in expected.token_ids
-    monkeypatch.setattr(drafted, "Drafts", Wrong)
+    monkeypatch.setattr(held_tokens, "Drafts", Wrong)
     monkeypatch.setattr(fast.engine, "forward", not_finite_behind)
     assert fast.generate(ids, 20).token_ids == expected.token_ids
 

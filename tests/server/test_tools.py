@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgemoe.server.responses_input import TEXT
 from tests.server.client import Client, Frame
 from tests.support.scripted import Script
 
@@ -85,6 +86,106 @@ def test_responses_tell_calls_and_thoughts(tool_client: Client, script: Script) 
     pieces = [one.json["delta"] for one in frames if one.name == "response.function_call_arguments.delta"]
     assert "".join(pieces) == ARGUMENTS
     assert [one.json["sequence_number"] for one in frames] == list(range(len(frames)))
+
+
+def test_tools_of_namespaces_are_called_by_their_names_there(tool_client: Client, script: Script) -> None:
+    now = {"type": "custom", "name": "now"}
+    sky = [{"type": "function", **FUNCTION}, now]
+    space = {"type": "namespace", "name": "mcp__sky__", "description": "Of the sky.", "tools": sky}
+    tools = [space, now, {"type": "namespace", "name": "empty", "tools": []}]
+    names = ("mcp__sky__weather", "now", "mcp__sky__now")
+    calls = [f'<tool_call>\n{{"name": "{name}", "arguments": {{"input": "x"}}}}\n</tool_call>' for name in names]
+    script.say(*2 * ["\n".join(calls)])
+    reply = tool_client.post(RESPONSES, input="Hi", tools=tools).json
+    items = reply["output"]
+    assert [(one["type"], one.get("namespace"), one["name"]) for one in items] == [
+        ("function_call", "mcp__sky__", "weather"),
+        ("custom_tool_call", None, "now"),
+        ("custom_tool_call", "mcp__sky__", "now"),
+    ]
+    frames = tool_client.stream(RESPONSES, input="Hi", tools=tools)
+    (done,) = (one.json for one in frames if one.name == "response.function_call_arguments.done")
+    assert done["name"] == "weather"
+    unnamed = {"id": "", "call_id": ""}
+    assert [{**one, **unnamed} for one in frames[-1].json["response"]["output"]] == [
+        {**one, **unnamed} for one in items
+    ]
+    script.say("Done.")
+    results = [{"type": "function_call_output", "call_id": one["call_id"], "output": "ok"} for one in items]
+    after = tool_client.post(RESPONSES, input=[*HELLO, *items, *results], tools=tools).json["usage"]
+    # the calls stand in the next prompt as the model wrote them
+    assert after["input_tokens_details"]["cached_tokens"] >= (reply["usage"]["total_tokens"] - 2) // 64 * 64
+    described = {**FUNCTION, "description": "Of the sky.\n\nThe weather."}
+    flat = [("mcp__sky__weather", described), ("now", {}), ("mcp__sky__now", {})]
+    text = {"parameters": TEXT}
+    given = [{"type": "function", "function": {**text, **tool, "name": name}} for name, tool in flat[:1]]
+    given += [{"type": "function", "function": {"name": name, **text}} for name in ("mcp__sky__now",)]
+    told = tool_client.post(f"{RESPONSES}/input_tokens", input="Hi", tools=[space]).json["input_tokens"]
+    assert told == tool_client.post(f"{CHAT}/input_tokens", messages=HELLO, tools=given).json["input_tokens"]
+    for wrong in ({"type": "namespace"}, {**space, "tools": [*sky, now]}):
+        assert tool_client.post(RESPONSES, input="Hi", tools=[wrong]).status == 400
+
+
+def test_tokens_of_thoughts_are_counted_in_every_dialect(tool_client: Client, script: Script) -> None:
+    script.say(*6 * ["<think>\nhm\n</think>\n\nHello"])
+    thought = len(["<think>", *"\nhm\n", "</think>"])
+    usage = tool_client.post(CHAT, messages=HELLO).json["usage"]
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": thought}
+    assert usage["completion_tokens"] == thought + len("\n\nHello")
+    last = tool_client.stream(CHAT, messages=HELLO, stream_options={"include_usage": True})[-2].json["usage"]
+    assert last["completion_tokens_details"] == {"reasoning_tokens": thought}
+    body = {"messages": HELLO, "max_tokens": 50}
+    for found in (tool_client.post(MESSAGES, **body), tool_client.stream(MESSAGES, **body)[-2]):
+        assert found.json["usage"]["output_tokens_details"] == {"thinking_tokens": thought}
+    for response in (
+        tool_client.post(RESPONSES, input="Hi").json,
+        tool_client.stream(RESPONSES, input="Hi")[-1].json["response"],
+    ):
+        assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": thought}
+
+
+def test_a_thought_ends_with_its_budget(tool_client: Client) -> None:
+    """A model that opens a thought with every token ends each one once all tokens for them are used."""
+    think, end = (tool_client.post("/tokenize", content=one).json["tokens"][0] for one in ("<think>", "</think>"))
+    greedy = {"temperature": 0, "max_tokens": 14, "logit_bias": {str(think): 100}}
+    for most in (0, 1, 5):
+        body = {"messages": HELLO, **greedy, "thinking_budget_tokens": most}
+        choice = tool_client.post(CHAT, **body, logprobs=True).json["choices"][0]
+        tokens = [one["token"] for one in choice["logprobs"]["content"]]
+        assert tokens == ["<think>"] * max(0, most - 1) + (["<think>", "</think>"] * 7)[: 14 - max(0, most - 1)]
+        plain = tool_client.post(CHAT, **body).json  # tokens that are certain are run together then
+        assert plain["choices"][0]["message"] == choice["message"]
+        assert plain["usage"]["completion_tokens_details"]["reasoning_tokens"] == 14
+    body = {**greedy, "max_output_tokens": 6, "thinking_budget_tokens": 3}
+    item = tool_client.post(RESPONSES, input="Hi", **body).json["output"][0]
+    assert item["content"][0]["text"] == "<think><think>"
+    reply = tool_client.post(MESSAGES, messages=HELLO, **greedy, thinking={"type": "enabled", "budget_tokens": 3})
+    assert reply.json["content"][0]["thinking"].startswith("<think><think>")
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes"]}}}
+    bias = {str(think): 100, str(end): -100}
+    body = {"messages": HELLO, "logit_bias": bias, "temperature": 0, "max_tokens": 60, "response_format": form}
+    found = tool_client.post(CHAT, **body, thinking_budget_tokens=9).json
+    assert found["choices"][0]["message"]["content"] == '"yes"'
+    assert found["usage"]["completion_tokens_details"]["reasoning_tokens"] == 10
+    assert tool_client.post(CHAT, **body, thinking_budget_tokens=-1).json["choices"][0]["finish_reason"] == "length"
+
+
+def test_wishes_about_thoughts_without_effect_are_remarked(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remark(**body: Any) -> str:
+        return str(client.post(CHAT, messages=HELLO, max_tokens=1, **body).headers["x-edgemoe-warning"])
+
+    assert remark(thinking_budget_tokens=4) == "a limit of thoughts has no effect with this model's chat template"
+    assert remark(reasoning_effort="none") == "reasoning_effort has no effect with this model's chat template"
+    source = "{{ 'no thoughts' if not enable_thinking | default(true) else 'thoughts' }}"
+    monkeypatch.setattr(client.server.service, "_read_variables", {})
+    monkeypatch.setattr(client.server.service.model.template, "source", source)
+    assert prompt_of(client, messages=HELLO, reasoning_effort="none") == "no thoughts"
+    assert prompt_of(client, messages=HELLO, reasoning_effort="low") == "thoughts"
+    lengths = [
+        client.post(f"{MESSAGES}/count_tokens", messages=HELLO, thinking={"type": kind}).json["input_tokens"]
+        for kind in ("disabled", "adaptive")
+    ]
+    assert lengths == [len("no thoughts"), len("thoughts")]
 
 
 def prompt_of(client: Client, **body: Any) -> str:
@@ -205,3 +306,28 @@ def test_a_template_without_tools_is_told_of_them_in_the_system_message(client: 
     assert text.startswith("s:Be brief.\n\nYou can call functions.")
     assert 'a:<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>\n' in text
     assert text.endswith("u:<tool_response>\nnoon\n</tool_response>\na:")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('Roles must alternate!') }}", "Roles must alternate!"),
+        ("{{ messages[0].content + messages | length }}", 'can only concatenate str (not "int") to str'),
+    ],
+    ids=["refuses", "fails"],
+)
+def test_a_template_that_takes_no_such_conversation_is_told_in_its_words(
+    client: Client, monkeypatch: pytest.MonkeyPatch, template: str, words: str
+) -> None:
+    monkeypatch.setattr(client.server.service.model.template, "source", template)
+    for path, body in (
+        (CHAT, {"messages": HELLO}),
+        (CHAT, {"messages": HELLO, "stream": True}),
+        (MESSAGES, {"messages": HELLO, "max_tokens": 5}),
+        (f"{MESSAGES}/count_tokens", {"messages": HELLO}),
+        (RESPONSES, {"input": "Hi"}),
+        ("/apply-template", {"messages": HELLO}),
+    ):
+        reply = client.post(path, **body)
+        assert (reply.status, reply.error["type"]) == (400, "invalid_request_error"), path
+        assert words in reply.error["message"]

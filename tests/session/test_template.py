@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgemoe.errors import EdgemoeError, StoreError, UsageError
+from edgemoe.errors import ConversationError, EdgemoeError, StoreError, UsageError
 from edgemoe.session import template_process, template_worker
 from edgemoe.session.template import ChatTemplate
 from tests.support.small_tokenizer import TEMPLATE, write_model_folder
@@ -56,6 +56,17 @@ def test_what_templates_expect_to_find_is_there() -> None:
     assert render("{% generation %}x{{ messages[0].content }}{% endgeneration %}y") == "xhiy"
     assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
     assert render("{% if tools is none and not undefined_name %}ok{% endif %}") == "ok"
+
+
+def test_a_template_may_change_what_it_made_itself() -> None:
+    """Kimi's queue up the ids of calls, for the results that follow; transformers' environment forbids that."""
+    source = (
+        "{% set made = namespace(ids=[], names={}) %}"
+        "{% for one in 'abc' %}{% set _ = made.ids.append(one) %}{% endfor %}{% set _ = made.names.update(x=1) %}"
+        "{{ made.ids.pop(0) }}{{ made.ids }}{{ made.names }}"
+    )
+    for _ in range(2):
+        assert render(source) == "a['b', 'c']{'x': 1}"
 
 
 def test_special_tokens_may_be_strings_or_objects(tmp_path: Path) -> None:
@@ -109,7 +120,7 @@ def test_a_template_of_another_type_is_refused(tmp_path: Path, value: object) ->
 
 
 def test_a_template_may_refuse_a_conversation_in_its_own_words() -> None:
-    with pytest.raises(EdgemoeError, match="roles must alternate"):
+    with pytest.raises(ConversationError, match="roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}")
 
 
@@ -133,13 +144,17 @@ def test_too_large_a_template_is_refused() -> None:
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='system') }}",
         "{{ cycler.__init__.__globals__.os.system('true') }}",
         "{% include '/etc/passwd' %}",
         "{{ undefined_function() }}",
         "{% for i in range(10**9) %}x{% endfor %}",
         "{{ 'x' * 10**10 }}",
         "{{ 'x'.ljust(10**10) }}",
-        "{% set ns = namespace(x='x') %}{% for i in range(64) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        pytest.param(
+            "{% set ns = namespace(x='x') %}{% for i in range(64) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            marks=pytest.mark.slow,
+        ),
         "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{" * 5000,

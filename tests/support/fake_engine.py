@@ -50,6 +50,7 @@ class FakeEngine:
             workspace_bytes=1 << 20, kv_cache_bytes=2 << 20, slot_bytes=4096, slots=16, total_experts=32,
             context_length=context_length, chunk_tokens=128, kv_format="f16", all_resident=False,
             experts_bytes=16 * 4096, planned_bytes=60 << 20, embedding_resident=True, fixed_state_bytes=0,
+            draft_model_bytes=0,
         )  # fmt: skip
         self.prompt_times = PromptTimes(
             PromptWork(1.0, {}, 0, 0, 128), "fake", None, lambda: 0, lambda: (10.0, math.inf)

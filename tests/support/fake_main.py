@@ -37,7 +37,9 @@ def hang() -> None:
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
 
-def open_fake_engine(path: Path, options: EngineOptions, meanwhile: Callable[[], None] = lambda: None) -> FakeEngine:
+def open_fake_engine(
+    path: Path, options: EngineOptions, meanwhile: Callable[[], None] = lambda: None, beside: None = None
+) -> FakeEngine:
     meanwhile()
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     says = os.environ.get("FAKE_SAYS", "Hello, world!")

@@ -2,12 +2,14 @@
 
 `python -m tests.support.fork_server SOCKET IMPORTS` imports the modules named in IMPORTS once. Each request on the
 socket, a length and a marshalled dictionary (`forks.py` sends it), begins a process. That runs a program as `python -c`
-does, with arguments, environment, folder and standard streams of its own, and ends as every Python ends. The server
-itself imports little, so that a program can begin where hardly any module is loaded.
+does, with arguments, environment, folder and standard streams of its own, and ends as every Python ends, but without
+taking all modules apart, which copies the memory that it shares: 40 ms of 45. The server itself imports little, so that
+a program can begin where hardly any module is loaded.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import marshal
 import os
@@ -15,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 from typing import Any
 
 FIELDS = ("r", "w", "w")
@@ -88,6 +91,20 @@ def _take_streams(descriptors: list[int], numbers: list[int], terminal: bool) ->
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+def end(code: object) -> None:
+    """End this process as Python does where a code is a number and the streams take what is left; else return."""
+    threading._shutdown()  # waits for threads, as Python does first
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                return
+    if code is None or isinstance(code, int):
+        os._exit((code or 0) & 0xFF)
+
+
 if __name__ == "__main__":
     gc.disable()
     for module in sys.argv[2:]:
@@ -102,4 +119,9 @@ if __name__ == "__main__":
         for number in request["ignored"]:
             signal.signal(number, signal.SIG_IGN)
         sys.argv = ["-c", *map(os.fsdecode, request["arguments"])]
-        exec(compile(request["program"], "<string>", "exec"), {"__name__": "__main__"})
+        try:
+            exec(compile(request["program"], "<string>", "exec"), {"__name__": "__main__"})
+        except SystemExit as ended:
+            end(ended.code)
+            raise
+        end(0)

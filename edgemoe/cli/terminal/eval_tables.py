@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgemoe.bench.divergence import Estimate
 from edgemoe.bench.evaluation_report import EvaluationReport, ModelFacts, ModelResult, ReferenceReport
+from edgemoe.lab.divergence import Estimate
 from edgemoe.session.default_model import model_name
 from edgemoe.sizes import format_size
 

@@ -68,6 +68,8 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
     if memory.fixed_state_bytes:
         size = format_size(memory.fixed_state_bytes)
         rows.append(("fixed state", f"{size}, with {memory.snapshots} snapshots to go back to"))
+    if memory.draft_model_bytes:
+        rows.append(("draft model", f"{format_size(memory.draft_model_bytes)}, all of it in memory"))
     if memory.total_experts:
         size = format_size(memory.experts_bytes)
         rows.append(("experts", f"{size}: {_slots(forecast)}"))

@@ -1,34 +1,36 @@
-"""Runs a model through the text for calibration, operation by operation, with weights of the store as it is written.
+"""Runs a model through a text, operation by operation, with weights that are read when an operation needs them.
 
-All tokens go through a layer before the next one begins, so the weights of one layer are in memory at a time. What the
-operations before a matrix compute comes from weights that are quantised already.
+All tokens go through a layer before the next one begins, so the weights of one layer are in memory at a time, and of
+its experts those that fit `ARENA_BYTES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.conversion.calibration.settings import Windows
+from edgemoe.conversion.calibration.weights import Weights, aligned_bytes
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.sequence import Sequences
 from edgemoe.engine.workspace import Workspace, kept_bytes, state_bytes, work_bytes
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
-from edgemoe.kernels.expert_operations import MATRIX_ALIGNMENT_BYTES
 from edgemoe.kernels.formats import Matrix
-from edgemoe.model.build import Graph
+from edgemoe.model.build import HEAD_ROWS, Graph
 from edgemoe.model.graph import STAGES, Arena, ExpertRecords, Paging, Section, Step, Weight, bound
-from edgemoe.store.manifest import DenseTensor
-from edgemoe.store.reader import Store
 
-Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+MOST_BYTES = 2 << 30
+"""The memory of all tokens on their way: where it is short, fewer are used. Weights of a layer come to it."""
+ARENA_BYTES = 1 << 29
+"""The memory of experts that run at once: at least one of them."""
 
 _LEFT_OUT = ("fetch", "guess")
 
@@ -36,18 +38,17 @@ _LEFT_OUT = ("fetch", "guess")
 class LayerRun:
     """The text's tokens on their way through a model."""
 
-    def __init__(self, graph: Graph, store: Store, windows: Windows, backend: Backend) -> None:
-        """`store` is the one that is being written: weights are read when an operation needs them."""
+    def __init__(self, graph: Graph, weights: Weights, windows: Windows, backend: Backend) -> None:
         self._graph = graph
-        self._store = store
+        self._source = weights
         self._backend = backend
-        self._dense: Mapping[str, DenseTensor] = {tensor.name: tensor for tensor in store.manifest.dense}
         self._weights: dict[str, Matrix | op.Floats] = {}
         self._arena = aligned_bytes(0).reshape(0, 0)
         count, length = windows.ids.shape
         self.tokens = windows.ids.size
         self.counted = np.tile(np.arange(length) >= windows.head, count)
-        """Which rows count: those of the text itself, `(T,)`."""
+        """Which rows count: those of the text itself, in windows that are not held out, `(T,)`."""
+        self.counted[: windows.held * length] = False
         self._starts = range(0, self.tokens, length)
         self._space = space = Workspace(graph, self.tokens, length, "f16", count)
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
@@ -82,8 +83,9 @@ class LayerRun:
     def run(self, step: Step) -> None:
         """Run one operation on all tokens."""
         if isinstance(step.operation, ex.Experts):
-            self._load_experts(step.operation)
-        operation = bound(step.operation, self._leaf)
+            self._run_experts(step)
+            return
+        operation = self.operation(step)
         if isinstance(operation, ex.Capacity):  # it counts the tokens of one sequence
             for start, end in zip(self._starts, (*self._starts[1:], self.tokens), strict=True):
                 rows = {name: getattr(operation, name)[start:end] for name in ("experts", "weights")}
@@ -91,35 +93,59 @@ class LayerRun:
             return
         self._backend.program([operation]).run(self.tokens)
 
+    def operation(self, step: Step) -> Any:
+        """The operation of a step with the arrays that it works on: experts have those weights that were read last."""
+        return bound(step.operation, self._leaf)
+
+    def residual(self, rows: int) -> Floats:
+        """A copy of the residual stream of the first rows, as it is after the layers that have run."""
+        return self._space.residual[:rows].copy()
+
+    def logits(self, stream: Floats, backend: Backend) -> Iterator[Floats]:
+        """Yield the logits of rows of a residual stream, some at a time, which are valid until the next ones.
+
+        This run's own backend may be closed by then.
+        """
+        program = backend.program([self.operation(step) for step in self._graph.head.steps])
+        for first in range(0, len(stream), HEAD_ROWS):
+            count = min(HEAD_ROWS, len(stream) - first)
+            self._space.head_input[:count] = stream[first : first + count]
+            program.run(count)
+            yield self._space.logits[:count]
+        self._weights.clear()
+
     def _leaf(self, leaf: Any) -> Any:
         if isinstance(leaf, Weight):
             if leaf.name not in self._weights:
-                self._weights[leaf.name] = self._read(self._dense[leaf.name])
+                self._weights[leaf.name] = self._source.dense(leaf.name)
             return self._weights[leaf.name]
         if isinstance(leaf, ExpertRecords):
-            return getattr(self._store.record_layouts[leaf.layer], leaf.field)
+            return getattr(self._source.store.record_layouts[leaf.layer], leaf.field)
         if isinstance(leaf, Arena):
             return self._arena
         return None if isinstance(leaf, Paging) else self._space.array(leaf)
 
-    def _read(self, tensor: DenseTensor) -> Matrix | op.Floats:
-        data = read_aligned(self._store.dense_path, tensor.offset, tensor.bytes)
-        if tensor.format is None:
-            return data.view(np.float32)
-        return Matrix(data, tensor.format, tensor.rows, tensor.columns)
-
-    def _load_experts(self, experts: ex.Experts) -> None:
-        layer = layer_of(experts)
+    def _run_experts(self, step: Step) -> None:
+        """Run the experts that some token chose, as many at once as have room."""
+        experts: Any = step.operation
+        layer, slot_bytes = layer_of(experts), self._source.store.slot_bytes
         slots = self._space.array(experts.slots)
-        slots[:] = np.arange(len(slots))
-        self._arena = aligned_bytes(len(slots) * self._store.slot_bytes).reshape(len(slots), -1)
-        for expert, slot in enumerate(self._arena):
-            record = self._store.record(layer, expert)
-            slot[: record.length] = np.fromfile(record.path, np.uint8, record.length, offset=record.offset)
+        chosen = np.unique(self.array(experts.experts))
+        numbers: Sequence[int] = chosen[chosen >= 0].tolist()
+        most = max(1, ARENA_BYTES // slot_bytes)
+        for first in range(0, max(1, len(numbers)), most):  # once at least: choices of no expert pass rows on
+            some = numbers[first : first + most]
+            if len(self._arena) != len(some):
+                self._arena = aligned_bytes(len(some) * slot_bytes).reshape(len(some), -1)
+            slots[:] = -1
+            slots[some] = np.arange(len(some))
+            for expert, slot in zip(some, self._arena, strict=True):
+                self._source.load_record(layer, expert, slot)
+            self._backend.program([self.operation(step)]).run(self.tokens)
 
 
 def within(most_bytes: int, graph: Graph, windows: Windows) -> Windows:
-    """The first windows whose values and state take at most this memory: one at least."""
+    """The first windows whose values and state take at most this memory: those held out, and one at least."""
 
     def size(count: int) -> int:
         length = windows.ids.shape[1]
@@ -128,8 +154,8 @@ def within(most_bytes: int, graph: Graph, windows: Windows) -> Windows:
         return sum(sizes) + state_bytes(graph, tokens, length, "f16", count)
 
     count = len(windows.ids)
-    while count > 1 and size(count) > most_bytes:
-        count -= max(1, count // 8)
+    while count > windows.held + 1 and size(count) > most_bytes:
+        count -= max(1, (count - windows.held) // 8)
     return replace(windows, ids=windows.ids[:count])
 
 
@@ -137,24 +163,3 @@ def layer_of(experts: Any) -> int:
     """The number of the layer whose experts a symbolic operation runs."""
     assert isinstance(experts.layouts, ExpertRecords)
     return experts.layouts.layer
-
-
-def aligned_bytes(size: int) -> Bytes:
-    """Zeros that begin at a multiple of `MATRIX_ALIGNMENT_BYTES`."""
-    memory = np.zeros(size + MATRIX_ALIGNMENT_BYTES, np.uint8)
-    start = -memory.ctypes.data % MATRIX_ALIGNMENT_BYTES
-    return memory[start : start + size]
-
-
-def read_aligned(path: Path, offset: int, size: int) -> Bytes:
-    """Bytes of a file, in memory of their own."""
-    data = aligned_bytes(size)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        read = 0
-        while read < size:
-            count = file.readinto(memoryview(data.data)[read:])
-            if not count:
-                raise OSError(f"{path}: ends at byte {offset + read}")
-            read += count
-    return data

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgemoe.conversion.calibration.layers import LayerRun, layer_of, within
-from edgemoe.conversion.calibration.matrices import Matrices, Slices, groups_of
+from edgemoe.conversion.calibration.layers import MOST_BYTES, LayerRun, layer_of, within
+from edgemoe.conversion.calibration.matrices import Matrices, Slices, groups_of, hidden
+from edgemoe.conversion.calibration.measuring import Loss, Reference, loss_of
 from edgemoe.conversion.calibration.settings import Windows
-from edgemoe.conversion.plan import Piece, Plan
-from edgemoe.conversion.source import Source
+from edgemoe.conversion.calibration.weights import StoreWeights, Weights
+from edgemoe.conversion.plan import Piece
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import UsageError
 from edgemoe.kernels import expert_operations as ex
-from edgemoe.kernels.reference.products import activate
 from edgemoe.kernels.select import select_backend
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Section, Step
@@ -40,15 +40,13 @@ PRIOR_TOKENS = 256
 """How many tokens of its own weigh as much as what an expert takes from its layer's tokens."""
 SAMPLE_TOKENS = 256
 """How many tokens of a layer go through each of its experts, to say what hidden values it has."""
-MOST_BYTES = 2 << 30
-"""The memory of all tokens on their way: where it is short, fewer are used. Weights of a layer come to it."""
 _ROWS_AT_ONCE = 2048
 
 
 class CalibrationPass:
-    """The pass over one conversion's matrices in formats with a trellis."""
+    """The pass over one conversion's matrices in formats with a trellis, or in sub1."""
 
-    def __init__(self, source: Source, plan: Plan, graph: Graph, windows: Windows, feedback: bool) -> None:
+    def __init__(self, matrices: Matrices, graph: Graph, windows: Windows) -> None:
         """Raises UsageError for a model that cannot be calibrated, and for formats that take no calibration."""
         if graph.encoder is not None or graph.row_tables:
             what = "an encoder" if graph.encoder is not None else "tables of rows on disk"
@@ -58,10 +56,11 @@ class CalibrationPass:
             )
         self._graph = graph
         self._windows = within(MOST_BYTES, graph, windows)
-        self._matrices = Matrices(source, plan, graph, feedback)
+        self._matrices = matrices
+        self._stream: Floats | None = None
         if not self._matrices.pieces:
             raise UsageError(
-                "`calibrate`: expected weights in a format with a trellis, which alone take it; found none.",
+                "`calibrate`: expected weights in a format with a trellis or in sub1, which alone take it; found none.",
                 "Name one, such as `experts=n3`.",
             )
 
@@ -74,18 +73,23 @@ class CalibrationPass:
         """A sentence where the text is short."""
         return self._windows.notices()
 
+    @property
+    def measures(self) -> bool:
+        """Whether there are tokens that calibrate nothing, by which the loss can be measured."""
+        return self._windows.held > 0
+
     def run(self, store: Store, transfer: Transfer, done: Collection[int]) -> None:
         """Quantise what is not `done`, in a store of which all else is written.
 
         Raises SourceError, OSError, and what running a model raises.
         """
         missing = {name for name, piece in self._matrices.pieces.items() if piece.number not in done}
-        if not missing:
+        if not missing and not self.measures:
             return
         transfer.begin_apart()
-        last = max(int(name.split(".")[1]) for name in missing)
+        last = len(self._graph.layers) - 1 if self.measures else max(int(name.split(".")[1]) for name in missing)
         with closing(select_backend()) as backend, ThreadPoolExecutor(THREADS, "edgemoe-calibrate") as pool:
-            run = LayerRun(self._graph, store, self._windows, backend)
+            run = LayerRun(self._graph, StoreWeights(store), self._windows, backend)
             run.begin()
             for number in range(last + 1):
                 section = self._graph.layers[number]
@@ -97,6 +101,18 @@ class CalibrationPass:
                         layer.dense(step)
                     run.run(step)
                 transfer.checkpoint()
+            self._stream = run.residual(self._windows.held * self._windows.ids.shape[1])
+
+    def loss(self, store: Store, exact: Weights | Reference) -> Loss:
+        """The loss of the store against other weights of the model, or against a run with such; after `run`.
+
+        Raises as `run`.
+        """
+        assert self._stream is not None
+        held = self._windows.held_out()
+        with closing(select_backend()) as backend:
+            reference = exact if isinstance(exact, Reference) else Reference(exact, held, backend)
+            return loss_of(self._graph, StoreWeights(store), self._stream, reference, held, backend)
 
 
 class _ExpertInputs(NamedTuple):
@@ -139,7 +155,7 @@ class _Layer:
             biases = self._matrices.biases(groups[0])
             total: Any = 0.0
             for start in range(0, len(inputs), _ROWS_AT_ONCE):
-                total += second_moments(_hidden(inputs[start : start + _ROWS_AT_ONCE], first, biases, operation))
+                total += second_moments(hidden(inputs[start : start + _ROWS_AT_ONCE], first, biases, operation))
             self._put(groups[1], total / len(inputs))
 
     def _put(self, names: Sequence[str], moments: Doubles) -> list[Floats]:
@@ -186,11 +202,12 @@ class _Layer:
         first = matrices.quantised(names[:-1], moments)
         biases = matrices.biases(names[:-1])
         own, sample = (
-            _hidden(rows, [weights for _, weights in first], biases, operation) for rows in (inputs.own, inputs.sample)
+            hidden(rows, [weights for _, weights in first], biases, operation) for rows in (inputs.own, inputs.sample)
         )
         prior = second_moments(sample) / len(sample)
         moments = blended(second_moments(own, inputs.weights), len(own), prior, PRIOR_TOKENS)
-        for name, (slices, _) in zip(names, [*first, *matrices.quantised(names[-1:], moments)], strict=True):
+        last = matrices.quantised(names[-1:], moments, first)
+        for name, (slices, _) in zip(names, [*first, *last], strict=True):
             if slices:
                 results.append((matrices.pieces[name], slices))
         return results
@@ -198,11 +215,3 @@ class _Layer:
     def _put_expert(self, work: Future[list[tuple[Piece, Slices]]]) -> None:
         for piece, slices in work.result():
             self._transfer.put(self._doing, piece, slices)
-
-
-def _hidden(inputs: Floats, first: Sequence[Floats], biases: Sequence[Floats | None], operation: Any) -> Floats:
-    """The hidden values of an FFN, by gate and up, or by up alone."""
-    products = [inputs @ weights.T for weights in first]
-    products = [own if bias is None else own + bias for own, bias in zip(products, biases, strict=True)]
-    up = products[-1] if len(products) > 1 else np.ones_like(products[0])
-    return activate(products[0], up, operation.activation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
 from edgemoe.process import no_threads
+
+if TYPE_CHECKING:
+    from edgemoe.kernels.native.segments import Where
 
 _SCRATCH_ALIGNMENT_BYTES = 64
 
@@ -68,9 +72,18 @@ class NativeBackend:
         self._check_open()
         if all(has_kernel(type(operation)) for operation in operations):
             return self._native_program(operations)
-        from edgemoe.kernels.native.segments import SegmentedProgram
+        from edgemoe.kernels.native.segments import SegmentedProgram, where_without_device
 
-        return SegmentedProgram(operations, self._native_program)
+        return SegmentedProgram(operations, where_without_device, self._bind)
+
+    def _bind(self, where: Where, operations: Sequence[op.Operation], first: int) -> Program:
+        """Bind operations of one place, the first of which has that number in a longer list."""
+        if where == "native":
+            return self._native_program(operations, first)
+        from edgemoe.kernels.reference.backend import REFERENCE
+        from edgemoe.kernels.stepwise import StepwiseProgram
+
+        return StepwiseProgram(REFERENCE, operations, first)
 
     def _native_program(self, operations: Sequence[op.Operation], first: int = 0) -> NativeProgram:
         bound = BoundOperations(operations, first=first)

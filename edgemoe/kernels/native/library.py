@@ -47,7 +47,12 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_trellis_scratch_bytes": (c_uint64, [POINTER(st.TrellisStruct), c_int32]),
     "em_trellis_search": (
         c_int32,
-        [c_void_p, POINTER(st.TrellisStruct), *[c_void_p] * 4, c_int32, c_int32, c_void_p, c_int32, c_void_p, c_void_p],
+        [c_void_p, POINTER(st.TrellisStruct), *[c_void_p] * 4, c_int32, c_int32, c_void_p, c_void_p],
+    ),
+    "em_trellis_feedback_scratch_bytes": (c_uint64, [POINTER(st.TrellisStruct), POINTER(st.TrellisFedStruct)]),
+    "em_trellis_feed_back": (
+        c_int32,
+        [c_void_p, POINTER(st.TrellisStruct), POINTER(st.TrellisFedStruct), *[c_void_p] * 4],
     ),
     "em_sub1_panel_bytes": (c_uint64, [c_int32, c_int32]),
     "em_sub1_pack": (c_int32, [c_void_p, c_int32, c_int32, c_void_p, c_int32, c_void_p, c_void_p]),

@@ -1,20 +1,29 @@
-"""Programs with operations that the C library does not have: runs of those that it has, and the reference between."""
+"""Programs whose operations do not all run in one place: one call into C for each run of those that the library has."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Pause, Program, ProgramTimes
 from edgemoe.kernels.native.binding import has_kernel
-from edgemoe.kernels.reference.backend import REFERENCE
-from edgemoe.kernels.stepwise import MEANINGS, RunBounds, StepwiseProgram, measured_operation
+from edgemoe.kernels.reference import backend as _meanings  # noqa: F401 - it registers what operations mean
+from edgemoe.kernels.stepwise import MEANINGS, RunBounds, measured_operation
 
-Bind = Callable[[Sequence[op.Operation], int], Program]
-"""Makes a program in C of operations, the first of which has that number in the whole list."""
+Where = Literal["native", "reference", "device"]
+"""Where an operation runs: the C library, the reference, which has all, or a device (`kernels/device`)."""
+
+Bind = Callable[[Where, Sequence[op.Operation], int], Program]
+"""Makes a program, for such a place, of operations, the first of which has that number in the whole list."""
+
+
+def where_without_device(operation: op.Operation) -> Where:
+    """Return the place of an operation where there is no device."""
+    return "native" if has_kernel(type(operation)) else "reference"
 
 
 def fallbacks() -> tuple[str, ...]:
@@ -23,17 +32,17 @@ def fallbacks() -> tuple[str, ...]:
 
 
 class SegmentedProgram:
-    """One program after the other; each is a call into C, or steps of the reference."""
+    """One program after the other, each for a run of operations of one place."""
 
-    def __init__(self, operations: Sequence[op.Operation], bind: Bind) -> None:
+    def __init__(self, operations: Sequence[op.Operation], where: Callable[[op.Operation], Where], bind: Bind) -> None:
         """Raises KernelError for an operation that is not as defined, or that no backend knows."""
         self._bounds = RunBounds.of([measured_operation(number, o) for number, o in enumerate(operations)])
         self._programs: list[Program] = []
         self._counts: list[int] = []
         first = 0
-        for native, group in itertools.groupby(operations, key=lambda operation: has_kernel(type(operation))):
+        for place, group in itertools.groupby(operations, key=where):
             segment = list(group)
-            self._programs.append(bind(segment, first) if native else StepwiseProgram(REFERENCE, segment, first))
+            self._programs.append(bind(place, segment, first))
             self._counts.append(len(segment))
             first += len(segment)
         self._count = first

@@ -311,6 +311,17 @@ class TrellisStruct(ctypes.Structure):
     ]
 
 
+class TrellisFedStruct(ctypes.Structure):
+    """`em_trellis_fed`"""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("targets", "inverses", "gains", "steps", "importance", "factors", "rates")),
+        ("target_floats", c_int64),
+        ("rate_floats", c_int64),
+        *((name, c_int32) for name in ("rows", "columns", "kept", "ahead")),
+    ]
+
+
 class ReadFailureStruct(ctypes.Structure):
     """`em_read_failure`"""
 
@@ -359,6 +370,7 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     SourceStruct,
     PolicySettingsStruct,
     TrellisStruct,
+    TrellisFedStruct,
     RecordStruct,
     PagerCountersStruct,
     ReadFailureStruct,

@@ -1,4 +1,4 @@
-/* The search for codes of trellis formats with AVX2; the same costs as generic.c. */
+/* The search for codes of trellis formats, and the feedback of errors with AVX2; the same costs as generic.c. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -15,6 +15,7 @@ typedef struct floats {
 
 BOTH_HALVES(FLOATS, mul, _mm256_mul_ps)
 BOTH_HALVES(FLOATS, add_floats, _mm256_add_ps)
+BOTH_HALVES(FLOATS, sub_floats, _mm256_sub_ps)
 BOTH_HALVES(FLOATS, smaller_float, _mm256_min_ps)
 BOTH_HALVES(FLOATS, larger_float, _mm256_max_ps)
 BOTH_HALVES(INTS, add, _mm256_add_epi32)
@@ -40,6 +41,14 @@ static inline void store_ints(int32_t *at, INTS a) {
     _mm256_storeu_si256((__m256i *)(at + 8), a.high);
 }
 
+static inline void store_floats(float *at, FLOATS a) {
+    _mm256_storeu_ps(at, a.low);
+    _mm256_storeu_ps(at + 8, a.high);
+}
+
+#include "feed.h"
 #include "search.h"
 
 void em_search_trellis_avx2(const em_trellis_panel *panel, int32_t chain) { search(panel, chain); }
+
+void em_feed_trellis_avx2(const em_trellis_unit *unit) { feed(unit); }

@@ -1,4 +1,4 @@
-/* The search for codes of trellis formats, in plain C. */
+/* The search for codes of trellis formats, and the feedback of errors, in plain C. */
 #include <stdint.h>
 
 #include "panel.h"
@@ -20,6 +20,7 @@ typedef struct floats {
 
 LANEWISE(FLOATS, mul, a.at[r] * b.at[r])
 LANEWISE(FLOATS, add_floats, a.at[r] + b.at[r])
+LANEWISE(FLOATS, sub_floats, a.at[r] - b.at[r])
 LANEWISE(FLOATS, smaller_float, a.at[r] < b.at[r] ? a.at[r] : b.at[r])
 LANEWISE(FLOATS, larger_float, a.at[r] > b.at[r] ? a.at[r] : b.at[r])
 LANEWISE(INTS, add, a.at[r] + b.at[r])
@@ -56,6 +57,10 @@ static inline void store_ints(int32_t *at, INTS a) {
     for (int r = 0; r < EM_PANEL_ROWS; r++) at[r] = a.at[r];
 }
 
+static inline void store_floats(float *at, FLOATS a) {
+    for (int r = 0; r < EM_PANEL_ROWS; r++) at[r] = a.at[r];
+}
+
 static inline INTS spread_int(int32_t number) {
     INTS a;
     for (int r = 0; r < EM_PANEL_ROWS; r++) a.at[r] = number;
@@ -67,6 +72,9 @@ static inline INTS shift_left(INTS a, int32_t bits) {
     return a;
 }
 
+#include "feed.h"
 #include "search.h"
 
 void em_search_trellis_generic(const em_trellis_panel *panel, int32_t chain) { search(panel, chain); }
+
+void em_feed_trellis_generic(const em_trellis_unit *unit) { feed(unit); }

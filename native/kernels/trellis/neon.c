@@ -1,4 +1,4 @@
-/* The search for codes of trellis formats with NEON; the same costs as generic.c. No speed was measured on any processor. */
+/* The search for codes of trellis formats, and the feedback of errors with NEON; the same costs as generic.c. No speed was measured on any processor. */
 #include <arm_neon.h>
 #include <stdint.h>
 
@@ -18,6 +18,7 @@ typedef struct floats {
 
 EVERY_QUARTER(FLOATS, mul, vmulq_f32)
 EVERY_QUARTER(FLOATS, add_floats, vaddq_f32)
+EVERY_QUARTER(FLOATS, sub_floats, vsubq_f32)
 EVERY_QUARTER(FLOATS, smaller_float, vminq_f32)
 EVERY_QUARTER(FLOATS, larger_float, vmaxq_f32)
 EVERY_QUARTER(INTS, add, vaddq_s32)
@@ -57,6 +58,13 @@ static inline void store_ints(int32_t *at, INTS a) {
     for (int quarter = 0; quarter < 4; quarter++) vst1q_s32(at + 4 * quarter, a.at[quarter]);
 }
 
+static inline void store_floats(float *at, FLOATS a) {
+    for (int quarter = 0; quarter < 4; quarter++) vst1q_f32(at + 4 * quarter, a.at[quarter]);
+}
+
+#include "feed.h"
 #include "search.h"
 
 void em_search_trellis_neon(const em_trellis_panel *panel, int32_t chain) { search(panel, chain); }
+
+void em_feed_trellis_neon(const em_trellis_unit *unit) { feed(unit); }

@@ -6,6 +6,8 @@
 
 enum {
     EM_TRELLIS_CHAINS = 4,
+    EM_TRELLIS_BLOCK_STEPS = 8,
+    EM_TRELLIS_UNIT_MAX = 32, /* columns of a unit */
     EM_TRELLIS_STATES_MAX = 128,
     EM_TRELLIS_WINDOWS_MAX = 256,
     EM_TRELLIS_LEVELS_MAX = 256,
@@ -25,6 +27,17 @@ struct em_trellis_panel {
     const float *importance; /* (columns): their product multiplies squared errors */
     int32_t *words;          /* (steps of a chain, words of a step, 16): the ways that were cheapest */
     int32_t *ends;           /* (states, 16): the costs of the states before a chain's first step, then after its last */
+};
+
+/* A unit of 16 rows whose codes are chosen, and the columns from its block's first one on. */
+struct em_trellis_unit {
+    float *targets;      /* (columns, 16) */
+    const float *values; /* (unit, 16): what the unit's weights are now */
+    float *rests;        /* (unit, 16): what is left of errors: of a column, those of its own and of earlier ones */
+    const float *factor; /* (unit, unit), upper triangular: the rest of a column, by the errors of each */
+    const float *rates;  /* (unit, columns), `rate_floats` from row to row: what a rest takes from a target */
+    int64_t rate_floats;
+    int32_t unit, chain, columns;
 };
 
 /* Bits of the stream that later windows see. */

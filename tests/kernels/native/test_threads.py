@@ -24,8 +24,8 @@ TOKENS = np.arange(37, dtype=np.int32)
 @pytest.mark.parametrize("format_name", some(FORMATS))
 def test_threads_and_isas_change_no_bit(format_name: str) -> None:
     expected = None
-    for isa in available_isas():
-        for threads in (1, 2, 3, 7):
+    for number, isa in enumerate(available_isas()):
+        for threads in (1, 2, 3, 7) if number == 0 else (1, 3):
             backend = NativeBackend(threads, isa)
             found = run_layer(backend, format_name, 11, TOKENS, [36])
             backend.close()
@@ -46,18 +46,18 @@ def test_rows_of_many_groups_have_the_same_bits_in_company_and_alone(format_name
     for isa in available_isas():
         for threads in (1, 3):
             backend = NativeBackend(threads, isa)
-            for at_once in (1, 2, tokens):
+            for at_once, until in ((tokens, tokens), (2, 11), (1, 5)):
                 source, output = aligned((at_once, columns), np.float32), aligned((at_once, rows), np.float32)
                 program = backend.program([op.Linear(source, (op.LinearPart(matrix, None, output),))])
                 parts = []
-                for first in range(0, tokens, at_once):
-                    now = min(at_once, tokens - first)
+                for first in range(0, until, at_once):
+                    now = min(at_once, until - first)
                     source[:now] = values[first : first + now]
                     program.run(now)
                     parts.append(output[:now].copy())
                 found = np.concatenate(parts)
                 expected = found if expected is None else expected
-                np.testing.assert_array_equal(found, expected)
+                np.testing.assert_array_equal(found, expected[:until])
             backend.close()
     assert expected is not None
     assert np.isfinite(expected).all()

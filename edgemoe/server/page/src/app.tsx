@@ -5,6 +5,7 @@ import { Chat, writingNow } from "./chat";
 import { NO_SAMPLING, exported, imported, type Conversation, type Preferences, type Sampling } from "./kept";
 import { LivePicture, download } from "./picture";
 import { useStore } from "./store";
+import { fault, schemaOf, toolsOf } from "./tools";
 import { add, begin, chats, choose, current, keepAll, notice, prefer, preferences, remove, rename, settle, stop } from "./talk";
 
 const narrow = (): boolean => innerWidth < 800;
@@ -266,7 +267,8 @@ function Settings({ conversation, onClose }: { conversation: Conversation | null
   useEffect(() => dialog.current!.showModal(), []);
   const system = conversation ? conversation.system : wishes.system;
   const sampling = conversation ? conversation.sampling : wishes.sampling;
-  const change = (part: { system?: string; sampling?: Sampling }) => (conversation ? settle(conversation, part) : prefer(part));
+  const { tools = "", schema = "" } = conversation ?? wishes;
+  const change = (part: { system?: string; sampling?: Sampling; tools?: string; schema?: string }) => (conversation ? settle(conversation, part) : prefer(part));
   return (
     <dialog ref={dialog} onClose={onClose} onClick={(event) => event.target === dialog.current && dialog.current!.close()} aria-labelledby="settings-title">
       <form method="dialog">
@@ -300,12 +302,28 @@ function Settings({ conversation, onClose }: { conversation: Conversation | null
             );
           })}
         </div>
+        <JsonField
+          label="Tools"
+          note="Functions that the model may call; you give their results."
+          placeholder='[{"name": "weather", "description": "…", "parameters": {"type": "object", …}}]'
+          text={tools}
+          problem={fault(toolsOf, tools)}
+          onText={(text) => change({ tools: text })}
+        />
+        <JsonField
+          label="Answers in JSON"
+          note="A schema that every answer keeps to."
+          placeholder='{"type": "object", "properties": {…}}'
+          text={schema}
+          problem={fault(schemaOf, schema)}
+          onText={(text) => change({ schema: text })}
+        />
         <div class="buttons">
-          <button type="button" onClick={() => change({ system: "", sampling: { ...NO_SAMPLING } })}>
+          <button type="button" onClick={() => change({ system: "", sampling: { ...NO_SAMPLING }, tools: "", schema: "" })}>
             The model's own
           </button>
           {conversation && (
-            <button type="button" onClick={() => prefer({ system, sampling })}>
+            <button type="button" onClick={() => prefer({ system, sampling, tools, schema })}>
               Use for new chats
             </button>
           )}
@@ -343,5 +361,24 @@ function Settings({ conversation, onClose }: { conversation: Conversation | null
         </div>
       </form>
     </dialog>
+  );
+}
+
+interface JsonFieldProperties {
+  label: string;
+  note: string;
+  placeholder: string;
+  text: string;
+  problem: string;
+  onText: (text: string) => void;
+}
+
+function JsonField({ label, note, placeholder, text, problem, onText }: JsonFieldProperties) {
+  return (
+    <label class="wide">
+      {label}
+      <textarea class="code" rows={2} spellcheck={false} value={text} placeholder={placeholder} aria-invalid={Boolean(problem)} onInput={(event) => onText(event.currentTarget.value)} />
+      {problem ? <small class="error" role="alert">It cannot be used: {problem}.</small> : <small>{note}</small>}
+    </label>
   );
 }

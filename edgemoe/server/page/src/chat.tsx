@@ -1,12 +1,14 @@
 // A conversation: its messages, and the place to write the next one.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { mayAsk, server } from "./api";
+import { Calls, Result, Results } from "./calls";
 import { percent } from "./charts";
 import { branch, siblings, type Conversation, type Message } from "./kept";
 import { Markdown } from "./markdown";
 import { shownRequest } from "./picture";
 import { useStore } from "./store";
-import { branchOff, chats, edit, goOn, isWriting, prefer, reading, retry, say, showBranch, stop } from "./talk";
+import { branchOff, calledBy, chats, edit, goOn, isWriting, prefer, reading, retry, say, showBranch, stop } from "./talk";
+import { pretty } from "./tools";
 
 const MOST_ATTACHED = 400_000;
 
@@ -86,11 +88,11 @@ function Said({ conversation, one, isLast }: { conversation: Conversation; one: 
   const writing = isWriting(one);
   return (
     <article class={`message ${one.role}`} aria-busy={writing}>
-      <h2 class="hidden">{one.role === "user" ? "You" : "The model"}</h2>
+      <h2 class="hidden">{SPEAKERS[one.role]}</h2>
       {editing ? (
         <Editor
           text={one.text}
-          saying={one.role === "user" ? "Ask this instead" : "Keep this instead"}
+          saying={{ user: "Ask this instead", assistant: "Keep this instead", tool: "Give this instead" }[one.role]}
           onDone={(text) => {
             setEditing(false);
             if (text !== null && text !== one.text) edit(conversation, one, text);
@@ -104,8 +106,10 @@ function Said({ conversation, one, isLast }: { conversation: Conversation; one: 
               <Markdown text={one.thought} writing={writing} />
             </details>
           )}
-          {one.role === "user" ? <UserText text={one.text} /> : <Markdown text={one.text} writing={writing} />}
-          {writing && !one.text && !one.thought && <Progress id={one.id} />}
+          <Body conversation={conversation} one={one} writing={writing} />
+          {one.calls && <Calls calls={one.calls} writing={writing} />}
+          {one.calls && isLast && one.state === "done" && !one.length && <Results conversation={conversation} one={one} />}
+          {writing && !one.text && !one.thought && !one.calls && <Progress id={one.id} />}
           {writing && <span class="caret" aria-hidden="true" />}
           {one.state === "cut" && <p class="error" role="alert">{one.error ?? "The answer was cut off."}</p>}
           {one.state === "stopped" && <p class="faint">Stopped.</p>}
@@ -134,7 +138,7 @@ function Said({ conversation, one, isLast }: { conversation: Conversation; one: 
               Retry
             </button>
           )}
-          {one.role === "assistant" && isLast && one.text && (one.state !== "done" || one.length) && (
+          {one.role === "assistant" && isLast && one.text && !one.calls && !one.structured && (one.state !== "done" || one.length) && (
             <button class="quiet strong" onClick={() => goOn(conversation, one)}>
               Continue
             </button>
@@ -158,6 +162,18 @@ function Said({ conversation, one, isLast }: { conversation: Conversation; one: 
       )}
     </article>
   );
+}
+
+const SPEAKERS = { user: "You", assistant: "The model", tool: "A tool" };
+
+function Body({ conversation, one, writing }: { conversation: Conversation; one: Message; writing: boolean }) {
+  if (one.role === "user") return <UserText text={one.text} />;
+  if (one.role === "tool") {
+    const call = calledBy(conversation, one).called?.calls?.find(({ id }) => id === one.call);
+    return <Result name={call?.name ?? "a tool"} text={one.text} />;
+  }
+  if (one.structured) return one.text ? <pre class="structured">{writing ? one.text : pretty(one.text)}</pre> : null;
+  return <Markdown text={one.text} writing={writing} />;
 }
 
 /** A person's text as it was written, with attached files folded. */

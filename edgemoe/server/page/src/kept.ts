@@ -29,12 +29,24 @@ export interface Figures {
   expert_hit_rate: number | null;
 }
 
+/** A tool that an answer calls, with its arguments as JSON. */
+export interface Call {
+  id: string;
+  name: string;
+  arguments: string;
+}
+
 export interface Message {
   id: string;
   parent: string | null;
-  role: "user" | "assistant";
+  role: "user" | "assistant" | "tool";
   text: string;
   thought?: string;
+  calls?: Call[];
+  /** The id of the call whose result this is. */
+  call?: string;
+  /** Whether it was to keep to a schema. */
+  structured?: boolean;
   at: number;
   /** writing: an answer that is still to go on; cut: one that ended before its end. */
   state: "writing" | "done" | "stopped" | "cut";
@@ -56,6 +68,9 @@ export interface Conversation {
   changed: number;
   system: string;
   sampling: Sampling;
+  /** Tools that the model may call, and the schema of its answers, as JSON; empty for none. */
+  tools?: string;
+  schema?: string;
   messages: Record<string, Message>;
   /** The last message of the branch that is shown. */
   leaf: string | null;
@@ -137,18 +152,30 @@ export function imported(text: string): Conversation[] {
 function fromMessages(plain: any[]): Conversation {
   const made = emptyConversation();
   for (const one of plain) {
-    if (typeof one?.content !== "string") throw new Error("a message has no text");
+    const calls = checkedCalls(one?.tool_calls?.map((call: any) => ({ id: call?.id, ...call?.function })));
+    if (typeof one?.content !== "string" && !calls) throw new Error("a message has no text");
     if (one.role === "system" || one.role === "developer") made.system = one.content;
     else {
       const id = newId();
-      const role = one.role === "assistant" ? "assistant" : "user";
+      const role = one.role === "assistant" || one.role === "tool" ? one.role : "user";
+      const call = typeof one.tool_call_id === "string" ? one.tool_call_id : undefined;
       const at = made.created + Object.keys(made.messages).length;
-      made.messages[id] = { id, parent: made.leaf, role, text: one.content, at, state: "done" };
+      made.messages[id] = { id, parent: made.leaf, role, text: one.content ?? "", calls, call, at, state: "done" };
       made.leaf = id;
     }
   }
   made.title = titleOf(branch(made)[0]?.text ?? "");
   return made;
+}
+
+/** The calls of a file; none where it has none. */
+function checkedCalls(data: any): Call[] | undefined {
+  if (!Array.isArray(data) || !data.length) return undefined;
+  return data.map((one) => {
+    if (typeof one?.name !== "string") throw new Error("a call has no name");
+    const written = typeof one.arguments === "string" ? one.arguments : JSON.stringify(one.arguments ?? {});
+    return { id: typeof one.id === "string" ? one.id : "", name: one.name, arguments: written };
+  });
 }
 
 /** A conversation of a file with its fields checked, and with an id of its own. */
@@ -160,17 +187,22 @@ function checked(data: any): Conversation {
   made.created = number(data?.created, made.created);
   made.changed = number(data?.changed, made.changed);
   made.system = text(data?.system);
+  made.tools = text(data?.tools);
+  made.schema = text(data?.schema);
   for (const name of Object.keys(NO_SAMPLING) as (keyof Sampling)[]) {
     if (Number.isFinite(data?.sampling?.[name])) made.sampling[name] = data.sampling[name];
   }
   for (const one of Object.values<any>(data?.messages ?? {})) {
-    if (!text(one?.id) || (one.role !== "user" && one.role !== "assistant")) throw new Error("a message is incomplete");
+    if (!text(one?.id) || !["user", "assistant", "tool"].includes(one.role)) throw new Error("a message is incomplete");
     made.messages[one.id] = {
       id: one.id,
       parent: typeof one.parent === "string" ? one.parent : null,
       role: one.role,
       text: text(one.text),
       thought: text(one.thought) || undefined,
+      calls: checkedCalls(one.calls),
+      call: text(one.call) || undefined,
+      structured: one.structured === true || undefined,
       at: number(one.at, 0),
       state: one.state === "done" || one.state === "stopped" ? one.state : "cut",
       error: text(one.error) || undefined,
@@ -192,11 +224,13 @@ export interface Preferences {
   side: boolean;
   system: string;
   sampling: Sampling;
+  tools: string;
+  schema: string;
 }
 
 const PREFERENCES = "edgemoe.preferences";
 export function readPreferences(): Preferences {
-  const usual: Preferences = { theme: "system", picture: innerWidth > 1100, side: innerWidth > 800, system: "", sampling: { ...NO_SAMPLING } };
+  const usual: Preferences = { theme: "system", picture: innerWidth > 1100, side: innerWidth > 800, system: "", sampling: { ...NO_SAMPLING }, tools: "", schema: "" };
   try {
     return { ...usual, ...JSON.parse(localStorage.getItem(PREFERENCES) ?? "{}") };
   } catch {

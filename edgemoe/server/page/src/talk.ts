@@ -17,6 +17,7 @@ import {
   type Preferences,
 } from "./kept";
 import { Store } from "./store";
+import { schemaOf, toolsOf } from "./tools";
 
 export const preferences = new Store<Preferences>(readPreferences());
 export function prefer(part: Partial<Preferences>): void {
@@ -105,7 +106,7 @@ export function rename(conversation: Conversation, title: string): void {
   void save(conversation);
 }
 
-export function settle(conversation: Conversation, part: Partial<Pick<Conversation, "system" | "sampling">>): void {
+export function settle(conversation: Conversation, part: Partial<Pick<Conversation, "system" | "sampling" | "tools" | "schema">>): void {
   Object.assign(conversation, part);
   chats.change({});
   void save(conversation);
@@ -117,7 +118,7 @@ export async function add(conversations: Conversation[]): Promise<void> {
 }
 
 function message(role: Message["role"], parent: string | null, text = ""): Message {
-  return { id: newId(), parent, role, text, at: Date.now(), state: role === "user" ? "done" : "writing" };
+  return { id: newId(), parent, role, text, at: Date.now(), state: role === "assistant" ? "writing" : "done" };
 }
 
 /** Asks something: at the end of the current chat, or in a new one. */
@@ -127,6 +128,8 @@ export function say(text: string): void {
     conversation = emptyConversation();
     conversation.system = preferences.value.system;
     conversation.sampling = { ...preferences.value.sampling };
+    conversation.tools = preferences.value.tools;
+    conversation.schema = preferences.value.schema;
     conversation.title = titleOf(text);
     chats.change({ all: [conversation, ...chats.value.all] });
     choose(conversation.id);
@@ -140,8 +143,33 @@ function sayAfter(conversation: Conversation, parent: string | null, text: strin
   answer(conversation, said.id);
 }
 
+/** Gives the results of an answer's calls, in their order, and asks what follows. */
+export function giveResults(conversation: Conversation, called: Message, texts: string[]): void {
+  let parent = called.id;
+  called.calls!.forEach((call, place) => {
+    const result: Message = { ...message("tool", parent, texts[place]), at: Date.now() + place, call: call.id };
+    conversation.messages[result.id] = result;
+    parent = result.id;
+  });
+  answer(conversation, parent);
+}
+
+/** The answer whose call a result is of, with the results that it has on the branch that is shown. */
+export function calledBy(conversation: Conversation, result: Message): { called: Message | undefined; results: Message[] } {
+  const shown = branch(conversation);
+  let first = shown.indexOf(result);
+  while (first > 0 && shown[first - 1].role === "tool") first -= 1;
+  const called = shown[first - 1];
+  return { called, results: shown.slice(first, first + (called?.calls?.length ?? 0)) };
+}
+
 /** Says something else in the place of a message; the first stays on a branch of its own. */
 export function edit(conversation: Conversation, old: Message, text: string): void {
+  if (old.role === "tool") {
+    const { called, results } = calledBy(conversation, old);
+    if (called?.calls) giveResults(conversation, called, results.map((one) => (one === old ? text : one.text)));
+    return;
+  }
   if (old.role === "user") {
     sayAfter(conversation, old.parent, text);
     return;
@@ -184,6 +212,8 @@ export function branchOff(conversation: Conversation, last: Message): void {
   const made = emptyConversation();
   made.system = conversation.system;
   made.sampling = { ...conversation.sampling };
+  made.tools = conversation.tools;
+  made.schema = conversation.schema;
   made.title = conversation.title;
   for (const one of branch(conversation, last.id)) {
     const id = newId();
@@ -207,17 +237,36 @@ export function stop(one: Message): void {
   chats.change({});
 }
 
+/** A message as the server takes it. */
+function sent({ role, text, thought, calls, call }: Message): object {
+  if (role === "tool") return { role, content: text, tool_call_id: call };
+  if (!calls) return { role, content: text };
+  const told = calls.map((one) => ({ id: one.id, type: "function", function: { name: one.name, arguments: one.arguments } }));
+  return { role, content: text, reasoning_content: thought, tool_calls: told };
+}
+
+/** The fields about tools and structure. Throws for texts that are none. */
+function wishes({ tools, schema }: Conversation): object {
+  const offered = toolsOf(tools);
+  const wanted = schemaOf(schema);
+  return {
+    ...(offered.length ? { tools: offered } : {}),
+    ...(wanted ? { response_format: { type: "json_schema", json_schema: { name: "answer", schema: wanted } } } : {}),
+  };
+}
+
 async function request(conversation: Conversation, one: Message): Promise<void> {
   const before = branch(conversation, one.parent)
-    .filter(({ text }) => text) // an answer that failed at once has none
-    .map(({ role, text }) => ({ role, content: text }));
+    .filter(({ text, calls, role }) => text || calls || role === "tool") // an answer that failed at once has none
+    .map(sent);
   const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   const partial = one.text ? [{ role: "assistant", content: one.text }] : [];
   const sampling = Object.fromEntries(Object.entries(conversation.sampling).filter(([, value]) => value !== null));
   Object.assign(one, { state: "writing", error: undefined, stream: newId(), applied: 0, figures: undefined, length: undefined });
+  one.structured = Boolean(conversation.schema?.trim()) || undefined;
   chats.change({});
   await save(conversation); // a page that is loaded anew must know the name of the stream
-  await follow(conversation, one, (signal) =>
+  await follow(conversation, one, async (signal) =>
     ask("/v1/chat/completions", {
       method: "POST",
       signal,
@@ -229,6 +278,7 @@ async function request(conversation: Conversation, one: Message): Promise<void> 
         stream_options: { include_usage: true },
         return_progress: true,
         ...sampling,
+        ...wishes(conversation),
       }),
     }),
   );
@@ -266,6 +316,12 @@ async function follow(conversation: Conversation, one: Message, open: (signal: A
       const choice = chunk.choices?.[0];
       if (choice?.delta?.content) one.text += choice.delta.content;
       if (choice?.delta?.reasoning_content) one.thought = (one.thought ?? "") + choice.delta.reasoning_content;
+      for (const { index, id, function: part } of choice?.delta?.tool_calls ?? []) {
+        one.calls ??= [];
+        const call = (one.calls[index] ??= { id: id ?? "", name: "", arguments: "" });
+        call.name += part?.name ?? "";
+        call.arguments += part?.arguments ?? "";
+      }
       if (choice?.finish_reason === "length") one.length = true;
       if (chunk.timings) one.figures = chunk.timings;
       draw();

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from edgemoe.bench.divergence import LEAST_BLOCKS, Estimate, ReferenceRow, Scores
+from edgemoe.lab.divergence import LEAST_BLOCKS, Estimate, ReferenceRow, Scores
 from tests.support.examples import examples
 
 V = 37

@@ -1,0 +1,139 @@
+"""Questions whose answers are known: whether a device's kernels give the bits of the native ones.
+
+Compilers and drivers may contract, reorder or approximate in spite of what they are told. So each opening of a device
+runs every kernel on numbers that show it, which are new each time, and compares with the native kernels. A device that
+differs anywhere is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.device.backend import DeviceBackend
+from edgemoe.kernels.device.runtime import DeviceError
+from edgemoe.kernels.device.table import has_products
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Format, Matrix, panel_count
+
+TOKENS, ROWS, COLUMNS = 4, 37, 301
+"""Neither whole panels nor whole groups; more columns than share any scale but that of a row."""
+_LIMITED = (op.Activation("clamped_silu", 1.702, 0.7, 1.0), op.Activation("capped_silu", limit=0.4))
+
+
+def check(device: DeviceBackend, native: Backend) -> None:
+    """Raise DeviceError that names the operations in which the device gives other bits than the native kernels.
+
+    If the device fails meanwhile, its own error is raised.
+    """
+    random = np.random.default_rng()
+    different = [
+        name for name, operation, output in _questions(random) if not _agree(device, native, operation, output)
+    ]
+    if device.failure is not None:
+        raise device.failure
+    if different:
+        raise DeviceError(
+            f"The device rounds differently than the processor in {', '.join(different)}: its answers would be others.",
+            "Go without it. A driver or compiler that does not fuse fma, or that uses fast mathematics, does that.",
+        )
+
+
+def _questions(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op.Floats]]:
+    """Yield names, operations, and the arrays that these write, for each of the kernels."""
+    for fmt in filter(has_products, FORMATS.values()):
+        output, bias = _floats(random, (TOKENS, ROWS)), _floats(random, (ROWS,))
+        part = op.LinearPart(_matrix(fmt, random), bias, output)
+        yield f"products in {fmt.name}", op.Linear(_activations(random, COLUMNS), (part,), 0.37, True), output
+    for gated in (False, True):
+        output, weight = _floats(random, (TOKENS, COLUMNS)), _floats(random, (COLUMNS,))
+        given, gate = _activations(random, COLUMNS), _floats(random, (TOKENS, COLUMNS)) if gated else None
+        yield "gated norms" if gated else "norms", op.RmsNorm(given, weight, 1e-5, output, gate=gate), output
+    yield from _others(random)
+
+
+def _others(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op.Floats]]:
+    """Yield questions of the operations that are neither products alone nor norms by the root of the mean square."""
+    wide, output = (TOKENS, COLUMNS), _floats(random, (TOKENS, COLUMNS))
+    weight, bias = _floats(random, (COLUMNS,)), _floats(random, (COLUMNS,))
+    yield "layer norms", op.LayerNorm(_activations(random, COLUMNS), weight, 1e-5, output, bias), output
+    yield "clip", op.Clip(output, 0.7), output
+    base, result = _floats(random, wide), _floats(random, wide)
+    yield "residual sums", op.Mix(base, result, 0.3, weight, bias, weight, output, bias[:1]), output
+    routed, weights, shared, gate = (
+        _floats(random, (TOKENS, *rest)) for rest in ((3, COLUMNS), (3,), (COLUMNS,), (1,))
+    )
+    yield "sums of experts", ex.Combine(output, 0.7, routed, weights, shared, gate), output
+    down = _matrix(FORMATS["q4"], random, COLUMNS, ROWS)
+    biases = op.FfnBiases(_floats(random, (ROWS,)), _floats(random, (ROWS,)), _floats(random, (COLUMNS,)))
+    apart = op.UnlikeMatrices(_matrix(FORMATS["q4"], random), _matrix(FORMATS["q8"], random))
+    for activation in (op.SILU, op.GELU_TANH, *_LIMITED):
+        given = _activations(random, COLUMNS)
+        yield activation.function, op.GatedFfn(given, None, down, output, activation, biases, apart), output
+
+
+def _agree(device: Backend, native: Backend, operation: op.Operation, output: op.Floats) -> bool:
+    """Whether both leave the same bits; of a NaN any."""
+    before, left = output.copy(), []
+    for backend in (native, device):
+        output[...] = before
+        backend.program([operation]).run(TOKENS)
+        left.append(np.where(np.isnan(output), np.float32(np.nan), output).tobytes())
+    return left[0] == left[1]
+
+
+def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _floats(random: np.random.Generator, shape: tuple[int, ...]) -> op.Floats:
+    floats = _aligned(shape, np.float32)
+    floats[...] = random.standard_normal(shape)
+    return floats  # type: ignore[return-value]
+
+
+def _activations(random: np.random.Generator, columns: int) -> op.Floats:
+    """Rows of normal numbers, of some that dwarf the others, of ties of the int8 rounding, and of tiny numbers."""
+    rows = _floats(random, (TOKENS, columns))
+    rows[1] = np.where(random.random(columns) < 0.02, 1e4, rows[1] * 1e-3)
+    rows[2] = np.where(random.random(columns) < 0.1, 63.5, random.integers(-127, 128, columns) / 2)
+    rows[3] *= 1e-30
+    return rows
+
+
+def _matrix(fmt: Format, random: np.random.Generator, rows: int = ROWS, columns: int = COLUMNS) -> Matrix:
+    """A matrix with random codes, and numbers of moderate size: section by section, as formats.py lays them out."""
+    panels = panel_count(rows)
+    payload = fmt.payload_count(columns) * fmt.payload_bytes
+    codes = random.integers(0, 256, (panels, payload)).astype(np.uint8)
+    if fmt.bits == 8 and fmt.floating:
+        codes &= 0xFE  # a NaN has all bits
+    elif fmt.floating:
+        count = (panels, payload * 8 // fmt.bits)
+        floats = random.standard_normal(count).astype(np.float16 if fmt.name == "f16" else np.float32)
+        codes = floats.view(np.uint8).reshape(*count, -1)[..., -fmt.bits // 8 :].reshape(panels, payload)
+    scales, factors = PANEL_ROWS * fmt.scale_count(columns), PANEL_ROWS * fmt.factor_count(columns)
+    sections: list[np.ndarray[Any, Any]] = [codes]
+    if fmt.scale == "e8m0":
+        sections.append(random.integers(118, 126, (panels, scales)).astype(np.uint8))
+    elif fmt.scale_bytes:
+        kind = np.float16 if fmt.scale == "f16" else np.float32
+        sections.append((random.standard_normal((panels, scales)) / 10).astype(kind).view(np.uint8))
+    if fmt.has_minimums:
+        sections.append(random.standard_normal((panels, scales)).astype(np.float16).view(np.uint8))
+    if fmt.factor != "none":
+        some = random.integers(0, 256, (panels, factors)).astype(np.uint8)
+        sections.append(some & 0xFE if fmt.factor == "e4m3" else some)
+    if fmt.offset_bytes:
+        sections.append(random.integers(0, 256, (panels, factors)).astype(np.uint8))
+    data = _aligned((panels, fmt.panel_bytes(columns)), np.uint8)
+    used = np.concatenate(sections, axis=1)
+    data[:, : used.shape[1]] = used
+    return Matrix(data.reshape(-1), fmt, rows, columns)  # type: ignore[arg-type]

@@ -1,0 +1,122 @@
+"""OpenCL devices, through the package pyopencl."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgemoe.kernels.device.runtime import Argument, DeviceError, Place
+from edgemoe.kernels.device.table import kernels, program_text
+from edgemoe.kernels.operations import Bytes
+
+OPTIONS = ("-cl-std=CL1.2", "-cl-fp32-correctly-rounded-divide-sqrt")
+_ITEMS_AT_ONCE = 64
+"""The work-items of a group: every device takes so many, and they share nothing."""
+
+
+class OpenClRuntime:
+    """One OpenCL device, with a queue in which everything runs in order."""
+
+    def __init__(self, which: str = "", options: Sequence[str] = ()) -> None:
+        """Open the device of a number, or the one in whose or whose platform's name letters are found; else the first.
+
+        `options` for the compiler come after its own. Raises DeviceError where there is no such device, or it fails.
+        """
+        try:
+            import pyopencl
+        except ImportError as error:
+            raise DeviceError(
+                f"The device `opencl` needs the package pyopencl: {error}.", "Install edgemoe with its extra opencl."
+            ) from error
+        self._cl: Any = pyopencl
+        with self._told("opened"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever a compiler remarks
+            device = _choose(_devices(self._cl), which)
+            self.name = _name(device)
+            if not device.single_fp_config & self._cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
+                raise DeviceError(f"The device {self.name} does not divide to the nearest number.", "Go without it.")
+            self._context = self._cl.Context([device])
+            self._queue = self._cl.CommandQueue(self._context)
+            program = self._cl.Program(self._context, program_text("opencl"))
+            program.build(options=[*OPTIONS, *options], cache_dir=False)
+            self._kernels = {name: self._cl.Kernel(program, f"em_{name}") for name in kernels()}
+
+    def allocate(self, size: int) -> Any:
+        with self._told(f"given {size:,} bytes of memory"):
+            return self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
+
+    def adopt(self, host: Bytes) -> None:
+        """Return None: weights are copied."""
+        return
+
+    def upload(self, to: Place, host: Bytes) -> None:
+        with self._told("written to"):
+            self._cl.enqueue_copy(self._queue, to.block.buffer, host, dst_offset=to.at, is_blocking=True)
+
+    def download(self, of: Place, size: int) -> Bytes:
+        copied = np.empty(size, np.uint8)
+        with self._told("read from"):
+            self._cl.enqueue_copy(self._queue, copied, of.block.buffer, src_offset=of.at, is_blocking=True)
+        return copied
+
+    def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
+        packed: list[Any] = []
+        for argument in arguments:
+            if argument is None or isinstance(argument, Place):
+                packed += [argument.block.buffer, np.uint64(argument.at)] if argument else [None, np.uint64(0)]
+            else:
+                packed.append(np.float32(argument) if isinstance(argument, float) else np.int32(argument))
+        groups = -(-items // _ITEMS_AT_ONCE)
+        with self._told(f"asked for {kernel}"):
+            self._kernels[kernel].set_args(*packed, np.int32(items))
+            self._cl.enqueue_nd_range_kernel(
+                self._queue, self._kernels[kernel], (groups * _ITEMS_AT_ONCE,), (_ITEMS_AT_ONCE,)
+            )
+
+    def finish(self) -> None:
+        with self._told("waited for"):
+            self._queue.finish()
+
+    def close(self) -> None:
+        """Wait for what runs; memory is freed with what refers to it."""
+        self.finish()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Make a DeviceError of OpenCL's errors, which says what could not be done with the device."""
+        try:
+            yield
+        except (self._cl.Error, MemoryError) as error:
+            name = getattr(self, "name", "opencl")
+            raise DeviceError(f"The device {name} cannot be {what}: {str(error).strip()[:2000]}.") from error
+
+
+def _devices(cl: Any) -> list[Any]:
+    """Return all devices of all platforms; none where there is no platform, which OpenCL has as an error."""
+    try:
+        return [device for platform in cl.get_platforms() for device in platform.get_devices()]
+    except cl.LogicError:
+        return []
+
+
+def _name(device: Any) -> str:
+    return f"{device.name.strip()} ({device.platform.name.strip()})"
+
+
+def _choose(devices: Sequence[Any], which: str) -> Any:
+    """Return the device that was asked for. Raises DeviceError unless there is one, and only one by that name."""
+    if not devices:
+        raise DeviceError("There is no OpenCL device here.", "Install the driver of one, or go without.")
+    listed = "; ".join(f"{number} {_name(device)}" for number, device in enumerate(devices))
+    if not which.isdigit():
+        letters = [f"{_name(device)} {device.platform.version}".lower() for device in devices]
+        found = [d for d, text in zip(devices, letters, strict=True) if which.lower() in text] if which else devices[:1]
+        if len(found) == 1:
+            return found[0]
+    elif int(which) < len(devices):
+        return devices[int(which)]
+    raise DeviceError(f"The OpenCL device {which} is not one that is here: {listed}.", "Ask for one by its number.")

@@ -1,0 +1,69 @@
+"""The interface of a device: memory of its own, copies to and from it, and kernels that run one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Union
+
+from edgemoe.errors import KernelError
+from edgemoe.kernels.operations import Bytes
+
+
+class DeviceError(KernelError):
+    """A device that cannot be opened, or that failed: what it ran is run again by the processor."""
+
+
+@dataclass
+class Block:
+    """Memory of the device, of which a larger buffer may take the place: a `Place` in it stays what it is."""
+
+    buffer: Any
+    """An object that the runtime's `allocate` or `adopt` returned."""
+
+
+class Place(NamedTuple):
+    """Where an array begins on the device."""
+
+    block: Block
+    at: int
+
+
+Argument = Union[Place, int, float, None]
+"""An argument of a kernel; None in the place of a buffer that it will not touch."""
+
+
+class Launch(NamedTuple):
+    """A kernel with its arguments, to be run for a number of work-items for each token."""
+
+    kernel: str
+    arguments: tuple[Argument, ...]
+    items: int
+
+
+class Runtime(Protocol):
+    """One device. All calls take effect in their order. Each may raise DeviceError."""
+
+    name: str
+    """The device as a person knows it."""
+
+    def allocate(self, size: int) -> Any:
+        """Return memory of so many bytes, at least one; it is freed when nobody refers to it."""
+
+    def adopt(self, host: Bytes) -> Any | None:
+        """Return bytes of the host as memory of the device, where the two are one; None where they are not."""
+
+    def upload(self, to: Place, host: Bytes) -> None:
+        """Copy bytes to the device; the caller may change them at once."""
+
+    def download(self, of: Place, size: int) -> Bytes:
+        """Return a copy of bytes of the device, once all kernels before have run."""
+
+    def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
+        """Run a kernel of `table.kernels()` for items 0 to `items - 1`, in any order."""
+
+    def finish(self) -> None:
+        """Return once all that was launched has run."""
+
+    def close(self) -> None:
+        """Free what the device holds. Nothing runs after this."""

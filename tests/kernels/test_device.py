@@ -1,0 +1,270 @@
+"""A device beside the processor: what is copied to it and back, and that it never shows in a result.
+
+Whether its kernels compute what they should, the tests of all backends say, over which `device` runs too (conftest.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgemoe
+from edgemoe.errors import UsageError
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.device.backend import DeviceBackend
+from edgemoe.kernels.device.host import HostRuntime
+from edgemoe.kernels.device.opening import beside_device, open_device
+from edgemoe.kernels.device.runtime import DeviceError, Runtime
+from edgemoe.kernels.native.backend import NativeBackend
+from edgemoe.kernels.select import DEVICE_VARIABLE, KERNELS_VARIABLE, select_backend
+from tests.kernels.builders import aligned, numbers, random_matrix
+from tests.kernels.planned import planned
+from tests.support.failing_device import FailingDevice
+
+TOKENS, WIDTH = 5, 96
+
+
+class Chain:
+    """Operations whose arrays share memory, as those of a workspace do; for one of them the device has no text."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(3)
+        size = TOKENS * WIDTH
+        self.memory = aligned((3 * size,), np.float32)
+        self.numbers = numbers("normal", self.memory.shape, random)
+        stream, normed, late, across = (
+            self.memory[at : at + size].reshape(TOKENS, WIDTH) for at in (0, size, 2 * size, size // 2)
+        )
+        weight = numbers("normal", (WIDTH,), random)
+        self.operations = [
+            op.RmsNorm(stream, weight, 1e-5, normed),
+            self.linear("q4", normed, late, random),
+            self.linear("f16", late, stream, random, accumulate=True),
+            self.linear("iq2xxs", stream, late, random),
+            op.RmsNorm(late, None, 1e-5, late, heads=3),
+            self.linear("q8", late, across, random),
+            self.linear("q4m", stream, late, random, accumulate=True),
+        ]
+
+    def linear(
+        self, fmt: str, given: op.Floats, output: op.Floats, random: np.random.Generator, accumulate: bool = False
+    ) -> op.Linear:
+        part = op.LinearPart(random_matrix(fmt, WIDTH, WIDTH, random), numbers("normal", (WIDTH,), random), output)
+        return op.Linear(given, (part,), 0.5, accumulate)
+
+    def run_on(self, backend: Backend, runs: Sequence[int], operations: Sequence[op.Operation] | None = None) -> bytes:
+        """Return what such runs of all operations, or of some, leave in memory, which begins with the same numbers."""
+        self.memory[:] = self.numbers
+        program = backend.program(self.operations if operations is None else operations)
+        for tokens in runs:
+            program.run(tokens)
+        return self.memory.tobytes()
+
+
+@pytest.fixture(scope="module")
+def chain() -> Chain:
+    return Chain()
+
+
+@pytest.fixture(scope="module")
+def expected(chain: Chain) -> bytes:
+    """The memory that runs of 2 and 5 tokens leave."""
+    native = NativeBackend(1)
+    left = chain.run_on(native, (2, TOKENS))
+    native.close()
+    return left
+
+
+class Copying(HostRuntime):
+    """The host without memory in common: weights are copied, as to a device of its own memory."""
+
+    def adopt(self, host: op.Bytes) -> None:  # type: ignore[override]
+        return None
+
+
+def pocl(options: Sequence[str] = ()) -> Runtime:
+    """The OpenCL driver that runs on any processor; a test that asks for it is skipped where it is not installed."""
+    pytest.importorskip("pyopencl", reason="needs the extra pocl")
+    from edgemoe.kernels.device.opencl import OpenClRuntime
+
+    return OpenClRuntime("pocl", options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", [HostRuntime, Copying, pocl])
+def test_arrays_that_share_memory_do_so_on_the_device(
+    chain: Chain, expected: bytes, runtime: Callable[[], Runtime]
+) -> None:
+    device = DeviceBackend(runtime(), 1)
+    assert chain.run_on(device, (2, TOKENS)) == expected
+    assert device.failure is None
+
+
+@pytest.mark.slow
+def test_weights_lie_on_the_device_once_and_as_long_as_a_program_has_them(chain: Chain) -> None:
+    device = DeviceBackend(HostRuntime(), 1)
+    programs = [device.program(chain.operations) for _ in range(2)]
+    assert len(device.memory._resident) == 9  # matrices and biases of four products, and the weight of a norm
+    del programs
+    assert not device.memory._resident
+
+
+def test_what_a_segment_takes_is_planned_before_there_is_memory(chain: Chain) -> None:
+    device = DeviceBackend(FailingDevice(1000), 1)  # it never fails
+    size = device.scratch_bytes(planned(tuple(chain.operations)))
+    device.program(chain.operations)
+    taken = device.memory.shared.buffer.size
+    assert taken <= size - NativeBackend.scratch_bytes(device, chain.operations) <= 12 * taken
+
+
+def test_a_device_that_fails_at_any_call_leaves_the_same_bits(chain: Chain) -> None:
+    """The processor runs what it was at, from the same numbers, and the device is asked for nothing more."""
+    operations = chain.operations[:3]  # one segment, whose last result is added to its input
+    native = NativeBackend(1)
+    expected = chain.run_on(native, (TOKENS,), operations)
+    calls, failed = 0, True
+    while failed:
+        runtime = FailingDevice(calls)
+        device = DeviceBackend(runtime, 1)
+        found = chain.run_on(device, (TOKENS,), operations)
+        failed = device.failure is not None
+        assert runtime.failures == failed
+        assert (found == expected) == failed  # its results, where it gave any, were zeros
+        device.close()
+        calls += 1
+    assert calls > 15
+    native.close()
+
+
+def test_a_failed_device_is_asked_for_nothing_more(chain: Chain, expected: bytes) -> None:
+    runtime = FailingDevice(0)
+    device = DeviceBackend(runtime, 1)
+    assert [chain.run_on(device, (2, TOKENS)) for _ in range(2)] == [expected, expected]
+    assert runtime.failures == 1
+
+
+def test_times_of_a_device_are_those_of_its_operations(chain: Chain) -> None:
+    device = DeviceBackend(FailingDevice(1000), 1)
+    program = device.program(chain.operations)
+    program.time_runs(True)
+    program.run(TOKENS)
+    times = program.times()
+    assert (times.operations_ns > 0).all()
+    assert times.operations_ns.sum() <= times.elapsed_ns
+    program.time_runs(True)
+    assert not program.times().elapsed_ns
+
+
+def test_pauses_come_between_segments_and_may_end_a_run(chain: Chain) -> None:
+    shares: list[float] = []
+    program = DeviceBackend(FailingDevice(1000), 1).program(chain.operations)
+    program.run(TOKENS, shares.append)
+    assert shares == [3 / 7, 4 / 7, 1.0]
+
+
+def test_a_device_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="device toaster is unknown: expected host, opencl"):
+        open_device("toaster", 1)
+    monkeypatch.setenv(DEVICE_VARIABLE, "host")
+    monkeypatch.setenv(KERNELS_VARIABLE, "reference")
+    with pytest.raises(UsageError, match="EDGEMOE_DEVICE=host needs the native kernels"):
+        select_backend(1)
+
+
+def test_without_a_compiler_one_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(DeviceError, match="needs a C compiler, and there is no no-such-compiler"):
+        HostRuntime()
+
+
+def test_a_compiler_that_refuses_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho bad flag >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(DeviceError, match="refuses the device's text: bad flag"):
+        HostRuntime()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", [HostRuntime, pocl])
+def test_a_device_that_knows_the_answers_is_used(runtime: Callable[[], Runtime]) -> None:
+    backend = beside_device(runtime(), 1)
+    assert backend.failure is None
+    backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("runtime", "flag"),
+    [
+        (HostRuntime, "-Dfused(a,b,c)=((a)*(b)+(c))"),
+        (HostRuntime, "-ffast-math"),
+        (pocl, "-cl-fast-relaxed-math"),
+    ],
+)
+def test_a_device_that_rounds_differently_is_refused(runtime: Callable[..., Runtime], flag: str) -> None:
+    """An fma that is not fused, and fast mathematics."""
+    different = HostRuntime(flags=[flag]) if runtime is HostRuntime else runtime([flag])
+    with pytest.raises(DeviceError, match="rounds differently than the processor in") as told:
+        beside_device(different, 1)
+    for name in ("products in q8,", "products in q4,", "gated norms,"):
+        assert name in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["99", "toaster"])
+def test_an_opencl_device_that_is_not_here_is_told_with_those_that_are(which: str) -> None:
+    pytest.importorskip("pyopencl", reason="needs the extra pocl")
+    with pytest.raises(DeviceError, match=rf"OpenCL device {which} is not one that is here: 0 .*Portable"):
+        open_device(f"opencl:{which}", 1)
+
+
+def test_without_pyopencl_one_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyopencl", None)
+    with pytest.raises(DeviceError, match="needs the package pyopencl") as told:
+        open_device("opencl", 1)
+    assert "extra opencl" in told.value.hint
+
+
+def test_a_device_that_fails_while_it_is_asked_is_refused_with_its_own_error() -> None:
+    with pytest.raises(DeviceError, match="The device is lost"):
+        beside_device(FailingDevice(100), 1)
+
+
+@pytest.mark.slow
+def test_the_text_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEMOE_CACHE_DIR", str(tmp_path))
+    HostRuntime()
+    (kept,) = (tmp_path / "device").iterdir()
+    made = kept.stat().st_mtime_ns
+    HostRuntime()
+    assert kept.stat().st_mtime_ns == made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["host", "opencl:pocl"])
+def test_the_bundled_model_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A prompt in two runs, some tokens, and back to the middle of the prompt."""
+    if name != "host":
+        pytest.importorskip("pyopencl", reason="needs the extra pocl")
+    found = []
+    for device in (None, name):
+        if device:
+            monkeypatch.setenv(DEVICE_VARIABLE, device)
+        logits = []
+        with edgemoe.load() as model:
+            engine = model.engine
+            assert isinstance(engine.backend, DeviceBackend) == bool(device)
+            logits += [engine.forward(list(range(100, 110))).copy(), engine.forward(list(range(40, 43))).copy()]
+            logits += [engine.forward([int(logits[-1].argmax())]).copy() for _ in range(2)]
+            engine.rewind(11)
+            logits.append(engine.forward([7, 8]).copy())
+            assert not device or engine.backend.failure is None
+        found.append([one.tobytes() for one in logits])
+    assert found[0] == found[1]
