@@ -12,8 +12,8 @@ from tests.support.every_case import every_case
 
 ROOT = Path(__file__).parents[1] / "edgemoe"
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-MAKES_COMMAND_LINES = {"bench/startup.py", "bench/control_group.py"}
-"""They start `edgemoe run`, and name the command that starts edgemoe where there are rights for a control group."""
+MAKES_COMMAND_LINES = {"bench/startup.py", "bench/clients.py", "bench/control_group.py"}
+"""They start `edgemoe run` and servers, and name the command that starts edgemoe with rights for a control group."""
 
 
 HEADLESS = r"\s*(Of|That|Those|What|Who)\b"

@@ -131,6 +131,15 @@ def bench(
             help="Measure these numbers of sequences decoding together, such as 2,4,8, against one.",
         ),
     ] = None,
+    clients: Annotated[
+        str | None,
+        typer.Option(
+            "--clients",
+            metavar="LIST",
+            help="Measure answers that these numbers of clients have written over HTTP, such as 1,4, against one"
+            " without HTTP; with --against llama-server also those of that program.",
+        ),
+    ] = None,
     speculate: Annotated[
         str | None,
         typer.Option(
@@ -150,7 +159,8 @@ def bench(
 
     Rates are medians over rounds. In every round the engines run one after another, each in its own process. If experts
     are streamed, every round also measures the disk's read rate, and the speed is compared with the lower of the
-    memory's and the disk's limit. --quality, --beside, --sequences and --speculate measure something else instead.
+    memory's and the disk's limit. --quality, --beside, --sequences, --clients and --speculate measure
+    something else instead.
     """
     from edgemoe.engine.lossy import LossySettings
     from edgemoe.engine.options import EngineOptions
@@ -173,6 +183,14 @@ def bench(
         return
     if text is not None or tokens is not None:
         raise UsageError("--text and --tokens are for --quality.", "Give --quality too, with a lossy option.")
+    if clients is not None:
+        from edgemoe.cli.company import measure_clients
+
+        counts = shared.parse_counts("--clients", clients, "clients, such as 1,4")
+        write = shared.file_writer(json_file, write_json)
+        settings = _company_settings(prompt, decode, repeats, context)
+        write(measure_clients(model, options, settings, counts, against, gguf))
+        return
     if against is None and (gguf is not None or mmap or peer_decode is not None):
         raise UsageError(
             "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."
@@ -259,10 +277,12 @@ def bench(
 
 UNUSED = {
     "quality": "prompt decode prefill repeats context against gguf mmap peer_decode routing recall trace limit plot"
-    " beside sequences speculate draft",
+    " beside sequences clients speculate draft",
     "beside": "prefill against gguf mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing"
-    " drop_cold experts_per_token on_miss sequences speculate draft",
-    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens speculate draft",
+    " drop_cold experts_per_token on_miss sequences clients speculate draft",
+    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens clients speculate draft",
+    "clients": "prefill mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing drop_cold"
+    " experts_per_token on_miss speculate draft",
     "speculate": "prefill against gguf mmap peer_decode recall trace limit plot text tokens cache_aware_routing"
     " drop_cold on_miss",
 }

@@ -1,4 +1,4 @@
-"""`edgemoe bench --sequences`, `--speculate`, `--beside`: decoding with other sequences, drafts, or busy processes."""
+"""`edgemoe bench --sequences`, `--clients`, `--speculate`, `--beside`: decoding with others, drafts, busy processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgemoe.cli.fetching import fetched
+from edgemoe.errors import UsageError
 from edgemoe.sizes import format_size
 
 if TYPE_CHECKING:
+    from edgemoe.bench.clients import ClientsReport, ServedReport
     from edgemoe.bench.contention import ContentionReport
     from edgemoe.bench.drafts import DraftedReport, DraftsReport
     from edgemoe.bench.measure import Progress, Settings
@@ -40,6 +42,33 @@ def measure_sequences(
         return SequencesMeasurement(folder, settings, kernels, options, counts, progress, routing, recall)
 
     return _measure(model, options, make, sequences_table)
+
+
+def measure_clients(
+    model: str | None,
+    options: EngineOptions,
+    settings: Settings,
+    counts: Sequence[int],
+    against: str | None,
+    gguf: Path | None,
+) -> ClientsReport:
+    """Measure and show. Raises what `ClientsMeasurement` raises, UsageError for another peer or one without a file."""
+    from edgemoe.bench.clients import LLAMA_SERVER, ClientsMeasurement
+
+    if against not in (None, LLAMA_SERVER):
+        raise UsageError(f"--against {against}: expected {LLAMA_SERVER} with --clients.", "Name that, or leave it out.")
+    if against is None and gguf is not None:
+        raise UsageError("--gguf is for another server.", f"Name it with --against {LLAMA_SERVER}.")
+
+    def make(folder: Path, kernels: KernelChoice, progress: Progress) -> ClientsMeasurement:
+        file = gguf or folder
+        if against is not None and not file.is_file():
+            raise UsageError(
+                f"{LLAMA_SERVER} serves a GGUF file: expected one, found {file}.", "Give it with --gguf FILE."
+            )
+        return ClientsMeasurement(folder, settings, kernels, options, counts, progress, file if against else None)
+
+    return _measure(model, options, make, clients_table)
 
 
 def measure_drafts(
@@ -116,6 +145,40 @@ def sequences_table(report: SequencesReport) -> Table:
     rows += [(f"{one.sequences} sequences", _together(one)) for one in report.together]
     rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
     return f"{report.model}, sequences that decode together: {rounds}, medians (least to most)", rows
+
+
+def clients_table(report: ClientsReport) -> Table:
+    """The table's title and its rows: the setting, one answer without HTTP, then each number of clients."""
+    from edgemoe.cli.terminal.bench_tables import spread_text
+
+    kernels = report.kernels
+    rows = [
+        ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads"),
+        ("decode", f"{report.decode_tokens} tokens each after prompts of {report.prompt_tokens}, random tokens"),
+        ("without HTTP", f"{spread_text(report.direct, '.1f')} tokens/s"),
+        *((_clients(one), _served(one)) for one in report.served),
+    ]
+    for one, theirs in zip(report.served, report.peer_served, strict=False):
+        times = one.tokens_per_s.over(theirs.tokens_per_s)
+        rows.append(
+            (f"{report.peer}, {_clients(one)}", f"{_served(theirs)}; edgemoe {spread_text(times)} times as fast")
+        )
+    rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
+    return f"{report.model}, answers over HTTP: {rounds}, medians (least to most)", rows
+
+
+def _clients(report: ServedReport) -> str:
+    return "1 client" if report.clients == 1 else f"{report.clients} clients"
+
+
+def _served(report: ServedReport) -> str:
+    from edgemoe.cli.terminal.bench_tables import spread_text
+
+    whole = "" if report.clients == 1 else " in all"
+    return (
+        f"{spread_text(report.tokens_per_s, '.1f')} tokens/s{whole}, {spread_text(report.against_direct)} times one"
+        " without HTTP"
+    )
 
 
 def drafts_table(report: DraftsReport) -> Table:
