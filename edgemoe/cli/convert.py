@@ -53,12 +53,7 @@ def convert(
             " --experts sub1 --calibrate: the most of every expert.",
         ),
     ] = None,
-    dense: Annotated[
-        str | None,
-        typer.Option(
-            "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
-        ),
-    ] = None,
+    dense: shared.DenseOption = None,
     head: shared.HeadOption = None,
     calibrate: Annotated[
         str | None,

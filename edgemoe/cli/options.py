@@ -63,6 +63,12 @@ ModelArgument = Annotated[
         " model. Default: the bundled model.",
     ),
 ]
+DenseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
+    ),
+]
 HeadOption = Annotated[
     str | None,
     typer.Option(

@@ -43,12 +43,7 @@ def plan(
             "--experts", metavar="FORMAT", help="Weight format of the experts after conversion.", show_default="q4"
         ),
     ] = None,
-    dense: Annotated[
-        str | None,
-        typer.Option(
-            "--dense", metavar="FORMAT", help="Weight format of the dense weights after conversion.", show_default="q8"
-        ),
-    ] = None,
+    dense: shared.DenseOption = None,
     head: shared.HeadOption = None,
     disk_rate: Annotated[
         str | None,

@@ -40,12 +40,7 @@ def synth(
             show_default="q4",
         ),
     ] = None,
-    dense: Annotated[
-        str | None,
-        typer.Option(
-            "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
-        ),
-    ] = None,
+    dense: shared.DenseOption = None,
     head: shared.HeadOption = None,
     mix: Annotated[
         str | None,

@@ -51,12 +51,7 @@ def upcycle(
             show_default="q4",
         ),
     ] = None,
-    dense: Annotated[
-        str | None,
-        typer.Option(
-            "--dense", metavar="FORMAT", help="Format of the dense weights, which every token reads.", show_default="q8"
-        ),
-    ] = None,
+    dense: shared_options.DenseOption = None,
     head: shared_options.HeadOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Discard an unfinished store with other options or from another source.")
