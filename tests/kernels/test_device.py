@@ -199,21 +199,33 @@ def test_a_device_that_knows_the_answers_is_used(runtime: Callable[[], Runtime])
     backend.close()
 
 
+FAST_MATHEMATICS = (
+    "-fassociative-math",
+    "-ffinite-math-only",
+    "-freciprocal-math",
+    "-fno-math-errno",
+    "-fno-signed-zeros",
+    "-fno-trapping-math",
+)
+"""What `-ffast-math` means. Under that name it also links a start-up file, by which the whole process would take the
+smallest numbers for zeros from then on."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("runtime", "flag"),
+    ("runtime", "flags"),
     [
-        (HostRuntime, "-Dfused(a,b,c)=((a)*(b)+(c))"),
-        (HostRuntime, "-ffast-math"),
-        (pocl, "-cl-fast-relaxed-math"),
+        (HostRuntime, ["-Dfused(a,b,c)=((a)*(b)+(c))"]),
+        (HostRuntime, FAST_MATHEMATICS),
+        (pocl, ["-cl-fast-relaxed-math"]),
     ],
 )
-def test_a_device_that_rounds_differently_is_refused(runtime: Callable[..., Runtime], flag: str) -> None:
+def test_a_device_that_rounds_differently_is_refused(runtime: Callable[..., Runtime], flags: Sequence[str]) -> None:
     """An fma that is not fused, and fast mathematics."""
-    different = HostRuntime(flags=[flag]) if runtime is HostRuntime else runtime([flag])
+    different = HostRuntime(flags=flags) if runtime is HostRuntime else runtime(flags)
     with pytest.raises(DeviceError, match="rounds differently than the processor in") as told:
         beside_device(different, 1)
-    for name in ("products in q8,", "products in q4,", "gated norms,"):
+    for name in ("products in q8,", "products in q4,"):
         assert name in str(told.value)
 
 
