@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "arithmetic.h"
 #include "clock.h"
 #include "thread_trial.h"
 
@@ -140,6 +141,7 @@ static void *work(void *argument) {
     const worker *self = argument;
     em_pool *pool = self->pool;
     uint64_t seen_job = 0;
+    em_plain_arithmetic();
     for (;;) {
         await_call(pool, self->number);
         await_job(pool, seen_job);

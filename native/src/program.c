@@ -1,4 +1,5 @@
 /* A list of operations, run one after the other. */
+#include "arithmetic.h"
 #include "clock.h"
 #include "operations.h"
 
@@ -69,7 +70,11 @@ int32_t em_program_run_some(em_program *program, int32_t tokens, int32_t first, 
     if (status == EM_OK) status = em_pool_acquire(program->pool);
     if (status != EM_OK) return status;
     const em_run run = {program->kernels, program->pool, program->scratch->data, tokens, NULL};
+    fenv_t callers;
+    fegetenv(&callers);
+    em_plain_arithmetic();
     status = run_some(program, &run, first, count);
+    fesetenv(&callers);
     em_pool_release(program->pool);
     if (program->times) program->times->elapsed_ns += em_now_ns() - start;
     return status;

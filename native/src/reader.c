@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "../kernels/kernels.h"
+#include "arithmetic.h"
 #include "clock.h"
 #include "landing.h"
 #include "requests.h"
@@ -168,6 +169,7 @@ static void serve(em_reader *reader, int32_t place, uint8_t *staging) {
 
 static void *read_requests(void *argument) {
     em_reader *reader = argument;
+    em_plain_arithmetic(); /* landing computes scales */
     pthread_mutex_lock(&reader->mutex);
     uint8_t *staging = reader->staging;
     if (staging) staging += reader->staged++ * reader->requests.staging_bytes;

@@ -207,7 +207,7 @@ FAST_MATHEMATICS = (
     "-fno-signed-zeros",
     "-fno-trapping-math",
 )
-"""What `-ffast-math` means. Under that name it also links a start-up file, by which the whole process would take the
+"""The parts of `-ffast-math`. Under that name it also links a start-up file, by which the whole process would take the
 smallest numbers for zeros from then on."""
 
 
