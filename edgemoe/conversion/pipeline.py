@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 Weighed = Union[Calibration, ImportanceFile, None]
 """The source of what errors of columns cost: a text that goes through the model, or a file; None: all the same."""
 
-Planning = Callable[[Source, FormatChoice, Mapping[str, Any]], Plan]
-"""Makes the plan of a conversion, given its formats and the provenance of the store."""
+Planning = Callable[[Source, FormatChoice, Mapping[str, Any], float | None], Plan]
+"""Makes the plan of a conversion, given its formats, the store's provenance, and the most bits of experts in sub1."""
 
 Examination = Callable[[Mapping[str, bytes], int], Iterable[str]]
 """Gets the contents of a checkpoint's small files by their names, and the model's vocabulary; returns paragraphs."""
@@ -172,11 +172,7 @@ def convert_source(
                     if existing is not None:
                         _require_same(existing, provenance)
                     else:
-                        plan = (
-                            planning(opened, choice, provenance)
-                            if asked is None
-                            else plan_conversion(opened, choice, provenance, asked)
-                        )
+                        plan = planning(opened, choice, provenance, asked)
                         vocab_size = plan.manifest.model["vocab_size"]
                         side_files = side_files_of(opened, vocab_size)
                         _check_generation_settings(opened.config, side_files)

@@ -229,13 +229,18 @@ def clusters(rows: Floats, count: int) -> list[Neurons]:
     return members
 
 
-def plan_upcycled(source: Source, choice: FormatChoice, provenance: Mapping[str, Any]) -> Plan:
-    """The plan for an `UpcycledSource`. Raises UsageError for formats in which experts are not written one by one."""
+def plan_upcycled(
+    source: Source, choice: FormatChoice, provenance: Mapping[str, Any], bits: float | None = None
+) -> Plan:
+    """The plan for an `UpcycledSource`.
+
+    Raises UsageError for formats in which experts are not written one by one; `bits` are for one of them, sub1.
+    """
     assert isinstance(source, UpcycledSource)
     infos, spec = source.tensors(), source.spec
     shapes = spec.tensors()
     formats = choose_formats(shapes, {name: infos[name].dtype for name in shapes}, choice)
-    if choice.base is not None or any(fmt is not None and fmt.varying for fmt in formats.values()):
+    if choice.base is not None or bits is not None or any(fmt is not None and fmt.varying for fmt in formats.values()):
         raise UsageError(
             f"`experts={choice.experts}`: expected one format, whose matrices have one length, found another.",
             "Give another one, such as `experts=q4`.",

@@ -173,6 +173,7 @@ const MEMORY_COLOURS: Record<string, [string, string]> = {
   experts: ["#0d8a80", "#3fd0be"],
   "weights of every token": ["#3b6fb6", "#6ea3e8"],
   "keys and values": ["#7a5bb0", "#b596ec"],
+  "draft model": ["#b0477a", "#ef8fbb"],
   workspace: ["#c08a1e", "#e0b44e"],
   interpreter: ["#9aa4b2", "#65717f"],
 };
