@@ -14,7 +14,7 @@ import numpy as np
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Pause, Program, ProgramTimes
 from edgemoe.kernels.device.lowering import can_run
-from edgemoe.kernels.device.runtime import DeviceError, Runtime
+from edgemoe.kernels.device.runtime import DeviceError, DeviceMemoryError, Runtime
 from edgemoe.kernels.device.segment import DeviceMemory, Segment, planned_bytes
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.segments import SegmentedProgram, Where, where_without_device
@@ -22,12 +22,13 @@ from edgemoe.kernels.stepwise import RunBounds
 
 
 class DeviceBackend(NativeBackend):
-    """Kernels in C, and those of a device; the device's memory is not part of any budget yet."""
+    """Kernels in C, and those of a device."""
 
-    def __init__(self, runtime: Runtime, threads: int, isa: str | None = None) -> None:
+    def __init__(self, runtime: Runtime, threads: int, isa: str | None = None, most_bytes: int | None = None) -> None:
+        """`most_bytes` is the budget of the device's memory; what has no room there runs on the processor."""
         super().__init__(threads, isa)
         self.runtime = runtime
-        self.memory = DeviceMemory(runtime)
+        self.memory = DeviceMemory(runtime, most_bytes)
         self.failure: DeviceError | None = None
         """Why the device is used no more, once it has failed."""
 
@@ -70,6 +71,8 @@ class _DeviceProgram:
             tokens_max = RunBounds.of([o.measure() for o in operations]).rows
             try:
                 self._segment = Segment(operations, backend.memory, tokens_max)
+            except DeviceMemoryError:
+                pass  # the device goes on with what it has room for
             except DeviceError as error:
                 backend.failure = error
 

@@ -9,8 +9,8 @@ from edgemoe.kernels.device.known_answers import check
 from edgemoe.kernels.device.runtime import Runtime
 from edgemoe.kernels.native.backend import NativeBackend
 
-DEVICES = ("host", "opencl")
-"""The kinds of devices; after `opencl:` a device's number, or a part of its name or of its platform's."""
+DEVICES = ("host", "opencl", "cuda")
+"""The kinds of devices; after `opencl:` or `cuda:` a device's number, or a part of its name or of its platform's."""
 
 
 def open_device(name: str, threads: int, isa: str | None = None) -> DeviceBackend:
@@ -40,6 +40,10 @@ def _open_runtime(name: str) -> Runtime:
         from edgemoe.kernels.device.opencl import OpenClRuntime
 
         return OpenClRuntime(which)
+    if kind == "cuda":
+        from edgemoe.kernels.device.cuda import CudaRuntime
+
+        return CudaRuntime(which)
     if name == "host":
         return HostRuntime()
     raise UsageError(f"The device {name} is unknown: expected {', '.join(DEVICES)}.", "Choose one of those, or none.")

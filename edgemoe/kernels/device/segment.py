@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -17,7 +18,7 @@ import numpy as np
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Nanoseconds
 from edgemoe.kernels.device.lowering import lower
-from edgemoe.kernels.device.runtime import Block, Launch, Place, Runtime
+from edgemoe.kernels.device.runtime import Block, DeviceError, DeviceMemoryError, Launch, Place, Runtime
 
 ALIGNMENT_BYTES = 64
 
@@ -25,39 +26,73 @@ ALIGNMENT_BYTES = 64
 class Resident:
     """Weights on the device, and the array they are a copy of, whose memory so is no other array's."""
 
-    def __init__(self, block: Block, host: Any) -> None:
-        self.block = block
+    def __init__(self, host: Any) -> None:
+        self.block = Block(None)
+        """It has no buffer until the weights are copied."""
         self.host = host
 
 
 class DeviceMemory:
     """The memory of a device: weights, and one block for the activations of whichever segment runs."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, most_bytes: int | None = None) -> None:
+        """`most_bytes` is the budget: no more is ever taken. What the device shares with the host does not count."""
         self.runtime = runtime
         self.shared = Block(None)
+        self.most_bytes = most_bytes
+        self.used_bytes = 0
         self._shared_bytes = 0
         self._resident: WeakValueDictionary[tuple[int, int], Resident] = WeakValueDictionary()
 
     def resident(self, array: Any) -> Resident:
-        """Return weights that are on the device, or are now copied to it."""
+        """Return weights, which are on the device after `load`."""
         key = (address_of(array), array.nbytes)
         found = self._resident.get(key)
         if found is None:
-            flat = array.reshape(-1).view(np.uint8)
-            buffer = self.runtime.adopt(flat)
-            if buffer is None:
+            found = self._resident[key] = Resident(array)
+        return found
+
+    def load(self, weights: Resident) -> None:
+        """Copy weights to the device, unless they are there."""
+        if weights.block.buffer is not None:
+            return
+        flat = weights.host.reshape(-1).view(np.uint8)
+        buffer = self.runtime.adopt(flat)
+        if buffer is None:
+            self._claim(flat.size)
+            try:
                 buffer = self.runtime.allocate(flat.size)
                 self.runtime.upload(Place(Block(buffer), 0), flat)
-            found = self._resident[key] = Resident(Block(buffer), array)
-        return found
+            except DeviceError:
+                self._give_back(flat.size)
+                raise
+            weakref.finalize(weights, self._give_back, flat.size)
+        weights.block.buffer = buffer
 
     def reserve(self, size: int) -> None:
         """Make the block for activations at least so large."""
-        if size > self._shared_bytes:
-            self.shared.buffer = None  # free the old one before there is a new one
+        if size <= self._shared_bytes:
+            return
+        more = size - self._shared_bytes
+        self._claim(more)
+        self.shared.buffer = None  # free the old one before there is a new one
+        try:
             self.shared.buffer = self.runtime.allocate(size)
-            self._shared_bytes = size
+        except DeviceMemoryError as error:
+            self._give_back(more)
+            if not self._shared_bytes:
+                raise
+            raise DeviceError(error.message, error.hint) from error  # segments that are bound have lost their block
+        self._shared_bytes = size
+
+    def _claim(self, size: int) -> None:
+        """Count bytes that are about to be taken. Raises DeviceMemoryError if they pass the budget."""
+        if self.most_bytes is not None and self.used_bytes + size > self.most_bytes:
+            raise DeviceMemoryError(f"The device {self.runtime.name} has no {size:,} bytes left of its budget.")
+        self.used_bytes += size
+
+    def _give_back(self, size: int) -> None:
+        self.used_bytes -= size
 
 
 class _Copy(NamedTuple):
@@ -86,7 +121,9 @@ class Segment:
             self._next_scratch = self._end
             self._note_copies(operation)
             self._launches.append(lower(operation, self))
-        memory.reserve(max(1, self._scratch_end))
+        memory.reserve(max(1, self._scratch_end))  # before the weights, which would leave no room for it
+        for resident in self._resident.values():
+            memory.load(resident)
 
     def place(self, array: Any) -> Place:
         """Return the place of an array of one of its operations."""
