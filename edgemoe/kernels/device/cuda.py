@@ -81,7 +81,7 @@ class CudaRuntime:
             self._events.append(event)
         self._call("given pinned memory", "cuMemHostAlloc", byref(self._pinned), 3 * PART_BYTES, 0)
         memory = (ctypes.c_uint8 * (3 * PART_BYTES)).from_address(self._pinned.value or 0)
-        self._parts = np.frombuffer(memory, np.uint8).reshape(3, PART_BYTES)
+        self._parts = np.ctypeslib.as_array(memory).reshape(3, PART_BYTES)
         self._part = self._used = 0
 
     def _load(self) -> None:

@@ -28,13 +28,7 @@ class OpenClRuntime:
 
         `options` for the compiler come after its own. Raises DeviceError where there is no such device, or it fails.
         """
-        try:
-            import pyopencl
-        except ImportError as error:
-            raise DeviceError(
-                f"The device `opencl` needs the package pyopencl: {error}.", "Install edgemoe with its extra opencl."
-            ) from error
-        self._cl: Any = pyopencl
+        self._cl = _package()
         with self._told("opened"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever a compiler remarks
             found = _devices(self._cl)
@@ -59,9 +53,13 @@ class OpenClRuntime:
         with self._told(f"given {size:,} bytes of memory"):
             return self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
 
-    def adopt(self, host: Bytes) -> None:
-        """Return None: weights are copied."""
-        return
+    def adopt(self, host: Bytes) -> Any | None:
+        """Share bytes that kernels only read with a device that has the host's memory; None with another."""
+        if not self.unified:
+            return None
+        flags = self._cl.mem_flags.READ_ONLY | self._cl.mem_flags.USE_HOST_PTR
+        with self._told(f"lent {host.size:,} bytes of memory"):
+            return self._cl.Buffer(self._context, flags, hostbuf=host)
 
     def upload(self, to: Place, host: Bytes) -> None:
         with self._told("written to"):
@@ -105,6 +103,25 @@ class OpenClRuntime:
             full = isinstance(error, (self._cl.MemoryError, MemoryError))
             kind = DeviceMemoryError if full else DeviceError
             raise kind(f"The device {name} cannot be {what}: {str(error).strip()[:2000]}.") from error
+
+
+def devices() -> list[tuple[str, str, bool]]:
+    """Return of each device its name, why it cannot be used, if so, and whether it is the processor.
+
+    Raises DeviceError without the package.
+    """
+    cl = _package()
+    return [(_name(one), _problem(cl, one), not one.type & cl.device_type.GPU) for one in _devices(cl)]
+
+
+def _package() -> Any:
+    try:
+        import pyopencl
+    except ImportError as error:
+        raise DeviceError(
+            f"The device `opencl` needs the package pyopencl: {error}.", "Install edgemoe with its extra opencl."
+        ) from error
+    return pyopencl
 
 
 def _devices(cl: Any) -> list[Any]:

@@ -28,8 +28,9 @@ class Resident:
 
     def __init__(self, host: Any) -> None:
         self.block = Block(None)
-        """It has no buffer until the weights are copied."""
         self.host = host
+        self.there = False
+        """Whether the block has the weights."""
 
 
 class DeviceMemory:
@@ -45,29 +46,35 @@ class DeviceMemory:
         self._resident: WeakValueDictionary[tuple[int, int], Resident] = WeakValueDictionary()
 
     def resident(self, array: Any) -> Resident:
-        """Return weights, which are on the device after `load`."""
+        """Return weights, for which `make_room` has room on the device, and which `fill` copies there."""
         key = (address_of(array), array.nbytes)
         found = self._resident.get(key)
         if found is None:
             found = self._resident[key] = Resident(array)
         return found
 
-    def load(self, weights: Resident) -> None:
-        """Copy weights to the device, unless they are there."""
+    def make_room(self, weights: Resident) -> None:
+        """Take memory for weights, unless they have some; what the device shares with the host is there at once."""
         if weights.block.buffer is not None:
             return
-        flat = weights.host.reshape(-1).view(np.uint8)
-        buffer = self.runtime.adopt(flat)
+        size = weights.host.nbytes
+        buffer = self.runtime.adopt(_flat(weights.host))
+        weights.there = buffer is not None
         if buffer is None:
-            self._claim(flat.size)
+            self._claim(size)
             try:
-                buffer = self.runtime.allocate(flat.size)
-                self.runtime.upload(Place(Block(buffer), 0), flat)
+                buffer = self.runtime.allocate(size)
             except DeviceError:
-                self._give_back(flat.size)
+                self._give_back(size)
                 raise
-            weakref.finalize(weights, self._give_back, flat.size)
+            weakref.finalize(weights, self._give_back, size)
         weights.block.buffer = buffer
+
+    def fill(self, weights: Resident) -> None:
+        """Copy weights to the device, unless they are there."""
+        if not weights.there:
+            self.runtime.upload(Place(weights.block, 0), _flat(weights.host))
+            weights.there = True
 
     def reserve(self, size: int) -> None:
         """Make the block for activations at least so large."""
@@ -123,7 +130,8 @@ class Segment:
             self._launches.append(lower(operation, self))
         memory.reserve(max(1, self._scratch_end))  # before the weights, which would leave no room for it
         for resident in self._resident.values():
-            memory.load(resident)
+            memory.make_room(resident)
+        self._filled = False
 
     def place(self, array: Any) -> Place:
         """Return the place of an array of one of its operations."""
@@ -149,6 +157,10 @@ class Segment:
         With `operations_ns` the time of each operation is added to it, and the device is waited for after each.
         """
         runtime, before = self._memory.runtime, time.perf_counter_ns()
+        if not self._filled:  # only now, as weights may still be read from the disk while programs are made
+            for resident in self._resident.values():
+                self._memory.fill(resident)
+            self._filled = True
         for copy in self._uploads.values():
             runtime.upload(copy.place, copy.host[: tokens * copy.row_bytes])
         for number, launches in enumerate(self._launches):
@@ -208,6 +220,46 @@ def planned_bytes(operations: Sequence[op.Operation]) -> int:
         lower(operation, planner)
         scratch = max(scratch, planner.bytes)
     return arrays + scratch + ALIGNMENT_BYTES
+
+
+class PlannedUse(NamedTuple):
+    """What programs have on a device."""
+
+    weight_bytes: int
+    activation_bytes: int
+    """At most: arrays that share memory are counted by themselves."""
+    on_device: int
+    """How many operations it runs."""
+    others: int
+    """How many it could run, if it had room for their weights."""
+
+
+def planned_use(segments: Sequence[Sequence[op.Operation]], most_bytes: int | None) -> PlannedUse:
+    """Return what segments would have on a device with such a budget, in the order in which they are bound.
+
+    Their arrays may be placeholders.
+    """
+    resident: dict[int, int] = {}
+    activations = on_device = others = 0
+    for operations in segments:
+        needed = max(activations, planned_bytes(operations))
+        weights = {id(one): one.nbytes for o in operations for one in _weights(o) if id(one) not in resident}
+        total = needed + sum(resident.values()) + sum(weights.values())
+        if most_bytes is not None and total > most_bytes:
+            others += len(operations)
+            continue
+        activations, on_device = needed, on_device + len(operations)
+        resident |= weights
+    return PlannedUse(sum(resident.values()), activations, on_device, others)
+
+
+def _weights(operation: op.Operation) -> list[Any]:
+    return [member for field, member in op.members_of(operation) if not field.mark.per_row]
+
+
+def _flat(array: Any) -> op.Bytes:
+    flat: op.Bytes = array.reshape(-1).view(np.uint8)
+    return flat
 
 
 def address_of(array: Any) -> int:

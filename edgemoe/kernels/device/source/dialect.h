@@ -1,4 +1,5 @@
-/* The words in which C on the host, OpenCL C, CUDA and Metal's language differ, and numbers that both compute to the same bits.
+/* The words in which C on the host, OpenCL C, CUDA and Metal's language differ, and numbers that all compute to the same
+ * bits.
  *
  * A kernel's text is a function of one work-item, without barriers and without memory that work-items share: an item
  * writes what no other item of its launch reads or writes. So the order in which items run, and how many run at once,
