@@ -21,7 +21,7 @@ ISAS = ("avx512vbmi", "avx512", "avxvnni", "avx2", "neon", "generic")
 """Best first, on processors that have them; `neon` means 64-bit ARM with the dot product instructions."""
 THREADS_MAX = 256
 DEVICES = ("auto", "cpu", "cuda", "opencl", "metal", "host")
-"""What may be beside the native kernels; after a kind of device, a colon and a number or letters of a name."""
+"""The devices that may be beside the native kernels; after a kind may come a colon, and a number or part of a name."""
 
 
 @dataclass(frozen=True)

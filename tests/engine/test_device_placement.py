@@ -1,4 +1,4 @@
-"""Which layers a device runs, and whether it has room for them, shows in no bit of an answer."""
+"""Answers have the same bits whichever layers a device runs, and whether or not it has room for them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def device_of(engine: Engine) -> DeviceBackend:
 
 
 def planned(store: Path, engine: Engine) -> DevicePlan:
-    """What `edgemoe plan` foresees for this engine."""
+    """The plan that `edgemoe plan` shows for this engine."""
     opened = Store.open(store)
     graph = graph_of(store_spec(opened), opened, engine.lossy)
     plan = plan_device(graph, model_sizes(opened, graph.spec).formats, engine.backend, engine.memory)

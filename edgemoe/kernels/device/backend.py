@@ -34,7 +34,7 @@ class DeviceBackend(NativeBackend):
         self.failure: DeviceError | None = None
         """Why the device is used no more, once it has failed."""
         self.segments: WeakSet[DeviceSegment] = WeakSet()
-        """What may run on the device: each may be switched between two runs, and no bit shows it."""
+        """Segments for the device: each may be switched off and on between two runs, and no bit shows it."""
 
     def fail(self, error: DeviceError) -> None:
         """Use the device no more."""
