@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Pause, Program, ProgramTimes
 from edgemoe.kernels.device.lowering import can_run
+from edgemoe.kernels.device.memory import DeviceMemory
 from edgemoe.kernels.device.runtime import DeviceError, Runtime
-from edgemoe.kernels.device.segment import DeviceMemory, Segment, planned_bytes
+from edgemoe.kernels.device.segment import Segment, planned_bytes
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.segments import SegmentedProgram, Where, where_without_device
 from edgemoe.kernels.stepwise import RunBounds
@@ -42,6 +45,10 @@ class DeviceBackend(NativeBackend):
         """Return the native backend's bytes, and those of the longest segment on the device and of its results."""
         segments = [list(group) for where, group in itertools.groupby(operations, _where) if where == "device"]
         return super().scratch_bytes(operations) + 2 * max(map(planned_bytes, segments), default=0)
+
+    def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Note that the device's copies of some state are no longer as on the host."""
+        self.memory.forget_copies(arrays)
 
     def close(self) -> None:
         super().close()
@@ -74,16 +81,21 @@ class _DeviceProgram:
                 backend.failure = error
 
     def run(self, tokens: int, pause: Pause | None = None) -> None:
-        """Run on the device, with a pause at the end; or on the processor, once the device has failed."""
+        """Run on the device, with a pause at the end.
+
+        The processor runs what the device does not take, so that it says why not, and all once the device has failed.
+        """
         if self._segment is not None and self._backend.failure is None:
             try:
-                self._segment.run(tokens, self._operations_ns if self._timed else None)
+                done = self._segment.run(tokens, self._operations_ns if self._timed else None)
             except DeviceError as error:
                 self._backend.failure = error
             else:
-                if pause is not None:
-                    pause(1.0)
-                return
+                if done:
+                    if pause is not None:
+                        pause(1.0)
+                    return
+                self._segment.forget_copies()
         self._native.run(tokens, pause)
 
     def time_runs(self, on: bool) -> None:

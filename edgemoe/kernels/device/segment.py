@@ -2,62 +2,26 @@
 
 The arrays with a row for each token lie on the device as they do on the host, overlaps included, so that an array that
 takes the place of another there does so on the device too. Weights are copied once, and stay as long as a program has
-them.
+them; so do pages of the KV cache, of which those that the device wrote are copied back. Tables of integers, which the
+host changes between runs, are copied for each.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import numpy as np
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Nanoseconds
 from edgemoe.kernels.device.lowering import lower
-from edgemoe.kernels.device.runtime import Block, Launch, Place, Runtime
+from edgemoe.kernels.device.memory import DeviceMemory, Mirror, Resident, address_of
+from edgemoe.kernels.device.runtime import Block, Launch, Place
+from edgemoe.kernels.device.uses import LEAVE_SOME, Use, uses_of, within
 
 ALIGNMENT_BYTES = 64
-
-
-class Resident:
-    """Weights on the device, and the array they are a copy of, whose memory so is no other array's."""
-
-    def __init__(self, block: Block, host: Any) -> None:
-        self.block = block
-        self.host = host
-
-
-class DeviceMemory:
-    """The memory of a device: weights, and one block for the activations of whichever segment runs."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.shared = Block(None)
-        self._shared_bytes = 0
-        self._resident: WeakValueDictionary[tuple[int, int], Resident] = WeakValueDictionary()
-
-    def resident(self, array: Any) -> Resident:
-        """Return weights that are on the device, or are now copied to it."""
-        key = (address_of(array), array.nbytes)
-        found = self._resident.get(key)
-        if found is None:
-            flat = array.reshape(-1).view(np.uint8)
-            buffer = self.runtime.adopt(flat)
-            if buffer is None:
-                buffer = self.runtime.allocate(flat.size)
-                self.runtime.upload(Place(Block(buffer), 0), flat)
-            found = self._resident[key] = Resident(Block(buffer), array)
-        return found
-
-    def reserve(self, size: int) -> None:
-        """Make the block for activations at least so large."""
-        if size > self._shared_bytes:
-            self.shared.buffer = None  # free the old one before there is a new one
-            self.shared.buffer = self.runtime.allocate(size)
-            self._shared_bytes = size
 
 
 class _Copy(NamedTuple):
@@ -74,8 +38,13 @@ class Segment:
     def __init__(self, operations: Sequence[op.Operation], memory: DeviceMemory, tokens_max: int) -> None:
         """`tokens_max` is the longest run."""
         self._memory = memory
-        self._tokens_max = tokens_max
+        self.tokens = tokens_max
+        self.count = np.zeros(1, np.int32)
         self._resident: dict[tuple[int, int], Resident] = {}
+        self._not_copied: list[Resident] = []
+        self._tables: dict[tuple[int, int], Resident] = {}
+        self._uses: dict[Hashable, tuple[Use, dict[int, Mirror]]] = {}
+        self._ranges: list[tuple[op.Integers, int, int]] = []
         self._uploads: dict[tuple[int, int], _Copy] = {}
         self._downloads: dict[tuple[int, int], _Copy] = {}
         rows = [member for o in operations for field, member in op.members_of(o) if field.mark.per_row]
@@ -84,6 +53,7 @@ class Segment:
         self._launches: list[list[Launch]] = []
         for operation in operations:
             self._next_scratch = self._end
+            self._note_uses(operation)
             self._note_copies(operation)
             self._launches.append(lower(operation, self))
         memory.reserve(max(1, self._scratch_end))
@@ -95,49 +65,103 @@ class Segment:
             if begin <= address < end:
                 return Place(self._memory.shared, at + address - begin)
         key = (address, array.nbytes)
-        if key not in self._resident:
+        if array is self.count:
+            self._note_table(array)
+        elif key not in self._resident:
             self._resident[key] = self._memory.resident(array)
+            self._not_copied.append(self._resident[key])
         return Place(self._resident[key].block, 0)
 
     def scratch(self, bytes_per_token: int) -> Place:
         """Return memory that the operation which is lowered has for itself."""
         at = self._next_scratch
-        self._next_scratch = _aligned(at + self._tokens_max * bytes_per_token)
+        self._next_scratch = _aligned(at + self.tokens * bytes_per_token)
         self._scratch_end = max(self._scratch_end, self._next_scratch)
         return Place(self._memory.shared, at)
 
-    def run(self, tokens: int, operations_ns: Nanoseconds | None = None) -> None:
+    def run(self, tokens: int, operations_ns: Nanoseconds | None = None) -> bool:
         """Copy inputs, launch, and copy results; the host's arrays change last, so an error leaves them as they were.
 
-        With `operations_ns` the time of each operation is added to it, and the device is waited for after each.
+        Return whether it did: not where a position, a sequence or an id is not as it must be. With `operations_ns` the
+        time of each operation is added to it, and the device is waited for after each.
         """
         runtime, before = self._memory.runtime, time.perf_counter_ns()
+        written: list[tuple[Mirror, op.Integers]] = []
+        for use, mirrors in self._uses.values():
+            units = use.find(tokens)
+            if units is None:
+                return False
+            for mirror in mirrors.values():
+                mirror.bring(runtime, units)
+                if use.writes:
+                    written.append((mirror, units))
+        if not all(within(rows[:tokens], least, end) for rows, least, end in self._ranges):
+            return False
+        while self._not_copied:
+            self._not_copied[-1].copy(runtime)
+            self._not_copied.pop()
+        self.count[0] = tokens
+        for table in self._tables.values():
+            if not table.shared:
+                runtime.upload(Place(table.block, 0), table.bytes)
         for copy in self._uploads.values():
             runtime.upload(copy.place, copy.host[: tokens * copy.row_bytes])
         for number, launches in enumerate(self._launches):
             for launch in launches:
-                runtime.launch(launch.kernel, launch.arguments, launch.items * tokens)
+                runtime.launch(launch.kernel, launch.arguments, launch.items * (1 if launch.once else tokens))
             if operations_ns is not None:
                 runtime.finish()
                 now = time.perf_counter_ns()
                 operations_ns[number] += now - before
                 before = now
         results = [runtime.download(copy.place, tokens * copy.row_bytes) for copy in self._downloads.values()]
+        state = [copied for mirror, units in written for copied in mirror.take(runtime, units)]
         for copy, result in zip(self._downloads.values(), results, strict=True):
             copy.host[: result.size] = result
+        for host, result in state:
+            host[:] = result
         if operations_ns is not None:
             operations_ns[-1] += time.perf_counter_ns() - before
+        return True
+
+    def forget_copies(self) -> None:
+        """Note that the processor changes the state of sequences in its place."""
+        for use, mirrors in self._uses.values():
+            for mirror in mirrors.values() if use.writes else ():
+                mirror.forget(0, mirror.host.nbytes)
+
+    def _note_uses(self, operation: op.Operation) -> None:
+        """Note the mirrors and the tables of an operation, and numbers of the host that are to be looked at."""
+        for use in uses_of(operation):
+            mirrors = self._uses.setdefault(use.key, (use, {}))[1]
+            for array in use.arrays:
+                mirror = self._memory.mirror(array, use.repeatable)
+                mirrors[address_of(array)] = self._resident[address_of(array), array.nbytes] = mirror
+            self._ranges += [one for one in use.ranges if self._key(one[0]) not in self._downloads]
+        for field, array in op.members_of(operation):
+            mark = field.mark
+            if mark.kind == "buffer" and not (mark.per_row or mark.is_weight) and array.dtype.kind in "iu":
+                self._note_table(array)
+
+    def _note_table(self, array: op.Integers) -> None:
+        key = (address_of(array), array.nbytes)
+        if key not in self._resident:
+            self._resident[key] = self._tables[key] = self._memory.resident(array)
+
+    @staticmethod
+    def _key(array: Any) -> tuple[int, int]:
+        """Return the address and the bytes of a row of an array."""
+        return address_of(array), array.nbytes // array.shape[0]
 
     def _note_copies(self, operation: op.Operation) -> None:
         """Note what an operation reads that no operation before it wrote, and what it writes."""
         rows = [(field.role, array) for field, array in op.members_of(operation) if field.mark.per_row]
         written = set(self._downloads)
         for role, array in rows:
-            row_bytes = array.nbytes // array.shape[0]
-            key = (address_of(array), row_bytes)
-            copy = _Copy(array.reshape(-1).view(np.uint8), row_bytes, self.place(array))
+            key = self._key(array)
+            copy = _Copy(array.reshape(-1).view(np.uint8), key[1], self.place(array))
             adds = role.adds or (role.adds_if and getattr(operation, role.adds_if))
-            if (role.reads or adds) and key not in written:
+            if (role.reads or adds or isinstance(operation, LEAVE_SOME)) and key not in written:
                 self._uploads.setdefault(key, copy)
             if role.writes:
                 self._downloads.setdefault(key, copy)
@@ -147,14 +171,15 @@ class _Planner:
     """The memory of operations whose arrays may be placeholders: it counts the scratch of one of them."""
 
     def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
+        self.count = np.zeros(1, np.int32)
         self.bytes = 0
 
     def place(self, array: Any) -> Place:
         return Place(Block(None), 0)
 
     def scratch(self, bytes_per_token: int) -> Place:
-        self.bytes += _aligned(self._tokens * bytes_per_token)
+        self.bytes += _aligned(self.tokens * bytes_per_token)
         return Place(Block(None), 0)
 
 
@@ -171,12 +196,6 @@ def planned_bytes(operations: Sequence[op.Operation]) -> int:
         lower(operation, planner)
         scratch = max(scratch, planner.bytes)
     return arrays + scratch + ALIGNMENT_BYTES
-
-
-def address_of(array: Any) -> int:
-    """Return the address of an array's first byte."""
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _aligned(size: int) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
@@ -118,6 +119,9 @@ class NativeBackend:
         if status:
             raise KernelError(f"{memory.nbytes} bytes of memory cannot be read: {status_text(status)}.")
         return elapsed_ns.value, total.value
+
+    def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Forget nothing: programs work on the caller's arrays."""
 
     def close(self) -> None:
         """Stop the threads. Programs cannot run after this."""

@@ -62,6 +62,7 @@ typedef union argument {
 #define GROUP_COLUMNS 32
 #define QUADS 8 /* of a group: 4 columns of a row, whose codes share a word */
 #define LANES 8
+#define MINUS_INFINITY of_bits(0xff800000)
 
 /* What products need to know of a group of 32 quantised activations. */
 typedef struct group {
@@ -96,6 +97,10 @@ INLINE float exponential(float x) {
     sum = fused(sum, r, 1.0f);
     const i32 half_of = whole >> 1;
     return sum * of_bits((u32)(half_of + 127) << 23) * of_bits((u32)(whole - half_of + 127) << 23);
+}
+
+INLINE float fold_own_lanes(const float *lanes) {
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 INLINE float fold_lanes(GLOBAL const float *lanes) {
