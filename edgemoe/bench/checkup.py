@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import shutil
@@ -17,12 +18,16 @@ from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.rates import measure_store_disk
 from edgemoe.engine.budget import check_floor
 from edgemoe.engine.memory import least_bytes, plan_memory
+from edgemoe.engine.part_sizes import ModelSizes
+from edgemoe.engine.scratch import planned_programs
 from edgemoe.errors import EdgemoeError, KernelError, MachineError, StoreError
 from edgemoe.experts.opening import READER_THREADS
 from edgemoe.io.direct import describe_reads, grants_direct
 from edgemoe.io.reads import ExpertFiles, open_reader
+from edgemoe.kernels.device.lowering import can_run
 from edgemoe.kernels.native.library import load_library
 from edgemoe.kernels.select import KERNELS_VARIABLE, KernelChoice, describe_backend, select_backend
+from edgemoe.model.build import Graph
 from edgemoe.paths import CACHE_VARIABLE, cache_folder, state_folder
 from edgemoe.process import (
     Limit,
@@ -144,13 +149,13 @@ def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any
 
 def _plan(store: Store) -> dict[str, Any]:
     """The floor and the memory plan without a given budget; the reason if the model cannot run."""
-    facts: dict[str, Any] = dict.fromkeys(
-        ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
-    )
+    names = ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
+    facts: dict[str, Any] = dict.fromkeys((*names, "without_device_text"))
     try:
         with held_as_in_a_run(store) as (graph, sizes, backend):
             facts["floor_bytes"] = plan_memory(graph, sizes, backend, "floor").floor_bytes
             facts["total_experts"] = sizes.total_experts
+            facts["without_device_text"] = _without_device_text(graph, sizes)
             check_floor(least_bytes(graph, sizes, backend))
             plan = plan_memory(graph, sizes, backend, "auto")
     except EdgemoeError as error:
@@ -163,6 +168,13 @@ def _plan(store: Store) -> dict[str, Any]:
         "context_length": plan.context_length,
         "problem": None,
     }
+
+
+def _without_device_text(graph: Graph, sizes: ModelSizes) -> list[str]:
+    """The kinds of operations that run on the processor, with all experts in memory, where a device runs the others."""
+    programs = planned_programs(graph, sizes.formats, 1, 1, sizes.kv_format)
+    operations = itertools.chain.from_iterable(programs)
+    return sorted({type(operation).__name__ for operation in operations if not can_run(operation)})
 
 
 def _reads_directly(store: Store) -> bool:

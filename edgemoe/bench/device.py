@@ -18,7 +18,7 @@ from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.device.backend import DeviceBackend
-from edgemoe.kernels.device.lowering import GROUP_BYTES
+from edgemoe.kernels.device.places import GROUP_BYTES
 from edgemoe.kernels.device.runtime import Block, Place, Runtime
 from edgemoe.kernels.device.table import product_kernel
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PANEL_ROWS, group_count
@@ -87,7 +87,7 @@ def measure_rates(runtime: Runtime, matrix_bytes: int = MATRIX_BYTES) -> DeviceR
     output = Place(Block(runtime.allocate(4 * rows)), 0)
     runtime.upload(token, np.zeros(groups * (GROUP_COLUMNS + GROUP_BYTES), np.uint8))
     per_group = Place(token.block, groups * GROUP_COLUMNS)
-    numbers = (rows, groups, panel_bytes, 0, 1.0, 0)
+    numbers = (rows, groups, panel_bytes, 0, 1.0, 0, 1, rows)
 
     def rate(moved: int, run: Callable[[], object]) -> float:
         times = []

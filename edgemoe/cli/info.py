@@ -100,6 +100,8 @@ def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
     ]
     if model["floor_bytes"] is not None:
         rows.append(("its smallest budget", format_size(model["floor_bytes"])))
+    if model["without_device_text"] is not None:
+        rows.append(("its text for devices", _device_text(model["without_device_text"])))
     if model["problem"] is None:
         experts = f"{model['experts_in_memory']} of {model['total_experts']} experts in memory, "
         rows.append(
@@ -110,6 +112,11 @@ def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _device_text(missing: list[str]) -> str:
+    """Say what a device beside the processor would leave to it."""
+    return f"all but {', '.join(missing)}, which run on the processor" if missing else "all operations"
 
 
 def _folder_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.scratch import WeightFormats, placeholder_of
+from edgemoe.engine.workspace import ALIGNMENT_BYTES, kept_bytes, work_bytes
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Leaf, bound
+from edgemoe.model.graph import Arena, Leaf, Paging, Weight, bound
 
 if TYPE_CHECKING:
     from edgemoe.kernels.device.backend import DeviceBackend
@@ -23,7 +25,10 @@ class DevicePlan:
     budget_bytes: int | None
     """None for a device that has the processor's memory, which `MemoryPlan` is about."""
     weight_bytes: int
+    state_bytes: int
+    """Its copies of pages of keys and values, of fixed state, and of the slots of experts."""
     activation_bytes: int
+    """At most so much."""
     operations: int
     """Operations of a step that the device runs."""
     without_room: int
@@ -35,25 +40,39 @@ def plan_device(graph: Graph, formats: WeightFormats, backend: Backend, memory: 
     """Plan the device of a backend, if it has one, for a model with such a memory plan."""
     if backend.device is None:
         return None
-    made: dict[int, Any] = {}  # by `id`, as operations share leaves, which the graph keeps
+    made: dict[Hashable, Any] = {}
+    tokens, context, sequences = memory.chunk_tokens, memory.context_length, memory.sequences
 
     def placeholder(leaf: Leaf) -> Any:
-        if id(leaf) not in made:
-            tokens, context = memory.chunk_tokens, memory.context_length
-            made[id(leaf)] = placeholder_of(leaf, formats, tokens, context, memory.kv_format)
-        return made[id(leaf)]
+        if isinstance(leaf, Paging) and not memory.all_resident:
+            return leaf  # some pager, so that the processor runs it
+        key = _shared(leaf)
+        if key not in made:
+            made[key] = placeholder_of(leaf, formats, tokens, context, memory.kv_format, sequences, memory.slots)
+        return made[key]
 
-    layers = [step for section in graph.layers for step in section.steps if step.stage != "guess"]
+    skipped = ("guess", "fetch") if memory.all_resident else ("guess",)
+    layers = [step for section in graph.layers for step in section.steps if step.stage not in skipped]
     embed = list(graph.embed.steps) if memory.embedding_resident else []
     programs = [[bound(step.operation, placeholder) for step in steps] for steps in (embed + layers, graph.head.steps)]
+    kept = sum(value.home == "kept" for value in graph.lasting)
+    row_bytes = work_bytes(graph, tokens) + kept_bytes(graph, tokens, context, sequences) + 2 * ALIGNMENT_BYTES * kept
     device = cast("DeviceBackend", backend)
-    use = device.planned_use(programs)
+    use = device.planned_use(programs, row_bytes)
     return DevicePlan(
         backend.device,
         device.memory.most_bytes,
         use.weight_bytes,
+        use.state_bytes,
         use.activation_bytes,
         use.on_device,
         use.others,
         sum(map(len, programs)),
     )
+
+
+def _shared(leaf: Leaf) -> Hashable:
+    """Return what leaves that stand for one array have in common; the graph keeps them, so an `id` stays one leaf's."""
+    if isinstance(leaf, Weight):
+        return leaf.name
+    return Arena if isinstance(leaf, Arena) else id(leaf)

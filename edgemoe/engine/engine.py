@@ -141,6 +141,10 @@ class Engine:
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         fixed_state = FixedState(fixed, memory.snapshots) if fixed else None
         groups, inputs = space.page_groups(graph), space.inputs(graph)
+        for group in groups if inputs is None else [*groups, inputs.group]:
+            group.forget_copies = backend.forget_copies
+        if fixed_state is not None:
+            fixed_state.forget_copies = backend.forget_copies
         self.sequences = Sequences(groups, spec.vocab_size, keeps_prefixes, fixed_state, inputs)
         """Opens, forks and closes sequences, whose tokens `step` runs together."""
         self._loaded = LoadedModel(store, backend, space)

@@ -10,7 +10,7 @@ For more there are copies in snapshots (`snapshots.py`): of what the next token 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,8 @@ class FixedState:
         ]
         self.undo = min(value.undo for value in self._values)
         """How many of its latest tokens a sequence can take back without a snapshot."""
+        self.forget_copies: Callable[[Sequence[npt.NDArray[Any]]], None] = lambda arrays: None
+        """The backend's (`Backend.forget_copies`)."""
         self.snapshots = snapshots
         """How many copies there is room for."""
 
@@ -54,6 +56,7 @@ class FixedState:
     def load(self, slot: int, row: int, position: int) -> None:
         """Copy back to a row what was saved at a position."""
         for value in self._values:
+            self.forget_copies([value.rows[row]])
             value.rows[row, value.places(position)] = value.snapshots[slot]
 
     def copies(self, slot: int) -> list[npt.NDArray[Any]]:
@@ -63,6 +66,7 @@ class FixedState:
     def copy(self, source: int, destination: int) -> None:
         """Copy one row to another."""
         for value in self._values:
+            self.forget_copies([value.rows[destination]])
             value.rows[destination] = value.rows[source]
 
     def release(self) -> None:

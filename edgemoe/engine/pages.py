@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,6 +133,8 @@ class PageGroup:
     """The window of these layers; None: they see the whole context."""
     arrays: list[Cache] = field(default_factory=list)
     """The keys and values of all layers, indexed by page."""
+    forget_copies: Callable[[Sequence[npt.NDArray[Any]]], None] = lambda arrays: None
+    """The backend's (`Backend.forget_copies`)."""
 
     def __post_init__(self) -> None:
         self.pool = PagePool(self.pages)
@@ -150,9 +152,15 @@ class PageGroup:
             for array in ((cache.values, cache.scales) if isinstance(cache, QuantisedCache) else (cache,))
         ]
 
+    def arrays_to_fill(self, page: int) -> list[npt.NDArray[Any]]:
+        """The same for a caller who will write to them."""
+        arrays = self.arrays_of(page)
+        self.forget_copies(arrays)
+        return arrays
+
     def copy(self, source: int, destination: int) -> None:
         """Copy the keys and values of one page to another, in every layer."""
-        for to, values in zip(self.arrays_of(destination), self.arrays_of(source), strict=True):
+        for to, values in zip(self.arrays_to_fill(destination), self.arrays_of(source), strict=True):
             to[...] = values
 
 

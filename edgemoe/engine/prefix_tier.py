@@ -70,7 +70,7 @@ class PrefixTier:
                 break
             else:
                 page = pool.take()
-                if not self.disk.read("page", prefix, self._whole.arrays_of(page)):
+                if not self.disk.read("page", prefix, self._whole.arrays_to_fill(page)):
                     pool.release(page)
                     break
                 pool.name(page, prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +14,7 @@ from edgemoe.engine.workspace import KvFormat, shape_of
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.expert_operations import RecordLayouts
 from edgemoe.kernels.formats import Format, Matrix, group_count
-from edgemoe.kernels.operations import Placeholder, QuantisedCache
+from edgemoe.kernels.operations import Operation, Placeholder, QuantisedCache
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import (
     Arena,
@@ -64,21 +64,30 @@ def step_scratch_bytes(
         context_length = 1
     known, key = formats.known.setdefault(backend, {}), (graph, tokens, context_length, kv_format)
     if key not in known:
-        made: dict[int, Any] = {}  # by `id`, as operations share leaves, which the graph keeps
-
-        def placeholder(leaf: Leaf) -> Any:
-            if id(leaf) not in made:
-                made[id(leaf)] = placeholder_of(leaf, formats, tokens, context_length, kv_format)
-            return made[id(leaf)]
-
-        # The guess at a routing has room for few rows only, and so has a program with it.
-        programs = (
-            [bound(step.operation, placeholder) for step in section.steps if (step.stage == "guess") == guesses]
-            for section in _distinct_sections(graph, formats)
-            for guesses in (False, True)
-        )
-        known[key] = max(backend.scratch_bytes(operations) for operations in programs if operations)
+        programs = planned_programs(graph, formats, tokens, context_length, kv_format)
+        known[key] = max(backend.scratch_bytes(operations) for operations in programs)
     return known[key]
+
+
+def planned_programs(
+    graph: Graph, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat
+) -> Iterator[list[Operation]]:
+    """Yield operations over placeholders, as they are with all experts in memory: those of each section in which sizes
+    or formats are others.
+    """
+    made: dict[int, Any] = {}  # by `id`, as operations share leaves, which the graph keeps
+
+    def placeholder(leaf: Leaf) -> Any:
+        if id(leaf) not in made:
+            made[id(leaf)] = placeholder_of(leaf, formats, tokens, context_length, kv_format)
+        return made[id(leaf)]
+
+    for section in _distinct_sections(graph, formats):
+        # The guess at a routing has room for few rows only, and so has a program with it.
+        for guesses in (False, True):
+            steps = [step for step in section.steps if (step.stage == "guess") == guesses]
+            if steps:
+                yield [bound(step.operation, placeholder) for step in steps]
 
 
 def _distinct_sections(graph: Graph, formats: WeightFormats) -> list[Section]:
@@ -100,10 +109,13 @@ def _distinct_sections(graph: Graph, formats: WeightFormats) -> list[Section]:
     return known
 
 
-def placeholder_of(leaf: Leaf, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat) -> Any:
+def placeholder_of(
+    leaf: Leaf, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat,
+    sequences: int = 1, slots: int = 1,
+) -> Any:  # fmt: skip
     """Return an object of the size of a leaf of a symbolic operation, without memory."""
     if isinstance(leaf, Value):
-        shape = shape_of(leaf, tokens, context_length)
+        shape = shape_of(leaf, tokens, context_length, sequences)
         if leaf.dtype != "kv":
             return Placeholder(shape, np.int32 if leaf.dtype == "i32" else np.float32)
         if kv_format == "q8":
@@ -117,6 +129,6 @@ def placeholder_of(leaf: Leaf, formats: WeightFormats, tokens: int, context_leng
     if isinstance(leaf, ExpertRecords):
         return getattr(formats.layouts[leaf.layer], leaf.field)
     if isinstance(leaf, Arena):
-        return Placeholder((1, formats.slot_bytes), np.uint8)
+        return Placeholder((slots, formats.slot_bytes), np.uint8)
     assert isinstance(leaf, Paging)
     return None

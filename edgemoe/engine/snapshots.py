@@ -120,7 +120,7 @@ class Snapshots:
                 if not group.pool.available:
                     break
                 some.append(group.pool.take())
-        if [*map(len, pages)] != wanted or not read(self._contents(pages, slot)):
+        if [*map(len, pages)] != wanted or not read(self._contents(pages, slot, to_fill=True)):
             self._give_back(pages, slot)
             return False
         self._add(prefixes, pages, slot, PROMPT)
@@ -197,12 +197,12 @@ class Snapshots:
         before, saves = prefixes[earlier - 1] if earlier else None, (len(prefixes) - earlier) * PAGE_TOKENS
         self._kept[prefixes[-1]] = Snapshot(pages, slot, before, saves, phase, self._clock)
 
-    def _contents(self, pages: Sequence[Sequence[int]], slot: int) -> list[npt.NDArray[Any]]:
-        """The pages of each window, and the copy of the fixed state."""
+    def _contents(self, pages: Sequence[Sequence[int]], slot: int, to_fill: bool = False) -> list[npt.NDArray[Any]]:
+        """The pages of each window, and the copy of the fixed state; the caller writes to them where that is said."""
         arrays = [
             array
             for group, some in zip(self._windowed, pages, strict=True)
             for page in some
-            for array in group.arrays_of(page)
+            for array in (group.arrays_to_fill(page) if to_fill else group.arrays_of(page))
         ]
         return arrays if self.fixed is None else [*arrays, *self.fixed.copies(slot)]

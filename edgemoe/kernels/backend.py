@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,9 @@ class Backend(Protocol):
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
         """Bytes that `program` will allocate for these operations besides their buffers, which may be placeholders."""
+
+    def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Note that the caller writes to state of sequences, which programs write to otherwise."""
 
     def close(self) -> None:
         """Stop the threads and free what the backend holds."""

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Pause, ProgramTimes
-from edgemoe.kernels.definition import HINT, NO_LIMIT, Misfit, Sizes, refusal, unknown
+from edgemoe.kernels.definition import NO_LIMIT, Misfit, Sizes, refusal, unknown
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count, panel_count
 
 _PYTHON_OBJECTS_BYTES = 1 << 16
@@ -99,6 +100,10 @@ class StepwiseBackend(ABC):
     def attention_scratch_bytes(self, tokens: int, heads: int, kv_heads: int, width: int, context_length: int) -> int:
         """Bytes of temporaries of one `attention` at the end of the context, its result included."""
 
+    def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Forget nothing: programs work on the caller's arrays."""
+        return
+
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the largest scratch of any one operation: temporaries are freed when their operation ends."""
         sizes = [0]
@@ -151,7 +156,10 @@ class RunBounds(NamedTuple):
     def check(self, tokens: int) -> None:
         """Raise KernelError if the buffers are too short for this number of tokens."""
         if not 1 <= tokens <= self.rows:
-            raise KernelError(f"{tokens} tokens in a run; its buffers hold 1 to {self.rows}.", HINT)
+            raise KernelError(
+                f"program: {tokens} tokens in a run; its buffers hold 1 to {self.rows}.",
+                "Cut the prompt into smaller runs.",
+            )
 
 
 class StepwiseProgram:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from edgemoe.bench.device import DeviceRates, DeviceReport, measure_device, measure_rates
 from edgemoe.cli.terminal.bench_tables import _device_rows
 from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.device.cuda import CudaRuntime
+from edgemoe.kernels.device.runtime import Argument
+from edgemoe.kernels.device.table import kernels
 from edgemoe.session.default_model import find_model
 from tests.support.fake_cuda import FakeCuda
 
 
+class Counting(CudaRuntime):
+    """Holds launches to the number of arguments that their kernels have, which no driver looks at."""
+
+    def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
+        assert len(arguments) == len(kernels()[kernel].arguments)
+        super().launch(kernel, arguments, items)
+
+
 def test_rates_are_those_of_what_is_moved() -> None:
     driver = FakeCuda(memory_bytes=4 << 20)
-    runtime = CudaRuntime(driver=driver)
+    runtime = Counting(driver=driver)
     rates = measure_rates(runtime)
     assert min(vars(rates).values()) > 0
     assert driver.calls.count("cuLaunchKernel") == 2 * 6

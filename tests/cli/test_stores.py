@@ -175,10 +175,12 @@ def test_info_tells_what_a_model_gets(
     assert model["floor_bytes"] <= model["planned_bytes"] <= model["budget_bytes"]
     assert model["experts_in_memory"] == model["total_experts"] == 16
     assert model["disk_bytes_per_s"] > 0
+    assert model["without_device_text"] == ["Embed"]
     assert run_command(["info", str(store)]) == 0
     shown = capsys.readouterr().out
     assert f"model: {store}" in shown
     assert "16 of 16 experts in memory" in shown
+    assert "all but Embed, which run on the processor" in shown
     assert run_command(["info", str(tmp_path / "none")]) == 1
     assert "there is no such folder or model" in capsys.readouterr().err
 

@@ -116,6 +116,9 @@ class StubBackend:
     def program(self, operations: object) -> Program:
         raise AssertionError("a plan binds no operations")
 
+    def forget_copies(self, arrays: object) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

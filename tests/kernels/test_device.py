@@ -5,6 +5,8 @@ Whether its kernels compute what they should, the tests of all backends say, ove
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -291,6 +293,22 @@ def test_a_device_that_rounds_differently_is_refused(runtime: Callable[..., Runt
         beside_device(different, 1)
     for name in ("products in q8,", "products in q4,"):
         assert name in str(told.value)
+
+
+@pytest.mark.slow
+def test_the_text_does_nothing_undefined(tmp_path: Path) -> None:
+    """Every kernel under the address and undefined-behaviour sanitizers."""
+    sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g")
+    found = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    asked = (
+        "from edgemoe.kernels.device.host import HostRuntime\n"
+        "from edgemoe.kernels.device.opening import beside_device\n"
+        f"beside_device(HostRuntime(flags={sanitizers}), 1).close()\n"
+        "print('clean')"
+    )
+    own = {"LD_PRELOAD": found.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0", "EDGEMOE_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, env={**os.environ, **own})
+    assert done.stdout == "clean\n", done.stderr
 
 
 @pytest.mark.slow

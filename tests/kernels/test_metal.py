@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemoe.kernels.device import entries
 from edgemoe.kernels.device.entries import program_text
 from edgemoe.kernels.device.metal import MetalRuntime
 from edgemoe.kernels.device.runtime import DeviceError
@@ -24,6 +25,7 @@ DIALECT = """
 #define __METAL_VERSION__ 310
 #define device
 #define constant const
+#define thread
 #define kernel
 typedef unsigned char uchar;
 template <class T, class F> T as_type(F from) {
@@ -40,13 +42,23 @@ namespace precise { inline float sqrt(float x) { return std::sqrt(x); } }
 
 
 def test_each_kernel_has_an_entry_with_its_arguments_in_order() -> None:
-    entries = dict(re.findall(r"^kernel void em_(\w+)\((.*)\) \{$", program_text("metal"), re.MULTILINE))
-    assert list(entries) == list(kernels())
+    printed = dict(re.findall(r"^kernel void em_(\w+)\((.*)\) \{$", program_text("metal"), re.MULTILINE))
+    assert list(printed) == list(kernels())
     for name, spec in kernels().items():
-        numbered = re.findall(r"(\w+) \[\[buffer\((\d+)\)\]\]", entries[name])
+        numbered = re.findall(r"(\w+) \[\[buffer\((\d+)\)\]\]", printed[name])
         names = [*(argument.name for argument in spec.arguments), "items"]
         assert numbered == [(name, str(number)) for number, name in enumerate(names)]
         assert len(numbered) <= MOST_BUFFERS
+
+
+POINTER = re.compile(r"([\w ]*)\b(?:float|i8|u8|u16|i32|u32|u64|group|format) \*[\w)]")
+
+
+def test_each_pointer_says_which_memory_it_is_to() -> None:
+    """Metal takes no other, while compilers of C do."""
+    for path in sorted(Path(entries.__file__).with_name("source").iterdir()):
+        found = [one[0] for one in POINTER.finditer(path.read_text()) if not {"GLOBAL", "OWN"} & set(one[1].split())]
+        assert not found, path.name
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there is Metal here")

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.backend import Backend, Pause, Program, ProgramTimes
@@ -27,27 +28,32 @@ class AgreeingBackends:
     device = None
 
     def __init__(self, members: Mapping[str, Backend]) -> None:
-        self._members = members
+        self.members = members
         first = next(iter(members.values()))
         self.name, self.isa, self.threads = first.name, first.isa, first.threads
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """The kinds of operations that all members run as the reference does."""
-        (fallbacks,) = {member.fallbacks for member in self._members.values()}
+        (fallbacks,) = {member.fallbacks for member in self.members.values()}
         return fallbacks
 
     def program(self, operations: Sequence[Operation]) -> Program:
         """Bind the operations for each member; all bind them, or all refuse them with the same error."""
-        programs = _agreed({name: partial(member.program, operations) for name, member in self._members.items()})
-        return _AgreeingPrograms(dict(zip(self._members, programs, strict=True)), operations)
+        programs = _agreed({name: partial(member.program, operations) for name, member in self.members.items()})
+        return _AgreeingPrograms(dict(zip(self.members, programs, strict=True)), operations)
 
     def scratch_bytes(self, operations: Sequence[Operation]) -> int:
         """Return the most that a member allocates."""
-        return max(_agreed({name: partial(one.scratch_bytes, operations) for name, one in self._members.items()}))
+        return max(_agreed({name: partial(one.scratch_bytes, operations) for name, one in self.members.items()}))
+
+    def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Tell all members."""
+        for member in self.members.values():
+            member.forget_copies(arrays)
 
     def close(self) -> None:
-        for member in self._members.values():
+        for member in self.members.values():
             member.close()
 
 

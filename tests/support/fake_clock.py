@@ -76,6 +76,9 @@ class ClockedBackend:
     def program(self, operations: Sequence[op.Operation]) -> ClockedProgram:
         return ClockedProgram(self._clock, operations)
 
+    def forget_copies(self, arrays: object) -> None:
+        """Nothing to forget."""
+
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         return 0
 

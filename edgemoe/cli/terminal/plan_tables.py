@@ -87,6 +87,7 @@ def _device_rows(device: DevicePlan) -> Rows:
         ("device", device.name),
         ("its budget", budget),
         ("weights", f"{format_size(device.weight_bytes)}, which are in memory too"),
+        ("copies of state", f"{format_size(device.state_bytes)}: keys and values, fixed state, slots of experts"),
         ("activations", f"at most {format_size(device.activation_bytes)}"),
         ("operations", f"{device.operations} of the {device.total_operations} of a token{larger}"),
     ]

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Pause, Program, ProgramTimes
 from edgemoe.kernels.device.lowering import can_run
+from edgemoe.kernels.device.memory import DeviceMemory
+from edgemoe.kernels.device.placing import Placing, PlannedUse, lasting_arrays, planned_bytes, planned_use
 from edgemoe.kernels.device.runtime import DeviceError, DeviceMemoryError, Runtime
-from edgemoe.kernels.device.segment import DeviceMemory, PlannedUse, Segment, planned_bytes, planned_use
+from edgemoe.kernels.device.segment import Segment
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.segments import SegmentedProgram, Where, where_without_device
 from edgemoe.kernels.stepwise import RunBounds
@@ -40,40 +44,64 @@ class DeviceBackend(NativeBackend):
         """Use the device no more."""
         self.failure, self.device = error, None
 
-    def planned_use(self, programs: Sequence[Sequence[op.Operation]]) -> PlannedUse:
-        """Return what such programs, made in this order, would have on the device."""
-        segments = [
-            [list(group) for where, group in itertools.groupby(operations, _where) if where == "device"]
-            for operations in programs
-        ]
-        return planned_use([one for program in segments for one in program], self.memory.most_bytes)
+    def planned_use(self, programs: Sequence[Sequence[op.Operation]], most_row_bytes: int) -> PlannedUse:
+        """Return what such programs, made in this order, would have on the device (`placing.planned_use`)."""
+        return planned_use(programs, self.memory.most_bytes, most_row_bytes)
 
     def program(self, operations: Sequence[op.Operation]) -> Program:
         """Check and bind operations. Raises KernelError as the native backend does, whatever runs where."""
-        if not any(map(can_run, operations)):
+        if not any(map(can_run, operations)) and not _state_of(operations):
             return super().program(operations)
         self._check_open()
-        return SegmentedProgram(operations, _where, self._bind)
+        return SegmentedProgram(operations, self._places, self._bind)
 
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the native backend's bytes, and those of the longest segment on the device and of its results."""
-        segments = [list(group) for where, group in itertools.groupby(operations, _where) if where == "device"]
+        segments = [list(group) for able, group in itertools.groupby(operations, can_run) if able]
         return super().scratch_bytes(operations) + 2 * max(map(planned_bytes, segments), default=0)
+
+    def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Note that the device's copies of some state are no longer as on the host."""
+        self.memory.forget_copies(arrays)
 
     def close(self) -> None:
         super().close()
         self.runtime.close()
 
+    def _places(self, operations: Sequence[op.Operation]) -> list[Where]:
+        """Return where operations run that have been checked."""
+        memory = self.memory
+        if memory.most_bytes is None:
+            return ["device" if can_run(one) else where_without_device(one) for one in operations]
+        placing = Placing(memory.most_bytes, memory.used_bytes, memory.shared_bytes, memory.keys())
+        chosen = set(placing.choose(operations))
+        return ["device" if one in chosen else where_without_device(one) for one in operations]
+
     def _bind(self, where: Where, operations: Sequence[op.Operation], first: int) -> Program:
         if where != "device":
-            return super()._bind(where, operations, first)
+            program, state = super()._bind(where, operations, first), _state_of(operations)
+            return _Forgetting(program, self.memory, state) if state else program
         segment = DeviceSegment(self, operations, super()._bind("native", operations, first))
         self.segments.add(segment)
         return segment
 
 
-def _where(operation: op.Operation) -> Where:
-    return "device" if can_run(operation) else where_without_device(operation)
+def _state_of(operations: Sequence[op.Operation]) -> list[Any]:
+    """Return the arrays of state that operations write."""
+    return [array for one in operations for field, array in lasting_arrays(one) if field.role.writes]
+
+
+class _Forgetting:
+    """A program of the processor, after which the device's copies of the state that it writes are old."""
+
+    def __init__(self, program: Program, memory: DeviceMemory, state: Sequence[Any]) -> None:
+        self._program, self._memory, self._state = program, memory, state
+        self.time_runs, self.times = program.time_runs, program.times
+
+    def run(self, tokens: int, pause: Pause | None = None) -> None:
+        """Forget first, as a run that fails may have written some of it."""
+        self._memory.forget_mirrors(self._state)
+        self._program.run(tokens, pause)
 
 
 class DeviceSegment:
@@ -85,7 +113,7 @@ class DeviceSegment:
     def __init__(self, backend: DeviceBackend, operations: Sequence[op.Operation], native: Program) -> None:
         self.operations = len(operations)
         self._backend = backend
-        self._native = native
+        self._native = _Forgetting(native, backend.memory, _state_of(operations))
         self._segment: Segment | None = None
         self._operations_ns = np.zeros(len(operations), np.int64)
         self._timed = False
@@ -104,16 +132,20 @@ class DeviceSegment:
         return self._segment is not None
 
     def run(self, tokens: int, pause: Pause | None = None) -> None:
-        """Run on the device, with a pause at the end; or on the processor, once the device has failed."""
+        """Run on the device, with a pause at the end.
+
+        The processor runs what the device does not take, so that it says why not, and all once the device has failed.
+        """
         if self.on and self._segment is not None and self._backend.failure is None:
             try:
-                self._segment.run(tokens, self._operations_ns if self._timed else None)
+                done = self._segment.run(tokens, self._operations_ns if self._timed else None)
             except DeviceError as error:
                 self._backend.fail(error)
             else:
-                if pause is not None:
-                    pause(1.0)
-                return
+                if done:
+                    if pause is not None:
+                        pause(1.0)
+                    return
         self._native.run(tokens, pause)
 
     def time_runs(self, on: bool) -> None:

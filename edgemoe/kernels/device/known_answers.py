@@ -14,11 +14,12 @@ import numpy as np
 
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
+from edgemoe.kernels import state_operations as st
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.device.backend import DeviceBackend
 from edgemoe.kernels.device.runtime import DeviceError
 from edgemoe.kernels.device.table import has_products
-from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Format, Matrix, panel_count
+from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Format, Matrix, group_count, panel_count
 
 TOKENS, ROWS, COLUMNS = 4, 37, 301
 """Neither whole panels nor whole groups; more columns than share any scale but that of a row."""
@@ -54,6 +55,9 @@ def _questions(random: np.random.Generator) -> Iterator[tuple[str, op.Operation,
         given, gate = _activations(random, COLUMNS), _floats(random, (TOKENS, COLUMNS)) if gated else None
         yield "gated norms" if gated else "norms", op.RmsNorm(given, weight, 1e-5, output, gate=gate), output
     yield from _others(random)
+    yield from _by_position(random)
+    yield from _routed(random)
+    yield from _recurrent(random)
 
 
 def _others(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op.Floats]]:
@@ -74,6 +78,80 @@ def _others(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op
     for activation in (op.SILU, op.GELU_TANH, *_LIMITED):
         given = _activations(random, COLUMNS)
         yield activation.function, op.GatedFfn(given, None, down, output, activation, biases, apart), output
+
+
+def _by_position(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op.Floats]]:
+    """Yield questions of what goes by positions: rotations, gates and caps beside attention, and attention."""
+    heads, width, positions = 4, 40, np.arange(70, 70 + TOKENS, dtype=np.int32)
+    values = _floats(random, (TOKENS, heads * width))
+    cosine, sine = _floats(random, (128, width // 2)), _floats(random, (128, width // 2))
+    yield "rotations", op.Rope(values, heads, positions, cosine, sine), values
+    for gating in ("sigmoid", "softplus"):
+        yield f"{gating} of gates", op.Gate(_activations(random, heads), values, gating), values
+    yield "soft caps", op.SoftCap(values, 0.8), values
+    sequences, table = np.zeros(TOKENS, np.int32), np.array([[1, 0]], np.int32)
+    sinks = _floats(random, (heads,))
+    for kind in ("f32", "f16", "q8"):
+        keys, others = (_stored(random, kind, width) for _ in range(2))
+        query, output = _floats(random, (TOKENS, heads * width)), _floats(random, (TOKENS, heads * width))
+        own = (query, positions, sequences, table, keys, others, 0.3, output)
+        yield f"attention over {kind}", st.Attention(*own, sinks=sinks, cap=5.0), output
+
+
+def _stored(random: np.random.Generator, kind: str, width: int) -> op.Cache:
+    """Return two pages of two heads with numbers in them."""
+    shape = (2, 2, op.PAGE_TOKENS, width)
+    if kind != "q8":
+        return random.standard_normal(shape).astype(np.float32 if kind == "f32" else np.float16)
+    scales = random.standard_normal((*shape[:-1], group_count(width))) / 50
+    return op.QuantisedCache(random.integers(-127, 128, shape).astype(np.int8), np.abs(scales).astype(np.float16))
+
+
+def _routed(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op.Floats]]:
+    """Yield questions of routers, and one of experts, whose products are asked for already."""
+    experts, weights = np.zeros((TOKENS, 3), np.int32), _floats(random, (TOKENS, 3))
+    rules: list[dict[str, Any]] = [
+        {"score": "softmax"},
+        {"score": "sigmoid", "groups": 4, "kept_groups": 2, "epsilon": 1e-20},
+        {"score": "sqrt_softplus", "scale": 2.5},
+    ]
+    for rule in rules:
+        own = (_activations(random, 24), True, experts, weights)
+        yield f"routers by {rule['score']}", ex.Route(*own, choice_bias=_floats(random, (24,)), **rule), weights
+    fmt, output = FORMATS["q4"], _floats(random, (TOKENS, 2, COLUMNS))
+    layout = ex.ExpertLayout(COLUMNS, ROWS, fmt, fmt, fmt, _aligned_bytes(2 * fmt.matrix_bytes(48, COLUMNS)))
+    arena = _aligned((2, _aligned_bytes(layout.down_offset + layout.down_bytes)), np.uint8)
+    for record in arena:
+        first, down = _matrix(fmt, random, 96), _matrix(fmt, random, COLUMNS, ROWS)
+        record[: first.data.size] = first.data
+        record[layout.down_offset :][: down.data.size] = down.data
+    chosen, slots = np.array([[0, 1], [1, 0], [0, 1], [1, 0]], np.int32), np.array([1, 0], np.int32)
+    given, of = _activations(random, COLUMNS), np.zeros(2, np.uint8)
+    yield "experts", ex.Experts(given, chosen, slots, arena, (layout,), of, output), output  # type: ignore[arg-type]
+
+
+def _recurrent(random: np.random.Generator) -> Iterator[tuple[str, op.Operation, op.Floats]]:
+    """Yield questions of what changes a sequence's state, from its first position on."""
+    heads, width, values = 2, 20, 24
+    rows = np.arange(TOKENS, dtype=np.int32), np.zeros(TOKENS, np.int32)
+    states, output = _floats(random, (1, heads, 32, width)), _floats(random, (TOKENS, heads * values))
+    rate, numbers = -np.abs(_floats(random, (heads,))), _floats(random, (heads,))
+    given = _floats(random, (TOKENS, heads * (2 * width + values)))
+    strength, step = (_floats(random, (TOKENS, heads)) for _ in range(2))
+    yield (
+        "the delta rule",
+        st.DeltaRule(given, strength, step, numbers, rate, 1e-6, heads, *rows, states, output),
+        output,
+    )
+    own = (given, step, numbers, rate, numbers, heads, *rows, states, output)
+    yield "scans", st.SelectiveScan(*own), output
+    ring, taps = _floats(random, (1, 3, values)), _floats(random, (3 * values,))
+    short, kept = _floats(random, (TOKENS, values)), _floats(random, (TOKENS, 3 * values))
+    yield "convolutions", st.ShortConv(kept, taps, None, *rows, ring, short), short
+
+
+def _aligned_bytes(size: int) -> int:
+    return -(-size // 64) * 64
 
 
 def _agree(device: Backend, native: Backend, operation: op.Operation, output: op.Floats) -> bool:

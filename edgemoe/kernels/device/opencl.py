@@ -54,10 +54,10 @@ class OpenClRuntime:
             return self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
 
     def adopt(self, host: Bytes) -> Any | None:
-        """Share bytes that kernels only read with a device that has the host's memory; None with another."""
+        """Share bytes with a device that has the host's memory; None with another."""
         if not self.unified:
             return None
-        flags = self._cl.mem_flags.READ_ONLY | self._cl.mem_flags.USE_HOST_PTR
+        flags = self._cl.mem_flags.READ_WRITE | self._cl.mem_flags.USE_HOST_PTR
         with self._told(f"lent {host.size:,} bytes of memory"):
             return self._cl.Buffer(self._context, flags, hostbuf=host)
 

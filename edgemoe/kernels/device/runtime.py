@@ -38,11 +38,12 @@ Argument = Union[Place, int, float, None]
 
 
 class Launch(NamedTuple):
-    """A kernel with its arguments, to be run for a number of work-items for each token."""
+    """A kernel with its arguments, to be run for a number of work-items for each token, or `once` for so many."""
 
     kernel: str
     arguments: tuple[Argument, ...]
     items: int
+    once: bool = False
 
 
 class Runtime(Protocol):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
@@ -73,9 +74,9 @@ class NativeBackend:
         self._check_open()
         if all(has_kernel(type(operation)) for operation in operations):
             return self._native_program(operations)
-        from edgemoe.kernels.native.segments import SegmentedProgram, where_without_device
+        from edgemoe.kernels.native.segments import SegmentedProgram, places_without_device
 
-        return SegmentedProgram(operations, where_without_device, self._bind)
+        return SegmentedProgram(operations, places_without_device, self._bind)
 
     def _bind(self, where: Where, operations: Sequence[op.Operation], first: int) -> Program:
         """Bind operations of one place, the first of which has that number in a longer list."""
@@ -119,6 +120,9 @@ class NativeBackend:
         if status:
             raise KernelError(f"{memory.nbytes} bytes of memory cannot be read: {status_text(status)}.")
         return elapsed_ns.value, total.value
+
+    def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Forget nothing: programs work on the caller's arrays."""
 
     def close(self) -> None:
         """Stop the threads. Programs cannot run after this."""

@@ -17,8 +17,16 @@ from edgemoe.kernels.stepwise import MEANINGS, RunBounds, measured_operation
 Where = Literal["native", "reference", "device"]
 """Where an operation runs: the C library, the reference, which has all, or a device (`kernels/device`)."""
 
+Places = Callable[[Sequence[op.Operation]], Sequence[Where]]
+"""Returns the places of operations that are as defined."""
+
 Bind = Callable[[Where, Sequence[op.Operation], int], Program]
 """Makes a program, for such a place, of operations, the first of which has that number in the whole list."""
+
+
+def places_without_device(operations: Sequence[op.Operation]) -> list[Where]:
+    """Return the places of operations where there is no device."""
+    return [*map(where_without_device, operations)]
 
 
 def where_without_device(operation: op.Operation) -> Where:
@@ -34,14 +42,14 @@ def fallbacks() -> tuple[str, ...]:
 class SegmentedProgram:
     """One program after the other, each for a run of operations of one place."""
 
-    def __init__(self, operations: Sequence[op.Operation], where: Callable[[op.Operation], Where], bind: Bind) -> None:
+    def __init__(self, operations: Sequence[op.Operation], places: Places, bind: Bind) -> None:
         """Raises KernelError for an operation that is not as defined, or that no backend knows."""
         self._bounds = RunBounds.of([measured_operation(number, o) for number, o in enumerate(operations)])
         self._programs: list[Program] = []
         self._counts: list[int] = []
         first = 0
-        for place, group in itertools.groupby(operations, key=where):
-            segment = list(group)
+        for place, group in itertools.groupby(zip(places(operations), operations, strict=True), lambda one: one[0]):
+            segment = [operation for _, operation in group]
             self._programs.append(bind(place, segment, first))
             self._counts.append(len(segment))
             first += len(segment)

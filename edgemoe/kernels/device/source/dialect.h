@@ -11,6 +11,7 @@
 #ifdef __OPENCL_VERSION__
 #pragma OPENCL FP_CONTRACT OFF
 #define GLOBAL __global
+#define OWN
 #define TABLE __constant
 #define INLINE static inline
 typedef char i8;
@@ -26,6 +27,7 @@ typedef ulong u64;
 #elif defined __METAL_VERSION__
 #pragma clang fp contract(off)
 #define GLOBAL device
+#define OWN thread
 #define TABLE constant
 #define INLINE static inline
 typedef char i8;
@@ -40,6 +42,7 @@ typedef ulong u64;
 #define root(x) metal::precise::sqrt(x)
 #elif defined __CUDACC__
 #define GLOBAL
+#define OWN
 #define TABLE static __device__ const
 #define INLINE static __device__ __forceinline__
 typedef signed char i8;
@@ -57,6 +60,7 @@ typedef unsigned long long u64;
 #include <stdint.h>
 #include <string.h>
 #define GLOBAL
+#define OWN
 #define TABLE static const
 #define INLINE static inline
 typedef int8_t i8;
@@ -92,6 +96,7 @@ typedef union argument {
 #define GROUP_COLUMNS 32
 #define QUADS 8 /* of a group: 4 columns of a row, whose codes share a word */
 #define LANES 8
+#define MINUS_INFINITY of_bits(0xff800000)
 
 /* What products need to know of a group of 32 quantised activations. */
 typedef struct group {
@@ -126,6 +131,10 @@ INLINE float exponential(float x) {
     sum = fused(sum, r, 1.0f);
     const i32 half_of = whole >> 1;
     return sum * of_bits((u32)(half_of + 127) << 23) * of_bits((u32)(whole - half_of + 127) << 23);
+}
+
+INLINE float fold_own_lanes(OWN const float *lanes) {
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 INLINE float fold_lanes(GLOBAL const float *lanes) {

@@ -183,31 +183,37 @@ INLINE void finish(GLOBAL const float *bias, GLOBAL float *output, i32 has_bias,
     *output = accumulate ? *output + with_bias * scale : with_bias * scale;
 }
 
-/* Rows of a matrix times tokens: item is token * rows + row. */
+/* Rows of a matrix times inputs: item is input * rows + row. Inputs take turns at `heads` runs of rows, each its own, and
+ * leave their products `stride` numbers apart. */
 INLINE void linear(GLOBAL const u8 *matrix, GLOBAL const u32 *values, GLOBAL const group *groups, GLOBAL const float *bias,
                    GLOBAL float *output, i32 rows, i32 group_count, i32 panel_bytes, i32 has_bias, float scale,
-                   i32 accumulate, format f, i32 item) {
-    const i32 row = item % rows, token = item / rows;
+                   i32 accumulate, i32 heads, i32 stride, format f, i32 item) {
+    const i32 input = item / rows, row = input % heads * rows + item % rows;
     const float sum =
-        product(matrix + (u64)(row / PANEL_ROWS) * (u64)panel_bytes, values + (u64)token * (u64)(group_count * QUADS),
-                groups + (u64)token * (u64)group_count, group_count, row % PANEL_ROWS, f);
-    finish(bias, output + item, has_bias, scale, accumulate, row, sum);
+        product(matrix + (u64)(row / PANEL_ROWS) * (u64)panel_bytes, values + (u64)input * (u64)(group_count * QUADS),
+                groups + (u64)input * (u64)group_count, group_count, row % PANEL_ROWS, f);
+    finish(bias, output + (u64)input * (u64)stride + (u64)(item % rows), has_bias, scale, accumulate, row, sum);
 }
 
-INLINE void float_linear(GLOBAL const u8 *matrix, GLOBAL const float *input, GLOBAL const float *bias, GLOBAL float *output,
-                         i32 rows, i32 columns, i32 panel_bytes, i32 has_bias, float scale, i32 accumulate, i32 element,
-                         i32 item) {
-    const i32 row = item % rows, token = item / rows;
-    const float sum = float_product(matrix + (u64)(row / PANEL_ROWS) * (u64)panel_bytes, input + (u64)token * (u64)columns,
+INLINE void float_linear(GLOBAL const u8 *matrix, GLOBAL const float *inputs, GLOBAL const float *bias, GLOBAL float *output,
+                         i32 rows, i32 columns, i32 panel_bytes, i32 has_bias, float scale, i32 accumulate, i32 heads,
+                         i32 stride, i32 element, i32 item) {
+    const i32 input = item / rows, row = input % heads * rows + item % rows;
+    const float sum = float_product(matrix + (u64)(row / PANEL_ROWS) * (u64)panel_bytes, inputs + (u64)input * (u64)columns,
                                     columns, row % PANEL_ROWS, element);
-    finish(bias, output + item, has_bias, scale, accumulate, row, sum);
+    finish(bias, output + (u64)input * (u64)stride + (u64)(item % rows), has_bias, scale, accumulate, row, sum);
 }
 
-INLINE void e4m3_linear(GLOBAL const u8 *matrix, GLOBAL const float *input, GLOBAL const float *bias, GLOBAL float *output,
-                        i32 rows, i32 columns, i32 panel_bytes, i32 has_bias, float scale, i32 accumulate, i32 scale_kind,
-                        i32 scale_shift, float unit, i32 item) {
-    const i32 row = item % rows, token = item / rows;
-    const float sum = e4m3_product(matrix + (u64)(row / PANEL_ROWS) * (u64)panel_bytes, input + (u64)token * (u64)columns,
+INLINE void e4m3_linear(GLOBAL const u8 *matrix, GLOBAL const float *inputs, GLOBAL const float *bias, GLOBAL float *output,
+                        i32 rows, i32 columns, i32 panel_bytes, i32 has_bias, float scale, i32 accumulate, i32 heads,
+                        i32 stride, i32 scale_kind, i32 scale_shift, float unit, i32 item) {
+    const i32 input = item / rows, row = input % heads * rows + item % rows;
+    const float sum = e4m3_product(matrix + (u64)(row / PANEL_ROWS) * (u64)panel_bytes, inputs + (u64)input * (u64)columns,
                                    columns, row % PANEL_ROWS, scale_kind, scale_shift, unit);
-    finish(bias, output + item, has_bias, scale, accumulate, row, sum);
+    finish(bias, output + (u64)input * (u64)stride + (u64)(item % rows), has_bias, scale, accumulate, row, sum);
+}
+
+/* The channels of a head that pass as they are, behind its product: item is input * passed + channel. */
+INLINE void pass_channels(GLOBAL const float *passed, GLOBAL float *output, i32 width, i32 rows, i32 stride, i32 item) {
+    output[(u64)(item / width) * (u64)stride + (u64)(rows + item % width)] = passed[item];
 }

@@ -1,5 +1,8 @@
 /* Norms, whose sums run along a row in eight lanes: one item for each lane, then one for each number. */
 
+INLINE float magnitude(float x) { return of_bits(bits_of(x) & 0x7fffffff); }
+INLINE float with_sign_of(float x, float sign) { return of_bits((bits_of(x) & 0x7fffffff) | (bits_of(sign) & 0x80000000)); }
+
 /* Lane sum of squares of a run of `width` numbers: item is run * LANES + lane. */
 INLINE void square_lanes(GLOBAL const float *input, GLOBAL float *lanes, i32 width, i32 item) {
     float sum = 0.0f;
@@ -87,4 +90,98 @@ INLINE void combine(GLOBAL const float *routed, GLOBAL const float *weights, GLO
     }
     sum = scale * sum;
     output[item] = accumulate ? output[item] + sum : sum;
+}
+
+/* ---- positions and gates -------------------------------------------------------------------------------- */
+
+/* A pair of channels is rotated: item is (token * heads + head) * half + pair, and the first of a head's `half` pairs lies
+ * `first` channels from its beginning. */
+INLINE void rope(GLOBAL float *values, GLOBAL const i32 *positions, GLOBAL const float *cosine, GLOBAL const float *sine,
+                 i32 heads, i32 width, i32 half_width, i32 first, i32 neighbours, float side, i32 item) {
+    const i32 pair = item % half_width, row = item / half_width;
+    const u64 angle = (u64)positions[row / heads] * (u64)half_width + (u64)pair;
+    GLOBAL float *own = values + (u64)row * (u64)width + (u64)(first + (neighbours ? 2 * pair : pair));
+    const i32 apart = neighbours ? 1 : half_width;
+    const float a = own[0], b = own[apart], c = cosine[angle], s = side * sine[angle];
+    own[0] = a * c - b * s;
+    own[apart] = b * c + a * s;
+}
+
+INLINE void scale_by_position(GLOBAL float *values, GLOBAL const i32 *positions, GLOBAL const float *factors, i32 width,
+                              i32 item) {
+    values[item] = values[item] * factors[positions[item / width]];
+}
+
+/* log(1 + y) for 0 <= y <= 1 in the steps of native/kernels/exponential.h. */
+INLINE float log_of_one_plus(float y) {
+    const float s = y / (2.0f + y), square = s * s;
+    float sum = 1.0f / 17;
+    sum = sum * square + 1.0f / 15;
+    sum = sum * square + 1.0f / 13;
+    sum = sum * square + 1.0f / 11;
+    sum = sum * square + 1.0f / 9;
+    sum = sum * square + 1.0f / 7;
+    sum = sum * square + 1.0f / 5;
+    sum = sum * square + 1.0f / 3;
+    sum = sum * square + 1.0f;
+    return 2.0f * s * sum;
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+INLINE float softplus(float x) { return (x > 0.0f ? x : 0.0f) + log_of_one_plus(exponential(-magnitude(x))); }
+
+#define SIGMOID 0
+#define SOFTPLUS 1
+#define IDENTITY 2
+
+/* A number of a run of `width` times what its gate lets through. */
+INLINE void gate(GLOBAL const float *gates, GLOBAL float *values, i32 width, i32 gating, i32 item) {
+    const float own = gates[item / width];
+    const float factor = gating == IDENTITY   ? own
+                         : gating == SOFTPLUS ? softplus(own)
+                                              : (gating == SIGMOID ? 1.0f : own) / (1.0f + exponential(-own));
+    values[item] = values[item] * factor;
+}
+
+/* limit * tanh(value / limit). */
+INLINE float capped(float value, float limit) {
+    const float power = exponential(-2.0f * magnitude(value / limit));
+    return with_sign_of(limit * ((1.0f - power) / (1.0f + power)), value);
+}
+
+INLINE void soft_cap(GLOBAL float *values, float limit, i32 item) { values[item] = capped(values[item], limit); }
+
+/* ---- residual streams ----------------------------------------------------------------------------------- */
+
+INLINE void read_streams(GLOBAL const float *streams, GLOBAL const float *shares, GLOBAL float *output, i32 count, i32 width,
+                         i32 item) {
+    float sum = 0.0f;
+    for (i32 s = 0; s < count; s++) {
+        const u64 at = ((u64)(item / width) * (u64)count + (u64)s) * (u64)width + (u64)(item % width);
+        sum = sum + sigmoid(shares[at]) * streams[at];
+    }
+    output[item] = sum * (1.0f / (float)count);
+}
+
+INLINE void write_streams(GLOBAL const float *shares, GLOBAL const float *result, GLOBAL float *streams, i32 count, i32 width,
+                          i32 item) {
+    const i32 stream = item / width;
+    const float factor = sigmoid(shares[stream]) * 2.0f;
+    streams[item] = streams[item] + factor * result[(u64)(stream / count) * (u64)width + (u64)(item % width)];
+}
+
+/* Lane sum of the products of a stream's key and query: item is stream * LANES + lane. */
+INLINE void product_lanes(GLOBAL const float *key, GLOBAL const float *query, GLOBAL float *lanes, i32 width, i32 item) {
+    const u64 start = (u64)(item / LANES) * (u64)width;
+    float sum = 0.0f;
+    for (i32 i = item % LANES; i < width; i += LANES) sum = sum + key[start + (u64)i] * query[start + (u64)i];
+    lanes[item] = sum;
+}
+
+INLINE void gate_by_agreement(GLOBAL const float *lanes, GLOBAL const float *value, GLOBAL float *output, i32 count, i32 width,
+                              float least, i32 item) {
+    const i32 stream = item / width;
+    const float agreement = fold_lanes(lanes + stream * LANES) / root((float)width), size = magnitude(agreement);
+    const float rooted = agreement == 0.0f ? 0.0f : with_sign_of(root(size >= least ? size : least), agreement);
+    output[item] = sigmoid(rooted) * value[(u64)(stream / count) * (u64)width + (u64)(item % width)];
 }

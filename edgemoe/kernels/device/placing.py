@@ -1,0 +1,147 @@
+"""Chooses the operations that a device runs, and says what they take there before any array exists.
+
+A device's budget may have room for a part of a model. Operations get it in their order, those of experts after all
+others, as a token reads only a few of the experts, but all of every other weight. From the first operation on whose
+weights have no room, the processor runs the rest of a program, so that what the device does is in one piece. Pages of
+keys and values, fixed state and slots of experts are mirrored whole or not at all; an operation whose mirrors have no
+room runs on the processor, and those around it on the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgemoe.kernels import operations as op
+from edgemoe.kernels.definition import Field
+from edgemoe.kernels.device.lowering import can_run, lower
+from edgemoe.kernels.device.memory import Key, key_of
+from edgemoe.kernels.device.runtime import Block, Place
+from edgemoe.kernels.device.segment import ALIGNMENT_BYTES, aligned, spans_of
+from edgemoe.kernels.device.uses import uses_of
+from edgemoe.kernels.expert_operations import Experts
+from edgemoe.kernels.formats import Matrix
+
+
+class PlannedUse(NamedTuple):
+    """Memory and operations of programs on a device."""
+
+    weight_bytes: int
+    state_bytes: int
+    """Mirrors of pages, fixed state and slots of experts."""
+    activation_bytes: int
+    """An upper bound."""
+    on_device: int
+    """How many operations it runs."""
+    others: int
+    """How many it could run, if it had room for them."""
+
+
+class Placing:
+    """The places of operations, program after program."""
+
+    def __init__(
+        self, most_bytes: int | None, used_bytes: int = 0, activation_bytes: int = 0, known: Collection[Key] = ()
+    ) -> None:
+        """Of `most_bytes`, the device's budget, `used_bytes` are taken: those for activations, and arrays of these keys
+        among others.
+        """
+        self._left = None if most_bytes is None else most_bytes - used_bytes
+        self._known = set(known)
+        self.activation_bytes = activation_bytes
+        self.weight_bytes = self.state_bytes = 0
+
+    def choose(self, operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> list[op.Operation]:
+        """Return the operations of a program that the device runs; `most_row_bytes` as in `planned_bytes`."""
+        able, chosen = sorted(filter(can_run, operations), key=_reads_some), []
+        more = max(0, planned_bytes(able, most_row_bytes) - self.activation_bytes) if able else 0
+        for operation in able:
+            mirrors = _sizes(array for use in uses_of(operation) for array in use.arrays)
+            lasting = _sizes(array for _, array in lasting_arrays(operation))
+            of_mirrors = sum(size for key, size in mirrors.items() if key not in self._known)
+            of_weights = sum(size for key, size in lasting.items() if key not in self._known) - of_mirrors
+            if self._left is not None:
+                if more + of_weights > self._left:
+                    break
+                if more + of_weights + of_mirrors > self._left:
+                    continue
+                self._left -= more + of_weights + of_mirrors
+            self.activation_bytes += more
+            more = 0
+            self._known |= lasting.keys()
+            self.weight_bytes += of_weights
+            self.state_bytes += of_mirrors
+            chosen.append(operation)
+        return chosen
+
+
+def planned_use(programs: Sequence[Sequence[op.Operation]], most_bytes: int | None, most_row_bytes: int) -> PlannedUse:
+    """Return what programs would have on a device with such a budget, in the order in which they are bound.
+
+    Their arrays may be placeholders; those with a row for each token take at most `most_row_bytes`, as many of them
+    share memory.
+    """
+    placing = Placing(most_bytes)
+    on_device = sum(len(placing.choose(operations, most_row_bytes)) for operations in programs)
+    others = sum(map(can_run, itertools.chain.from_iterable(programs))) - on_device
+    return PlannedUse(placing.weight_bytes, placing.state_bytes, placing.activation_bytes, on_device, others)
+
+
+def planned_bytes(operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> int:
+    """Return bytes that suffice for the activations of operations, whose arrays may be placeholders.
+
+    Placeholders that would overlap count each by itself.
+    """
+    rows = {key_of(member): member for o in operations for field, member in op.members_of(o) if field.mark.per_row}
+    if all(isinstance(member, np.ndarray) for member in rows.values()):
+        row_bytes = spans_of(list(rows.values()))[1]
+    else:
+        row_bytes = sum(aligned(size) + ALIGNMENT_BYTES for _, size in rows)
+    if most_row_bytes is not None:
+        row_bytes = min(row_bytes, most_row_bytes)
+    scratch = 0
+    for operation in operations:
+        planner = _Planner(operation.measure().rows)
+        lower(operation, planner)
+        scratch = max(scratch, planner.bytes)
+    return row_bytes + scratch + ALIGNMENT_BYTES
+
+
+def _reads_some(operation: op.Operation) -> bool:
+    return isinstance(operation, Experts)
+
+
+def _sizes(arrays: Iterator[Any]) -> dict[Key, int]:
+    return {key_of(array): array.nbytes for array in arrays}
+
+
+def lasting_arrays(operation: op.Operation) -> Iterator[tuple[Field, Any]]:
+    """Yield the arrays of an operation that have no row for each token, with their fields: weights, tables, state."""
+    for field, member in op.members_of(operation):
+        if field.mark.per_row:
+            continue
+        if isinstance(member, op.QuantisedCache):
+            yield from ((field, part) for part in (member.values, member.scales))
+        elif isinstance(member, Matrix) and isinstance(member.data, np.ndarray):
+            yield field, member.data
+        else:
+            yield field, member
+
+
+class _Planner:
+    """The memory of operations whose arrays may be placeholders: it counts the scratch of one of them."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.count = np.zeros(1, np.int32)
+        self.bytes = 0
+
+    def place(self, array: Any) -> Place:
+        return Place(Block(None), 0)
+
+    def scratch(self, bytes_per_token: int) -> Place:
+        self.bytes += aligned(self.tokens * bytes_per_token)
+        return Place(Block(None), 0)
