@@ -16,12 +16,14 @@ from edgemoe.engine.opening import graph_of, model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.kernels.device import opening
 from edgemoe.kernels.device.backend import DeviceBackend
+from edgemoe.kernels.device.cuda import CudaRuntime
 from edgemoe.kernels.device.host import HostRuntime
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.golden.covering import COVERING, GOLDEN
 from tests.support.failing_device import FailingDevice
+from tests.support.fake_cuda import FakeCuda
 
 TOKENS = 24
 
@@ -92,8 +94,8 @@ def test_placements_that_change_between_steps_leave_the_same_bits(name: str, tmp
 def test_a_budget_is_kept_and_shows_in_no_bit(tmp_path: Path) -> None:
     name = "qwen2_moe"
     store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
-    wanted, plans, used = expected(store, name), [], []
-    for share in (None, 1.0, 0.8, 0.6, 0.5, 1e-9):
+    wanted, plans, used, ran = expected(store, name), [], [], []
+    for share in (None, 1.05, 0.8, 0.6, 0.5, 1e-9):
         vram = None if share is None else max(1, int(share * used[0]))
         with open_engine(store, EngineOptions(threads=1, context_length=32, device="host", vram=vram)) as engine:
             device = device_of(engine)
@@ -103,13 +105,35 @@ def test_a_budget_is_kept_and_shows_in_no_bit(tmp_path: Path) -> None:
             used.append(device.memory.used_bytes)
             plan = planned(store, engine)
             assert plan.budget_bytes == device.memory.most_bytes
-            assert plan.operations <= sum(segment.operations for segment in device.segments if segment.on_device)
             plans.append(plan)
+            ran.append(sum(segment.operations for segment in device.segments if segment.on_device))
+            assert plan.operations <= ran[-1]
     lasting = plans[0].weight_bytes + plans[0].state_bytes
     assert lasting < used[0] <= lasting + plans[0].activation_bytes
-    assert used == sorted(used, reverse=True)
-    assert used[-1] == plans[0].without_room == 0 < used[1] == used[0]
-    assert plans[0].operations > plans[3].operations > 0
+    assert plans[0].operations == ran[0] == ran[1] > ran[2] > ran[3] > ran[4] > ran[5] == used[5] == 0
+    assert plans[0].without_room == 0 < plans[3].operations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "vram"), [("qwen2_moe", None), ("qwen2_moe", 110_000), ("bailing_hybrid", None)])
+def test_nvidias_devices_have_copies_of_state(
+    name: str, vram: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages, fixed state and slots of experts, within the budget."""
+    driver = FakeCuda(host=HostRuntime())
+    monkeypatch.setattr(opening, "open_runtime", lambda _: CudaRuntime(driver=driver))
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    wanted = expected(store, name)
+    with open_engine(store, EngineOptions(threads=1, context_length=32, device="cuda", vram=vram)) as engine:
+        device = device_of(engine)
+        for _ in range(2):
+            assert [engine.forward(piece).tobytes() for piece in pieces(name)] == wanted
+            engine.rewind(0)
+        assert device.failure is None
+        assert any(segment.on_device for segment in device.segments)
+        assert (planned(store, engine).without_room == 0) == (vram is None)
+        assert driver.device_bytes == device.memory.used_bytes
+        assert driver.most_device_bytes <= (vram or driver.memory_bytes)
 
 
 def test_a_plan_has_what_the_budget_has_room_for() -> None:

@@ -50,8 +50,6 @@ class DeviceBackend(NativeBackend):
 
     def program(self, operations: Sequence[op.Operation]) -> Program:
         """Check and bind operations. Raises KernelError as the native backend does, whatever runs where."""
-        if not any(map(can_run, operations)) and not _state_of(operations):
-            return super().program(operations)
         self._check_open()
         return SegmentedProgram(operations, self._places, self._bind)
 

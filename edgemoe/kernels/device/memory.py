@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -40,9 +40,10 @@ class Resident:
 class Mirror(Resident):
     """A copy of an array of units, such as pages: one is copied to the device when it is used first, or has changed."""
 
-    def __init__(self, host: Any, may_share: bool) -> None:
+    def __init__(self, host: Any, repeatable: bool) -> None:
+        """`repeatable`: whether a run that has failed can be repeated on what it left."""
         super().__init__(host)
-        self.may_share = may_share
+        self.may_share = self.repeatable = repeatable
         self.unit_bytes = host.nbytes // host.shape[0]
         self._current = np.zeros(host.shape[0], bool)
 
@@ -53,13 +54,12 @@ class Mirror(Resident):
             runtime.upload(Place(self.block, begin), self.bytes[begin : begin + self.unit_bytes])
             self._current[unit] = True
 
-    def take(self, runtime: Runtime, units: Integers) -> list[tuple[Bytes, Bytes]]:
-        """Return memory of the host and what units of the device are to be written there."""
-        if self.shared:
-            return []
-        size = self.unit_bytes
-        begins = [unit * size for unit in units.tolist()]
-        return [(self.bytes[at : at + size], runtime.download(Place(self.block, at), size)) for at in begins]
+    def take(self, runtime: Runtime, units: Integers) -> Iterator[tuple[Bytes, Bytes]]:
+        """Yield memory of the host, and what is to be written there of a unit of the device."""
+        for unit in () if self.shared else units.tolist():
+            at = unit * self.unit_bytes
+            copied = runtime.download(Place(self.block, at), self.unit_bytes)
+            yield self.bytes[at : at + self.unit_bytes], copied
 
     def forget(self, begin: int, end: int) -> None:
         """Take the units that have bytes from `begin` to `end` for changed."""
@@ -92,7 +92,7 @@ class DeviceMemory:
     def mirror(self, array: Any, repeatable: bool) -> Mirror:
         """Return the mirror of an array, which all programs share, and of which no unit is copied yet if it is new.
 
-        It is memory of its own unless a run that has failed can be repeated on what it left there.
+        It is memory of its own unless it is `repeatable`.
         """
         key = key_of(array)
         found = self._mirrors.get(key)

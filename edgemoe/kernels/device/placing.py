@@ -55,9 +55,16 @@ class Placing:
         self.weight_bytes = self.state_bytes = 0
 
     def choose(self, operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> list[op.Operation]:
-        """Return the operations of a program that the device runs; `most_row_bytes` as in `planned_bytes`."""
+        """Return the operations of a program that the device runs.
+
+        Their arrays may be placeholders, if `most_row_bytes` says what all those with a row for each token take.
+        """
         able, chosen = sorted(filter(can_run, operations), key=_reads_some), []
-        more = max(0, planned_bytes(able, most_row_bytes) - self.activation_bytes) if able else 0
+        if most_row_bytes is None:
+            activations = spans_of(_rows(able))[1] + _scratch_bytes(able)
+        else:
+            activations = planned_bytes(able, most_row_bytes)
+        more = max(0, activations - self.activation_bytes)
         for operation in able:
             mirrors = _sizes(array for use in uses_of(operation) for array in use.arrays)
             lasting = _sizes(array for _, array in lasting_arrays(operation))
@@ -93,21 +100,26 @@ def planned_use(programs: Sequence[Sequence[op.Operation]], most_bytes: int | No
 def planned_bytes(operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> int:
     """Return bytes that suffice for the activations of operations, whose arrays may be placeholders.
 
-    Placeholders that would overlap count each by itself.
+    Arrays that several operations have, or that overlap, count each time, up to `most_row_bytes`.
     """
-    rows = {key_of(member): member for o in operations for field, member in op.members_of(o) if field.mark.per_row}
-    if all(isinstance(member, np.ndarray) for member in rows.values()):
-        row_bytes = spans_of(list(rows.values()))[1]
-    else:
-        row_bytes = sum(aligned(size) + ALIGNMENT_BYTES for _, size in rows)
+    row_bytes = sum(aligned(array.nbytes) + ALIGNMENT_BYTES for array in _rows(operations))
     if most_row_bytes is not None:
         row_bytes = min(row_bytes, most_row_bytes)
-    scratch = 0
+    return row_bytes + _scratch_bytes(operations) + ALIGNMENT_BYTES
+
+
+def _rows(operations: Sequence[op.Operation]) -> list[Any]:
+    return [member for o in operations for field, member in op.members_of(o) if field.mark.per_row]
+
+
+def _scratch_bytes(operations: Sequence[op.Operation]) -> int:
+    """Return the scratch of the operation that has most."""
+    largest = 0
     for operation in operations:
         planner = _Planner(operation.measure().rows)
         lower(operation, planner)
-        scratch = max(scratch, planner.bytes)
-    return row_bytes + scratch + ALIGNMENT_BYTES
+        largest = max(largest, planner.bytes)
+    return largest
 
 
 def _reads_some(operation: op.Operation) -> bool:

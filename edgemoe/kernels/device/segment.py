@@ -82,7 +82,8 @@ class Segment:
         return Place(self._memory.shared, at)
 
     def run(self, tokens: int, operations_ns: Nanoseconds | None = None) -> bool:
-        """Copy inputs, launch, and copy results; the host's arrays change last, so an error leaves them as they were.
+        """Copy inputs, launch, and copy results. The host's arrays change last, so an error leaves them as they were, but
+        for pages, to which the processor writes the same again.
 
         Return whether it did: not where a position, a sequence or an id is not as it must be. With `operations_ns` the
         time of each operation is added to it, and the device is waited for after each.
@@ -117,7 +118,13 @@ class Segment:
                 operations_ns[number] += now - before
                 before = now
         results = [runtime.download(copy.place, tokens * copy.row_bytes) for copy in self._downloads.values()]
-        state = [copied for mirror, units in written for copied in mirror.take(runtime, units)]
+        state: list[tuple[op.Bytes, op.Bytes]] = []
+        for mirror, units in written:
+            if not mirror.repeatable:
+                state += mirror.take(runtime, units)
+                continue
+            for host, result in mirror.take(runtime, units):  # one at a time, as there may be many
+                host[:] = result
         for copy, result in zip(self._downloads.values(), results, strict=True):
             copy.host[: result.size] = result
         for host, result in state:
