@@ -20,7 +20,12 @@ class Watched(FailingDevice):
 
     def __init__(self) -> None:
         super().__init__(1000)
+        self.adopts = False
         self.sizes: list[int] = []
+
+    def adopt(self, host: op.Bytes) -> op.Bytes | None:
+        """Return a copy, as drivers may."""
+        return host.copy() if self.adopts else None
 
     def upload(self, to: Place, host: op.Bytes) -> None:
         self.sizes.append(host.size)
@@ -44,7 +49,9 @@ def runtime() -> Watched:
     return Watched()
 
 
-def test_a_page_is_copied_when_it_is_used_first_or_has_changed(runtime: Watched) -> None:
+@pytest.mark.parametrize("adopts", [False, True])
+def test_a_page_is_copied_when_it_is_used_first_or_has_changed(runtime: Watched, adopts: bool) -> None:
+    runtime.adopts = adopts
     operation, device = storing(), DeviceBackend(runtime, 1)
     program = device.program([operation])
     (segment,) = device.segments

@@ -18,7 +18,7 @@ class FailingDevice:
     """
 
     name = "failing"
-    unified = False
+    unified = coherent = False
 
     def __init__(self, calls: int) -> None:
         self.left = calls

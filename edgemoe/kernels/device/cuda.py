@@ -40,7 +40,7 @@ class _Memory:
 class CudaRuntime:
     """One device, with a stream in which everything runs in order."""
 
-    unified = False
+    unified = coherent = False
 
     def __init__(self, which: str = "", driver: Any = None, longest_wait_seconds: float = LONGEST_WAIT_SECONDS) -> None:
         """Open the device of a number, or the one in whose name letters are found; else the first.

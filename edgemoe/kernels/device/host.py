@@ -46,7 +46,7 @@ class HostRuntime:
     """The C dialect of the device's text. Its memory is the host's, but only weights are shared with it."""
 
     name = "host"
-    unified = True
+    unified = coherent = True
 
     def __init__(self, pieces: Pieces = _whole, flags: Sequence[str] = ()) -> None:
         """`flags` for the compiler come after its own. Raises DeviceError where there is no compiler, or it fails."""

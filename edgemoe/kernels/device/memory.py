@@ -27,7 +27,7 @@ class Resident:
         self.host = host
         self.bytes: Bytes = host.reshape(-1).view(np.uint8)
         self.shared = False
-        """Whether the two are one memory."""
+        """Whether the two are one memory, and see at once what the other writes."""
         self._is_copied = False
 
     def copy(self, runtime: Runtime) -> None:
@@ -110,7 +110,7 @@ class DeviceMemory:
         if one.block.buffer is not None:
             return
         buffer, size = self.runtime.adopt(one.bytes) if one.may_share else None, one.bytes.nbytes
-        one.shared = buffer is not None
+        one.shared = buffer is not None and self.runtime.coherent
         if buffer is None:
             self._claim(size)
             try:

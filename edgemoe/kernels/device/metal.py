@@ -103,7 +103,7 @@ class _Buffer:
 class MetalRuntime:
     """One device, with a queue in which everything runs in order; launches are collected until somebody waits."""
 
-    unified = True
+    unified = coherent = True
 
     def __init__(self, which: str = "", longest_wait_seconds: float = LONGEST_WAIT_SECONDS) -> None:
         """Open the device of a number, or the one in whose name letters are found; else the first.

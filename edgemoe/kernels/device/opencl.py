@@ -23,6 +23,8 @@ _ITEMS_AT_ONCE = 64
 class OpenClRuntime:
     """One OpenCL device, with a queue in which everything runs in order."""
 
+    coherent = False
+
     def __init__(self, which: str = "", options: Sequence[str] = ()) -> None:
         """Open the device of a number, or the one in whose or whose platform's name letters are found; else the first.
 
@@ -54,10 +56,14 @@ class OpenClRuntime:
             return self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
 
     def adopt(self, host: Bytes) -> Any | None:
-        """Share bytes with a device that has the host's memory; None with another."""
+        """Share bytes with a device that has the host's memory; None with another.
+
+        Its driver may keep what was there in a copy of its own, until it is told otherwise.
+        """
         if not self.unified:
             return None
-        flags = self._cl.mem_flags.READ_WRITE | self._cl.mem_flags.USE_HOST_PTR
+        access = self._cl.mem_flags.READ_WRITE if host.flags.writeable else self._cl.mem_flags.READ_ONLY
+        flags = access | self._cl.mem_flags.USE_HOST_PTR
         with self._told(f"lent {host.size:,} bytes of memory"):
             return self._cl.Buffer(self._context, flags, hostbuf=host)
 

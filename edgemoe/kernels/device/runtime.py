@@ -53,6 +53,9 @@ class Runtime(Protocol):
     """The device as a person knows it."""
     unified: bool
     """Whether its memory is the host's, which has the one budget of both."""
+    coherent: bool
+    """Whether the device and the host see at once what the other writes to bytes that were adopted. Where they do not,
+    `upload` from these very bytes and `download` make it seen."""
 
     def free_bytes(self) -> int:
         """Return the bytes of memory that nobody has; of all there are, where the device does not tell."""

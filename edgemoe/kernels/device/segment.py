@@ -82,8 +82,8 @@ class Segment:
         return Place(self._memory.shared, at)
 
     def run(self, tokens: int, operations_ns: Nanoseconds | None = None) -> bool:
-        """Copy inputs, launch, and copy results. The host's arrays change last, so an error leaves them as they were, but
-        for pages, to which the processor writes the same again.
+        """Copy inputs, launch, and copy results. The host's arrays change last, so an error leaves them as they were,
+        except pages, to which the processor writes the same again.
 
         Return whether it did: not where a position, a sequence or an id is not as it must be. With `operations_ns` the
         time of each operation is added to it, and the device is waited for after each.
