@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.scratch import WeightFormats, placeholder_of
-from edgemoe.engine.workspace import ALIGNMENT_BYTES, kept_bytes, work_bytes
+from edgemoe.engine.workspace import ALIGNMENT_BYTES, encoder_work_bytes, kept_bytes, work_bytes
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Arena, Leaf, Paging, Weight, bound
@@ -56,7 +56,8 @@ def plan_device(graph: Graph, formats: WeightFormats, backend: Backend, memory: 
     embed = list(graph.embed.steps) if memory.embedding_resident else []
     programs = [[bound(step.operation, placeholder) for step in steps] for steps in (embed + layers, graph.head.steps)]
     kept = sum(value.home == "kept" for value in graph.lasting)
-    row_bytes = work_bytes(graph, tokens) + kept_bytes(graph, tokens, context, sequences) + 2 * ALIGNMENT_BYTES * kept
+    row_bytes = max(work_bytes(graph, tokens), encoder_work_bytes(graph, context))
+    row_bytes += kept_bytes(graph, tokens, context, sequences) + 2 * ALIGNMENT_BYTES * kept
     device = cast("DeviceBackend", backend)
     use = device.planned_use(programs, row_bytes)
     return DevicePlan(

@@ -64,7 +64,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Runtime]:
 
 @pytest.mark.slow
 def test_these_models_have_every_operation_of_the_device() -> None:
-    """Those of any golden model, that is."""
+    """Every operation of any golden model, that is."""
     graphs = {name: build_graph(model_spec(load_checkpoint(GOLDEN / name)[0])) for name in CASES if name in COVERING}
     kinds = {
         name: {type(step.operation) for section in graph.sections() for step in section.steps} & LOWERINGS.keys()

@@ -64,7 +64,7 @@ class _Pairs:
         self._place = memory.place
         self._top_k, columns = o.output.shape[1], o.layouts[0].intermediate_size
         self.inputs: list[Launch] = []
-        """What comes before the launches of the layouts."""
+        """Launches that come before those of the layouts."""
         self._input: tuple[Place, ...] = ()
         if any(one.gate_format.quantised or one.up_format.quantised for one in o.layouts):
             launch, self._input = quantised(memory.place(o.input), o.input.shape[1], 1, memory)

@@ -1,4 +1,4 @@
-"""What the launches of an operation are written with: where its arrays lie, and numbers as kernels take them."""
+"""Writes what launches of an operation have in common: where its arrays lie, and numbers as kernels take them."""
 
 from __future__ import annotations
 

@@ -46,9 +46,7 @@ class Placing:
     def __init__(
         self, most_bytes: int | None, used_bytes: int = 0, activation_bytes: int = 0, known: Collection[Key] = ()
     ) -> None:
-        """Of `most_bytes`, the device's budget, `used_bytes` are taken: those for activations, and arrays of these keys
-        among others.
-        """
+        """`used_bytes` of the budget are taken: for activations, for arrays of known keys, and for others."""
         self._left = None if most_bytes is None else most_bytes - used_bytes
         self._known = set(known)
         self.activation_bytes = activation_bytes

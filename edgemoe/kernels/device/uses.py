@@ -1,4 +1,4 @@
-"""What operations use of arrays that no row of a run has of its own: pages of the KV cache, slots of experts, tables.
+"""Finds what operations use of arrays without a row for each token: pages of the KV cache, slots of experts, tables.
 
 The device has copies of these, and its kernels check nothing. So before a run the host looks which units it uses, a
 page or a slot each, and whether positions, sequences and ids are as they must be. Where they are not, the processor has
