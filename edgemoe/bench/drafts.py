@@ -21,6 +21,7 @@ import numpy as np
 
 from edgemoe.bench.benchmark import COMMAND
 from edgemoe.bench.counts import SETTLE_STEPS, CountsReport, context_for, rounds
+from edgemoe.bench.expert_rate import measure_experts
 from edgemoe.bench.limits import missed_bytes
 from edgemoe.bench.measure import Progress, Settings
 from edgemoe.bench.protocol import Start, Worker, start_process
@@ -211,4 +212,4 @@ def _missed_experts(answer: Mapping[str, Any], record_bytes: float) -> float:
 def _measured_rates(store: Store, kernels: KernelChoice, resident: bool) -> MachineRates:
     """Rates of this machine, measured in some seconds."""
     disk = math.inf if resident else measure_store_disk(store).bytes_per_s
-    return MachineRates(measure_memory(kernels).bytes_per_s, disk)
+    return MachineRates(measure_memory(kernels).bytes_per_s, disk, measure_experts(store.manifest, kernels))

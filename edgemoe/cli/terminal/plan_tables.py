@@ -97,6 +97,9 @@ def _speed_rows(planned: ModelPlan) -> Rows:
         ("memory's rate", f"{planned.memory_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.memory_rate.basis}"),
         ("memory's limit", f"{forecast.limits.memory:.1f} tokens/s"),
     ]
+    if planned.kernel_bytes_per_s < planned.memory_rate.bytes_per_s:
+        rate = f"{planned.kernel_bytes_per_s / 1e9:.2f} GB/s of experts in these formats, less than the memory"
+        rows.append(("kernels' rate", rate))
     if planned.disk_rate is not None:
         rows.append(("disk's rate", f"{planned.disk_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.disk_rate.basis}"))
         if not forecast.memory.all_resident:
