@@ -234,6 +234,20 @@ def test_a_short_text_is_remarked_on(checkpoint: Path, tmp_path: Path) -> None:
     assert any("only 255 tokens" in text for text in said)  # whole windows
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", ["n2", "sub1"])
+def test_a_text_that_is_one_token_over_and_over(checkpoint: Path, tmp_path: Path, experts: str) -> None:
+    """So is a text in another language for a tokenizer without its characters; moments are nearly of one input."""
+
+    def unknown(files: Mapping[str, bytes], vocabulary: int, text: str, tokens: int) -> TextTokens:
+        return TextTokens(np.full(min(tokens, len(text)), 3, np.int32), (0,))
+
+    foreign = Calibration(1000 * "\N{CJK UNIFIED IDEOGRAPH-6587}", "text.txt", unknown)
+    store = convert_checkpoint(str(checkpoint), tmp_path / "store", experts=experts, dense="n3", calibration=foreign)
+    assert verify_store(Store.open(store)) == []
+    assert np.isfinite(logits(store)).all()
+
+
 def test_memory_bounds_the_number_of_tokens() -> None:
     graph = build_graph(model_spec(SMALL_MIXTRAL))
     windows = Windows(np.zeros((64, 256), np.int32), 1)
