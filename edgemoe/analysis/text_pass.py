@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,9 +81,7 @@ class TextPass:
         last = max(self._graph.spec.routed)
         with closing(select_backend()) as backend:
             run = _WholeRun(self._graph, _WholeWeights(self._store), self.windows, backend)
-            run.begin()
-            for number in range(last + 1):
-                section = self._graph.layers[number]
+            for number, section in enumerate(islice(run.sections(), last + 1)):
                 choice = _Choice(np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32), False)
                 for step in run.steps(section):
                     run.run(step)
@@ -124,7 +123,7 @@ class _WholeRun(LayerRun):
 
     def _run_experts(self, step: Step) -> None:
         operation: Any = step.operation
-        store, slots = self._source.store, self._space.array(operation.slots)
+        store, slots = self._source.store, self.memory(operation.slots)
         memory = allocate_pages(len(slots) * store.slot_bytes)
         self._arena = np.frombuffer(memory, np.uint8).reshape(len(slots), -1)
         layer = layer_of(operation)

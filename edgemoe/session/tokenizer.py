@@ -85,6 +85,13 @@ class Tokenizer:
         added = self.require().get_added_tokens_decoder() if self._fills_gaps else {}
         return frozenset(token for token, one in added.items() if GAP_TOKEN.fullmatch(one.content))
 
+    @property
+    def gap_marks(self) -> tuple[int, ...]:
+        """The tokens of gaps in their order; none where the tokenizer has no such tokens."""
+        found = (self.require().token_to_id(f"<extra_id_{number}>") for number in itertools.count())
+        marks = itertools.takewhile(lambda one: one is not None and one < self.vocabulary, found)
+        return tuple(one for one in marks if one is not None)
+
     @cached_property
     def channel_markers(self) -> ChannelMarkers | None:
         """The special tokens around messages with channels; None for a model without any."""
