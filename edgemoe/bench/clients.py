@@ -3,27 +3,31 @@
 Every round runs, in turn, one answer without HTTP and each number of clients of `edgemoe serve`, and the same clients
 of llama.cpp's llama-server if asked. Prompts are random, each client has its own, answers are greedy and do not end,
 and nothing is drafted. A rate counts the tokens that arrive while all clients of a round have begun and none has ended,
-by the clients' clock.
+by the clients' clock. The first piece of an answer is timed from its request on. If asked, the same clients are
+measured once more in each round, while a reader takes what the page's live picture is made of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import re
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +56,10 @@ class ServedReport:
     """The rate of all answers together."""
     against_direct: Spread
     """`tokens_per_s` over that of one answer without HTTP, round by round."""
+    first_s: Spread
+    """From a request to the first piece of its answer: the median of the clients."""
+    watched: Spread | None = None
+    """`tokens_per_s` while somebody watches the engine; None where this was not measured."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,63 @@ class ClientsReport:
     repeats: int
     direct: Spread
     """Tokens a second of one answer without HTTP."""
+    direct_first_s: Spread
+    """From its prompt to its first piece."""
     served: Sequence[ServedReport]
     peer: str | None
     peer_served: Sequence[ServedReport]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Answer(NamedTuple):
+    """An answer as a client sees it."""
+
+    asked_s: float
+    """When it was asked for."""
+    arrived_s: Sequence[float]
+    """When its pieces arrived."""
+    tokens: int
+
+    @property
+    def first_s(self) -> float:
+        """How long its first piece was waited for."""
+        return self.arrived_s[0] - self.asked_s
+
+
+class _Received(io.RawIOBase):
+    """What came through a socket, to be read again, with the time at which each part of it came.
+
+    A client's own work takes processors from the server beside it, so it only takes bytes while it is timed, and looks
+    at them afterwards.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Receives until the server closes the connection."""
+        self._parts: list[tuple[float, bytes]] = []
+        while part := connection.recv(io.DEFAULT_BUFFER_SIZE):
+            self._parts.append((time.perf_counter(), part))
+        self._parts.reverse()
+        self.at_s = 0.0
+        """When the part came that was read last."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._parts:
+            return 0
+        self.at_s, part = self._parts.pop()
+        taken = min(len(buffer), len(part))
+        buffer[:taken] = part[:taken]
+        if taken < len(part):
+            self._parts.append((self.at_s, part[taken:]))
+        return taken
+
+    def makefile(self, *_: Any) -> io.BufferedReader:
+        """The file that `http.client` reads in the place of a socket's."""
+        return io.BufferedReader(self)
 
 
 class HttpServer:
@@ -120,26 +179,44 @@ class HttpServer:
             return connection.getresponse().status == http.HTTPStatus.OK
         return False
 
-    def answer(self, prompt: Sequence[int], tokens: int) -> tuple[list[float], int]:
-        """The times at which the pieces of an answer arrived, and how many tokens it has. Raises EdgemoeError."""
+    def answer(self, prompt: Sequence[int], tokens: int) -> Answer:
+        """Ask for an answer of so many tokens. Raises EdgemoeError."""
         body = {
             "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
             "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
-        arrived, written = [], 0
+        headers = {"Content-Type": "application/json", "Connection": "close"}
         with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_SECONDS)) as connection:
-            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            asked_s = time.perf_counter()
+            connection.request("POST", "/v1/completions", json.dumps(body), headers)
+            received = _Received(connection.sock)
+        reply = http.client.HTTPResponse(received)  # type: ignore[arg-type]
+        reply.begin()
+        if reply.status != http.HTTPStatus.OK:
+            raise EdgemoeError(f"A server answered with status {reply.status}: {reply.read()[:300]!r}.")
+        arrived_s, written = [], 0
+        for line in reply:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[len(b"data: ") :])
+            if any(choice.get("text") for choice in event.get("choices", ())):
+                arrived_s.append(received.at_s)
+            written = (event.get("usage") or {}).get("completion_tokens", written)
+        return Answer(asked_s, arrived_s, written)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Read what the page's live picture is made of, as fast as the server sends it. Raises EdgemoeError."""
+        with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_SECONDS)) as connection:
+            connection.request("GET", "/edgemoe/live")
             reply = connection.getresponse()
             if reply.status != http.HTTPStatus.OK:
-                raise EdgemoeError(f"A server answered with status {reply.status}: {reply.read()[:300]!r}.")
-            for line in reply:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line[len(b"data: ") :])
-                if any(choice.get("text") for choice in event.get("choices", ())):
-                    arrived.append(time.perf_counter())
-                written = (event.get("usage") or {}).get("completion_tokens", written)
-        return arrived, written
+                raise EdgemoeError(f"The server answered with status {reply.status}: {reply.read()[:300]!r}.")
+            reader = threading.Thread(target=_discard, args=(connection.sock,), daemon=True)
+            reader.start()
+            yield
+            connection.sock.shutdown(socket.SHUT_RDWR)
+            reader.join()
 
     def close(self) -> None:
         """End the process, and wait for its end."""
@@ -158,6 +235,19 @@ class HttpServer:
         self.close()
 
 
+def _discard(connection: socket.socket) -> None:
+    """Take what comes through a socket until that is closed."""
+    while connection.recv(1 << 16):
+        pass
+
+
+class _Timed(NamedTuple):
+    """The answers of some clients at once."""
+
+    rate: float
+    first_s: float
+
+
 class ClientsMeasurement:
     """Measures one model. Raises UsageError for numbers that are out of range, and for a peer that is not there."""
 
@@ -171,8 +261,12 @@ class ClientsMeasurement:
         progress: Progress = lambda doing, done, total: None,
         peer_file: Path | None = None,
         start: Start = start_process,
+        watch: bool = False,
     ) -> None:
-        """`counts` are the numbers of clients; `peer_file` is a GGUF file that llama-server serves beside."""
+        """`counts` are the numbers of clients; `peer_file` is a GGUF file that llama-server serves beside.
+
+        `watch`: measure each number of clients again while somebody watches the engine.
+        """
         if not counts or any(not 1 <= count <= MOST_SEQUENCES for count in counts):
             found = ", ".join(map(str, counts)) or "none"
             raise UsageError(
@@ -194,6 +288,7 @@ class ClientsMeasurement:
         self._progress = progress
         self._peer_file = peer_file
         self._start = start
+        self._watch = watch
         self._random = np.random.default_rng(settings.seed)
 
     def run(self) -> ClientsReport:
@@ -203,23 +298,35 @@ class ClientsMeasurement:
             about = writer.ask("open", model=str(self._folder), options=self._options.to_json())
             server = stack.enter_context(HttpServer(self._command()))
             peer = stack.enter_context(self._peer()) if self._peer_file is not None else None
-            direct, served, beside = [], self._empty(), self._empty()
+            vocabulary = about["vocabulary"]
+            direct: list[Mapping[str, float]] = []
+            served, watched, beside = self._empty(), self._empty(), self._empty()
             for number in rounds(self._settings.repeats, self._progress):
-                (prompt,) = self._prompts(1, about["vocabulary"])
-                rate = writer.ask("write", prompt=prompt, tokens=self._settings.decode_tokens)["tokens_per_s"]
-                rates = {count: self._rate(server, count, about["vocabulary"]) for count in self._counts}
-                theirs = {count: self._rate(peer, count, about["vocabulary"]) for count in self._counts if peer}
+                (prompt,) = self._prompts(1, vocabulary)
+                written = writer.ask("write", prompt=prompt, tokens=self._settings.decode_tokens)
+                ours = {count: self._pair(server, count, vocabulary) for count in self._counts}
+                theirs = {count: self._timed(peer, count, vocabulary) for count in self._counts if peer}
                 if number:
-                    direct.append(rate)
+                    direct.append(written)
                     for count in self._counts:
-                        served[count].append(rates[count])
+                        for found, timed in zip((served, watched), ours[count], strict=False):
+                            found[count].append(timed)
                         if peer is not None:
                             beside[count].append(theirs[count])
-        rate_of_one = Spread.of(direct)
+        rate_of_one = Spread.of(one["tokens_per_s"] for one in direct)
 
-        def reports(found: Mapping[int, list[float]]) -> list[ServedReport]:
-            spreads = ((count, Spread.of(rates)) for count, rates in found.items() if rates)
-            return [ServedReport(count, spread, spread.over(rate_of_one)) for count, spread in spreads]
+        def reports(found: Mapping[int, list[_Timed]], again: Mapping[int, list[_Timed]]) -> list[ServedReport]:
+            return [
+                ServedReport(
+                    count,
+                    (rates := Spread.of(one.rate for one in timed)),
+                    rates.over(rate_of_one),
+                    Spread.of(one.first_s for one in timed),
+                    Spread.of(one.rate for one in again[count]) if again.get(count) else None,
+                )
+                for count, timed in found.items()
+                if timed
+            ]
 
         settings = self._settings
         return ClientsReport(
@@ -229,29 +336,40 @@ class ClientsMeasurement:
             settings.decode_tokens,
             settings.repeats,
             rate_of_one,
-            reports(served),
+            Spread.of(one["first_s"] for one in direct),
+            reports(served, watched),
             LLAMA_SERVER if self._peer_file is not None else None,
-            reports(beside),
+            reports(beside, {}),
         )
 
-    def _empty(self) -> dict[int, list[float]]:
+    def _empty(self) -> dict[int, list[_Timed]]:
         return {count: [] for count in self._counts}
 
     def _prompts(self, count: int, vocabulary: int) -> list[list[int]]:
         found: list[list[int]] = self._random.integers(0, vocabulary, (count, self._settings.prompt_tokens)).tolist()
         return found
 
-    def _rate(self, server: HttpServer, clients: int, vocabulary: int) -> float:
+    def _pair(self, server: HttpServer, clients: int, vocabulary: int) -> list[_Timed]:
+        """The answers of some clients and, if asked, of as many while somebody watches."""
+        found = [self._timed(server, clients, vocabulary)]
+        if self._watch:
+            with server.watched():
+                found.append(self._timed(server, clients, vocabulary))
+        return found
+
+    def _timed(self, server: HttpServer, clients: int, vocabulary: int) -> _Timed:
         prompts, tokens = self._prompts(clients, vocabulary), self._settings.decode_tokens
         with ThreadPoolExecutor(clients) as pool:
             answers = list(pool.map(lambda prompt: server.answer(prompt, tokens), prompts))
-        if any(len(arrived) < 2 for arrived, _ in answers):
+        if any(len(one.arrived_s) < 2 for one in answers):
             raise EdgemoeError("An answer came in one piece, which has no rate.", "Give a larger `decode_tokens`.")
-        begin, end = max(arrived[0] for arrived, _ in answers), min(arrived[-1] for arrived, _ in answers)
+        begin, end = max(one.arrived_s[0] for one in answers), min(one.arrived_s[-1] for one in answers)
         if end <= begin:
             raise EdgemoeError("The clients' answers did not overlap.", "Give a larger `decode_tokens`.")
-        pieces = (sum(begin < at <= end for at in arrived) * written / len(arrived) for arrived, written in answers)
-        return sum(pieces) / (end - begin)
+        pieces = sum(
+            sum(begin < at <= end for at in one.arrived_s) * one.tokens / len(one.arrived_s) for one in answers
+        )
+        return _Timed(pieces / (end - begin), statistics.median(one.first_s for one in answers))
 
     def _command(self) -> list[str]:
         ram = [] if self._options.ram is None else ["--ram", str(self._options.ram)]

@@ -47,12 +47,14 @@ from edgemoe.conversion.formats import (
     expert_of,
 )
 from edgemoe.conversion.mixes import check_mix, mix_formats
-from edgemoe.conversion.pipeline import convert_source
-from edgemoe.conversion.progress import Callback
+from edgemoe.conversion.pipeline import Examination, convert_source
+from edgemoe.conversion.progress import Callback, NoticeCallback
 from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes, draw_planes, draw_ternary
 from edgemoe.conversion.shapes import SHAPES
+from edgemoe.conversion.side_files import CONFIG_NAME
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.conversion.switch_shapes import first_layers
+from edgemoe.conversion.tokenizers.files import TOKENIZER_NAME
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, SUB1, Format
@@ -60,6 +62,7 @@ from edgemoe.kernels.row_types import BLOCK_FORMATS, TYPE_NAMES
 from edgemoe.kernels.trellis import TRELLISES
 from edgemoe.model.spec import ModelSpec
 from edgemoe.quant.quantise import TARGETS
+from edgemoe.store.side_files import SIDE_FILES
 
 GENERATOR = 1
 """Counts up when the same seed begins to give other weights."""
@@ -78,13 +81,18 @@ def synthesise(
     dense: str | None = None,
     head: str | None = None,
     mix: str | None = None,
+    tokenizer: Path | None = None,
     force: bool = False,
     progress: Callback | None = None,
+    notice: NoticeCallback | None = None,
+    examine: Examination | None = None,
 ) -> Path:
     """A store of random weights in the shape of that name (`SHAPES`) at `destination`; returns its path.
 
     `layers` keeps only the first that many of the shape's layers, for machines that have no room for all. `experts`,
     `dense` and `head` name formats, by default q4, q8 and that of `dense`; `mix` names all of them (`MIXES`).
+    `tokenizer` is the folder of a model whose tokenizer, chat template and settings the store gets, so that it takes
+    and gives text; `notice` and `examine` are as in `convert_checkpoint`.
     Interruptions, a full disk, `force` and what stands at the destination are treated as by `convert_checkpoint`.
     Raises UsageError or StoreError.
     """
@@ -96,18 +104,32 @@ def synthesise(
         choice.check(_DRAWN)
         if experts is not None and "," in experts:
             raise UsageError(f"`experts`: expected one format for random weights, found {experts!r}.", "Name a `mix`.")
-    source = SyntheticSource(shape, seed, choice, layers, mix)
+    source = SyntheticSource(shape, seed, choice, layers, mix, tokenizer)
     encoded = (*TARGETS, SUB1.name)
     kept = [name if name in encoded else None for name in vars(choice).values()]  # blocks are kept
     choice = replace(FormatChoice(*kept), experts=choice.experts if choice.base else kept[0])
-    return convert_source(lambda downloads: source, destination, choice=choice, force=force, progress=progress)
+    return convert_source(
+        lambda downloads: source,
+        destination,
+        choice=choice,
+        force=force,
+        progress=progress,
+        notice=notice,
+        examine=examine,
+    )
 
 
 class SyntheticSource:
     """A checkpoint of random weights (see `Source`). Raises UsageError for an unknown shape or too many `layers`."""
 
     def __init__(
-        self, shape: str, seed: int, choice: FormatChoice, layers: int | None = None, mix: str | None = None
+        self,
+        shape: str,
+        seed: int,
+        choice: FormatChoice,
+        layers: int | None = None,
+        mix: str | None = None,
+        tokenizer: Path | None = None,
     ) -> None:
         if shape not in SHAPES:
             raise UsageError(f"{shape!r}: unknown shape; expected one of {', '.join(SHAPES)}.")
@@ -117,6 +139,9 @@ class SyntheticSource:
         part = shape if layers is None else f"the first {layers} layers of {shape}"
         self.name = f"random weights of {part}, seed {seed}"
         identity = [GENERATOR, seed, *vars(choice).values(), dict(self.config), *([mix] if mix else [])]
+        self._side_files = {} if tokenizer is None else _side_files(tokenizer)
+        if self._side_files:
+            identity.append({name: hashlib.sha256(content).hexdigest() for name, content in self._side_files.items()})
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._seed = seed
         spec = model_spec(self.config)
@@ -177,7 +202,7 @@ class SyntheticSource:
         """Nothing to delete."""
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        return {}
+        return self._side_files
 
     def unlisted(self) -> Mapping[str, str]:
         return {}
@@ -187,6 +212,14 @@ class SyntheticSource:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _side_files(folder: Path) -> dict[str, bytes]:
+    """The files by which a model reads and writes text; config.json describes its weights. Raises UsageError."""
+    names = [name for name in SIDE_FILES if name != CONFIG_NAME and (folder / name).is_file()]
+    if TOKENIZER_NAME not in names:
+        raise UsageError(f"`tokenizer`: expected a model with a {TOKENIZER_NAME}, found none in {folder}.")
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def _first_layers(shape: str, layers: int) -> dict[str, Any]:
