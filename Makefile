@@ -8,7 +8,7 @@ NATIVE_SOURCES := $(shell find native -name '*.[ch]' -o -name 'CMakeLists.txt')
 
 HELP := "If numba or llvmlite is what failed: README.md (Without Numba) says what to do, on Alpine for example."
 
-.PHONY: chat test lint header page agents clean
+.PHONY: chat test lint header ptx page agents clean
 
 chat: $(VENV)/.installed
 	@$(BIN)/edgemoe chat
@@ -26,6 +26,10 @@ lint: $(VENV)/.installed-lint
 # The C side of the operations that edgemoe/kernels/operations.py defines; a test holds the committed file to them.
 header: $(VENV)/.installed
 	@$(BIN)/python native/write_header.py
+
+# The device's text, compiled for NVIDIA's cards (needs nvcc, which an installation does not); a test holds it to the text.
+ptx: $(VENV)/.installed
+	@$(BIN)/python -m edgemoe.kernels.device.ptx
 
 # The files of the page that edgemoe serve sends, from its sources (needs node and npm, which an installation does not).
 page:

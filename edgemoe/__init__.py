@@ -42,6 +42,8 @@ def load(
     drop_cold: float = 0.0,
     experts_per_token: int | None = None,
     on_miss: str = "wait",
+    device: str | None = None,
+    vram: str | int | None = None,
 ) -> Model:
     """Open a store or a GGUF file (None: the bundled model) within a memory budget; use the result in a `with` block.
 
@@ -55,7 +57,9 @@ def load(
     `model.engine.step` runs several together. `prefix_disk` (a size) keeps what was computed of texts in files for
     later starts, and `speculate` is how many guessed tokens may run beside each generated one (`off`, a number, or
     `auto`, as many as pay): they repeat what followed the same tokens earlier, or are those of `draft`, a smaller model
-    with the same tokens, which stays in memory. None of these changes an answer.
+    with the same tokens, which stays in memory. `device` runs a part of the work beside the processor: `cuda`,
+    `opencl` or `metal` (with a number or letters of a name, such as `cuda:1`), or `auto`, the first that works; `vram`
+    is the budget of its memory. None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
     of a token is below it, `experts_per_token` is a smaller number of experts for each token, and
@@ -69,7 +73,7 @@ def load(
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
     options = EngineOptions(
         ram, threads, context_length, kv, policy, prefetch, warm_start, lossy=lossy, sequences=sequences,
-        prefix_disk=prefix_disk, speculate=speculate,
+        prefix_disk=prefix_disk, speculate=speculate, device=device, vram=vram,
     )  # fmt: skip
     return load_model(path, options, draft)
 
@@ -141,6 +145,8 @@ def serve(
     prefix_disk: str | int | None = None,
     speculate: str | int = "auto",
     draft: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    vram: str | int | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     api_keys: Sequence[str] = (),
@@ -166,6 +172,6 @@ def serve(
     settings = ServerSettings(host, port, tuple(api_keys), tuple(origins), queue, name)
     options = EngineOptions(
         ram, threads, context_length, kv, policy, prefetch, warm_start, sequences=sequences,
-        prefix_disk=prefix_disk, speculate=speculate,
+        prefix_disk=prefix_disk, speculate=speculate, device=device, vram=vram,
     )  # fmt: skip
     return Server(lambda: open_to_serve(path, options, draft=draft), settings).start()

@@ -56,6 +56,7 @@ def checkup(model: str | os.PathLike[str] | None = None, measure: bool = False) 
         "memory_limit": _limit_json(memory_limit()),
         "processors": _processors(),
         "kernels": asdict(choice),
+        "devices": _devices(measure),
         "reader": _reader(),
         "threads": _threads(choice),
         "model": _model(model, measure),
@@ -76,6 +77,13 @@ def _processors() -> dict[str, Any]:
         "quota": None if quota is None else quota.amount,
         "control_group": None if quota is None or quota.group is None else str(quota.group.folder),
     }
+
+
+def _devices(measure: bool) -> list[dict[str, Any]]:
+    """The devices that are here, and why others cannot be used; with `measure` after trying them."""
+    from edgemoe.kernels.device.opening import found_devices, tried
+
+    return [asdict(tried(one) if measure else one) for one in found_devices()]
 
 
 def _reader() -> dict[str, Any]:

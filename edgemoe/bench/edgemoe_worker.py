@@ -64,6 +64,7 @@ class EdgemoeWorker:
         backend, memory, traffic = self.engine.backend, self.engine.memory, self.engine.traffic
         return {
             "kernels": {"backend": backend.name, "isa": backend.isa, "threads": backend.threads},
+            "device": backend.device,
             "memory": {
                 "budget_bytes": memory.budget_bytes,
                 "planned_bytes": memory.planned_bytes,

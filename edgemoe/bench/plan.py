@@ -23,6 +23,7 @@ from edgemoe.bench.speed import (
     work_of_model,
 )
 from edgemoe.conversion.formats import class_of
+from edgemoe.engine.device_plan import DevicePlan, plan_device
 from edgemoe.engine.memory import MemoryPlan, plan_memory
 from edgemoe.engine.opening import model_sizes, refuse_head
 from edgemoe.engine.part_sizes import Beside
@@ -147,6 +148,10 @@ class Planner:
     def memory(self, ram: str | int | None) -> MemoryPlan:
         """The memory plan for a budget. Raises as `plan_memory`: BudgetError below the floor."""
         return plan_memory(self._graph, self.sizes, self._backend, ram, self._context, self._interpreter)
+
+    def device(self, memory: MemoryPlan) -> DevicePlan | None:
+        """The share of the backend's device, if it has one, of a model with such a memory plan."""
+        return plan_device(self._graph, self.sizes.formats, self._backend, memory)
 
     def base_pays_bytes(self, memory: MemoryPlan) -> int | None:
         """The budget from which on computing missed experts from their bases pays; None for experts without bases."""

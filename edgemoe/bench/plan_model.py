@@ -41,6 +41,7 @@ from edgemoe.conversion.formats import BY_DEFAULT, FormatChoice
 from edgemoe.conversion.hub.cached_gguf import find_cached
 from edgemoe.conversion.hub.id import HubId
 from edgemoe.engine.beside import BesideModel
+from edgemoe.engine.device_plan import DevicePlan
 from edgemoe.engine.memory import interpreter_bytes
 from edgemoe.errors import SourceError, StoreError, UsageError
 from edgemoe.kernels.backend import Backend
@@ -73,6 +74,8 @@ class PlanOptions:
     memory_bytes_per_s: float | None = None
     draft: str | None = None
     """The draft model."""
+    device: str | None = None
+    vram: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class ModelPlan:
     kernels: KernelChoice
     forecast: BudgetForecast
     others: Sequence[BudgetForecast]
+    device: DevicePlan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON. Sizes are in bytes, rates in bytes per second."""
@@ -136,6 +140,7 @@ class ModelPlan:
             "disk_rate": asdict(self.disk_rate) if self.disk_rate else None,
             "kernel_bytes_per_s": self.kernel_bytes_per_s if math.isfinite(self.kernel_bytes_per_s) else None,
             "kernels": asdict(self.kernels),
+            "device": None if self.device is None else asdict(self.device),
             "estimates": ["memory.interpreter_bytes", "hit_rates", "missed_bytes_per_token", "limits", "tokens_per_s"],
             **self.forecast.to_json(),
             "other_budgets": [other.to_json() for other in self.others],
@@ -150,7 +155,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
     """
     cached = None if source is None else _find_cached(source)
     source = source if cached is None else str(cached)
-    kernels, backend = describe_backend(options.threads), select_backend(options.threads)
+    kernels, backend = describe_backend(options.threads), select_backend(options.threads, options.device, options.vram)
     beside = None
     try:
         interpreter = _interpreter_with_text(source, backend)
@@ -169,6 +174,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
             beside=beside,
         )
         memory = planner.memory(options.ram)  # an impossible budget fails before anything is measured
+        device = planner.device(memory)
         assumption = choose_assumption(options.routing, found)
         memory_rate = _memory_rate(options.memory_bytes_per_s, kernels)
         disk_rate = _disk_rate(options.disk_bytes_per_s, found) if memory.total_experts else None
@@ -185,7 +191,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
         backend.close()
         if beside is not None:
             beside.close()
-    return ModelPlan(found, planner, assumption, memory_rate, disk_rate, kernel_rate, kernels, this, others)
+    return ModelPlan(found, planner, assumption, memory_rate, disk_rate, kernel_rate, kernels, this, others, device)
 
 
 def find_source(source: str | None, choice: FormatChoice = BY_DEFAULT) -> PlanSource:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from edgemoe.bench.control_group import GroupUsage
+from edgemoe.bench.device import DeviceReport
 from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Measured, Settings
@@ -116,6 +117,8 @@ class Report:
     """Share of one core that the waiting engines used."""
     others_busy_cores: float
     """Number of cores that other programs kept busy meanwhile, on average."""
+    device: DeviceReport | None = None
+    """None if no device was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: every field above by its name."""

@@ -43,6 +43,8 @@ def bench(
         ),
     ] = None,
     threads: shared.ThreadsOption = None,
+    device: shared.DeviceOption = None,
+    vram: shared.VramOption = None,
     ram: shared.RamOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON.")] = None,
     plot: Annotated[
@@ -176,7 +178,7 @@ def bench(
 
     _refuse_unused(ctx)
     lossy = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
-    options = EngineOptions(ram, threads, policy=policy, prefetch=prefetch, lossy=lossy)
+    options = EngineOptions(ram, threads, policy=policy, prefetch=prefetch, lossy=lossy, device=device, vram=vram)
     if quality:
         from edgemoe.cli.quality import measure_quality
 
@@ -249,6 +251,7 @@ def bench(
     write_figures, write_plot = shared.file_writer(json_file, write_json), _plotter(plot)
 
     from contextlib import ExitStack
+    from dataclasses import replace
 
     from edgemoe.bench.benchmark import Benchmark
     from edgemoe.bench.measure import Settings
@@ -284,6 +287,11 @@ def bench(
             trace.path if trace is not None else None,
         )
         report = benchmark.run()
+        if device not in (None, "cpu"):
+            from edgemoe.bench.device import measure_device
+
+            bar.update("comparing the device's bits", 0, None, "")
+            report = replace(report, device=measure_device(folder, options))
     report_lossy(folder, lossy, LossySettings.from_json(report.edgemoe.about["lossy"]), model, ram)
     screen = open_screen()
     for title, rows in report_tables(report):

@@ -51,6 +51,8 @@ def chat(
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
+    device: shared.DeviceOption = None,
+    vram: shared.VramOption = None,
     context: shared.ContextOption = None,
     kv: shared.KvOption = None,
     policy: shared.PolicyOption = "lru",
@@ -72,7 +74,7 @@ def chat(
 
     from edgemoe.cli.compiling import report_compilation
     from edgemoe.cli.lossy import lossy_line, report_lossy
-    from edgemoe.cli.remarks import model_remarks, print_remarks, tell_of_prefixes
+    from edgemoe.cli.remarks import device_remarks, model_remarks, print_remarks, tell_of_prefixes
     from edgemoe.cli.repl import Repl
     from edgemoe.cli.terminal.screen import Plain, open_screen
     from edgemoe.engine.lossy import LossySettings
@@ -82,7 +84,7 @@ def chat(
     asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
     options = EngineOptions(
         ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
-        prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+        prefix_disk=prefix_disk, speculate=shared.speculation(speculate), device=device, vram=vram,
     )  # fmt: skip
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     screen = open_screen() if interactive else Plain()
@@ -113,12 +115,13 @@ def chat(
             report_lossy(opened.path, asked, effective, model, ram)
             print_remarks(model_remarks(opened))
             repl.run(read)
+            print_remarks(device_remarks(opened, device))
             return
         from edgemoe.cli.kept_chat import kept_if_ended, take_kept
 
         lossy = f"\n{lossy_line(opened.path, asked, effective, model, ram)}" if asked.on else ""
         screen.note(greeting(opened) + lossy)
-        for remark in model_remarks(opened):
+        for remark in (*model_remarks(opened), *device_remarks(opened, device)):
             screen.note(remark)
         if kept := take_kept():
             screen.note(f"the last conversation was cut off and saved; to continue it: /load {kept}")
@@ -143,6 +146,8 @@ def described(model: Model) -> str:
         experts = f"all {memory.total_experts} experts in memory"
     else:
         experts = f"{memory.slots} of {memory.total_experts} experts in memory at a time"
+    if engine.backend.device is not None:
+        experts += f" · with {engine.backend.device}"
     keys = " · keys and values in 8 bits" if memory.kv_format == "q8" else ""
     drafts = ""
     if model.draft_model is not None:

@@ -15,7 +15,10 @@ from edgemoe.cli.terminal.screen import open_screen
 def info(
     model: shared.ModelArgument = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure how fast experts are read from the disk; takes a few seconds.")
+        bool,
+        typer.Option(
+            "--measure", help="Measure how fast experts are read from the disk, and try devices; takes a few seconds."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: shared.DebugOption = False,
@@ -31,6 +34,7 @@ def info(
     screen.table([*_machine_rows(found), *_model_rows(found["model"], bundled=model is None), *_folder_rows(found)])
     limits = [("", limit) for limit in found["limits"]] or [("", "no known limit")]
     screen.table(limits, "limits")
+    screen.table(_device_rows(found["devices"], measure), "devices (--device; experimental)")
 
 
 NO_CHECKSUMS = "none in a GGUF file; types, sizes, finite numbers and the time of its last change are checked"
@@ -66,6 +70,15 @@ def _machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("threads allowed", f"{allowed}{left}"),
         ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads: {kernels['reason']}"),
         ("expert reader", f"{reader['threads']} threads, {reader['kind']}"),
+    ]
+
+
+def _device_rows(devices: list[dict[str, Any]], tried: bool) -> list[tuple[str, str]]:
+    """Each device, and whether it can be used; of each kind without one why there is none."""
+    known = "gives the processor's bits" if tried else "--measure asks whether it gives the processor's bits"
+    return [
+        (one["device"], one["problem"] or f"{one['name']}{', the processor itself' * one['processor']}: {known}")
+        for one in devices
     ]
 
 

@@ -190,6 +190,26 @@ ExpertsPerTokenOption = Annotated[
         show_default="the model's",
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Run a part of the work on a device: cuda, opencl or metal, with a number or letters of a name if it is"
+        " not the first (cuda:1), or auto, the first that works. Experimental: its speed is not measured. Never changes"
+        " an answer.",
+        show_default="cpu",
+    ),
+]
+VramOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vram",
+        metavar="SIZE",
+        help="Memory budget on the device: a size such as 6GiB, or auto.",
+        show_default="auto, 85 % of what is free there",
+    ),
+]
 SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.", callback=_system)]
 TemperatureOption = Annotated[
     float | None,

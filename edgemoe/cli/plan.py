@@ -27,6 +27,8 @@ def plan(
     ram: shared.RamOption = None,
     context: shared.ContextOption = None,
     threads: shared.ThreadsOption = None,
+    device: shared.DeviceOption = None,
+    vram: shared.VramOption = None,
     kv: shared.KvOption = None,
     routing: Annotated[
         str | None,
@@ -78,7 +80,19 @@ def plan(
     from edgemoe.cli.terminal.screen import open_screen
 
     options = PlanOptions(
-        ram, context, threads, kv, routing, experts, dense, head, disk_bytes_per_s, memory_bytes_per_s, draft
+        ram,
+        context,
+        threads,
+        kv,
+        routing,
+        experts,
+        dense,
+        head,
+        disk_bytes_per_s,
+        memory_bytes_per_s,
+        draft,
+        device,
+        vram,
     )
     planned = plan_model(source, options)
     screen = open_screen()

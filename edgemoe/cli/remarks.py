@@ -37,6 +37,17 @@ def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
     return [f"warning: {remark}" for remark in remarks]
 
 
+def device_remarks(model: Model, device: str | None) -> list[str]:
+    """Lines about a device that was asked for and does not run: none works, or it failed meanwhile."""
+    backend = model.engine.backend
+    if device in (None, "cpu") or backend.device is not None:
+        return []
+    failure = getattr(backend, "failure", None)
+    if failure is None:
+        return ["warning: there is no device that works (edgemoe info --measure says why): the processor runs it all"]
+    return [f"warning: {failure.message} The processor went on, to the same answer."]
+
+
 def prompt_remark(estimate: PromptEstimate) -> str:
     """The line about a prompt that takes long: how long until the first token."""
     (least, unit), (most, most_unit) = _duration(estimate.least_seconds), _duration(estimate.most_seconds)

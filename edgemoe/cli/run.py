@@ -79,6 +79,8 @@ def run(
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
+    device: shared.DeviceOption = None,
+    vram: shared.VramOption = None,
     context: shared.ContextOption = None,
     kv: shared.KvOption = None,
     policy: shared.PolicyOption = "lru",
@@ -117,7 +119,14 @@ def run(
     with collection_paused():
         from edgemoe.cli.compiling import report_compilation
         from edgemoe.cli.lossy import lossy_json, report_lossy
-        from edgemoe.cli.remarks import cut_remark, model_remarks, print_remarks, prompt_remark, tell_of_prefixes
+        from edgemoe.cli.remarks import (
+            cut_remark,
+            device_remarks,
+            model_remarks,
+            print_remarks,
+            prompt_remark,
+            tell_of_prefixes,
+        )
         from edgemoe.engine.lossy import LossySettings
         from edgemoe.engine.options import EngineOptions
         from edgemoe.session.model import finished, load
@@ -125,7 +134,7 @@ def run(
         asked = LossySettings(cache_aware_routing, drop_cold, experts_per_token, on_miss)
         options = EngineOptions(
             ram, threads, context, kv, policy, prefetch, not no_warm_start, lossy=asked,
-            prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+            prefix_disk=prefix_disk, speculate=shared.speculation(speculate), device=device, vram=vram,
         )  # fmt: skip
         opening = load(found, options, guesser)
     with opening as opened, report_compilation(opened), traced(opened.engine, trace):
@@ -177,6 +186,7 @@ def run(
 
                 facts["logprobs"] = logprobs_json(result.logprobs, opened.tokenizer)
             print(json_text(facts, indent=None) if as_json else "", flush=True)
+            print_remarks(device_remarks(opened, device) if number == 0 else ())
             if not as_json:
                 print_remarks([cut_remark(result.finish_reason, result.generated_tokens)])
             if result.finish_reason == "interrupted":

@@ -79,6 +79,8 @@ def serve(
     literal_prompt: LiteralOption = False,
     ram: shared.RamOption = None,
     threads: shared.ThreadsOption = None,
+    device: shared.DeviceOption = None,
+    vram: shared.VramOption = None,
     context: shared.ContextOption = None,
     kv: shared.KvOption = None,
     policy: shared.PolicyOption = "lru",
@@ -123,10 +125,10 @@ def serve(
 
     options = EngineOptions(
         ram, threads, context, kv, policy, prefetch, not no_warm_start, sequences=sequences,
-        prefix_disk=prefix_disk, speculate=shared.speculation(speculate),
+        prefix_disk=prefix_disk, speculate=shared.speculation(speculate), device=device, vram=vram,
     )  # fmt: skip
     server = Server(lambda: open_to_serve(found, options, variables, guesser), settings)
-    server.on_ready = lambda opened: _greet(opened, server.url, prefix_disk)
+    server.on_ready = lambda opened: _greet(opened, server.url, prefix_disk, device)
     server.run()
 
 
@@ -143,14 +145,14 @@ def _as_clients_see_it(found: str | None, settings: ServerSettings, context: int
     return Served(server_url(settings.hosts[0], settings.port), name, context, key)
 
 
-def _greet(model: Model, url: str, prefix_disk: str | None) -> None:
+def _greet(model: Model, url: str, prefix_disk: str | None, device: str | None) -> None:
     """Tell on stderr what is served, and where."""
     from edgemoe.cli.chat import described
-    from edgemoe.cli.remarks import model_remarks, print_remarks, tell_of_prefixes
+    from edgemoe.cli.remarks import device_remarks, model_remarks, print_remarks, tell_of_prefixes
 
     engine = model.engine
     tell_of_prefixes(model, prefix_disk)
-    print_remarks(model_remarks(model))
+    print_remarks([*model_remarks(model), *device_remarks(model, device)])
     print_remarks([
         described(model),
         f"{engine.sequences.most} answers at a time, {engine.context_length} tokens of context each",

@@ -58,7 +58,9 @@ def open_engine(
     check_planes(store, options.lossy)
     graph = graph_of(spec, store, options.lossy, routing)
     sizes = model_sizes(store, spec, options.kv, options.sequences, options.most_drafts, beside)
-    backend = select_backend(options.threads)  # before the plan, which measures the backend's libraries
+    backend = select_backend(
+        options.threads, options.device, options.vram
+    )  # before the plan, which measures the backend's libraries
     dense = embedding_resident = None
     try:
         # Checked before anything large is read; growth of the interpreter can only raise the floor.

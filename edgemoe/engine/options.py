@@ -10,6 +10,7 @@ from edgemoe.engine.lossy import EXACT, LossySettings
 from edgemoe.errors import UsageError
 from edgemoe.experts.policy import DEFAULT_POLICY, make_policy
 from edgemoe.experts.prefetch import PrefetchTrial
+from edgemoe.kernels.select import check_device
 from edgemoe.sizes import parse_size
 
 MOST_SEQUENCES = 256
@@ -58,6 +59,12 @@ class EngineOptions:
     speculate: str | int = "off"
     """How many guessed tokens may be run beside each generated one: a number, `auto` (as many as pay), or `off`."""
 
+    device: str | None = None
+    """A device beside the processor: `cuda`, `opencl` or `metal`, with `:` and its number or letters of its name if
+    it is not the first; `auto`: the first that works; None: `cpu`, none."""
+    vram: str | int | None = None
+    """The most bytes of the device's memory, or text such as `6GiB`; None is `auto`, most of what is free there."""
+
     @property
     def most_drafts(self) -> int:
         """The most guessed tokens of a step for each sequence."""
@@ -86,6 +93,9 @@ class EngineOptions:
             )
         if isinstance(self.prefix_disk, str):
             parse_size(self.prefix_disk)
+        check_device(self.device, self.vram)
+        if isinstance(self.vram, str) and self.vram != "auto":
+            parse_size(self.vram)
         # Both refuse unknown names already here, whether or not experts are streamed.
         make_policy(self.policy, 1, 1)
         PrefetchTrial(self.prefetch)

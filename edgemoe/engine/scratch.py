@@ -68,7 +68,7 @@ def step_scratch_bytes(
 
         def placeholder(leaf: Leaf) -> Any:
             if id(leaf) not in made:
-                made[id(leaf)] = _placeholder(leaf, formats, tokens, context_length, kv_format)
+                made[id(leaf)] = placeholder_of(leaf, formats, tokens, context_length, kv_format)
             return made[id(leaf)]
 
         # The guess at a routing has room for few rows only, and so has a program with it.
@@ -100,7 +100,7 @@ def _distinct_sections(graph: Graph, formats: WeightFormats) -> list[Section]:
     return known
 
 
-def _placeholder(leaf: Leaf, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat) -> Any:
+def placeholder_of(leaf: Leaf, formats: WeightFormats, tokens: int, context_length: int, kv_format: KvFormat) -> Any:
     """Return an object of the size of a leaf of a symbolic operation, without memory."""
     if isinstance(leaf, Value):
         shape = shape_of(leaf, tokens, context_length)

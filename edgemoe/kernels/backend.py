@@ -62,6 +62,9 @@ class Backend(Protocol):
     scratch_grows_with_context: bool
     """Whether `scratch_bytes` depends on the number of pages of a sequence."""
 
+    device: str | None
+    """The name of the device that runs a part of the operations; None without one, and once it has failed."""
+
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """The kinds of operations that it has no kernel for, and runs as the reference does."""

@@ -13,14 +13,14 @@ from edgemoe.process import physical_cores, processor_quota, usable_processors
 
 KERNELS_VARIABLE = "EDGEMOE_KERNELS"
 ISA_VARIABLE = "EDGEMOE_ISA"
-DEVICE_VARIABLE = "EDGEMOE_DEVICE"
-"""Names a device that runs what it has a text for, beside the native kernels: to the same bits, for tests so far."""
 
 BACKENDS = ("native", "jit", "reference")
 """Best first."""
 ISAS = ("avx512vbmi", "avx512", "avxvnni", "avx2", "neon", "generic")
 """Best first, on processors that have them; `neon` means 64-bit ARM with the dot product instructions."""
 THREADS_MAX = 256
+DEVICES = ("auto", "cpu", "cuda", "opencl", "metal", "host")
+"""What may be beside the native kernels; after a kind of device, a colon and a number or letters of a name."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class KernelChoice:
     reason: str
 
 
-def select_backend(threads: int | None = None) -> Backend:
-    """Make the backend that `describe_backend` chooses.
+def select_backend(threads: int | None = None, device: str | None = None, vram: str | int | None = None) -> Backend:
+    """Make the backend that `describe_backend` chooses, with a device beside it.
 
-    Raises UsageError for threads outside 1 to 256, or an environment variable that names an unknown backend or
-    instruction set or device, and DeviceError where that cannot be opened.
+    Raises UsageError for threads outside 1 to 256, an environment variable that names an unknown backend or
+    instruction set, an unknown device or a budget that it does not have, and DeviceError where it cannot be opened.
     """
     choice = describe_backend(threads)
-    device = os.environ.get(DEVICE_VARIABLE)
-    if device:
+    check_device(device, vram)
+    if device not in (None, "cpu"):
         if choice.backend != "native":
-            raise UsageError(f"{DEVICE_VARIABLE}={device} needs the native kernels; {choice.reason}.", "Unset it.")
+            raise UsageError(f"`device={device}` needs the native kernels; {choice.reason}.", "Leave it out.")
         from edgemoe.kernels.device.opening import open_device
 
-        return open_device(device, choice.threads, choice.isa)
+        return open_device(str(device), vram, choice.threads, choice.isa)
     if choice.backend == "native":
         from edgemoe.kernels.native.backend import NativeBackend
 
@@ -58,6 +58,18 @@ def select_backend(threads: int | None = None) -> Backend:
     from edgemoe.kernels.reference.backend import ReferenceBackend
 
     return ReferenceBackend()
+
+
+def check_device(device: str | None, vram: str | int | None) -> None:
+    """Raise UsageError for an unknown kind of device, and for a budget without a device."""
+    kind, _, which = (device or "cpu").partition(":")
+    if kind not in DEVICES or (which and kind in ("auto", "cpu", "host")):
+        expected = "auto, cpu, cuda, opencl or metal, the last three with a number or a name, such as cuda:1"
+        raise UsageError(f"`device={device}`: expected {expected}.", "Leave it out for cpu.")
+    if vram is not None and kind == "cpu":
+        raise UsageError(
+            f"`vram={vram}` is a budget of a device, and none is asked for.", "Give `device`, or leave it out."
+        )
 
 
 def describe_backend(threads: int | None = None) -> KernelChoice:

@@ -74,6 +74,7 @@ class StepwiseBackend(ABC):
     threads = 1
     growth_bytes = 0
     scratch_grows_with_context = True
+    device: str | None = None
 
     element_scratch_bytes: int
     """Bytes of temporaries of an operation without a matrix, for each number of its output."""

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 import edgemoe
+from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.device.backend import DeviceBackend
 from edgemoe.kernels.device.host import HostRuntime
-from edgemoe.kernels.device.opening import beside_device, open_device
+from edgemoe.kernels.device.opening import AUTO_SHARE, Found, _budget, beside_device, found_devices, open_device, tried
 from edgemoe.kernels.device.runtime import DeviceError, Runtime
 from edgemoe.kernels.native.backend import NativeBackend
-from edgemoe.kernels.select import DEVICE_VARIABLE, KERNELS_VARIABLE, select_backend
+from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
 from tests.kernels.builders import aligned, numbers, random_matrix
 from tests.kernels.planned import planned
 from tests.support.failing_device import FailingDevice
@@ -167,13 +168,70 @@ def test_pauses_come_between_segments_and_may_end_a_run(chain: Chain) -> None:
     assert shares == [3 / 7, 4 / 7, 1.0]
 
 
-def test_a_device_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="device toaster is unknown: expected host, opencl"):
-        open_device("toaster", 1)
-    monkeypatch.setenv(DEVICE_VARIABLE, "host")
+@pytest.mark.parametrize("device", ["toaster", "auto:1", "cpu:0", "CUDA"])
+def test_a_device_is_asked_for_by_its_kind(device: str) -> None:
+    with pytest.raises(UsageError, match=f"`device={device}`: expected auto, cpu, cuda, opencl or metal"):
+        EngineOptions(device=device)
+
+
+def test_a_device_needs_the_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNELS_VARIABLE, "reference")
-    with pytest.raises(UsageError, match="EDGEMOE_DEVICE=host needs the native kernels"):
-        select_backend(1)
+    with pytest.raises(UsageError, match="`device=host` needs the native kernels"):
+        select_backend(1, "host")
+
+
+def test_a_budget_without_a_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="`vram=1GiB` is a budget of a device, and none is asked for"):
+        EngineOptions(vram="1GiB")
+
+
+@pytest.mark.parametrize(
+    ("unified", "vram", "budget"),
+    [
+        (False, None, AUTO_SHARE * (1 << 30) // 1),
+        (False, "auto", AUTO_SHARE * (1 << 30) // 1),
+        (False, "1MiB", 1 << 20),
+        (False, 5, 5),
+        (False, "2GiB", "expected up to 1.00 GiB, which is free on the device failing"),
+        (False, 0, "expected up to"),
+        (True, None, None),
+        (True, "auto", None),
+        (True, "1MiB", "has the processor's memory, whose budget is `ram`"),
+    ],
+)
+def test_a_device_has_a_budget_of_its_own_memory(unified: bool, vram: str | int | None, budget: object) -> None:
+    runtime = FailingDevice(1000)
+    runtime.unified = unified
+    if isinstance(budget, str):
+        with pytest.raises(UsageError, match=budget):
+            _budget(runtime, vram)
+    else:
+        assert _budget(runtime, vram) == budget
+
+
+def test_without_a_device_that_works_auto_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first device fails, the second is the processor itself."""
+    found = [Found("cuda:0", "Fake", "too old"), Found("cuda:1", "Fake", ""), Found("opencl:0", "PoCL", "", True)]
+    monkeypatch.setattr("edgemoe.kernels.device.opening.found_devices", lambda: found)
+    asked: list[str] = []
+
+    def fails(device: str) -> Runtime:
+        asked.append(device)
+        return FailingDevice(3)
+
+    monkeypatch.setattr("edgemoe.kernels.device.opening.open_runtime", fails)
+    backend = select_backend(1, "auto")
+    assert (type(backend), backend.device, asked) == (NativeBackend, None, ["cuda:1"])
+    backend.close()
+    assert tried(found[0]) is found[0]
+    assert "The device is lost" in tried(found[1]).problem
+
+
+def test_each_kind_of_device_is_listed() -> None:
+    """A machine without a driver has none of a kind, and is told why."""
+    kinds = {one.device.partition(":")[0]: one for one in found_devices()}
+    assert list(kinds) == ["cuda", "metal", "opencl"]
+    assert all(one.name or one.problem for one in kinds.values())
 
 
 def test_without_a_compiler_one_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,13 +292,13 @@ def test_a_device_that_rounds_differently_is_refused(runtime: Callable[..., Runt
 def test_an_opencl_device_that_is_not_here_is_told_with_those_that_are(which: str) -> None:
     pytest.importorskip("pyopencl", reason="needs the extra pocl")
     with pytest.raises(DeviceError, match=rf"OpenCL device {which} is not one that is here: 0 .*Portable"):
-        open_device(f"opencl:{which}", 1)
+        open_device(f"opencl:{which}", None, 1)
 
 
 def test_without_pyopencl_one_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyopencl", None)
     with pytest.raises(DeviceError, match="needs the package pyopencl") as told:
-        open_device("opencl", 1)
+        open_device("opencl", None, 1)
     assert "extra opencl" in told.value.hint
 
 
@@ -261,16 +319,14 @@ def test_the_text_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["host", "opencl:pocl"])
-def test_the_bundled_model_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_bundled_model_gives_the_same_bits(name: str) -> None:
     """A prompt in two runs, some tokens, and back to the middle of the prompt."""
     if name != "host":
         pytest.importorskip("pyopencl", reason="needs the extra pocl")
     found = []
     for device in (None, name):
-        if device:
-            monkeypatch.setenv(DEVICE_VARIABLE, device)
         logits = []
-        with edgemoe.load() as model:
+        with edgemoe.load(device=device) as model:
             engine = model.engine
             assert isinstance(engine.backend, DeviceBackend) == bool(device)
             logits += [engine.forward(list(range(100, 110))).copy(), engine.forward(list(range(40, 43))).copy()]

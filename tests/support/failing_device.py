@@ -18,6 +18,7 @@ class FailingDevice:
     """
 
     name = "failing"
+    unified = False
 
     def __init__(self, calls: int) -> None:
         self.left = calls
@@ -28,6 +29,9 @@ class FailingDevice:
         if self.left < 0:
             self.failures += 1
             raise DeviceError("The device is lost.")
+
+    def free_bytes(self) -> int:
+        return 1 << 30
 
     def allocate(self, size: int) -> Bytes:
         self._count()

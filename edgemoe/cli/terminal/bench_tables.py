@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgemoe.bench.device import DeviceReport
 from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport
 from edgemoe.bench.report import EngineReport, LedgerReport, Report
@@ -34,9 +35,23 @@ def report_tables(report: Report) -> list[tuple[str, Rows]]:
         if ratios.startup is not None:
             rows.append(("start-up", spread_text(ratios.startup)))
         tables.append((f"edgemoe over {report.peer.name}: above 1, edgemoe is faster", rows))
+    if report.device is not None:
+        tables.append(("the device", _device_rows(report.device)))
     tables.append(("time of a decoded token", _ledger_rows(report.decode_ledger)))
     tables.append(("time of a prompt token", _ledger_rows(report.prefill_ledger)))
     return tables
+
+
+def _device_rows(device: DeviceReport) -> Rows:
+    rows = [("device", device.device or device.failure or "none that works: edgemoe info --measure says why")]
+    bits = f"{device.equal_logits:,} of {device.logits:,} logits are the processor's, bit for bit"
+    tokens = f"{device.tokens_per_s:.1f} tokens/s, {device.processor_tokens_per_s:.1f} without it"
+    rows += [("answers", bits), ("decode", tokens)]
+    if device.rates is not None:
+        to, back, copy, product = (f"{rate / 1e9:.1f}" for rate in vars(device.rates).values())
+        rows.append(("copies", f"{to} GB/s to the device, {back} GB/s back, {copy} GB/s there"))
+        rows.append(("q4 products", f"{product} GB/s"))
+    return rows
 
 
 def _edgemoe_rows(report: Report) -> Rows:

@@ -7,6 +7,7 @@ from edgemoe.bench.plan import BASE_PAYS_AT, POSITION, BudgetForecast, dense_par
 from edgemoe.bench.plan_model import ModelPlan
 from edgemoe.bench.speed import SpeedEstimate
 from edgemoe.conversion.formats import ROW_TABLES
+from edgemoe.engine.device_plan import DevicePlan
 from edgemoe.sizes import format_size
 
 Rows = list[tuple[str, str]]
@@ -19,6 +20,8 @@ def plan_tables(planned: ModelPlan) -> list[tuple[str, Rows]]:
         ("the budget", [*_budget_rows(planned.forecast), *_base_rows(planned)]),
         (f"a decoded token, {POSITION} tokens into a conversation (estimates)", _speed_rows(planned)),
     ]
+    if planned.device is not None:
+        tables.insert(2, ("the device", _device_rows(planned.device)))
     if planned.others:
         tables.append(("other budgets", [_other_row(other) for other in planned.others]))
     return tables
@@ -74,6 +77,19 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
         size = format_size(memory.experts_bytes)
         rows.append(("experts", f"{size}: {_slots(forecast)}"))
     return rows
+
+
+def _device_rows(device: DevicePlan) -> Rows:
+    """What the device has; its weights are in memory too."""
+    budget = "the memory's: it has none of its own" if device.budget_bytes is None else format_size(device.budget_bytes)
+    larger = f", {device.without_room} more with a larger budget" if device.without_room else ""
+    return [
+        ("device", device.name),
+        ("its budget", budget),
+        ("weights", f"{format_size(device.weight_bytes)}, which are in memory too"),
+        ("activations", f"at most {format_size(device.activation_bytes)}"),
+        ("operations", f"{device.operations} of the {device.total_operations} of a token{larger}"),
+    ]
 
 
 def _base_rows(planned: ModelPlan) -> Rows:

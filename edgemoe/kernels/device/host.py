@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from edgemoe.kernels.device.entries import program_text
 from edgemoe.kernels.device.runtime import Argument, DeviceError, Place
-from edgemoe.kernels.device.table import kernels, program_text
+from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 from edgemoe.paths import cache_folder
+from edgemoe.process import available_memory_bytes
 
 COMPILER_VARIABLE = "CC"
 FLAGS = ("-std=c11", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared")
@@ -44,6 +46,7 @@ class HostRuntime:
     """The C dialect of the device's text. Its memory is the host's, but only weights are shared with it."""
 
     name = "host"
+    unified = True
 
     def __init__(self, pieces: Pieces = _whole, flags: Sequence[str] = ()) -> None:
         """`flags` for the compiler come after its own. Raises DeviceError where there is no compiler, or it fails."""
@@ -58,6 +61,9 @@ class HostRuntime:
         self._kernels = {name: getattr(library, f"em_{name}") for name in kernels()}
         for function in self._kernels.values():
             function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
+
+    def free_bytes(self) -> int:
+        return available_memory_bytes()
 
     def allocate(self, size: int) -> Bytes:
         """Return memory that begins at a multiple of 64 bytes."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.kernels.device.runtime import Argument, DeviceError, Place
-from edgemoe.kernels.device.table import kernels, program_text
+from edgemoe.kernels.device.choosing import choose
+from edgemoe.kernels.device.entries import program_text
+from edgemoe.kernels.device.runtime import Argument, DeviceError, DeviceMemoryError, Place
+from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 
 OPTIONS = ("-cl-std=CL1.2", "-cl-fp32-correctly-rounded-divide-sqrt")
@@ -26,32 +28,38 @@ class OpenClRuntime:
 
         `options` for the compiler come after its own. Raises DeviceError where there is no such device, or it fails.
         """
-        try:
-            import pyopencl
-        except ImportError as error:
-            raise DeviceError(
-                f"The device `opencl` needs the package pyopencl: {error}.", "Install edgemoe with its extra opencl."
-            ) from error
-        self._cl: Any = pyopencl
+        self._cl = _package()
         with self._told("opened"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever a compiler remarks
-            device = _choose(_devices(self._cl), which)
-            self.name = _name(device)
-            if not device.single_fp_config & self._cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
-                raise DeviceError(f"The device {self.name} does not divide to the nearest number.", "Go without it.")
+            found = _devices(self._cl)
+            texts = [f"{_name(device)} {device.platform.version}" for device in found]
+            device = found[choose("OpenCL", [_name(one) for one in found], which, texts)]
+            self.name, self.unified = _name(device), bool(device.host_unified_memory)
+            self._total_bytes = device.global_mem_size
+            problem = _problem(self._cl, device)
+            if problem:
+                raise DeviceError(problem, "Go without it.")
             self._context = self._cl.Context([device])
             self._queue = self._cl.CommandQueue(self._context)
             program = self._cl.Program(self._context, program_text("opencl"))
             program.build(options=[*OPTIONS, *options], cache_dir=False)
             self._kernels = {name: self._cl.Kernel(program, f"em_{name}") for name in kernels()}
 
+    def free_bytes(self) -> int:
+        """Return all bytes of the device: OpenCL does not tell which are free."""
+        return int(self._total_bytes)
+
     def allocate(self, size: int) -> Any:
         with self._told(f"given {size:,} bytes of memory"):
             return self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
 
-    def adopt(self, host: Bytes) -> None:
-        """Return None: weights are copied."""
-        return
+    def adopt(self, host: Bytes) -> Any | None:
+        """Share bytes that kernels only read with a device that has the host's memory; None with another."""
+        if not self.unified:
+            return None
+        flags = self._cl.mem_flags.READ_ONLY | self._cl.mem_flags.USE_HOST_PTR
+        with self._told(f"lent {host.size:,} bytes of memory"):
+            return self._cl.Buffer(self._context, flags, hostbuf=host)
 
     def upload(self, to: Place, host: Bytes) -> None:
         with self._told("written to"):
@@ -92,7 +100,28 @@ class OpenClRuntime:
             yield
         except (self._cl.Error, MemoryError) as error:
             name = getattr(self, "name", "opencl")
-            raise DeviceError(f"The device {name} cannot be {what}: {str(error).strip()[:2000]}.") from error
+            full = isinstance(error, (self._cl.MemoryError, MemoryError))
+            kind = DeviceMemoryError if full else DeviceError
+            raise kind(f"The device {name} cannot be {what}: {str(error).strip()[:2000]}.") from error
+
+
+def devices() -> list[tuple[str, str, bool]]:
+    """Return of each device its name, why it cannot be used, if so, and whether it is the processor.
+
+    Raises DeviceError without the package.
+    """
+    cl = _package()
+    return [(_name(one), _problem(cl, one), not one.type & cl.device_type.GPU) for one in _devices(cl)]
+
+
+def _package() -> Any:
+    try:
+        import pyopencl
+    except ImportError as error:
+        raise DeviceError(
+            f"The device `opencl` needs the package pyopencl: {error}.", "Install edgemoe with its extra opencl."
+        ) from error
+    return pyopencl
 
 
 def _devices(cl: Any) -> list[Any]:
@@ -103,20 +132,12 @@ def _devices(cl: Any) -> list[Any]:
         return []
 
 
+def _problem(cl: Any, device: Any) -> str:
+    """Return why a device cannot be used; an empty text if it can."""
+    if device.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT:
+        return ""
+    return f"The device {_name(device)} does not divide to the nearest number."
+
+
 def _name(device: Any) -> str:
     return f"{device.name.strip()} ({device.platform.name.strip()})"
-
-
-def _choose(devices: Sequence[Any], which: str) -> Any:
-    """Return the device that was asked for. Raises DeviceError unless there is one, and only one by that name."""
-    if not devices:
-        raise DeviceError("There is no OpenCL device here.", "Install the driver of one, or go without.")
-    listed = "; ".join(f"{number} {_name(device)}" for number, device in enumerate(devices))
-    if not which.isdigit():
-        letters = [f"{_name(device)} {device.platform.version}".lower() for device in devices]
-        found = [d for d, text in zip(devices, letters, strict=True) if which.lower() in text] if which else devices[:1]
-        if len(found) == 1:
-            return found[0]
-    elif int(which) < len(devices):
-        return devices[int(which)]
-    raise DeviceError(f"The OpenCL device {which} is not one that is here: {listed}.", "Ask for one by its number.")

@@ -14,6 +14,10 @@ class DeviceError(KernelError):
     """A device that cannot be opened, or that failed: what it ran is run again by the processor."""
 
 
+class DeviceMemoryError(DeviceError):
+    """A device that has no memory left for what was asked of it, and goes on with what it has."""
+
+
 @dataclass
 class Block:
     """Memory of the device, of which a larger buffer may take the place: a `Place` in it stays what it is."""
@@ -46,9 +50,17 @@ class Runtime(Protocol):
 
     name: str
     """The device as a person knows it."""
+    unified: bool
+    """Whether its memory is the host's, which has the one budget of both."""
+
+    def free_bytes(self) -> int:
+        """Return the bytes of memory that nobody has; of all there are, where the device does not tell."""
 
     def allocate(self, size: int) -> Any:
-        """Return memory of so many bytes, at least one; it is freed when nobody refers to it."""
+        """Return memory of so many bytes, at least one; it is freed when nobody refers to it.
+
+        Raises DeviceMemoryError where there are not so many.
+        """
 
     def adopt(self, host: Bytes) -> Any | None:
         """Return bytes of the host as memory of the device, where the two are one; None where they are not."""

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -17,7 +18,7 @@ import numpy as np
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Nanoseconds
 from edgemoe.kernels.device.lowering import lower
-from edgemoe.kernels.device.runtime import Block, Launch, Place, Runtime
+from edgemoe.kernels.device.runtime import Block, DeviceError, DeviceMemoryError, Launch, Place, Runtime
 
 ALIGNMENT_BYTES = 64
 
@@ -25,39 +26,80 @@ ALIGNMENT_BYTES = 64
 class Resident:
     """Weights on the device, and the array they are a copy of, whose memory so is no other array's."""
 
-    def __init__(self, block: Block, host: Any) -> None:
-        self.block = block
+    def __init__(self, host: Any) -> None:
+        self.block = Block(None)
         self.host = host
+        self.there = False
+        """Whether the block has the weights."""
 
 
 class DeviceMemory:
     """The memory of a device: weights, and one block for the activations of whichever segment runs."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, most_bytes: int | None = None) -> None:
+        """`most_bytes` is the budget: no more is ever taken. What the device shares with the host does not count."""
         self.runtime = runtime
         self.shared = Block(None)
+        self.most_bytes = most_bytes
+        self.used_bytes = 0
         self._shared_bytes = 0
         self._resident: WeakValueDictionary[tuple[int, int], Resident] = WeakValueDictionary()
 
     def resident(self, array: Any) -> Resident:
-        """Return weights that are on the device, or are now copied to it."""
+        """Return weights, for which `make_room` has room on the device, and which `fill` copies there."""
         key = (address_of(array), array.nbytes)
         found = self._resident.get(key)
         if found is None:
-            flat = array.reshape(-1).view(np.uint8)
-            buffer = self.runtime.adopt(flat)
-            if buffer is None:
-                buffer = self.runtime.allocate(flat.size)
-                self.runtime.upload(Place(Block(buffer), 0), flat)
-            found = self._resident[key] = Resident(Block(buffer), array)
+            found = self._resident[key] = Resident(array)
         return found
+
+    def make_room(self, weights: Resident) -> None:
+        """Take memory for weights, unless they have some; what the device shares with the host is there at once."""
+        if weights.block.buffer is not None:
+            return
+        size = weights.host.nbytes
+        buffer = self.runtime.adopt(_flat(weights.host))
+        weights.there = buffer is not None
+        if buffer is None:
+            self._claim(size)
+            try:
+                buffer = self.runtime.allocate(size)
+            except DeviceError:
+                self._give_back(size)
+                raise
+            weakref.finalize(weights, self._give_back, size)
+        weights.block.buffer = buffer
+
+    def fill(self, weights: Resident) -> None:
+        """Copy weights to the device, unless they are there."""
+        if not weights.there:
+            self.runtime.upload(Place(weights.block, 0), _flat(weights.host))
+            weights.there = True
 
     def reserve(self, size: int) -> None:
         """Make the block for activations at least so large."""
-        if size > self._shared_bytes:
-            self.shared.buffer = None  # free the old one before there is a new one
+        if size <= self._shared_bytes:
+            return
+        more = size - self._shared_bytes
+        self._claim(more)
+        self.shared.buffer = None  # free the old one before there is a new one
+        try:
             self.shared.buffer = self.runtime.allocate(size)
-            self._shared_bytes = size
+        except DeviceMemoryError as error:
+            self._give_back(more)
+            if not self._shared_bytes:
+                raise
+            raise DeviceError(error.message, error.hint) from error  # segments that are bound have lost their block
+        self._shared_bytes = size
+
+    def _claim(self, size: int) -> None:
+        """Count bytes that are about to be taken. Raises DeviceMemoryError if they pass the budget."""
+        if self.most_bytes is not None and self.used_bytes + size > self.most_bytes:
+            raise DeviceMemoryError(f"The device {self.runtime.name} has no {size:,} bytes left of its budget.")
+        self.used_bytes += size
+
+    def _give_back(self, size: int) -> None:
+        self.used_bytes -= size
 
 
 class _Copy(NamedTuple):
@@ -86,7 +128,10 @@ class Segment:
             self._next_scratch = self._end
             self._note_copies(operation)
             self._launches.append(lower(operation, self))
-        memory.reserve(max(1, self._scratch_end))
+        memory.reserve(max(1, self._scratch_end))  # before the weights, which would leave no room for it
+        for resident in self._resident.values():
+            memory.make_room(resident)
+        self._filled = False
 
     def place(self, array: Any) -> Place:
         """Return the place of an array of one of its operations."""
@@ -112,6 +157,10 @@ class Segment:
         With `operations_ns` the time of each operation is added to it, and the device is waited for after each.
         """
         runtime, before = self._memory.runtime, time.perf_counter_ns()
+        if not self._filled:  # only now, as weights may still be read from the disk while programs are made
+            for resident in self._resident.values():
+                self._memory.fill(resident)
+            self._filled = True
         for copy in self._uploads.values():
             runtime.upload(copy.place, copy.host[: tokens * copy.row_bytes])
         for number, launches in enumerate(self._launches):
@@ -171,6 +220,46 @@ def planned_bytes(operations: Sequence[op.Operation]) -> int:
         lower(operation, planner)
         scratch = max(scratch, planner.bytes)
     return arrays + scratch + ALIGNMENT_BYTES
+
+
+class PlannedUse(NamedTuple):
+    """What programs have on a device."""
+
+    weight_bytes: int
+    activation_bytes: int
+    """At most: arrays that share memory are counted by themselves."""
+    on_device: int
+    """How many operations it runs."""
+    others: int
+    """How many it could run, if it had room for their weights."""
+
+
+def planned_use(segments: Sequence[Sequence[op.Operation]], most_bytes: int | None) -> PlannedUse:
+    """Return what segments would have on a device with such a budget, in the order in which they are bound.
+
+    Their arrays may be placeholders.
+    """
+    resident: dict[int, int] = {}
+    activations = on_device = others = 0
+    for operations in segments:
+        needed = max(activations, planned_bytes(operations))
+        weights = {id(one): one.nbytes for o in operations for one in _weights(o) if id(one) not in resident}
+        total = needed + sum(resident.values()) + sum(weights.values())
+        if most_bytes is not None and total > most_bytes:
+            others += len(operations)
+            continue
+        activations, on_device = needed, on_device + len(operations)
+        resident |= weights
+    return PlannedUse(sum(resident.values()), activations, on_device, others)
+
+
+def _weights(operation: op.Operation) -> list[Any]:
+    return [member for field, member in op.members_of(operation) if not field.mark.per_row]
+
+
+def _flat(array: Any) -> op.Bytes:
+    flat: op.Bytes = array.reshape(-1).view(np.uint8)
+    return flat
 
 
 def address_of(array: Any) -> int:

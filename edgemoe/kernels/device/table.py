@@ -1,22 +1,16 @@
-"""The kernels of a device: their names and arguments, and the text that a compiler gets, in C or in OpenCL C.
+"""The kernels of a device: their names, their arguments, and the constants that make one of a function of `source/`.
 
-`source/` has what kernels compute, as functions of one work-item. An entry, which is printed here, calls such a
-function for each item of a launch: it unpacks the arguments as its dialect has them, and adds the constants that make a
-kernel of one format out of the function for all. So a kernel stands in one list, whatever the dialects.
+So a kernel stands in one list, whatever the dialects; `entries.py` prints the text of each.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Literal
 
 from edgemoe.kernels.formats import FORMATS, GROUP_COLUMNS, PLANES, Format
 
-Dialect = Literal["host", "opencl"]
-
-_FILES = ("dialect.h", "products.c", "rows.c", "ffn.c")
+FILES = ("dialect.h", "products.c", "rows.c", "ffn.c")
 _NUMBERS = ("i32", "float")
 _SCALES = {"f16": 1, "e8m0": 2, "f32": 3}
 _FACTORS = {"none": 0, "int8": 1, "nibble": 2, "e4m3": 3}
@@ -126,42 +120,3 @@ def kernels() -> dict[str, KernelSpec]:
     products = [_product(fmt) for fmt in FORMATS.values() if has_products(fmt)]
     plain = [KernelSpec(name, name, _arguments(arguments)) for name, arguments in _PLAIN.items()]
     return {spec.name: spec for spec in (*plain, *products)}
-
-
-def program_text(dialect: Dialect) -> str:
-    """Return the whole text of a device program."""
-    source = files("edgemoe.kernels.device").joinpath("source")
-    parts = [source.joinpath(name).read_text("utf-8") for name in _FILES]
-    return "\n".join((*parts, *(_entry(spec, dialect) for spec in kernels().values())))
-
-
-def _entry(spec: KernelSpec, dialect: Dialect) -> str:
-    names = [argument.name for argument in spec.arguments]
-    lines = [f"    const format numbers = {{{', '.join(map(str, spec.format))}}};"] if spec.format else []
-    call = f"{spec.function}({', '.join((*names, *spec.constants, 'item'))});"
-    if dialect == "opencl":
-        return _opencl_entry(spec, lines, call)
-    unpacked = []
-    for number, argument in enumerate(spec.arguments):
-        member = {"i32": "whole", "float": "number"}.get(argument.type, "buffer")
-        unpacked.append(f"    {argument.type.replace(' *', '')} {'' if argument.is_number else '*'}{argument.name}"
-                        f" = arguments[{number}].{member};")  # fmt: skip
-    head = f"void em_{spec.name}(const argument *arguments, i32 begin, i32 end) {{"
-    return "\n".join((head, *unpacked, *lines, f"    for (i32 item = begin; item < end; item++) {call}", "}", ""))
-
-
-def _opencl_entry(spec: KernelSpec, lines: list[str], call: str) -> str:
-    """Print an entry whose buffers come with the place in bytes at which they begin."""
-    parameters, unpacked = [], []
-    for argument in spec.arguments:
-        if argument.is_number:
-            parameters.append(f"{argument.type} {argument.name}")
-            continue
-        element = argument.type.replace(" *", "")
-        const = "const " if element.startswith("const ") else ""
-        parameters += [f"__global {const}u8 *{argument.name}_buffer", f"u64 {argument.name}_at"]
-        unpacked.append(f"    __global {element} *{argument.name} ="
-                        f" (__global {element} *)({argument.name}_buffer + {argument.name}_at);")  # fmt: skip
-    head = f"__kernel void em_{spec.name}({', '.join((*parameters, 'i32 items'))}) {{"
-    item = "    const i32 item = (i32)get_global_id(0);"
-    return "\n".join((head, *unpacked, *lines, item, f"    if (item < items) {call}", "}", ""))

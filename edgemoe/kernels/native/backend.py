@@ -35,6 +35,7 @@ class NativeBackend:
     name = "native"
     growth_bytes = 0
     scratch_grows_with_context = False
+    device: str | None = None
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         library = load_library()

@@ -1,8 +1,9 @@
-/* The words in which C on the host and OpenCL C differ, and numbers that both compute to the same bits.
+/* The words in which C on the host, OpenCL C, CUDA and Metal's language differ, and numbers that all compute to the same
+ * bits.
  *
  * A kernel's text is a function of one work-item, without barriers and without memory that work-items share: an item
  * writes what no other item of its launch reads or writes. So the order in which items run, and how many run at once,
- * cannot show. kernels/device/table.py prints the entry of each kernel, which calls that function.
+ * cannot show. kernels/device/entries.py prints the entry of each kernel, which calls that function.
  *
  * Every sum has the written order of native/kernels/kernels.h. The text asks of a compiler that it neither contracts nor
  * reorders, that + - x / and the square root round to nearest, and that fused() rounds once; known answers tell. Numbers
@@ -22,6 +23,35 @@ typedef ulong u64;
 #define of_bits(bits) as_float(bits)
 #define fused(a, b, c) fma(a, b, c)
 #define root(x) sqrt(x)
+#elif defined __METAL_VERSION__
+#pragma clang fp contract(off)
+#define GLOBAL device
+#define TABLE constant
+#define INLINE static inline
+typedef char i8;
+typedef uchar u8;
+typedef ushort u16;
+typedef int i32;
+typedef uint u32;
+typedef ulong u64;
+#define bits_of(value) as_type<u32>((float)(value))
+#define of_bits(bits) as_type<float>((u32)(bits))
+#define fused(a, b, c) metal::fma(a, b, c)
+#define root(x) metal::precise::sqrt(x)
+#elif defined __CUDACC__
+#define GLOBAL
+#define TABLE static __device__ const
+#define INLINE static __device__ __forceinline__
+typedef signed char i8;
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+#define bits_of(value) __float_as_uint(value)
+#define of_bits(bits) __uint_as_float(bits)
+#define fused(a, b, c) __fmaf_rn(a, b, c)
+#define root(x) __fsqrt_rn(x)
 #else
 #include <math.h>
 #include <stdint.h>
