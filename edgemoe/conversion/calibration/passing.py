@@ -48,7 +48,7 @@ class CalibrationPass:
 
     def __init__(self, matrices: Matrices, graph: Graph, windows: Windows) -> None:
         """Raises UsageError for a model that cannot be calibrated, and for formats that take no calibration."""
-        if graph.encoder is not None or graph.row_tables:
+        if graph.encoder is not None or graph.has_rows_on_disk:
             what = "an encoder" if graph.encoder is not None else "tables of rows on disk"
             raise UsageError(
                 f"`calibrate`: expected a model without {what}, whose text goes through it layer by layer.",
