@@ -58,7 +58,7 @@ class TextPass:
         """Raises UsageError for a model without routed experts, and for one whose text does not go layer by layer."""
         self._store = store
         self._graph = graph = build_graph(store_spec(store), build_options(store))
-        if graph.encoder is not None or graph.row_tables:
+        if graph.encoder is not None or graph.has_rows_on_disk:
             what = "an encoder" if graph.encoder is not None else "tables of rows on disk"
             raise UsageError(
                 f"{store.path}: expected a model without {what}, whose text goes through it layer by layer.",

@@ -193,6 +193,9 @@ def _expand_shared(
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
     """How many rows each of a row's internal tensors has."""
+    if row.row_width:
+        total = math.prod(_size(symbol, sizes) for symbol in row.shape[:-1])
+        return [total // len(row.internal)] * len(row.internal)
     if row.as_vector or (len(row.shape) > 2 and not row.stacked):
         return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
     terms = row.row_symbol.split("+")
@@ -220,6 +223,8 @@ def _slices(
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
             where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.as_vector, height=height)
+        if row.row_width:
+            where = replace(where, row_width=_size(row.row_width, sizes))
         if row.change != "none":
             limit = sizes.get("experts", 0) if row.change == "whole" else 0
             where = replace(where, change=row.change, limit=limit)

@@ -50,6 +50,8 @@ class Row:
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
     `flat`: whether a source of two dimensions has the matrices of all experts one below the other.
     A source with `{part}` is one of the matrices that a table of rows is cut into.
+    `row_width`: for a source of more than two dimensions that is a matrix, or several `interleaved` ones, the symbol of
+    its last dimension, which is that of columns.
     `side`: whether only the layers of an encoder or of a decoder have it; the source counts those from 0. A source
     without `{layer}` is then one that all these layers share.
     """
@@ -64,6 +66,7 @@ class Row:
     turned: str = ""
     change: Change = "none"
     flat: bool = False
+    row_width: str = ""
     side: Side = "all"
 
     @property
@@ -110,6 +113,8 @@ class SourceSlice:
     height: int = 0
     limit: int = 0
     """The first of the whole numbers that it may not have, if it has such."""
+    row_width: int = 0
+    """If not 0, the source has more than two dimensions, and each row is so many of its elements."""
 
     @property
     def rows(self) -> int:

@@ -114,13 +114,14 @@ class SpeedEstimate:
 def work_of_model(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
     """The work of the token at a (mean) position. `record_bytes` is the size of one expert on disk."""
     moes = spec.routed_of_tokens.values()
-    used = sum(moe.mean_top_k for moe in moes)
+    layers = len(moes) or sum("retrieved" in layer.sizes for layer in spec.layers)
+    used = sum(moe.mean_top_k for moe in moes) or sum(layer.sizes.get("retrieved", 0) for layer in spec.layers)
     weights: Mapping[Part, int] = traffic.weight_bytes
     routed, shared = weights.get("experts", 0), weights.get("shared_expert", 0)
     return TokenWork(
         layers=len(spec.layers) - spec.encoder_layers,
-        moe_layers=len(moes),
-        experts_per_token=round(used / len(moes)) if moes else 0,
+        moe_layers=layers,
+        experts_per_token=round(used / layers) if layers else 0,
         expert_bytes=routed / used if used else 0.0,
         record_bytes=record_bytes,
         shared_bytes=shared,

@@ -101,7 +101,11 @@ def _read_place(source: Source, where: SourceSlice, place: range) -> Rows:
         rows = source.read_rows(where.tensor, None, 0, source.tensors()[where.tensor].shape[0])
         assert not isinstance(rows, Blocks)  # the plan takes no quantised vector
         return rows.reshape(-1)[first:last]
-    if where.transposed:
+    if where.row_width:
+        elements = source.read_rows(where.tensor, None, first * where.row_width, last * where.row_width)
+        assert not isinstance(elements, Blocks)  # the plan takes no quantised tensor of such a shape
+        rows = elements.reshape(-1, where.row_width)
+    elif where.transposed:
         rows = source.read_columns(where.tensor, where.index, first, last, where.height)
     else:
         rows = source.read_rows(where.tensor, where.index, first, last)

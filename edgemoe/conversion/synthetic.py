@@ -62,6 +62,7 @@ from edgemoe.kernels.row_types import BLOCK_FORMATS, TYPE_NAMES
 from edgemoe.kernels.trellis import TRELLISES
 from edgemoe.model.spec import ModelSpec
 from edgemoe.quant.quantise import TARGETS
+from edgemoe.store.neurons import is_neurons
 from edgemoe.store.side_files import SIDE_FILES
 
 GENERATOR = 1
@@ -260,6 +261,9 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     if spec.encoder and name.endswith("query"):  # its scores have no scale of their own (T5)
         head_dim = spec.layers[int(name.split(".")[1])].sizes["head_dim"]
         return 1 / math.sqrt(columns * head_dim)
+    if is_neurons(name):  # a head's weights of experts sum to 1
+        written = spec.residual_scale * math.sqrt(2 * len(spec.layers))
+        return 1 / (math.sqrt(columns) if name.endswith(".down") else written)
     if name.endswith(_INTO_THE_STREAM):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
     return 1 / math.sqrt(columns)

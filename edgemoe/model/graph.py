@@ -176,7 +176,15 @@ class Paging:
     layer: int
 
 
-Leaf = Union[Value, Weight, ExpertRecords, Arena, Paging]
+@dataclass(frozen=True)
+class NeuronPages:
+    """One field of what an operation of a layer needs of the pages with the neurons of all layers."""
+
+    layer: int
+    field: Literal["arena", "slots", "layout", "first", "paging"]
+
+
+Leaf = Union[Value, Weight, ExpertRecords, Arena, Paging, NeuronPages]
 """A stand-in for an array, or for another object of the engine, in a symbolic operation."""
 
 
@@ -288,7 +296,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
-_LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
+_LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging, NeuronPages})
 _PARTS = frozenset({op.LinearPart, op.FfnBiases, op.UnlikeMatrices, so.DistanceBias, ex.ExpertBases})
 """The structs within operations that have leaves."""
 

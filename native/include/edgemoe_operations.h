@@ -174,6 +174,9 @@ enum { EM_WIDEST_KEYS = 256 };
 /* The most blocks of a page of which some are chosen. */
 enum { EM_MOST_BITS = 32 };
 
+/* The most experts that a head retrieves by keys. */
+enum { EM_MOST_RETRIEVED = 64 };
+
 /* The most residual streams of a token. */
 enum { EM_MOST_STREAMS = 16 };
 
@@ -184,10 +187,16 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_COUNT = 6 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_GELU = 6, EM_FUNCTION_COUNT = 7 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
+
+/* em_retrieve_by_keys.scoring */
+enum { EM_SCORING_SOFTMAX = 0, EM_SCORING_SIGMOID = 1, EM_SCORING_RELU = 2, EM_SCORING_COUNT = 3 };
+
+/* em_neuron_layout.element */
+enum { EM_ELEMENT_F32 = 0, EM_ELEMENT_F16 = 1, EM_ELEMENT_COUNT = 2 };
 
 /* output[t] = scale * matrix[ids[t]], as many times one after the other as there are copies. */
 typedef struct em_embed {
@@ -792,6 +801,52 @@ typedef struct em_choose_blocks {
     int32_t at_once;          /* at_once */
 } em_choose_blocks;
 
+/* Retrieves for each head the J experts of largest score, and their weights. */
+typedef struct em_retrieve_by_keys {
+    const float *first;  /* (T, H*N) */
+    const float *second; /* (T, H*N) */
+    int32_t heads;       /* H */
+    int32_t *experts;    /* (T, H*J) */
+    float *weights;      /* (T, H*J) */
+    int32_t scoring;     /* EM_SCORING_... */
+    int32_t keys;        /* N */
+    int32_t retrieved;   /* J */
+} em_retrieve_by_keys;
+
+/* Where a neuron lies: its input weights, then its output weights, one number after the other. */
+typedef struct em_neuron_layout {
+    int32_t element;          /* EM_ELEMENT_... */
+    int64_t neuron_bytes;
+    int64_t neurons_per_page;
+} em_neuron_layout;
+
+/* Where an operation asks for pages: not all are in the arena. */
+typedef struct em_row_paging {
+    em_row_pager *pager; /* NULL: every page is in the arena */
+} em_row_paging;
+
+/* output[t] += scale * sum over k of weights[t, k] * activation(u . input[t]) * v, of expert experts[t, k]. */
+typedef struct em_neurons {
+    const float *input;       /* (T, D) */
+    const int32_t *experts;   /* (T, K) */
+    const float *weights;     /* (T, K) */
+    const uint8_t *arena;     /* (S, B) */
+    const int32_t *slots;     /* (P,) */
+    em_neuron_layout layout;
+    int64_t first;
+    int64_t count;
+    em_activation activation;
+    float *output;            /* (T, D) */
+    float scale;
+    int32_t accumulate;
+    em_row_paging paged;      /* all zeros if there are none */
+    int32_t hidden_size;      /* D */
+    int32_t top_k;            /* K */
+    int32_t slot_count;       /* S */
+    int32_t slot_bytes;       /* B */
+    int32_t page_count;       /* P */
+} em_neurons;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -830,7 +885,9 @@ typedef struct em_choose_blocks {
     X(COMPRESSED_ATTENTION, compressed_attention) \
     X(TABLE_ROUTE, table_route) \
     X(BALANCE_STREAMS, balance_streams) \
-    X(CHOOSE_BLOCKS, choose_blocks)
+    X(CHOOSE_BLOCKS, choose_blocks) \
+    X(RETRIEVE_BY_KEYS, retrieve_by_keys) \
+    X(NEURONS, neurons)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -1010,6 +1067,19 @@ typedef struct em_choose_blocks {
         FIELD(em_choose_blocks, table_pages) FIELD(em_choose_blocks, page_count) \
         FIELD(em_choose_blocks, block_rows) FIELD(em_choose_blocks, head_dim) FIELD(em_choose_blocks, heads) \
         FIELD(em_choose_blocks, at_once) \
+    STRUCT(em_retrieve_by_keys) FIELD(em_retrieve_by_keys, first) FIELD(em_retrieve_by_keys, second) \
+        FIELD(em_retrieve_by_keys, heads) FIELD(em_retrieve_by_keys, experts) \
+        FIELD(em_retrieve_by_keys, weights) FIELD(em_retrieve_by_keys, scoring) \
+        FIELD(em_retrieve_by_keys, keys) FIELD(em_retrieve_by_keys, retrieved) \
+    STRUCT(em_neuron_layout) FIELD(em_neuron_layout, element) FIELD(em_neuron_layout, neuron_bytes) \
+        FIELD(em_neuron_layout, neurons_per_page) \
+    STRUCT(em_row_paging) FIELD(em_row_paging, pager) \
+    STRUCT(em_neurons) FIELD(em_neurons, input) FIELD(em_neurons, experts) FIELD(em_neurons, weights) \
+        FIELD(em_neurons, arena) FIELD(em_neurons, slots) FIELD(em_neurons, layout) FIELD(em_neurons, first) \
+        FIELD(em_neurons, count) FIELD(em_neurons, activation) FIELD(em_neurons, output) \
+        FIELD(em_neurons, scale) FIELD(em_neurons, accumulate) FIELD(em_neurons, paged) \
+        FIELD(em_neurons, hidden_size) FIELD(em_neurons, top_k) FIELD(em_neurons, slot_count) \
+        FIELD(em_neurons, slot_bytes) FIELD(em_neurons, page_count) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \
@@ -1056,6 +1126,12 @@ typedef struct em_choose_blocks {
         FIELD(em_pager_setup, arena) FIELD(em_pager_setup, slots) FIELD(em_pager_setup, tickets) \
         FIELD(em_pager_setup, counters) FIELD(em_pager_setup, failure) FIELD(em_pager_setup, policy) \
         FIELD(em_pager_setup, slot_bytes) FIELD(em_pager_setup, timeout_us) FIELD(em_pager_setup, slot_count) \
-        FIELD(em_pager_setup, layers) FIELD(em_pager_setup, experts) FIELD(em_pager_setup, reserved)
+        FIELD(em_pager_setup, layers) FIELD(em_pager_setup, experts) FIELD(em_pager_setup, reserved) \
+    STRUCT(em_row_pager_setup) FIELD(em_row_pager_setup, source) FIELD(em_row_pager_setup, arena) \
+        FIELD(em_row_pager_setup, slots) FIELD(em_row_pager_setup, crc32c) FIELD(em_row_pager_setup, counters) \
+        FIELD(em_row_pager_setup, failure) FIELD(em_row_pager_setup, offset) \
+        FIELD(em_row_pager_setup, row_bytes) FIELD(em_row_pager_setup, timeout_us) \
+        FIELD(em_row_pager_setup, descriptor) FIELD(em_row_pager_setup, row_count) \
+        FIELD(em_row_pager_setup, rows_per_page) FIELD(em_row_pager_setup, slot_count)
 
 #endif

@@ -39,7 +39,13 @@ enum {
     BLOCKS = EM_PAGE_TOKENS / RATE,
     GATED_STREAMS = 4, /* each as wide as a head */
     PAGE_BLOCKS = 16,
-    OPERATIONS = 80, /* at most, with one that begins to read experts */
+    RETRIEVERS = 2,
+    KEYS = 10,
+    RETRIEVED = 3,
+    NEURON_BYTES = 512, /* of which 2 * WIDTH halves are weights */
+    NEURONS_PER_PAGE = 8,
+    NEURON_PAGES = (KEYS * KEYS + NEURONS_PER_PAGE - 1) / NEURONS_PER_PAGE,
+    OPERATIONS = 84, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -99,6 +105,8 @@ typedef struct model {
     uint16_t single_scales[PAGES][EM_PAGE_TOKENS][1];
     float block_scores[2][PAGES][BLOCKS], table[VOCABULARY][USED], named_weights[TOKENS][USED];
     int32_t seen[TOKENS][PAGES], named[TOKENS][USED];
+    float halves[2][TOKENS][RETRIEVERS * KEYS], retrieved_weights[TOKENS][RETRIEVERS * RETRIEVED];
+    int32_t retrieved[TOKENS][RETRIEVERS * RETRIEVED], neuron_slots[NEURON_PAGES];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -415,6 +423,28 @@ static inline void add_moe(model *m) {
         .hidden_size = WIDTH, .scale = 0.3f, .factor = m->bias};
 }
 
+/* Neurons that two heads retrieve, whose pages lie in the arena in another order. */
+static inline void add_neurons(model *m) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 2, .scale = 1};
+    for (int i = 0; i < 2; i++) {
+        in->parts[i] = part_of(owned_matrix(m, EM_F16, RETRIEVERS * KEYS, WIDTH), NULL, *m->halves[i]);
+    }
+    add(m, EM_RETRIEVE_BY_KEYS)->as.retrieve_by_keys = (em_retrieve_by_keys){
+        .first = *m->halves[0], .second = *m->halves[1], .heads = RETRIEVERS, .experts = *m->retrieved,
+        .weights = *m->retrieved_weights, .scoring = EM_SCORING_SOFTMAX, .keys = KEYS, .retrieved = RETRIEVED};
+    /* A panel of 16 rows and 32 columns in float16 has 1024 bytes. */
+    const em_matrix arena = owned_matrix(m, EM_F16, NEURON_PAGES * NEURONS_PER_PAGE * NEURON_BYTES / 64, 32);
+    for (int32_t i = 0; i < NEURON_PAGES; i++) m->neuron_slots[i] = NEURON_PAGES - 1 - i;
+    add(m, EM_NEURONS)->as.neurons = (em_neurons){
+        .input = *m->normed, .experts = *m->retrieved, .weights = *m->retrieved_weights, .arena = arena.data,
+        .slots = m->neuron_slots,
+        .layout = {.element = EM_ELEMENT_F16, .neuron_bytes = NEURON_BYTES, .neurons_per_page = NEURONS_PER_PAGE},
+        .count = KEYS * KEYS, .activation = {.function = EM_FUNCTION_GELU}, .output = *m->hidden, .scale = 0.5f,
+        .accumulate = 1, .hidden_size = WIDTH, .top_k = RETRIEVERS * RETRIEVED, .slot_count = NEURON_PAGES,
+        .slot_bytes = NEURONS_PER_PAGE * NEURON_BYTES, .page_count = NEURON_PAGES};
+}
+
 /* The residual stream as four of a quarter of its width. */
 static inline void add_gated_streams(model *m) {
     add(m, EM_READ_STREAMS)->as.read_streams = (em_read_streams){
@@ -495,6 +525,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add_compressed_attention(m, cache_format);
     add_streams(m);
     add_moe(m);
+    add_neurons(m);
     add_gated_streams(m);
     add_choice(m, cache_format);
     return m;

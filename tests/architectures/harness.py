@@ -57,6 +57,8 @@ def load_reference(folder: Path) -> Reference:
 
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
+    if where.row_width:
+        return tensor.reshape(-1, where.row_width)[where.row_start : where.row_stop : where.row_step]
     if where.height:
         tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]

@@ -23,6 +23,7 @@ from edgemoe.kernels.marks import buffer, rows, size, up_to
 from edgemoe.kernels.native.structures import NATIVE_OPERATIONS
 from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.planned import planned
+from tests.kernels.test_neurons import made_neurons, retrieval
 from tests.kernels.test_products import pack_experts
 from tests.kernels.test_runs import (
     CONTEXT,
@@ -123,7 +124,11 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         keys,
         sm.GateByAgreement(*[layer.residual] * 2, layer.residual[:, : WIDTH // 2], 1e-6, layer.residual),
     )
-    for operation in [*layer.operations, *asked, mix, *in_place]:
+    neurons = (
+        retrieval(floats(40, 6), floats(40, 6), 2, 3, "softmax"),
+        made_neurons(40, WIDTH, 6, 9, "f16", np.random.default_rng(0)),
+    )
+    for operation in [*layer.operations, *asked, mix, *in_place, *neurons]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
         assert sizes.rows == 40
@@ -250,7 +255,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (
             replace(experts, activation=op.Activation("tanh")),  # type: ignore[arg-type]
             "activation.function",
-            "silu or clamped_silu or gelu_tanh or relu or relu2 or capped_silu, found tanh",
+            "silu or clamped_silu or gelu_tanh or relu or relu2 or capped_silu or gelu, found tanh",
         ),
         (replace(experts, activation=op.RELU), "activation.gated", "expected True, found False"),
         (with_layout(gated=False), "layouts[1].gated", "expected True, found False"),

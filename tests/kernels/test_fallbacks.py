@@ -77,11 +77,13 @@ OF_THE_REFERENCE = (
     "Compress",
     "CompressedAttention",
     "JoinStreams",
+    "Neurons",
+    "RetrieveByKeys",
     "StoreBlockKeys",
     "TableRoute",
 )
-"""Operations that Numba does not compile: those of DeepSeek-V4, which is far too large for that backend, and keys of
-blocks, of which there is one for several tokens."""
+"""Operations that Numba does not compile: those of DeepSeek-V4 and of PEER, which are far too large for that backend,
+and keys of blocks, of which there is one for several tokens."""
 
 
 def test_backends_say_what_they_have_no_kernel_for(any_backend: Backend) -> None:

@@ -22,6 +22,7 @@ from edgemoe.model.blocks import (
     Mamba2,
     Moe,
     OutputGate,
+    Peer,
     PlainFfn,
     RouterSpec,
     SharedExpert,
@@ -143,6 +144,9 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
             "heads of width 1028 that choose blocks: expected 16 to 1024",
         ),
         (routed(True, score="sqrt_softplus", choice_bias=True, table=9), "router: a table of experts with weights"),
+        (LayerSpec.of(Peer(12, 2, 1, 8)), "product keys of 12 experts: expected a square"),
+        (LayerSpec.of(Peer(16, 2, 5, 8)), "a head that retrieves 5 experts: expected at most 4"),
+        (LayerSpec.of(Peer(16, 2, 2, 8, activation=SILU)), "experts of one neuron need an activation without a gate"),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
         (

@@ -39,7 +39,8 @@ def _model_rows(planned: ModelPlan) -> Rows:
         rows.append((f"{where}: {name}", f"{format_size(size)}, {formats}"))
     if memory.total_experts:
         layers = f"{work.experts_per_token} per token in each of {work.moe_layers} layers"
-        rows.append(("experts", f"{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
+        what = "" if store.neurons is None else f"{store.neurons.count} neurons in pages: "
+        rows.append(("experts", f"{what}{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
     return rows
 
 

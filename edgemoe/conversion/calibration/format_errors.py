@@ -49,7 +49,7 @@ def measured_errors(source: Source, calibration: Calibration | None, side_files:
     """
     weights = SourceWeights(source)
     graph = build_graph(store_spec(weights.store), build_options(weights.store))
-    if calibration is None or graph.row_tables:
+    if calibration is None or graph.has_rows_on_disk:
         return errors_of_weights(weights)
     some = replace(calibration, tokens=min(calibration.tokens, MEASURED_TOKENS), held_out=0)
     windows = windows_of(some, side_files, graph)

@@ -49,7 +49,7 @@ class CalibrationPass:
 
     def __init__(self, matrices: Matrices, graph: Graph, windows: Windows) -> None:
         """Raises UsageError for a model that cannot be calibrated, and for formats that take no calibration."""
-        if graph.row_tables:
+        if graph.has_rows_on_disk:
             raise UsageError(
                 "`calibrate`: expected a model without tables of rows on disk, whose text goes through it layer by"
                 " layer.",

@@ -22,6 +22,7 @@ from edgemoe.model.blocks.mamba import Mamba
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
 from edgemoe.model.blocks.ngram_table import NgramTable
+from edgemoe.model.blocks.peer import Peer
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
 
@@ -42,6 +43,7 @@ __all__ = [
     "Moe",
     "NgramTable",
     "OutputGate",
+    "Peer",
     "PlainFfn",
     "RoutedExperts",
     "RouterSpec",
@@ -54,7 +56,7 @@ BODIES: Mapping[str, type] = MappingProxyType(
         body.kind: body
         for body in (
             *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
-            *(Mamba2, Moe, NgramTable, PlainFfn, ShortConv),
+            *(Mamba2, Moe, NgramTable, Peer, PlainFfn, ShortConv),
         )
     }
 )
