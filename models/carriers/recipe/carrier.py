@@ -114,9 +114,9 @@ class Carrier(nn.Module):
             ffn.progress = progress
 
     def extra_loss(self) -> Tensor:
-        """The mean over layers of what FFNs add to the loss."""
+        """What the FFNs of all layers add to the loss."""
         terms = [term for ffn in self.ffns() for term in ffn.losses]
-        return torch.stack(terms).sum() / len(self.layers) if terms else torch.zeros(())
+        return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def build(settings: dict, name: str) -> Carrier:
