@@ -21,6 +21,7 @@ import numpy as np
 
 from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import mixture_operations as mx
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
@@ -63,6 +64,7 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     bo.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
     bo.StoreBlockKeys: _CACHE_LETTERS | _OF_BLOCKS,
     ex.Experts: {"S": "slot_count"},
+    **{kind: {"S": "slot_count"} for kind in (mx.SlotLogits, mx.Dispatch, mx.SlotFfn, mx.Collect)},
     ex.ExpertBases: {"U": "first_rows", "W": "down_rows", "I": "intermediate_size"},
 }
 
@@ -148,7 +150,7 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, bo, sk, sm, ex), key=operator.itemgetter(0)))
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, bo, sk, sm, ex, mx), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {
