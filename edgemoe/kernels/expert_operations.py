@@ -152,21 +152,50 @@ class TableRoute(Operation, code=48):
         return used // math.prod(self.table.shape)
 
 
+MILLIONTHS = 1_000_000
+"""The unit of a capacity's `share`: whole numbers, so that every backend finds the same capacity."""
+MOST_SHARE = 1000 * MILLIONTHS
+"""The largest `share` of a capacity."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Capacity(Operation, code=30):
-    """Makes the weight 0 of each choice of an expert that `capacity` choices of this run precede (Fedus et al. 2021).
+    """Makes the weight 0 of each choice of an expert that as many choices of this run precede as the expert takes.
 
-    Choices are counted row by row, and within a row in the router's order. The rows of a run are those of one
-    sequence, from its first one on.
+    An expert takes `capacity` choices, or the whole part of `share / 1000000 * T / num_experts`, at most `T`, where
+    that is more (Lepikhin et al. 2020, arXiv 2006.16668). A choice whose weight is 0 already takes no place. Choices
+    are counted row by row, and within a row in the router's order (Fedus et al. 2021); with `by_rank` the first choices
+    of all rows come before any second one. The rows of a run are those of one sequence, from its first one on.
     """
 
     experts: Annotated[Integers, rows("K")]
     weights: Annotated[Floats, rows("K"), IN_PLACE]
     num_experts: int
     capacity: Annotated[int, NUMBER]  # 1 or more
+    share: Annotated[int, NUMBER] = 0
+    by_rank: bool = False
 
     def check(self, sizes: Sizes) -> None:
         require(self.capacity >= 1, "capacity", "1 or more", self.capacity)
+        require(0 <= self.share <= MOST_SHARE, "share", f"0 to {MOST_SHARE}", self.share)
+
+    def taken(self, tokens: int) -> int:
+        """Return how many choices an expert takes in a run of `tokens` rows."""
+        return max(self.capacity, min(tokens, tokens * self.share // (MILLIONTHS * self.num_experts)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LeastWeight(Operation, code=62):
+    """Makes the weight 0 of each choice but a token's first one that is not above `least`, a float32.
+
+    So GShard leaves out second choices (Lepikhin et al. 2020, arXiv 2006.16668).
+    """
+
+    weights: Annotated[Floats, rows("K"), IN_PLACE]
+    least: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.least < math.inf, "least", "a number above 0", self.least)
 
 
 MOST_BEHIND = 32

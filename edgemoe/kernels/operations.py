@@ -2,7 +2,7 @@
 
 `state_operations.py` has attention and the recurrent rules, `block_operations.py` what stands for whole blocks of
 tokens, `stream_operations.py` what models with several residual streams need, `expert_operations.py` routing and
-experts.
+experts, `mixture_operations.py` mixtures that no router routes.
 
 A decoder describes its work once, as a list of operations bound to their buffers, which a backend (`backend.py`) turns
 into a program. `reference` defines the result of each operation, and every other backend is tested against it.

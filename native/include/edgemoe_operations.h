@@ -603,12 +603,14 @@ typedef struct em_scale_by_position {
     int32_t context;          /* C */
 } em_scale_by_position;
 
-/* Makes the weight 0 of each choice of an expert that capacity choices of this run precede (Fedus et al. 2021). */
+/* Makes the weight 0 of each choice of an expert that as many choices of this run precede as the expert takes. */
 typedef struct em_capacity {
     const int32_t *experts; /* (T, K) */
     float *weights;         /* (T, K) */
     int32_t num_experts;
     int64_t capacity;
+    int64_t share;
+    int32_t by_rank;
     int32_t top_k;          /* K */
 } em_capacity;
 
@@ -846,6 +848,85 @@ typedef struct em_neurons {
     int32_t slot_bytes;       /* B */
     int32_t page_count;       /* P */
 } em_neurons;
+/* Makes the weight 0 of each choice but a token's first one that is not above least, a float32. */
+typedef struct em_least_weight {
+    float *weights; /* (T, K) */
+    float least;
+    int32_t top_k;  /* K */
+} em_least_weight;
+
+/* Turns each row into its 1.5-entmax, in place (Peters, Niculae and Martins 2019, arXiv 1905.05702). */
+typedef struct em_entmax {
+    float *values;       /* (T, E) */
+    int32_t num_experts; /* E */
+} em_entmax;
+
+/* (value - mean) / sqrt(variance + epsilon), in place, by the means and variances of training. */
+typedef struct em_batch_norm {
+    float *values;         /* (T, M) */
+    const float *mean;     /* (M,) */
+    const float *variance; /* (M,) */
+    float epsilon;
+    int32_t columns;       /* M */
+} em_batch_norm;
+
+/* output = left right for each of the count pairs of matrices of a row, (height, inner) and (inner, width). */
+typedef struct em_pair_products {
+    const float *left;  /* (T, count*height*inner) */
+    const float *right; /* (T, count*inner*width) */
+    int32_t count;      /* count */
+    int32_t inner;      /* inner */
+    float *output;      /* (T, count*height*width) */
+    int32_t height;     /* height */
+    int32_t width;      /* width */
+} em_pair_products;
+
+/* logits[t, s] = factor * scale * input[t] . (gain * slots[s]), a logit for each slot. */
+typedef struct em_slot_logits {
+    const float *input;  /* (T, D) */
+    const float *slots;  /* (S*D,) */
+    const float *gain;   /* (D,), or NULL */
+    const float *scale;  /* (1,), or NULL */
+    float factor;
+    float *logits;       /* (T, S) */
+    int32_t unit_slots;
+    int32_t unit_input;
+    int32_t hidden_size; /* D */
+    int32_t slot_count;  /* S */
+} em_slot_logits;
+
+/* slots[s] = sum over t of softmax over t (logits[t, s]) * input[t]: each slot is a mean of all rows. */
+typedef struct em_dispatch {
+    const float *logits; /* (T, S) */
+    const float *input;  /* (T, D) */
+    float *slots;        /* (S, D) */
+    int32_t slot_count;  /* S */
+    int32_t hidden_size; /* D */
+} em_dispatch;
+
+/* output[s] = down (activation(up slots[s])) for count slots from first on: one expert's, with its biases. */
+typedef struct em_slot_ffn {
+    const float *slots;        /* (S, D) */
+    int64_t first;
+    int64_t count;
+    em_matrix up;              /* (F, D) */
+    em_matrix down;            /* (D, F) */
+    float *output;             /* (S, D) */
+    em_activation activation;
+    em_ffn_biases biases;      /* all zeros if there are none */
+    int32_t slot_count;        /* S */
+    int32_t hidden_size;       /* D */
+    int32_t intermediate_size; /* F */
+} em_slot_ffn;
+
+/* output[t] = sum over s of softmax over s (logits[t, s]) * values[s]: each row is a mean over all slots. */
+typedef struct em_collect {
+    const float *logits; /* (T, S) */
+    const float *values; /* (S, D) */
+    float *output;       /* (T, D) */
+    int32_t slot_count;  /* S */
+    int32_t hidden_size; /* D */
+} em_collect;
 
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
@@ -888,6 +969,14 @@ typedef struct em_neurons {
     X(CHOOSE_BLOCKS, choose_blocks) \
     X(RETRIEVE_BY_KEYS, retrieve_by_keys) \
     X(NEURONS, neurons)
+    X(LEAST_WEIGHT, least_weight) \
+    X(ENTMAX, entmax) \
+    X(BATCH_NORM, batch_norm) \
+    X(PAIR_PRODUCTS, pair_products) \
+    X(SLOT_LOGITS, slot_logits) \
+    X(DISPATCH, dispatch) \
+    X(SLOT_FFN, slot_ffn) \
+    X(COLLECT, collect)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -1002,7 +1091,8 @@ typedef struct em_neurons {
         FIELD(em_scale_by_position, factors) FIELD(em_scale_by_position, columns) \
         FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
-        FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
+        FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, share) \
+        FIELD(em_capacity, by_rank) FIELD(em_capacity, top_k) \
     STRUCT(em_channel_scan) FIELD(em_channel_scan, input) FIELD(em_channel_scan, step) \
         FIELD(em_channel_scan, keys) FIELD(em_channel_scan, queries) FIELD(em_channel_scan, rate) \
         FIELD(em_channel_scan, skip) FIELD(em_channel_scan, positions) FIELD(em_channel_scan, sequences) \
@@ -1080,6 +1170,26 @@ typedef struct em_neurons {
         FIELD(em_neurons, scale) FIELD(em_neurons, accumulate) FIELD(em_neurons, paged) \
         FIELD(em_neurons, hidden_size) FIELD(em_neurons, top_k) FIELD(em_neurons, slot_count) \
         FIELD(em_neurons, slot_bytes) FIELD(em_neurons, page_count) \
+    STRUCT(em_least_weight) FIELD(em_least_weight, weights) FIELD(em_least_weight, least) \
+        FIELD(em_least_weight, top_k) \
+    STRUCT(em_entmax) FIELD(em_entmax, values) FIELD(em_entmax, num_experts) \
+    STRUCT(em_batch_norm) FIELD(em_batch_norm, values) FIELD(em_batch_norm, mean) \
+        FIELD(em_batch_norm, variance) FIELD(em_batch_norm, epsilon) FIELD(em_batch_norm, columns) \
+    STRUCT(em_pair_products) FIELD(em_pair_products, left) FIELD(em_pair_products, right) \
+        FIELD(em_pair_products, count) FIELD(em_pair_products, inner) FIELD(em_pair_products, output) \
+        FIELD(em_pair_products, height) FIELD(em_pair_products, width) \
+    STRUCT(em_slot_logits) FIELD(em_slot_logits, input) FIELD(em_slot_logits, slots) \
+        FIELD(em_slot_logits, gain) FIELD(em_slot_logits, scale) FIELD(em_slot_logits, factor) \
+        FIELD(em_slot_logits, logits) FIELD(em_slot_logits, unit_slots) FIELD(em_slot_logits, unit_input) \
+        FIELD(em_slot_logits, hidden_size) FIELD(em_slot_logits, slot_count) \
+    STRUCT(em_dispatch) FIELD(em_dispatch, logits) FIELD(em_dispatch, input) FIELD(em_dispatch, slots) \
+        FIELD(em_dispatch, slot_count) FIELD(em_dispatch, hidden_size) \
+    STRUCT(em_slot_ffn) FIELD(em_slot_ffn, slots) FIELD(em_slot_ffn, first) FIELD(em_slot_ffn, count) \
+        FIELD(em_slot_ffn, up) FIELD(em_slot_ffn, down) FIELD(em_slot_ffn, output) \
+        FIELD(em_slot_ffn, activation) FIELD(em_slot_ffn, biases) FIELD(em_slot_ffn, slot_count) \
+        FIELD(em_slot_ffn, hidden_size) FIELD(em_slot_ffn, intermediate_size) \
+    STRUCT(em_collect) FIELD(em_collect, logits) FIELD(em_collect, values) FIELD(em_collect, output) \
+        FIELD(em_collect, slot_count) FIELD(em_collect, hidden_size) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

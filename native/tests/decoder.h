@@ -45,7 +45,8 @@ enum {
     NEURON_BYTES = 512, /* of which 2 * WIDTH halves are weights */
     NEURONS_PER_PAGE = 8,
     NEURON_PAGES = (KEYS * KEYS + NEURONS_PER_PAGE - 1) / NEURONS_PER_PAGE,
-    OPERATIONS = 84, /* at most, with one that begins to read experts */
+    MIX_SLOTS = 6, /* of two experts */
+    OPERATIONS = 96, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -107,6 +108,8 @@ typedef struct model {
     int32_t seen[TOKENS][PAGES], named[TOKENS][USED];
     float halves[2][TOKENS][RETRIEVERS * KEYS], retrieved_weights[TOKENS][RETRIEVERS * RETRIEVED];
     int32_t retrieved[TOKENS][RETRIEVERS * RETRIEVED], neuron_slots[NEURON_PAGES];
+    float slot_logits[TOKENS][MIX_SLOTS], mix_slots[MIX_SLOTS][WIDTH], slot_results[MIX_SLOTS][WIDTH];
+    float slot_vectors[MIX_SLOTS][WIDTH], variance[EXPERTS], mixture[TOKENS][WIDTH], pairs[TOKENS][4 * 9];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -483,6 +486,40 @@ static inline void add_choice(model *m, int32_t cache_format) {
         .base = *m->hidden, .result = *m->attended, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
 }
 
+/* What Soft MoE and muMoE compute. A slot is a mean of all rows of a run, so no later operation reads what slots give. */
+static inline void add_mixtures(model *m) {
+    add(m, EM_BATCH_NORM)->as.batch_norm = (em_batch_norm){
+        .values = *m->logits, .mean = m->bias, .variance = m->variance, .epsilon = 1e-5f, .columns = EXPERTS};
+    add(m, EM_ENTMAX)->as.entmax = (em_entmax){.values = *m->logits, .num_experts = EXPERTS};
+    em_linear *factors = &add(m, EM_LINEAR)->as.linear;
+    *factors = (em_linear){.input = *m->logits, .parts_count = 1, .scale = 1, .columns = EXPERTS};
+    factors->parts[0] = part_of(owned_matrix(m, EM_F32, WIDTH, EXPERTS), NULL, *m->mixture);
+    add(m, EM_PAIR_PRODUCTS)->as.pair_products = (em_pair_products){
+        .left = *m->mixture, .right = *m->hidden, .count = 1, .inner = 8, .output = *m->pairs, .height = 4, .width = 9};
+    add(m, EM_PAIR_PRODUCTS)->as.pair_products = (em_pair_products){
+        .left = *m->mixture, .right = *m->hidden, .count = WIDTH, .inner = 1, .output = *m->agreed, .height = 1, .width = 1};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->agreed, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
+    add(m, EM_LEAST_WEIGHT)->as.least_weight = (em_least_weight){.weights = *m->weights, .least = 0.3f, .top_k = USED};
+    add(m, EM_SLOT_LOGITS)->as.slot_logits = (em_slot_logits){
+        .input = *m->hidden, .slots = *m->slot_vectors, .gain = m->norm, .scale = m->norm, .factor = 2, .logits = *m->slot_logits,
+        .unit_slots = 1, .unit_input = 1, .hidden_size = WIDTH, .slot_count = MIX_SLOTS};
+    add(m, EM_DISPATCH)->as.dispatch = (em_dispatch){
+        .logits = *m->slot_logits, .input = *m->hidden, .slots = *m->mix_slots, .slot_count = MIX_SLOTS, .hidden_size = WIDTH};
+    for (int32_t expert = 0; expert < 2; expert++) {
+        em_slot_ffn *ffn = &add(m, EM_SLOT_FFN)->as.slot_ffn;
+        *ffn = (em_slot_ffn){.slots = *m->mix_slots, .first = expert * MIX_SLOTS / 2, .count = MIX_SLOTS / 2,
+                             .output = *m->slot_results, .activation = {.function = EM_FUNCTION_RELU},
+                             .biases = {NULL, m->bias + 1, m->bias}, .slot_count = MIX_SLOTS, .hidden_size = WIDTH,
+                             .intermediate_size = FFN};
+        ffn->up = owned_matrix(m, EM_Q8, FFN, WIDTH);
+        ffn->down = owned_matrix(m, EM_Q4, WIDTH, FFN);
+    }
+    add(m, EM_COLLECT)->as.collect = (em_collect){
+        .logits = *m->slot_logits, .values = *m->slot_results, .output = *m->mixture, .slot_count = MIX_SLOTS,
+        .hidden_size = WIDTH};
+}
+
 static inline model *make_model_with(int32_t cache_format) {
     random_state = 88172645u;
     model *m = calloc(1, sizeof *m);
@@ -498,6 +535,8 @@ static inline model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < WIDTH * LATENT_ROTARY; i++) {
         m->channel_rates[i / LATENT_ROTARY][i % LATENT_ROTARY] = -1.5f - random_float();
     }
+    for (int i = 0; i < MIX_SLOTS * WIDTH; i++) m->slot_vectors[i / WIDTH][i % WIDTH] = random_float();
+    for (int i = 0; i < EXPERTS; i++) m->variance[i] = 1.1f + random_float();
     /* What lies in states and rings before the first position is never read. */
     memset(m->states, 0xff, sizeof m->states);
     memset(m->scan_states, 0xff, sizeof m->scan_states);
@@ -528,6 +567,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add_neurons(m);
     add_gated_streams(m);
     add_choice(m, cache_format);
+    add_mixtures(m);
     return m;
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import mixture_operations as mx
 from edgemoe.kernels import neuron_operations as no
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
@@ -66,6 +67,7 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     ex.Experts: {"S": "slot_count"},
     no.RetrieveByKeys: {"J": "retrieved", "N": "keys"},
     no.Neurons: {"P": "page_count", "S": "slot_count"},
+    **{kind: {"S": "slot_count"} for kind in (mx.SlotLogits, mx.Dispatch, mx.SlotFfn, mx.Collect)},
     ex.ExpertBases: {"U": "first_rows", "W": "down_rows", "I": "intermediate_size"},
 }
 
@@ -152,7 +154,8 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, bo, sk, sm, ex, no), key=operator.itemgetter(0)))
+_MODULES = (op, so, bo, sk, sm, ex, no, mx)
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(*_MODULES), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {

@@ -157,19 +157,29 @@ def _table_route(kernels: Any, o: ex.TableRoute, tokens: int) -> None:
         o.weights[:tokens] = single(shares / total * np.float32(o.scale))
 
 
-def within_capacity(experts: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:
+def within_capacity(experts: Integers, weights: Floats, num_experts: int, capacity: int, by_rank: bool) -> Floats:
     """The weights `(T, K)` of choices of experts `(T, K)`; 0 where `capacity` choices of the expert come before."""
-    chosen = experts.reshape(-1)
+    inside = weights.copy()
+    order = "F" if by_rank else "C"
+    places = np.flatnonzero(weights.reshape(-1, order=order))
+    chosen = experts.reshape(-1, order=order)[places]
     taken = np.cumsum(chosen[:, None] == np.arange(num_experts), axis=0)
-    over = taken[np.arange(len(chosen)), chosen] > capacity
-    return np.where(over.reshape(weights.shape), np.float32(0), weights)
+    over = places[taken[np.arange(len(chosen)), chosen] > capacity]
+    inside[np.unravel_index(over, weights.shape, order=order)] = 0
+    return inside
 
 
 @means(ex.Capacity, "within_capacity")
 def _capacity(kernels: Any, o: ex.Capacity, tokens: int) -> None:
     experts, weights = o.experts[:tokens], o.weights[:tokens]
     check_each("expert", experts.reshape(-1), o.num_experts)
-    weights[:] = kernels.within_capacity(experts, weights, o.num_experts, o.capacity)
+    weights[:] = kernels.within_capacity(experts, weights, o.num_experts, o.taken(tokens), o.by_rank)
+
+
+@means(ex.LeastWeight)
+def _least_weight(kernels: Any, o: ex.LeastWeight, tokens: int) -> None:
+    further = o.weights[:tokens, 1:]
+    further[~(further > np.float32(o.least))] = 0
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: ex.Experts, sizes: Sizes) -> int:
