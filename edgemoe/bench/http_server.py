@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
 
 class Received(io.RawIOBase):
-    """What came through a socket, to be read again, with the time at which each part of it came.
+    """The bytes that came through a socket, to be read again, with the time at which each part of them came.
 
     A client's own work takes processors from the server beside it, so it only takes bytes while it is timed, and looks
     at them afterwards.
