@@ -41,7 +41,7 @@ class GuessedAnswer:
     tokens_per_s: Spread
     """The rate with drafts."""
     against_none: Spread
-    """That rate over the one without drafts, round by round."""
+    """`tokens_per_s` over the rate without drafts, round by round."""
 
 
 @dataclass(frozen=True)

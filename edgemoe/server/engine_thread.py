@@ -27,7 +27,7 @@ class EngineThread:
         self.model: Model | None = None
         self.scheduler: Scheduler | None = None
         self.notices = Notices()
-        """What jobs report is told to event loops through these."""
+        """The way on which event loops are told of what jobs report."""
         self._load = load
         self._most_waiting = most_waiting
         self._changed = changed

@@ -164,8 +164,8 @@ class _Words:
 _LIMITS = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), np.inf, -np.inf
 ).astype(np.float32)
-"""What eight bits of a mask leave of eight logits, by their minimum: a branch for each token would take up to ten times
-as long."""
+"""The most that eight bits of a mask leave of eight logits: a branch for each token would take up to ten times as long
+as a minimum."""
 
 
 class Constraint:

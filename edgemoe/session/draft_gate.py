@@ -37,7 +37,7 @@ READ_COST = 0.04
 SAVED_WEIGHT = 0.05
 """The weight of the latest step in what drafts of a model save for a token."""
 ASSUMED_SAVED = 0.2
-"""What drafts of a model are assumed to save for a token, in steps without drafts, before any were run."""
+"""The steps that drafts of a model are assumed to save for a token before any were run."""
 LEAST_RETURN = 2.0
 """How many times the time of reading must be expected back, where the account has no room for it."""
 LATEST = 9
@@ -125,7 +125,7 @@ class DraftGate:
         self._tokens = 0
         """Tokens of the answer, as far as they were noted."""
         self._invested_s = 0.0
-        """What reading has cost beyond what the account had room for."""
+        """The time of reading for which the account had no room."""
 
     def began(self, seconds: float) -> None:
         """Note the time of the prompt, which is a part of the answer's."""
@@ -152,7 +152,7 @@ class DraftGate:
             self._invested_s += max(0.0, self._lost_s - self._room_s(answers))
 
     def _room_s(self, answers: int) -> float:
-        """What the account may have lost."""
+        """The loss that the account allows."""
         return LOST_SHARE * self._spent_s + ALLOWED_STEPS * self._costs.seconds(answers, 0) / answers + self._invested_s
 
     def drafts(self, matched: int, most: int, answers: int = 1, others: int = 0) -> int:

@@ -47,7 +47,10 @@ class Drafted:
         if not unread or not self._gate.may_read(unread, left):
             return
         began_s = time.perf_counter()
-        self._guesses.read_all(stopped)
+        try:
+            self._guesses.read_all(stopped)
+        except EdgemoeError:  # a draft model must not fail what would succeed without it
+            self._guesses.end()
         seconds = time.perf_counter() - began_s
         self.drafting_ns += int(1e9 * seconds)
         if read := unread - self._guesses.unread_tokens:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edgemoe.bench import clients
-from edgemoe.bench.clients import Answer, ClientsMeasurement, HttpServer, _Received
+from edgemoe.bench import clients, http_server
+from edgemoe.bench.clients import ClientsMeasurement
+from edgemoe.bench.http_server import Answer, HttpServer, Received
 from edgemoe.bench.measure import Settings
 from edgemoe.bench.protocol import Start
 from edgemoe.cli.company import clients_table
@@ -76,8 +77,8 @@ def test_each_line_has_the_time_at_which_its_last_byte_came(monkeypatch: pytest.
             return sent[self.place - 1 : self.place]
 
     connection = Bytes()
-    monkeypatch.setattr(clients.time, "perf_counter", lambda: connection.place)
-    received = _Received(connection)  # type: ignore[arg-type]
+    monkeypatch.setattr(http_server.time, "perf_counter", lambda: connection.place)
+    received = Received(connection)  # type: ignore[arg-type]
     reply = http.client.HTTPResponse(received)  # type: ignore[arg-type]
     reply.begin()
     lines = [(line, received.at_s) for line in reply]

@@ -185,6 +185,13 @@ def test_a_draft_model_fails_nothing(both: tuple[Model, Model], monkeypatch: pyt
     assert fast.generate(fast.encode("The sea"), 12).token_ids == expected
     assert fails_now_and_then.calls > 3  # type: ignore[attr-defined]
 
+    def fails(*arguments: Any, **more: Any) -> Any:
+        raise ReadError("layer 1, expert 2: damaged.", "Copy it again.")
+
+    monkeypatch.setattr(engine, "step", fails)
+    long = fast.encode("z" * 100)  # to be read in a step of its own
+    assert fast.generate(long, 8).token_ids == plain.generate(long, 8).token_ids
+
 
 def test_it_has_a_share_of_the_budget(letters_store: Path, both: tuple[Model, Model], case: str) -> None:
     plain, fast = both
