@@ -1,4 +1,4 @@
-"""What a device does for a model: whether its bits are the processor's, its rates, and how many tokens it gives.
+"""Measures what a device does for a model: whether its bits are the processor's, its rates, and its tokens a second.
 
 Before that, opening the device has compared every kernel with the processor's on random numbers.
 """
@@ -40,9 +40,9 @@ class DeviceRates:
     upload: float
     download: float
     copy: float
-    """Of a kernel that does nothing but read numbers and write them."""
+    """The rate of a kernel that does nothing but read numbers and write them."""
     product: float
-    """Of the product of a q4 matrix with one token, which reads the matrix."""
+    """The rate of the product of a q4 matrix with one token, which reads the matrix."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a model would have on a device, before any array exists."""
+"""Foresees what a model has on a device, before any array exists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DevicePlan:
     operations: int
     """Operations of a step that the device runs."""
     without_room: int
-    """Those that it could run with a larger budget."""
+    """Operations that it could run with a larger budget."""
     total_operations: int
 
 

@@ -190,6 +190,8 @@ class Engine:
         """Tells how long prompts take on this machine, and learns it from them; only people ask."""
         memory, backend, store = self.memory, self.backend, self.store
         settings = f"{backend.name} {backend.isa}, {backend.threads} threads, chunks of {memory.chunk_tokens}"
+        if backend.device is not None:
+            settings += f", with {backend.device}"
         settings += ", all experts in RAM" * memory.all_resident
         return PromptTimes(
             PromptWork.of(self._graph, store.manifest, memory, store.record_bytes),

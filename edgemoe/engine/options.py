@@ -94,8 +94,6 @@ class EngineOptions:
         if isinstance(self.prefix_disk, str):
             parse_size(self.prefix_disk)
         check_device(self.device, self.vram)
-        if isinstance(self.vram, str) and self.vram != "auto":
-            parse_size(self.vram)
         # Both refuse unknown names already here, whether or not experts are streamed.
         make_policy(self.policy, 1, 1)
         PrefetchTrial(self.prefetch)

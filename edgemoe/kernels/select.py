@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from edgemoe.errors import KernelError, UsageError
 from edgemoe.kernels.backend import Backend
 from edgemoe.process import physical_cores, processor_quota, usable_processors
+from edgemoe.sizes import parse_size
 
 KERNELS_VARIABLE = "EDGEMOE_KERNELS"
 ISA_VARIABLE = "EDGEMOE_ISA"
@@ -20,7 +21,7 @@ ISAS = ("avx512vbmi", "avx512", "avxvnni", "avx2", "neon", "generic")
 """Best first, on processors that have them; `neon` means 64-bit ARM with the dot product instructions."""
 THREADS_MAX = 256
 DEVICES = ("auto", "cpu", "cuda", "opencl", "metal", "host")
-"""What may be beside the native kernels; after a kind of device, a colon and a number or letters of a name."""
+"""The devices that may be beside the native kernels; after a kind may come a colon, and a number or part of a name."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def select_backend(threads: int | None = None, device: str | None = None, vram: 
 
 
 def check_device(device: str | None, vram: str | int | None) -> None:
-    """Raise UsageError for an unknown kind of device, and for a budget without a device."""
+    """Raise UsageError for an unknown kind of device, and for a budget without a device, or that is no size."""
     kind, _, which = (device or "cpu").partition(":")
     if kind not in DEVICES or (which and kind in ("auto", "cpu", "host")):
         expected = "auto, cpu, cuda, opencl or metal, the last three with a number or a name, such as cuda:1"
@@ -70,6 +71,13 @@ def check_device(device: str | None, vram: str | int | None) -> None:
         raise UsageError(
             f"`vram={vram}` is a budget of a device, and none is asked for.", "Give `device`, or leave it out."
         )
+    if isinstance(vram, str) and vram != "auto":
+        try:
+            parse_size(vram)
+        except UsageError:
+            raise UsageError(
+                f"`vram={vram}`: expected a size such as 6GiB, or auto.", "Leave it out for auto."
+            ) from None
 
 
 def describe_backend(threads: int | None = None) -> KernelChoice:

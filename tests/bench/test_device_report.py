@@ -1,4 +1,4 @@
-"""What `edgemoe bench --device` adds to its report."""
+"""The part of a benchmark's report that is about a device."""
 
 from __future__ import annotations
 

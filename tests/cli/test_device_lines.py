@@ -1,4 +1,4 @@
-"""What a person reads about devices: of what is here, of what a plan has there, and of one that does not run."""
+"""Lines about devices: about those that are here, about a plan for one, and about one that does not run."""
 
 from __future__ import annotations
 

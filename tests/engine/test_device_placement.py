@@ -1,4 +1,4 @@
-"""Which layers a device runs, and whether it has room for them, shows in no bit of an answer."""
+"""Answers have the same bits whichever layers a device runs, and whether or not it has room for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine.device_plan import plan_device
+from edgemoe.engine.device_plan import DevicePlan, plan_device
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.opening import graph_of, model_sizes, open_engine
@@ -54,6 +54,15 @@ def device_of(engine: Engine) -> DeviceBackend:
     return engine.backend
 
 
+def planned(store: Path, engine: Engine) -> DevicePlan:
+    """The plan that `edgemoe plan` shows for this engine."""
+    opened = Store.open(store)
+    graph = graph_of(store_spec(opened), opened, engine.lossy)
+    plan = plan_device(graph, model_sizes(opened, graph.spec).formats, engine.backend, engine.memory)
+    assert plan is not None
+    return plan
+
+
 @pytest.fixture
 def _own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "HostRuntime", _OwnMemory)
@@ -90,6 +99,11 @@ def test_a_budget_is_kept_and_shows_in_no_bit(tmp_path: Path) -> None:
             assert device.failure is None
             assert device.memory.used_bytes <= (vram or _OwnMemory.free)
             used.append(device.memory.used_bytes)
+            plan = planned(store, engine)
+            assert plan.budget_bytes == device.memory.most_bytes
+            assert plan.operations <= sum(segment.operations for segment in device.segments if segment.on_device)
+            if plan.without_room == 0:
+                assert plan.weight_bytes < used[-1] <= plan.weight_bytes + plan.activation_bytes
     assert used == sorted(used)
     assert used[0] == 0 < used[-2]
 

@@ -140,6 +140,7 @@ def test_a_device_that_fails_while_it_is_opened_keeps_nothing() -> None:
         assert not driver.held, name
 
 
+@pytest.mark.slow
 def test_a_device_that_fails_at_any_call_leaves_the_same_bits(chain: Chain) -> None:
     operations = chain.operations[:3]
     native = NativeBackend(1)
@@ -154,7 +155,7 @@ def test_a_device_that_fails_at_any_call_leaves_the_same_bits(chain: Chain) -> N
         failed = device.failure is not None
         assert (found == expected) == failed  # its results, where it gave any, were zeros
         assert not failed or "CUDA_ERROR_LAUNCH_FAILED" in str(device.failure)
-        calls += 3
+        calls += 1
     assert calls > 30
 
 

@@ -185,6 +185,12 @@ def test_a_budget_without_a_device_is_refused() -> None:
         EngineOptions(vram="1GiB")
 
 
+@pytest.mark.parametrize("vram", ["floor", "much"])
+def test_a_budget_is_a_size(vram: str) -> None:
+    with pytest.raises(UsageError, match=f"`vram={vram}`: expected a size such as 6GiB, or auto"):
+        EngineOptions(device="cuda", vram=vram)
+
+
 @pytest.mark.parametrize(
     ("unified", "vram", "budget"),
     [

@@ -16,7 +16,7 @@ from edgemoe.kernels.device.runtime import DeviceError
 from edgemoe.kernels.device.table import kernels
 
 MOST_BUFFERS = 31
-"""Of a kernel, by Metal's limits."""
+"""The most buffers of a kernel in Metal."""
 
 DIALECT = """
 #include <cmath>

@@ -24,6 +24,7 @@ class AgreeingBackends:
 
     growth_bytes = 0
     scratch_grows_with_context = False
+    device = None
 
     def __init__(self, members: Mapping[str, Backend]) -> None:
         self._members = members

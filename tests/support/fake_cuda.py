@@ -44,9 +44,9 @@ class FakeCuda:
         """After so many calls every call fails."""
         self.calls: list[str] = []
         self.statuses: dict[str, int] = {}
-        """What functions answer in place of what they do."""
+        """The statuses that functions return without doing anything, by their names."""
         self.log = b""
-        """What the compiler of PTX says."""
+        """The words of the compiler of PTX."""
         self.held: dict[int, Any] = {}
         """Memory and handles that nobody has freed, by their addresses."""
         self.device_bytes = self.most_device_bytes = 0

@@ -44,7 +44,7 @@ class FakeEngine:
         self.ledger: TimeLedger | None = None
         self.expert_uses = np.zeros((LAYERS, EXPERTS), np.int64)
         self.store = SimpleNamespace(notices=())
-        self.backend: Any = SimpleNamespace(name="fake", isa="-", threads=1)
+        self.backend: Any = SimpleNamespace(name="fake", isa="-", threads=1, device=None)
         self.memory: Any = SimpleNamespace(
             budget_bytes=100 << 20, floor_bytes=50 << 20, interpreter_bytes=20 << 20, dense_bytes=30 << 20,
             workspace_bytes=1 << 20, kv_cache_bytes=2 << 20, slot_bytes=4096, slots=16, total_experts=32,

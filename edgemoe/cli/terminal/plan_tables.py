@@ -81,7 +81,7 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
 
 
 def _device_rows(device: DevicePlan) -> Rows:
-    """What the device has; its weights are in memory too."""
+    """Rows about the device; its weights are in memory too."""
     budget = "the memory's: it has none of its own" if device.budget_bytes is None else format_size(device.budget_bytes)
     larger = f", {device.without_room} more with a larger budget" if device.without_room else ""
     return [

@@ -34,7 +34,7 @@ class DeviceBackend(NativeBackend):
         self.failure: DeviceError | None = None
         """Why the device is used no more, once it has failed."""
         self.segments: WeakSet[DeviceSegment] = WeakSet()
-        """What may run on the device: each may be switched between two runs, and no bit shows it."""
+        """Segments for the device: each may be switched off and on between two runs, and no bit shows it."""
 
     def fail(self, error: DeviceError) -> None:
         """Use the device no more."""
@@ -83,6 +83,7 @@ class DeviceSegment:
     """Whether the device runs it, if it can."""
 
     def __init__(self, backend: DeviceBackend, operations: Sequence[op.Operation], native: Program) -> None:
+        self.operations = len(operations)
         self._backend = backend
         self._native = native
         self._segment: Segment | None = None
@@ -96,6 +97,11 @@ class DeviceSegment:
                 pass  # the device goes on with what it has room for
             except DeviceError as error:
                 backend.fail(error)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the device has room for it, and runs it unless it is switched off or has failed."""
+        return self._segment is not None
 
     def run(self, tokens: int, pause: Pause | None = None) -> None:
         """Run on the device, with a pause at the end; or on the processor, once the device has failed."""

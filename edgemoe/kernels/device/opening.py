@@ -14,7 +14,7 @@ from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.sizes import format_size, parse_size
 
 AUTO_SHARE = 0.85
-"""Of the free memory of a device: the rest is the driver's, and that of whoever draws a screen with it."""
+"""The share of a device's free memory that is its budget: the rest is for the driver, and for the screen."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def open_device(device: str, vram: str | int | None, threads: int, isa: str | No
         try:
             return beside_device(open_runtime(one.device), threads, isa, vram)
         except DeviceError:
-            continue  # `edgemoe info --measure` says why
+            continue  # `tried` says why
     return NativeBackend(threads, isa)
 
 

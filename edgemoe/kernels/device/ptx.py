@@ -17,7 +17,7 @@ from edgemoe.kernels.device.entries import program_text
 from edgemoe.kernels.device.runtime import DeviceError
 
 OLDEST = (7, 5)
-"""The lowest compute capability: cards since 2018."""
+"""The lowest compute capability: that of cards since 2018."""
 VERSION = "6.3"
 """The version of PTX that such cards came with. The compiler writes its own, though it uses nothing of later ones, and
 drivers refuse PTX that is newer than they are."""

@@ -223,11 +223,11 @@ def planned_bytes(operations: Sequence[op.Operation]) -> int:
 
 
 class PlannedUse(NamedTuple):
-    """What programs have on a device."""
+    """Memory and operations of programs on a device."""
 
     weight_bytes: int
     activation_bytes: int
-    """At most: arrays that share memory are counted by themselves."""
+    """An upper bound: arrays that share memory are counted by themselves."""
     on_device: int
     """How many operations it runs."""
     others: int
