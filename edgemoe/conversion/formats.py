@@ -52,6 +52,7 @@ _CLASSES = {
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
     **dict.fromkeys(("ffn", "dense"), "ffn"),
     **dict.fromkeys(("table_key", "table_value"), "table"),
+    **dict.fromkeys(("first_query", "second_query", "first_keys", "second_keys"), "retrieval"),
 }
 
 

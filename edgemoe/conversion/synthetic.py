@@ -159,7 +159,8 @@ class SyntheticSource:
             shard = f"layer {layer}" if layer else "embedding and head"
             chosen = formats[name]
             dtype = "F32"
-            if chosen and (chosen.trellis or chosen.name in BLOCK_FORMATS.values()):
+            in_blocks = chosen and (chosen.trellis or chosen.name in BLOCK_FORMATS.values())
+            if chosen and in_blocks and not place.row_width:  # whose elements are drawn one by one
                 dtype = TYPE_NAMES.get(chosen.name, chosen.name)
             self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
             if choice.base and chosen and expert_of(name):

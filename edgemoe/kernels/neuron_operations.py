@@ -109,5 +109,5 @@ class Neurons(Operation, code=52):
         require(sizes.letters["P"] >= least_pages, "slots", f"at least {least_pages} pages", sizes.letters["P"])
 
     def weight_bytes(self) -> int:
-        used: int = self.experts.shape[1]
-        return used * 2 * self.input.shape[1] * (4 if self.layout.element == "f32" else 2)
+        weights: int = self.experts.shape[1] * 2 * self.input.shape[1]
+        return weights * (4 if self.layout.element == "f32" else 2)

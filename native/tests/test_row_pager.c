@@ -20,6 +20,11 @@ typedef struct paged_rows {
     int file;
 } paged_rows;
 
+/* A row, as a byte of the array of all pages. */
+static const uint8_t *row_at(const paged_rows *p, int32_t row) {
+    return (const uint8_t *)p->rows + (size_t)row * ROW_BYTES;
+}
+
 static void write_rows(const paged_rows *p) {
     CHECK(pwrite(p->file, p->rows, sizeof p->rows, PAGE) == (ssize_t)sizeof p->rows);
 }
@@ -32,9 +37,9 @@ static paged_rows *make_rows(void) {
     p->file = mkstemp(path);
     CHECK(p->arena && p->file >= 0);
     unlink(path);
-    for (size_t i = 0; i < sizeof p->rows; i++) (*p->rows)[i] = (uint8_t)random_bits();
+    for (size_t i = 0; i < sizeof p->rows; i++) p->rows[i / PAGE][i % PAGE] = (uint8_t)random_bits();
     for (int32_t row = 0; row < ROWS; row++) {
-        p->crc32c[row] = em_crc32c(em_kernels_for(em_isa_name(0)), 0, *p->rows + row * ROW_BYTES, ROW_BYTES);
+        p->crc32c[row] = em_crc32c(em_kernels_for(em_isa_name(0)), 0, row_at(p, row), ROW_BYTES);
     }
     write_rows(p);
     CHECK_STATUS(EM_OK, em_reader_create(2, 1024, PAGE, 0, &p->reader));
@@ -60,7 +65,7 @@ static void free_rows(paged_rows *p) {
 static void check_there(const paged_rows *p, int32_t row) {
     const int32_t slot = p->slots[row / PER_PAGE];
     CHECK(slot >= 0 && slot < SLOTS);
-    CHECK(memcmp(p->arena + slot * PAGE + row % PER_PAGE * ROW_BYTES, *p->rows + row * ROW_BYTES, ROW_BYTES) == 0);
+    CHECK(memcmp(p->arena + slot * PAGE + row % PER_PAGE * ROW_BYTES, row_at(p, row), ROW_BYTES) == 0);
 }
 
 static void test_rows_that_are_asked_for_are_there(void) {

@@ -35,10 +35,9 @@ def retrieve_by_keys(
         sums = (found[0][..., :, None] + found[1][..., None, :]).reshape(len(first), heads, -1)
     numbers = numbers.reshape(sums.shape)
     by_number = np.argsort(numbers, axis=-1)
-    sums, numbers = (np.take_along_axis(values, by_number, axis=-1) for values in (sums, numbers))
-    chosen = _largest(sums, count)
-    experts, scores = (np.take_along_axis(values, chosen, axis=-1) for values in (numbers, sums))
-    exact = scores.astype(np.float64)
+    chosen = np.take_along_axis(by_number, _largest(np.take_along_axis(sums, by_number, axis=-1), count), axis=-1)
+    experts = np.take_along_axis(numbers, chosen, axis=-1)
+    exact = np.take_along_axis(sums, chosen, axis=-1).astype(np.float64)
     if scoring == "relu":
         exact = np.where(exact < 0, 0.0, exact)
     else:

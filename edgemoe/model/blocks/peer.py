@@ -88,12 +88,12 @@ class Peer:
         with build.doing("router", "beside"):
             queries = [build.rows(f"{half}_query", self.heads * self.key_dim) for half in HALVES]
             build.add(op.Linear(source, tuple(map(self._query, [build] * 2, HALVES, queries))))
-            scores = [build.rows(f"{half}_scores", self.heads * self.keys) for half in HALVES]
-            for half, query, output in zip(HALVES, queries, scores, strict=True):
+            first, second = (build.rows(f"{half}_scores", self.heads * self.keys) for half in HALVES)
+            for half, query, output in zip(HALVES, queries, (first, second), strict=True):
                 keys = build.matrix(f"{half}_keys", self.heads * self.keys, self.key_dim)
                 build.add(op.HeadLinear(query, keys, None, self.heads, output))
             experts, weights = build.row_numbers("retrieved", chosen), build.rows("retrieved_weights", chosen)
-            build.add(no.RetrieveByKeys(*scores, self.heads, experts, weights, self.scoring))
+            build.add(no.RetrieveByKeys(first, second, self.heads, experts, weights, self.scoring))
         with build.doing("experts", "combine"):
             build.deliver_neurons(source, experts, weights, self.num_experts, self.activation)
 
