@@ -37,6 +37,9 @@ def _model_rows(planned: ModelPlan) -> Rows:
     if memory.total_experts:
         layers = f"{work.experts_per_token} per token in each of {work.moe_layers} layers"
         rows.append(("experts", f"{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
+    whole = planned.planner.whole_layers
+    if whole:
+        rows.append(("soft gates", f"a token reads all experts of {whole} layer{'s' * (whole > 1)}"))
     return rows
 
 
