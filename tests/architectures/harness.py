@@ -22,6 +22,7 @@ from edgemoe.model.blocks import RoutedExperts
 from edgemoe.model.build import HEAD_ROWS, build_graph
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import packed_layout
+from tests.kernels.builders import aligned, aligned_copy
 from tests.support.matrices import interleave_panels
 
 Tensors = dict[str, np.ndarray]
@@ -172,7 +173,7 @@ class Reference:
                     record.append(padded.view(np.uint8))
                 records.append(np.concatenate(record))
         size = max((len(record) for record in records), default=0)
-        arena = np.zeros((len(records), size), np.uint8)
+        arena = aligned((len(records), size), np.uint8)
         for slot, record in enumerate(records):
             arena[slot, : len(record)] = record
         return arena, slots
@@ -192,7 +193,7 @@ def _resident(spec: ModelSpec, weights: Tensors) -> dict[str, Matrix | np.ndarra
 
 
 def _matrix(values: np.ndarray) -> Matrix:
-    return Matrix(pack(Blocks(F32, values)), F32, *values.shape)
+    return Matrix(aligned_copy(pack(Blocks(F32, values))), F32, *values.shape)
 
 
 def _gate_up(weights: Tensors, prefix: str) -> tuple[str, Matrix]:
@@ -203,7 +204,7 @@ def _gate_up(weights: Tensors, prefix: str) -> tuple[str, Matrix]:
     gate = _matrix(weights[prefix + ".gate"])
     panels = panel_count(gate.rows)
     both = interleave_panels(gate, up)
-    return prefix + ".gate_up", Matrix(both, F32, 2 * panels * PANEL_ROWS, gate.columns)
+    return prefix + ".gate_up", Matrix(aligned_copy(both), F32, 2 * panels * PANEL_ROWS, gate.columns)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

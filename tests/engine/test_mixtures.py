@@ -1,4 +1,4 @@
-"""Each kind of mixture in an encoder and a decoder: company, cuts, budgets, threads and instruction sets change no bit."""
+"""Each kind of mixture on both sides: company, cuts, budgets, threads and instruction sets change no bit."""
 
 from __future__ import annotations
 
