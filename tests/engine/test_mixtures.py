@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgemoe.bench.plan_model import PlanOptions, plan_model
+from edgemoe.cli.terminal.plan_tables import plan_tables
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.kernels.native.library import available_isas
 from tests.engine.test_encoders import VOCABULARY, Alone, work
@@ -66,3 +68,24 @@ def test_the_reference_comes_near(store: Path, alone: Alone, monkeypatch: pytest
         engine.encode(read)
         found = engine.forward(ids, all_logits=True)
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()  # activations are rounded to 8 bits between
+
+
+def test_a_plan_tells_where_a_token_reads_all_experts(store: Path) -> None:
+    planned = plan_model(str(store), PlanOptions(disk_bytes_per_s=1e9, memory_bytes_per_s=1e10))
+    (_, rows), *_ = plan_tables(planned)
+    assert ("soft gates", "a token reads all experts of 1 layer") in rows
+
+
+def test_experts_in_other_formats_and_with_gates_run(tmp_path: Path) -> None:
+    """Soft gates over experts of either kind of FFN; those of slots have no gate."""
+    for act in ("swiglu", "gelu_tanh"):
+        own = {"expert_act": act, "encoder_ffns": ["soft_gates"], "decoder_ffns": ["soft_gates", "noisy_topk"]}
+        write_checkpoint(tmp_path / act, CONFIG | own)
+        made = convert_checkpoint(str(tmp_path / act), tmp_path / f"{act}-store", experts="q4", dense="q8")
+        answers = []
+        for slots in (9 * 4, 3):
+            with engine_with_slots(made, slots, context_length=64) as engine:
+                engine.encode([5, 6, 7])
+                answers.append(engine.forward([0, 8, 3], all_logits=True))
+        np.testing.assert_array_equal(*answers)
+        assert np.isfinite(answers[0]).all()
