@@ -24,7 +24,7 @@ KEEP = "keep"
 _FLOATS = {"F16": "f16", "BF16": "bf16"}
 """The formats of floats that are kept, by their dtypes; others are kept as f32."""
 
-_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads")
+_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads", "expert_factor")
 """Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
 
 So do the shares of a result that residual streams take (`_SHARES`).
@@ -50,7 +50,8 @@ _CLASSES = {
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
     **dict.fromkeys(("mamba_step_latent", "mamba_write", "mamba_read"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
-    **dict.fromkeys(("ffn", "dense"), "ffn"),
+    **dict.fromkeys(("ffn", "dense", "slot_experts"), "ffn"),
+    **dict.fromkeys(("expert_factor", "input_factor", "output_factor"), "factors"),
     **dict.fromkeys(("table_key", "table_value"), "table"),
     **dict.fromkeys(("first_query", "second_query", "first_keys", "second_keys"), "retrieval"),
 }

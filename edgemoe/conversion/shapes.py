@@ -410,4 +410,4 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 Qwen/Qwen3.6-35B-A3B and Qwen3.8-Flash-Next, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash,
 LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b and gpt-oss-120b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1,
 ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8, switch-base-128,
-switch-large-128 and switch-c-2048."""
+switch-large-128 and switch-c-2048. Of edgemoe's own: edgemoe-mixtures, with each kind of mixture."""

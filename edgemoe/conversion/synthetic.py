@@ -230,7 +230,7 @@ def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     if "num_hidden_layers" not in config:
         cut = first_layers(config, layers)
         if cut is None:
-            step = config["num_layers"] // config["num_sparse_encoder_layers"]
+            step = config["num_layers"] // config.get("num_sparse_encoder_layers", config["num_layers"])
             raise UsageError(
                 f"`layers={layers}`: expected {step} to {config['num_layers']}, a multiple of {step}, of each side of"
                 f" {shape}."
@@ -250,7 +250,7 @@ _IN_TURN_IN_FILES = ("qwen3_5_moe_text", "qwen4_exp_text")
 """Models whose heads of values llama.cpp's files, which mixes stand for, have in turn."""
 _INTO_THE_STREAM = (
     *(".output", ".cross_output", ".conv_out", ".delta_out", ".lightning_out", ".mamba_out", ".latent_out"),
-    *(".table_value", ".table_taps", ".down"),
+    *(".table_value", ".table_taps", ".down", ".output_factor"),
 )
 """Ends of the names of the matrices whose rows are added to the residual stream."""
 

@@ -174,9 +174,13 @@ class Builder:
 
         Their table is `encoder_pages`. Raises ValueError outside of an encoder.
         """
-        if self.letter != "C":
-            raise ValueError("attention over a whole input outside of an encoder")
+        self.require_encoder("attention over a whole input")
         return cast("op.Cache", self._work(Value(name, ("P", kv_heads, op.PAGE_TOKENS, width))))
+
+    def require_encoder(self, what: str) -> None:
+        """Raise ValueError unless this is a section of an encoder, whose run takes a whole input."""
+        if self.letter != "C":
+            raise ValueError(f"{what} outside of an encoder")
 
     def encoder_pages(self) -> op.Integers:
         """The pages of a layer's keys and values in an encoder, the same for every sequence `(S, P)`."""

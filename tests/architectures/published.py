@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgemoe.conversion.switch_shapes import SWITCH_SHAPES
+
 MIXTRAL_8X7B: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
     "attention_dropout": 0.0,
@@ -2871,6 +2873,7 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         _GEMMA4_TEXT,
         _GEMMA4_TEXT | {"model_type": "gemma4"},  # as a GGUF's config is: all keys in one object
         STEP_35_FLASH | {"model_type": "step3p7"},  # all keys in one object
+        SWITCH_SHAPES["edgemoe-mixtures"],  # edgemoe's own
     ]
 }
 """One config of each family."""

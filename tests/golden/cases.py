@@ -2416,6 +2416,35 @@ ENCODER_CASES: dict[str, Case] = {
             "tie_word_embeddings": False,
         },
     ),
+    # Every kind of mixture that there is on each side, experts that are full, second choices that do not count.
+    "edgemoe_mixture": Case(
+        "edgemoe_mixture",
+        104,
+        {
+            "d_model": 40,
+            "d_kv": 16,
+            "d_ff": 44,
+            "num_heads": 3,
+            "num_layers": 5,
+            "num_decoder_layers": 4,
+            "num_experts": 4,
+            "expert_bias": True,
+            "encoder_ffns": ["gshard", "soft_moe", "dense", "multilinear", "soft_gates"],
+            "decoder_ffns": ["noisy_topk", "gshard", "multilinear", "soft_gates"],
+            "gshard": {
+                "capacity_factor_eval": 1.25,
+                "min_expert_capacity": 3,
+                "second_policy_eval": "threshold",
+                "second_threshold_eval": 0.2,
+            },
+            "multilinear": {"form": "ring", "ranks": [3, 4, 5]},
+            "noisy_topk": {"k": 3},
+            "soft_moe": {"num_slots": 5},
+            "vocab_size": 96,
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 """Models that read an input of `INPUT_TOKENS` before their text."""
 INPUT_TOKENS = 200

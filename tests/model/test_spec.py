@@ -21,12 +21,14 @@ from edgemoe.model.blocks import (
     Mamba,
     Mamba2,
     Moe,
+    Multilinear,
     OutputGate,
     Peer,
     PlainFfn,
     RouterSpec,
     SharedExpert,
     ShortConv,
+    SoftMoe,
 )
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import LogTemperature, RopeSpec
@@ -198,6 +200,16 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
             "that are parallel to another one and plainly added",
         ),
         (LayerSpec.of(replace(MOE, passing=2, capacity=3)), "choices of no expert beside a capacity or weights of"),
+        (LayerSpec.of(replace(MOE, capacity_factor=1.25)), "the rule of a capacity without one"),
+        (LayerSpec.of(replace(MOE, capacity_by_rank=True)), "the rule of a capacity without one"),
+        (
+            LayerSpec.of(replace(MOE, capacity=1, capacity_factor=2000.0)),
+            "a capacity of 2000 even shares of the tokens",
+        ),
+        (LayerSpec.of(SoftMoe(4, 2, 8, SILU)), "experts of slots with a gate"),
+        (LayerSpec.of(SoftMoe(1 << 10, 1 << 7, 8)), "131072 slots: expected at most 65536"),
+        (LayerSpec.of(Multilinear(4, "ring", (3,))), "1 ranks of factors in the form ring: expected 3"),
+        (LayerSpec.of(Multilinear(4, "ring", (300, 2, 300))), "rows of 90000 factors: expected at most 16384"),
         (LayerSpec.of(replace(LATENT, query_scale=2.0)), "a factor of queries that are made of the stream itself"),
         (LayerSpec.of(replace(ATTENTION, chunked=True, window=0)), "chunks of no width"),
         (

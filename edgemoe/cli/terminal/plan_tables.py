@@ -41,6 +41,9 @@ def _model_rows(planned: ModelPlan) -> Rows:
         layers = f"{work.experts_per_token} per token in each of {work.moe_layers} layers"
         what = "" if store.neurons is None else f"{store.neurons.count} neurons in pages: "
         rows.append(("experts", f"{what}{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
+    whole = planned.planner.whole_layers
+    if whole:
+        rows.append(("soft gates", f"a token reads all experts of {whole} layer{'s' * (whole > 1)}"))
     return rows
 
 

@@ -21,10 +21,12 @@ from edgemoe.model.blocks.lightning import Lightning
 from edgemoe.model.blocks.mamba import Mamba
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
+from edgemoe.model.blocks.multilinear import Multilinear
 from edgemoe.model.blocks.ngram_table import NgramTable
 from edgemoe.model.blocks.peer import Peer
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
+from edgemoe.model.blocks.soft_moe import SoftMoe
 
 __all__ = [
     "BODIES",
@@ -41,6 +43,7 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Moe",
+    "Multilinear",
     "NgramTable",
     "OutputGate",
     "Peer",
@@ -49,6 +52,7 @@ __all__ = [
     "RouterSpec",
     "SharedExpert",
     "ShortConv",
+    "SoftMoe",
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
@@ -56,7 +60,7 @@ BODIES: Mapping[str, type] = MappingProxyType(
         body.kind: body
         for body in (
             *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
-            *(Mamba2, Moe, NgramTable, Peer, PlainFfn, ShortConv),
+            *(Mamba2, Moe, Multilinear, NgramTable, Peer, PlainFfn, ShortConv, SoftMoe),
         )
     }
 )

@@ -53,6 +53,10 @@ class Moe:
     """Factor of the sum of routed and shared experts (Cohere halves it)."""
     capacity: int = field(default=0, metadata=ZERO_ALLOWED)
     """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
+    capacity_factor: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """With a capacity: an expert takes this many even shares of the input's tokens, where that is more (GShard)."""
+    capacity_by_rank: bool = False
+    """Whether the first choices of all tokens take places before any second one (GShard)."""
     latent: int = field(default=0, metadata=ZERO_ALLOWED)
     """The width of the rows that routed experts read and write, between two matrices of their own: `latent_out (sum of
     experts (latent_in x))` (Nemotron 3). 0: they read the block's rows."""
@@ -83,6 +87,10 @@ class Moe:
         check_activation(self.activation)
         if self.passing and (self.capacity or self.weigh_inputs):
             raise ValueError("choices of no expert beside a capacity or weights of inputs")
+        if not self.capacity and (self.capacity_factor or self.capacity_by_rank):
+            raise ValueError("the rule of a capacity without one")
+        if self.capacity_factor * ex.MILLIONTHS > ex.MOST_SHARE:
+            raise ValueError(f"a capacity of {self.capacity_factor:g} even shares of the tokens")
         if self.weigh_inputs and self.top_k > 1:
             raise ValueError(f"weights of the inputs of {self.top_k} experts for each token, not of one")
         if self.shared is not None:
@@ -131,7 +139,9 @@ class Moe:
             reads = build.residual if early else source
             self.router.emit(build, reads, logits, experts, weights, slots, bonus, self.passing)
             if self.capacity:
-                build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity))
+                build.require_encoder("a capacity of experts, which counts the tokens of a whole input")
+                share = round(self.capacity_factor * ex.MILLIONTHS)
+                build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity, share, self.capacity_by_rank))
         with build.doing("experts", "fetch"):
             drop_cold = build.options.drop_cold
             weighed = routing.weights if drop_cold > 0 else None

@@ -50,6 +50,8 @@ class RouterSpec:
     (`ex.TableRoute`, DeepSeek-V4); 0: the logits choose."""
     early: bool = False
     """Whether its matrix reads the stream as the layer begins, before attention and without a norm (SmallThinker)."""
+    least_further: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """The weight that each choice but a token's first must exceed to count (GShard); 0: all count."""
 
     def check(self, num_experts: int, top_k: int, passing: int = 0) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
@@ -107,6 +109,8 @@ class RouterSpec:
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
         scales = build.vector("router_expert_scales", logits.shape[1]) if self.expert_scales else None
         build.add(self._route(logits, experts, weights, bias, scales, slots, bonus, passing))
+        if self.least_further:
+            build.add(ex.LeastWeight(weights, self.least_further))
 
     def emit_known(self, build: Builder, num_experts: int, experts: op.Integers, weights: op.Floats) -> None:
         """Add the operation that names the experts of a table, though no row of their layer is known yet."""
