@@ -18,7 +18,6 @@ from safetensors.numpy import load_file
 from tests.architectures.harness import Reference, relative_error
 
 pytest.importorskip("tomllib")
-torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 
 RECIPE = Path(__file__).parents[1] / "models" / "carriers" / "recipe"
@@ -42,7 +41,13 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Iterator[dict[str, ModuleType]]:
+def torch() -> ModuleType:
+    """Imported when a test asks for it: others that run with this file need not wait."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def recipe(torch: ModuleType) -> Iterator[dict[str, ModuleType]]:
     """Modules of the recipe by name, which no other test finds afterwards."""
     sys.path.insert(0, str(RECIPE))
     threads = torch.get_num_threads()
@@ -89,14 +94,14 @@ def log(work: Path, name: str) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def weights(work: Path, name: str) -> dict[str, Any]:
+def weights(torch: ModuleType, work: Path, name: str) -> dict[str, Any]:
     state = torch.load(work / name / "last.pt", weights_only=True)["model"]
     return {key: value.numpy() for key, value in state.items()}
 
 
 @pytest.mark.parametrize("name", FFNS)
 def test_training_goes_on_to_the_same_weights(
-    recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, name: str, tmp_path: Path
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, name: str, tmp_path: Path
 ) -> None:
     """Twice with one seed is one curve, also where the second training was stopped, and killed, on its way."""
     for needed in ("tokens", "moe"):
@@ -110,7 +115,7 @@ def test_training_goes_on_to_the_same_weights(
     train.Trainer(name, tmp_path, settings).run()
     assert log(tmp_path, name) == log(work, name)
     assert [line["step"] for line in log(work, name)] == [1, 2, 3, 4, 5, 6]
-    first, second = weights(work, name), weights(tmp_path, name)
+    first, second = weights(torch, work, name), weights(torch, tmp_path, name)
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
@@ -122,7 +127,7 @@ def test_losses_fall(settings: dict[str, Any], work: Path, name: str) -> None:
     assert losses[0] == pytest.approx(math.log(settings["body"]["vocab_size"]), rel=0.1) or name == "distilled"
 
 
-def test_products_with_chosen_rows_and_their_gradients(recipe: dict[str, ModuleType]) -> None:
+def test_products_with_chosen_rows_and_their_gradients(torch: ModuleType, recipe: dict[str, ModuleType]) -> None:
     torch.manual_seed(0)
     x, rows = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (7, 11))
     chosen = torch.randint(0, 11, (7, 6))
@@ -132,7 +137,7 @@ def test_products_with_chosen_rows_and_their_gradients(recipe: dict[str, ModuleT
     assert torch.autograd.gradcheck(lambda a, b: scores(a, chosen, b), (x, rows))
 
 
-def test_a_tree_is_hard_in_inference(recipe: dict[str, ModuleType]) -> None:
+def test_a_tree_is_hard_in_inference(torch: ModuleType, recipe: dict[str, ModuleType]) -> None:
     """The way that a loop over nodes finds, and the leaf at its end alone; soft decisions that are sure agree."""
     torch.manual_seed(1)
     tree = recipe["ffns"].FastFeedForward(8, FFNS["fff"], 0.3).eval()
@@ -154,7 +159,7 @@ def test_a_tree_is_hard_in_inference(recipe: dict[str, ModuleType]) -> None:
         assert torch.allclose(tree(x), found, atol=1e-6)
 
 
-def test_losses_of_balance_and_hardening(recipe: dict[str, ModuleType]) -> None:
+def test_losses_of_balance_and_hardening(torch: ModuleType, recipe: dict[str, ModuleType]) -> None:
     """Even use costs 1, one expert for everything as much as there are experts; a sure tree costs nothing."""
     ffns = recipe["ffns"]
     torch.manual_seed(2)
@@ -202,7 +207,7 @@ def test_exports_have_what_the_family_reads(
 
 @pytest.mark.parametrize(("name", "family"), [("dense", "llama"), ("moe", "mixtral")])
 def test_what_others_run_too_agrees(
-    recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, name: str, family: str
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, name: str, family: str
 ) -> None:
     """The dense carrier is a Llama, the mixture a Mixtral: those families give the logits of the training."""
     model = recipe["carrier"].load(settings, name, work)
@@ -227,7 +232,7 @@ def test_what_others_run_too_agrees(
 
 
 def test_folded_queries_are_the_normalised_ones(
-    recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path
 ) -> None:
     ffn = recipe["carrier"].load(settings, "peer", work).ffns()[1]
     weight, bias = recipe["export"].folded_queries(ffn)
@@ -238,7 +243,7 @@ def test_folded_queries_are_the_normalised_ones(
 
 
 def test_a_student_begins_as_its_teacher(
-    recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, tmp_path: Path
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, tmp_path: Path
 ) -> None:
     for needed in ("tokens", "moe"):
         (tmp_path / needed).symlink_to(work / needed)

@@ -21,6 +21,7 @@ NAMES = {
     "peer": "PEER",
     "narrow": "dense, narrow",
     "distilled": "dense, narrow, taught by the mixture",
+    "continued": "dense, narrow, begun as the mixture",
     "balance-both": "noise and loss",
     "balance-loss": "loss only",
     "balance-noise": "noise only",
