@@ -30,11 +30,11 @@ class TextTokens(NamedTuple):
 
     ids: npt.NDArray[np.int32]
     head: tuple[int, ...] = ()
-    """Those that stand before every text."""
+    """Tokens that stand before every text."""
     tail: tuple[int, ...] = ()
-    """Those that stand behind every text."""
+    """Tokens that stand behind every text."""
     marks: tuple[int, ...] = ()
-    """Those that stand for spans which are left out of a text."""
+    """Tokens that stand for spans which are left out of a text."""
 
 
 Tokenise = Callable[[Mapping[str, bytes], int, str, int], TextTokens]
