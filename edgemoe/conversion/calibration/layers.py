@@ -244,7 +244,8 @@ def within(most_bytes: int, graph: Graph, windows: Windows) -> Windows:
 def _encoder_rows(windows: Windows) -> int:
     """The rows of an encoder's run on all inputs at once, of whole pages for each."""
     count, length = windows.ids.shape
-    return count * page_count(length) * op.PAGE_TOKENS
+    rows: int = count * page_count(length) * op.PAGE_TOKENS
+    return rows
 
 
 def layer_of(experts: Any) -> int:

@@ -30,11 +30,11 @@ class TextTokens(NamedTuple):
 
     ids: npt.NDArray[np.int32]
     head: tuple[int, ...] = ()
-    """Those that stand before every text."""
+    """Tokens that stand before every text."""
     tail: tuple[int, ...] = ()
-    """Those that stand behind every text."""
+    """Tokens that stand behind every text."""
     marks: tuple[int, ...] = ()
-    """Those that stand for spans which are left out of a text."""
+    """Tokens that stand for spans which are left out of a text."""
 
 
 Tokenise = Callable[[Mapping[str, bytes], int, str, int], TextTokens]
@@ -142,7 +142,8 @@ class Windows:
     @property
     def longest(self) -> int:
         """The tokens of a window, or of what an encoder reads for it, if those are more."""
-        return max(self.ids.shape[1], 0 if self.inputs is None else self.inputs.longest)
+        own = int(self.ids.shape[1])
+        return own if self.inputs is None else max(own, self.inputs.longest)
 
     def notices(self) -> list[str]:
         """A sentence where there are few tokens."""
