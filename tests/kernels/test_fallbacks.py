@@ -73,17 +73,25 @@ def test_what_has_no_kernel_runs_as_the_reference_does(any_backend: Backend) -> 
 
 OF_THE_REFERENCE = (
     "BalanceStreams",
+    "BatchNorm",
     "CollapseStreams",
+    "Collect",
     "Compress",
     "CompressedAttention",
+    "Dispatch",
+    "Entmax",
     "JoinStreams",
+    "LeastWeight",
     "Neurons",
+    "PairProducts",
     "RetrieveByKeys",
+    "SlotLogits",
     "StoreBlockKeys",
     "TableRoute",
 )
 """Operations that Numba does not compile: those of DeepSeek-V4 and of PEER, which are far too large for that backend,
-and keys of blocks, of which there is one for several tokens."""
+keys of blocks, of which there is one for several tokens, and those of mixtures, which NumPy computes for all rows at
+once."""
 
 
 def test_backends_say_what_they_have_no_kernel_for(any_backend: Backend) -> None:

@@ -159,14 +159,13 @@ def _table_route(kernels: Any, o: ex.TableRoute, tokens: int) -> None:
 
 def within_capacity(experts: Integers, weights: Floats, num_experts: int, capacity: int, by_rank: bool) -> Floats:
     """The weights `(T, K)` of choices of experts `(T, K)`; 0 where `capacity` choices of the expert come before."""
-    inside = weights.copy()
-    order = "F" if by_rank else "C"
-    places = np.flatnonzero(weights.reshape(-1, order=order))
-    chosen = experts.reshape(-1, order=order)[places]
+    inside = (weights.T if by_rank else weights).copy()
+    kept = inside.reshape(-1)
+    places = np.flatnonzero(kept)
+    chosen = (experts.T if by_rank else experts).reshape(-1)[places]
     taken = np.cumsum(chosen[:, None] == np.arange(num_experts), axis=0)
-    over = places[taken[np.arange(len(chosen)), chosen] > capacity]
-    inside[np.unravel_index(over, weights.shape, order=order)] = 0
-    return inside
+    kept[places[taken[np.arange(len(chosen)), chosen] > capacity]] = 0
+    return inside.T if by_rank else inside
 
 
 @means(ex.Capacity, "within_capacity")

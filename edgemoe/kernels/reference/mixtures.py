@@ -66,7 +66,8 @@ def slot_logits(o: mx.SlotLogits, values: Floats) -> Floats:
 
 
 def _slot_logits_scratch(kernels: StepwiseBackend, o: mx.SlotLogits, sizes: Sizes) -> int:
-    return 24 * (o.slots.shape[0] + sizes.rows * (sizes.letters["D"] + sizes.letters["S"]))
+    S, D = sizes.letters["S"], sizes.letters["D"]
+    return 24 * (S * D + sizes.rows * (S + D))
 
 
 @means(mx.SlotLogits, scratch=_slot_logits_scratch)
