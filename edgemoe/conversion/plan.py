@@ -209,13 +209,15 @@ def plan_manifest(
 
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
-    if not block_format(info.dtype) or piece.source.as_vector or piece.source.transposed:
+    if not block_format(info.dtype) or piece.source.as_vector or piece.source.transposed or piece.source.whole_rows:
         float_dtype(piece.source.tensor, info, whole=piece.source.change == "whole")
     shape = info.shape if piece.source.index is None else info.shape[1:]
     if piece.source.height:
         shape = piece.source.height, info.shape[-1]
     dimensions = (1, 3, 4) if piece.place.format is None else (2,)
     shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.as_vector else shape
+    if piece.source.whole_rows:
+        shape = piece.source.rows, piece.place.columns
     if piece.source.turned:
         shape = (piece.source.turned, piece.source.runs[0].length)
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions

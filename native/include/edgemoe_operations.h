@@ -184,7 +184,7 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_COUNT = 6 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_GELU = 6, EM_FUNCTION_COUNT = 7 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
@@ -792,6 +792,29 @@ typedef struct em_choose_blocks {
     int32_t at_once;          /* at_once */
 } em_choose_blocks;
 
+/* A row goes down each of trees binary trees; the output is the sum of what one path through each of them adds. */
+typedef struct em_tree_ffn {
+    const float *input;       /* (T, D) */
+    em_matrix nodes;          /* (node_panels, 32) */
+    const float *node_bias;   /* (node_count,) */
+    em_matrix leaf_in;        /* (in_panels, 32), or all zeros */
+    const float *leaf_bias;   /* (leaf_neurons,), or NULL */
+    em_matrix out;            /* (out_panels, 32) */
+    const float *output_bias; /* (output_numbers,), or NULL */
+    int64_t trees;
+    int64_t depth;
+    int64_t leaf_width;
+    float *output;            /* (T, D) */
+    em_activation activation;
+    int32_t hidden_size;      /* D */
+    int32_t node_panels;      /* node_panels */
+    int32_t node_count;       /* node_count */
+    int32_t in_panels;        /* in_panels */
+    int32_t leaf_neurons;     /* leaf_neurons */
+    int32_t out_panels;       /* out_panels */
+    int32_t output_numbers;   /* output_numbers */
+} em_tree_ffn;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -830,7 +853,8 @@ typedef struct em_choose_blocks {
     X(COMPRESSED_ATTENTION, compressed_attention) \
     X(TABLE_ROUTE, table_route) \
     X(BALANCE_STREAMS, balance_streams) \
-    X(CHOOSE_BLOCKS, choose_blocks)
+    X(CHOOSE_BLOCKS, choose_blocks) \
+    X(TREE_FFN, tree_ffn)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -1010,6 +1034,13 @@ typedef struct em_choose_blocks {
         FIELD(em_choose_blocks, table_pages) FIELD(em_choose_blocks, page_count) \
         FIELD(em_choose_blocks, block_rows) FIELD(em_choose_blocks, head_dim) FIELD(em_choose_blocks, heads) \
         FIELD(em_choose_blocks, at_once) \
+    STRUCT(em_tree_ffn) FIELD(em_tree_ffn, input) FIELD(em_tree_ffn, nodes) FIELD(em_tree_ffn, node_bias) \
+        FIELD(em_tree_ffn, leaf_in) FIELD(em_tree_ffn, leaf_bias) FIELD(em_tree_ffn, out) \
+        FIELD(em_tree_ffn, output_bias) FIELD(em_tree_ffn, trees) FIELD(em_tree_ffn, depth) \
+        FIELD(em_tree_ffn, leaf_width) FIELD(em_tree_ffn, output) FIELD(em_tree_ffn, activation) \
+        FIELD(em_tree_ffn, hidden_size) FIELD(em_tree_ffn, node_panels) FIELD(em_tree_ffn, node_count) \
+        FIELD(em_tree_ffn, in_panels) FIELD(em_tree_ffn, leaf_neurons) FIELD(em_tree_ffn, out_panels) \
+        FIELD(em_tree_ffn, output_numbers) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -250,7 +250,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (
             replace(experts, activation=op.Activation("tanh")),  # type: ignore[arg-type]
             "activation.function",
-            "silu or clamped_silu or gelu_tanh or relu or relu2 or capped_silu, found tanh",
+            "silu or clamped_silu or gelu_tanh or relu or relu2 or capped_silu or gelu, found tanh",
         ),
         (replace(experts, activation=op.RELU), "activation.gated", "expected True, found False"),
         (with_layout(gated=False), "layouts[1].gated", "expected True, found False"),

@@ -15,6 +15,7 @@ from edgemoe.model.blocks import (
     BlockIndex,
     BlockIndexer,
     CompressedAttention,
+    FastFeedforward,
     GatedDelta,
     GatedFfn,
     LatentAttention,
@@ -119,6 +120,9 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         ),
         (LayerSpec.of(GatedFfn(8, Activation("gelu_tanh", 2.0))), "activation: function: expected clamped_silu"),
         (LayerSpec.of(GatedFfn(8, RELU2)), "a gated FFN needs the activation of one"),
+        (LayerSpec.of(FastFeedforward(25)), "a tree of 25 levels: expected at most 24"),
+        (LayerSpec.of(FastFeedforward(3, output_bias=True)), "biases of what leaves add, and no leaves"),
+        (LayerSpec.of(FastFeedforward(3, 4, activation=SILU)), "trees of neurons without a gate need an activation"),
         (LayerSpec.of(PlainFfn(8, SILU)), "an FFN without a gate needs an activation that takes none"),
         (
             LayerSpec.of(replace(MOE, activation=Activation("clamped_silu", 1.0, 7.0, gated=False))),

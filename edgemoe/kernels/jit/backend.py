@@ -391,6 +391,8 @@ class JitBackend(StepwiseBackend):
             layers.gate(products, hidden)
         elif activation.function == "gelu_tanh":
             layers.gelu_gate(products, hidden)
+        elif activation.function == "gelu":
+            layers.normal_gate(products, hidden)
         elif activation.function in ("relu", "relu2"):
             layers.relu_gate(products, activation.function == "relu2", hidden)
         elif activation.function == "capped_silu":

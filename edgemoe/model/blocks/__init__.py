@@ -15,6 +15,7 @@ from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.compressed_attention import BlockIndex, CompressedAttention
 from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
+from edgemoe.model.blocks.fast_feedforward import FastFeedforward
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.lightning import Lightning
@@ -33,6 +34,7 @@ __all__ = [
     "Body",
     "CompressedAttention",
     "CrossAttention",
+    "FastFeedforward",
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
@@ -53,8 +55,8 @@ BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
         for body in (
-            *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
-            *(Mamba2, Moe, NgramTable, PlainFfn, ShortConv),
+            *(Attention, CompressedAttention, CrossAttention, FastFeedforward, GatedDelta, GatedFfn, LatentAttention),
+            *(Lightning, Mamba, Mamba2, Moe, NgramTable, PlainFfn, ShortConv),
         )
     }
 )
