@@ -7,20 +7,28 @@
 (leaves, leaf_width)`, `w2s (leaves, leaf_width, D)` and `b2s (leaves, D)`, as the package fastfeedforward has them.
 Without a `leaf_width` nodes add to the output, as UltraFastBERT's do, and the tensors are `node_weights`, `node_biases`
 and `node_outputs (nodes, D)`. An `intermediate_size` is the number of all neurons that add to the output.
+
+`moe`: experts of SwiGLU. `moe_intermediate_size`, `num_experts`, `num_experts_per_tok`, `norm_topk_prob` (true);
+`gate.weight (num_experts, D)` and `experts.E.gate_proj.weight`, `up_proj.weight` and `down_proj.weight`. A
+hierarchical router has `levels`, their sizes, and `level_top_k`, a token's choices at each level; the products are the
+numbers of experts, which the config need not repeat. `gate.weight` has the rows of all levels, one level after the
+other: those of groups, then those of the members of the first group, of the second, and so on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from edgemoe.architectures.config import DAMAGED, LARGEST_WIDTH, ConfigReader, unsupported
-from edgemoe.architectures.frame import pair_layers, read_attention, read_frame, read_layer_count
-from edgemoe.architectures.table import FRAME, Row, layer_rows
+from edgemoe.architectures.config import DAMAGED, LARGEST_EXPERTS, LARGEST_WIDTH, ConfigReader, show, unsupported
+from edgemoe.architectures.frame import pair_layers, read_attention, read_experts, read_frame, read_layer_count
+from edgemoe.architectures.table import FRAME, SEPARATE_EXPERTS, Row, layer_rows
 from edgemoe.errors import SourceError
+from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.tree_operations import MOST_DEPTH
-from edgemoe.model.blocks import Body, FastFeedforward
+from edgemoe.model.blocks import Body, FastFeedforward, Moe, RouterSpec
 from edgemoe.model.spec import ModelSpec
 
 _PLAIN = {
@@ -55,6 +63,8 @@ TENSORS = (
     _whole("tree_leaf_out", "w2s", "tree_leaves", "leaf_width", "model"),
     _vector("tree_output_bias", "b2s", "tree_leaves", "model"),
     _whole("tree_node_out", "node_outputs", "tree_nodes", "model"),
+    *layer_rows(("router", "mlp.gate.weight", ("router_logits", "model"))),
+    *SEPARATE_EXPERTS,
 )
 
 
@@ -63,7 +73,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     kind = reader.value("ffn")
     if not isinstance(kind, str) or kind not in _FFNS:
         raise unsupported("ffn", kind, " or ".join(f'"{name}"' for name in _FFNS))
-    frame = read_frame(reader, "edgemoe_carrier", activations=tuple(_PLAIN))
+    frame = read_frame(reader, "edgemoe_carrier", activations=("silu",) if kind == "moe" else tuple(_PLAIN))
     attention, ffn = read_attention(reader, frame), _FFNS[kind](reader, frame.hidden_size)
     count = read_layer_count(reader, ffn)
     return replace(frame, layers=pair_layers([attention] * count, [ffn] * count))
@@ -93,4 +103,50 @@ def _read_trees(reader: ConfigReader, hidden_size: int) -> Body:
     return body
 
 
-_FFNS: Mapping[str, Callable[[ConfigReader, int], Body]] = {"fff": _read_trees}
+def _read_moe(reader: ConfigReader, hidden_size: int) -> Body:
+    width, normalise = "moe_intermediate_size", reader.flag("norm_topk_prob", True)
+    sizes, chosen = (_read_numbers(reader, key) for key in ("levels", "level_top_k"))
+    if not sizes and not chosen:
+        return read_experts(reader, width_key=width, router=RouterSpec(normalise))
+    if len(sizes) != len(chosen) or len(sizes) > ex.MOST_LEVELS:
+        raise SourceError(
+            f"config.json: level_top_k has {len(chosen)} numbers; expected one for each of 1 to {ex.MOST_LEVELS}"
+            f" levels, found {len(sizes)}.",
+            DAMAGED,
+        )
+    levels = tuple(map(ex.Level, sizes, chosen))
+    for level in levels:
+        if level.top_k > level.size:
+            raise SourceError(
+                f"config.json: level_top_k is {level.top_k} at a level of {level.size}; expected at most its size.",
+                DAMAGED,
+            )
+    experts = reader.integer("num_experts", maximum=LARGEST_EXPERTS, default=min(math.prod(sizes), LARGEST_EXPERTS))
+    if experts != math.prod(sizes):
+        raise SourceError(
+            f"config.json: levels of {' x '.join(map(str, sizes))}; expected them to make the {experts} of"
+            " num_experts.",
+            DAMAGED,
+        )
+    top_k = reader.integer("num_experts_per_tok", maximum=LARGEST_EXPERTS, default=math.prod(chosen))
+    if top_k != math.prod(chosen):
+        raise SourceError(
+            f"config.json: level_top_k of {' x '.join(map(str, chosen))}; expected them to make the {top_k} of"
+            " num_experts_per_tok.",
+            DAMAGED,
+        )
+    return Moe(experts, top_k, reader.integer(width, maximum=LARGEST_WIDTH), RouterSpec(normalise, levels=levels))
+
+
+def _read_numbers(reader: ConfigReader, key: str) -> list[int]:
+    """The list of whole numbers from 1 on under a key; empty if the key is absent."""
+    numbers = list(reader.sequence(key))
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= LARGEST_EXPERTS:
+            raise SourceError(
+                f"config.json: {key} holds {show(number)}; expected whole numbers from 1 to {LARGEST_EXPERTS}.", DAMAGED
+            )
+    return numbers
+
+
+_FFNS: Mapping[str, Callable[[ConfigReader, int], Body]] = {"fff": _read_trees, "moe": _read_moe}

@@ -404,6 +404,19 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "num_key_value_heads": 2,
             "vocab_size": 4096,
         },
+        "carrier-moe-4x8": {name: value for name, value in _CARRIER.items() if name != "hidden_act"}
+        | {
+            "ffn": "moe",
+            "hidden_size": 256,
+            "level_top_k": [2, 2],
+            "levels": [4, 8],
+            "max_position_embeddings": 512,
+            "moe_intermediate_size": 128,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 2,
+            "vocab_size": 4096,
+        },
         "carrier-fff-11": _CARRIER
         | {
             "depth": 11,
@@ -422,4 +435,5 @@ Qwen/Qwen3.6-35B-A3B and Qwen3.8-Flash-Next, deepseek-ai/DeepSeek-V2-Lite, zai-o
 LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b and gpt-oss-120b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1,
 ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8, switch-base-128,
 switch-large-128 and switch-c-2048. edgemoe's own, with trees in the place of FFNs: leaves of 96 neurons, and trees of
-depth 11 whose nodes add to the output, as those of UltraFastBERT, whose widths it has."""
+depth 11 whose nodes add to the output, as those of UltraFastBERT, whose widths it has; and experts under a router of
+two levels, 4 groups of 8."""

@@ -815,6 +815,25 @@ typedef struct em_tree_ffn {
     int32_t output_numbers;   /* output_numbers */
 } em_tree_ffn;
 
+/* One level of a router: each choice of the level above has size members, of which a token chooses top_k. */
+typedef struct em_level {
+    int64_t size;
+    int64_t top_k;
+} em_level;
+
+/* The experts that a token chooses level by level, and their weights: products of its shares on the way. */
+typedef struct em_level_route {
+    const float *logits;  /* (T, numbers) */
+    em_level levels[8];
+    int32_t levels_count; /* 1 to 8 */
+    int32_t renormalise;
+    float scale;
+    int32_t *experts;     /* (T, K) */
+    float *weights;       /* (T, K) */
+    int32_t numbers;      /* numbers */
+    int32_t top_k;        /* K */
+} em_level_route;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -854,7 +873,8 @@ typedef struct em_tree_ffn {
     X(TABLE_ROUTE, table_route) \
     X(BALANCE_STREAMS, balance_streams) \
     X(CHOOSE_BLOCKS, choose_blocks) \
-    X(TREE_FFN, tree_ffn)
+    X(TREE_FFN, tree_ffn) \
+    X(LEVEL_ROUTE, level_route)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -1041,6 +1061,11 @@ typedef struct em_tree_ffn {
         FIELD(em_tree_ffn, hidden_size) FIELD(em_tree_ffn, node_panels) FIELD(em_tree_ffn, node_count) \
         FIELD(em_tree_ffn, in_panels) FIELD(em_tree_ffn, leaf_neurons) FIELD(em_tree_ffn, out_panels) \
         FIELD(em_tree_ffn, output_numbers) \
+    STRUCT(em_level) FIELD(em_level, size) FIELD(em_level, top_k) \
+    STRUCT(em_level_route) FIELD(em_level_route, logits) FIELD(em_level_route, levels) \
+        FIELD(em_level_route, levels_count) FIELD(em_level_route, renormalise) FIELD(em_level_route, scale) \
+        FIELD(em_level_route, experts) FIELD(em_level_route, weights) FIELD(em_level_route, numbers) \
+        FIELD(em_level_route, top_k) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \

@@ -373,6 +373,9 @@ static inline void add_moe(model *m) {
     add(m, EM_TABLE_ROUTE)->as.table_route = (em_table_route){
         .ids = m->ids, .table = *m->table, .logits = *m->logits, .num_experts = EXPERTS, .epsilon = 1e-20f, .scale = 1.5f,
         .experts = *m->named, .weights = *m->named_weights, .top_k = USED, .vocab_size = VOCABULARY};
+    add(m, EM_LEVEL_ROUTE)->as.level_route = (em_level_route){ /* of 2 groups, each with 4 experts, 10 numbers of a row */
+        .logits = *m->hidden, .levels = {{2, 1}, {4, 2}}, .levels_count = 2, .renormalise = 1, .scale = 1,
+        .experts = *m->named, .weights = *m->named_weights, .numbers = 2 + 8, .top_k = USED};
     add(m, EM_CAPACITY)->as.capacity = (em_capacity){ /* never reached: it counts the choices of a run */
         .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .capacity = TOKENS * USED, .top_k = USED};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;

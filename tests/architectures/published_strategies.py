@@ -112,8 +112,19 @@ def _each(values: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[
 
 @st.composite
 def carrier(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    config = _without(config, "intermediate_size", "rope_parameters")
+    if draw(st.booleans()):
+        sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+        return config | {
+            "ffn": "moe",
+            "level_top_k": [draw(st.integers(1, min(size, 2))) for size in sizes],
+            "levels": sizes,
+            "moe_intermediate_size": draw(st.integers(1, 40)),
+            "norm_topk_prob": draw(st.booleans()),
+            "rope_theta": draw(_THETAS),
+        }
     width = draw(st.integers(0, 40))
-    return _without(config, "intermediate_size", "rope_parameters") | {
+    return config | {
         "depth": draw(st.integers(1, 6)),
         "ffn": "fff",
         "hidden_act": draw(st.sampled_from(["gelu", "relu", "silu", "gelu_pytorch_tanh"])),

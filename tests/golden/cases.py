@@ -2156,6 +2156,28 @@ CASES: dict[str, Case] = {
             "vocab_size": 101,
         },
     ),
+    # A router of three levels, of which the last but one chooses a single member.
+    "carrier_levels": Case(
+        "edgemoe_carrier",
+        122,
+        {
+            "ffn": "moe",
+            "head_dim": 8,
+            "hidden_size": 24,
+            "level_top_k": [2, 1, 2],
+            "levels": [3, 2, 4],
+            "max_position_embeddings": 512,
+            "moe_intermediate_size": 20,
+            "norm_topk_prob": False,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-3,
+            "rope_theta": 1e4,
+            "tie_word_embeddings": False,
+            "vocab_size": 96,
+        },
+    ),
     # Softmax of the chosen, tied, no windows.
     "smallthinker_softmax": Case(
         "smallthinker",

@@ -56,6 +56,7 @@ COVERING = [
     "grok_2",
     "carrier_leaves",
     "carrier_nodes",
+    "carrier_levels",
 ]
 """Names of the golden models that the default tests try everything on, as `covering` finds them."""
 

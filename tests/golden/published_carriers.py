@@ -1,7 +1,7 @@
 """edgemoe's own carriers, computed in float64 from the papers of their FFNs; `published_code.py` has what is common.
 
 Fast feedforward networks: Belcak and Wattenhofer 2023, arXiv 2308.14711, and 2311.10770 for trees whose nodes add to
-the output.
+the output. Hierarchical mixtures of experts: Shazeer et al. 2017, arXiv 1701.06538, appendix B.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Carrier(SmallThinker):
     def shapes(cls, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes = attention_shapes(config)
         for layer in range(config["num_hidden_layers"]):
-            shapes |= {f"model.layers.{layer}.mlp.{name}": shape for name, shape in _tree_shapes(config).items()}
+            own = _tree_shapes(config) if config["ffn"] == "fff" else _moe_shapes(config)
+            shapes |= {f"model.layers.{layer}.mlp.{name}": shape for name, shape in own.items()}
         return shapes
 
     def logits(self, ids: Array) -> Array:
@@ -31,7 +32,8 @@ class Carrier(SmallThinker):
         for layer in range(self.config["num_hidden_layers"]):
             name = f"model.layers.{layer}"
             stream = stream + self._attention(self._norm(stream, f"{name}.input_layernorm"), name)
-            stream = stream + self._trees(self._norm(stream, f"{name}.post_attention_layernorm"), f"{name}.mlp")
+            ffn = self._trees if self.config["ffn"] == "fff" else self._experts
+            stream = stream + ffn(self._norm(stream, f"{name}.post_attention_layernorm"), f"{name}.mlp")
         head = "model.embed_tokens" if self.config["tie_word_embeddings"] else "lm_head"
         return self._linear(self._norm(stream, "model.norm"), head)
 
@@ -57,6 +59,31 @@ class Carrier(SmallThinker):
         self.margins.append(margins)
         return output
 
+    def _experts(self, rows: Array, name: str) -> Array:
+        sizes, chosen = _levels(self.config)
+        logits = self._linear(rows, f"{name}.gate")
+        output = np.zeros_like(rows)
+        margins = np.full(len(rows), np.inf)
+        for token, row in enumerate(rows):
+            paths, start = {0: 1.0}, 0
+            for level, (size, top_k) in enumerate(zip(sizes, chosen, strict=True)):
+                further = {}
+                for group, weight in paths.items():
+                    own = logits[token, start + group * size :][:size]
+                    order = np.argsort(-own)
+                    if top_k < size:
+                        margins[token] = min(margins[token], own[order[top_k - 1]] - own[order[top_k]])
+                    among = own[order[:top_k]] if self.config["norm_topk_prob"] else own
+                    for member in order[:top_k]:
+                        share = np.exp(own[member]) / np.exp(among).sum()
+                        further[group * size + int(member)] = weight * share
+                start += math.prod(sizes[: level + 1])
+                paths = further
+            for expert, weight in paths.items():
+                output[token] += weight * self._ffn(row, f"{name}.experts.{expert}")
+        self.margins.append(margins)
+        return output
+
     def _activate(self, x: Array) -> Array:
         positive: Array = np.maximum(x, 0)
         activations = {
@@ -66,6 +93,25 @@ class Carrier(SmallThinker):
             "gelu_pytorch_tanh": 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
         }
         return activations[self.config["hidden_act"]]
+
+
+def _levels(config: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """The sizes of a router's levels, and how many a token chooses at each."""
+    return (
+        config.get("levels") or [config["num_experts"]],
+        config.get("level_top_k") or [config["num_experts_per_tok"]],
+    )
+
+
+def _moe_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layer's experts."""
+    D, width, sizes = config["hidden_size"], config["moe_intermediate_size"], _levels(config)[0]
+    numbers = sum(math.prod(sizes[: level + 1]) for level in range(len(sizes)))
+    shapes: dict[str, tuple[int, ...]] = {"gate.weight": (numbers, D)}
+    for expert in range(math.prod(sizes)):
+        for part, shape in {"gate": (width, D), "up": (width, D), "down": (D, width)}.items():
+            shapes[f"experts.{expert}.{part}_proj.weight"] = shape
+    return shapes
 
 
 _DEFAULTS = {"depth": 0, "trees": 1, "leaf_width": 0}
