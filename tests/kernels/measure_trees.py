@@ -1,8 +1,9 @@
 """Measures trees of depth 11 against a dense FFN of as many neurons, and against fastfeedforward on torch.
 
 `python -m tests.kernels.measure_trees [ROUNDS [WIDTH]]`. One token at a time, a new random row each time, so that
-another path is read; turns of all of them in each round, by processor time of all threads. Without torch and the
-package there is no comparison with them.
+another path is read; turns of all of them in each round, by processor time of all threads. A call from Python takes as
+long as some trees, so a program has `LAYERS` operations, as a model's has. Without torch and the package there is no
+comparison with them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +22,8 @@ from edgemoe.kernels.native.backend import NativeBackend
 from tests.kernels.builders import aligned, aligned_copy, random_matrix
 from tests.kernels.test_trees import Trees, whole
 
-DEPTH, THREADS, DENSE_TOKENS, TREE_TOKENS, TORCH_TOKENS = 11, 2, 20, 2000, 50
+DEPTH, LAYERS, THREADS = 11, 16, 2
+DENSE_TOKENS, TREE_TOKENS, TORCH_TOKENS = 2, 100, 50
 
 
 def seconds(turn: Callable[[], None], tokens: int) -> float:
@@ -32,13 +35,15 @@ def seconds(turn: Callable[[], None], tokens: int) -> float:
 
 
 def native(backend: NativeBackend, operation: op.PlainFfn | tr.TreeFfn) -> Callable[[], None]:
-    """A turn of an operation on a new row."""
-    program, random = backend.program([operation]), np.random.default_rng(1)
-    rows = random.standard_normal((512, operation.input.shape[1]), np.float32)
+    """A turn of an operation on new rows, one after the other."""
+    random, width = np.random.default_rng(1), operation.input.shape[1]
+    layers = [replace(operation, input=aligned((1, width), np.float32)) for _ in range(LAYERS)]
+    program, rows = backend.program(layers), random.standard_normal((509, width), np.float32)
     number = iter(range(1 << 60))
 
     def turn() -> None:
-        operation.input[0] = rows[next(number) % 512]
+        for layer in layers:
+            layer.input[0] = rows[next(number) % len(rows)]
         program.run(1)
 
     return turn
@@ -89,7 +94,7 @@ def main(rounds: int, width: int) -> None:
     found: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, (turn, tokens) in turns.items():
-            found[name].append(seconds(turn, tokens))
+            found[name].append(seconds(turn, tokens) / (1 if name == "fastfeedforward" else LAYERS))
     medians = {name: float(np.median(values)) for name, values in found.items()}
     for name, value in medians.items():
         print(f"{name}: {1e6 * value:.1f} us of processor time a token, {width} wide")
