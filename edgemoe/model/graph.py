@@ -267,7 +267,7 @@ def weights_of(operation: Any) -> Iterator[Weight]:
 def weights_read(operation: Any) -> Iterator[tuple[Weight, float]]:
     """Every weight that an operation names, with the share of it that a token reads of those with single rows."""
     if isinstance(operation, tr.TreeFfn):
-        fields = ((name, getattr(operation, name)) for name in _field_names(tr.TreeFfn))  # type: ignore[arg-type]
+        fields = ((name, getattr(operation, name)) for name in _field_names(tr.TreeFfn))
         yield from ((value, operation.share_read(name)) for name, value in fields if isinstance(value, Weight))
         return
     yield from ((weight, 1.0) for weight in weights_of(operation))

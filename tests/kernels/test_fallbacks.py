@@ -77,11 +77,13 @@ OF_THE_REFERENCE = (
     "Compress",
     "CompressedAttention",
     "JoinStreams",
+    "LevelRoute",
     "StoreBlockKeys",
     "TableRoute",
+    "TreeFfn",
 )
-"""Operations that Numba does not compile: those of DeepSeek-V4, which is far too large for that backend, and keys of
-blocks, of which there is one for several tokens."""
+"""Operations that Numba does not compile: those of DeepSeek-V4, which is far too large for that backend, keys of
+blocks, of which there is one for several tokens, and trees and levels of routers, whose reference reads few rows."""
 
 
 def test_backends_say_what_they_have_no_kernel_for(any_backend: Backend) -> None:

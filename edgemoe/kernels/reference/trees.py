@@ -24,7 +24,7 @@ def whole_rows(matrix: Matrix, width: int, wanted: npt.NDArray[np.int64]) -> Dou
 
 
 def tree_ffn(o: tr.TreeFfn, values: Floats) -> Floats:
-    """What the paths of rows `(T, D)` add, `(T, D)`: see `tr.TreeFfn`. The numbers of nodes are rounded to float32."""
+    """The sum of what the paths of rows `(T, D)` add: see `tr.TreeFfn`. The numbers of nodes are rounded to float32."""
     exact, width, per_tree = values.astype(np.float64), values.shape[1], o.nodes_of_tree
     total = np.zeros_like(exact)
     for tree in range(o.trees):
@@ -49,7 +49,7 @@ def _activated(o: tr.TreeFfn, numbers: Floats) -> Doubles:
 
 
 def _leaf(o: tr.TreeFfn, leaf: int, row: Doubles) -> Doubles:
-    """What a leaf adds to the output of a row, `(D,)`."""
+    """The rows that a leaf adds to the output of a row, `(D,)`."""
     neurons, width = np.arange(leaf * o.leaf_width, (leaf + 1) * o.leaf_width), len(row)
     assert o.leaf_in is not None
     numbers = single(whole_rows(o.leaf_in, width, neurons) @ row)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import tree_operations as tr
-from edgemoe.kernels.formats import whole_rows_shape
+from edgemoe.kernels.formats import Matrix, whole_rows_shape
 from edgemoe.model.blocks.body import RoutedExperts, Shapes, check_activation
 from edgemoe.model.builder import Builder
 from edgemoe.model.graph import Part
@@ -17,7 +17,7 @@ from edgemoe.model.plain import ZERO_ALLOWED
 
 @dataclass(frozen=True)
 class FastFeedforward:
-    """What one leaf of a tree, or each node on the way, makes of a row; `tr.TreeFfn` has the mathematics."""
+    """Neurons in the leaves of trees, or in their nodes, of which a row meets one path; `tr.TreeFfn` says how."""
 
     kind: ClassVar[str] = "fast_feedforward"
     norm_name: ClassVar[str] = "ffn_norm"
@@ -92,7 +92,7 @@ class FastFeedforward:
     def emit(self, build: Builder, source: op.Floats) -> None:
         shapes = self.tensors(build.hidden_size)
 
-        def matrix(name: str) -> op.Matrix:
+        def matrix(name: str) -> Matrix:
             rows, columns = shapes[name]
             return build.matrix(name, rows, columns)
 
