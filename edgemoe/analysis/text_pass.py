@@ -10,6 +10,7 @@ read and write, `F` their intermediate size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -86,9 +87,12 @@ class TextPass:
                 for step in run.steps(section):
                     run.run(step)
                     operation: Any = step.operation
-                    if isinstance(operation, (ex.Route, ex.TableRoute)) and operation.logits is not None:
+                    if isinstance(operation, (ex.Route, ex.TableRoute, ex.LevelRoute)) and operation.logits is not None:
                         logits = run.array(operation.logits)[run.counted].copy()
-                        choice = _Choice(logits, _router(run, section, operation), isinstance(operation, ex.Route))
+                        router = _router(run, section, operation)
+                        if isinstance(operation, ex.LevelRoute):  # the rows of experts are those of the last level
+                            router = router[-math.prod(level.size for level in operation.levels) :]
+                        choice = _Choice(logits, router, isinstance(operation, ex.Route))
                     elif isinstance(operation, ex.Experts):
                         yield _layer(run, section, number, run.operation(step), choice, backend)
 
@@ -219,7 +223,7 @@ class LayerPass:
         return activate(products[0], up, self.operation.activation)
 
 
-def _router(run: LayerRun, section: Section, route: ex.Route | ex.TableRoute) -> Floats:
+def _router(run: LayerRun, section: Section, route: ex.Route | ex.TableRoute | ex.LevelRoute) -> Floats:
     """The matrix that gives a router's logits."""
     for step in section.steps:
         operation: Any = step.operation

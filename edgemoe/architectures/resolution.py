@@ -214,6 +214,11 @@ def _slices(
     sizes: Mapping[str, int],
 ) -> dict[str, SourceSlice]:
     parts, slices, start, height = len(row.internal), {}, 0, 0
+    if row.whole_rows:
+        width = _size(row.whole_rows, sizes)
+        count = math.prod(_size(symbol, sizes) for symbol in row.shape) // max(width, 1)
+        where = SourceSlice(source, None, 0, count, transposed=row.transposed, whole_rows=width)
+        return {row.internal[0].format(layer=layer): where}
     if row.flat and row.transposed:
         height = sizes[row.shape[0].removeprefix("experts*")]
     elif row.flat:

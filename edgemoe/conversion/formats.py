@@ -30,6 +30,8 @@ _EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads
 So do the shares of a result that residual streams take (`_SHARES`).
 """
 _SHARES = "_shares"
+_WHOLE_ROWS = ("tree_nodes", "tree_leaf_in", "tree_leaf_out", "tree_node_out")
+"""Matrices that have their rows whole (`whole_rows_shape`), in f32 or f16: kernels read single rows of them."""
 BASES = "bases"
 """The class of the base planes of experts."""
 ROW_TABLES = "row_tables"
@@ -54,6 +56,7 @@ _CLASSES = {
     **dict.fromkeys(("expert_factor", "input_factor", "output_factor"), "factors"),
     **dict.fromkeys(("table_key", "table_value"), "table"),
     **dict.fromkeys(("first_query", "second_query", "first_keys", "second_keys"), "retrieval"),
+    **dict.fromkeys(_WHOLE_ROWS, "tree"),
 }
 
 
@@ -137,8 +140,9 @@ def choose_formats(
     `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Each
     matrix keeps the quantised blocks that it comes with. Rows that are only looked up, those of tables and of an
     embedding that is not the head, get the default in place of a format whose matrices have a head, without which a
-    row on disk means nothing. Neurons, which are rows too, stay floats. The parts of a table get one format: raises
-    SourceError for such in blocks that no format holds.
+    row on disk means nothing. Neurons, which are rows too, stay floats. Matrices with whole rows get f32 where dense
+    weights do, and else f16. The parts of a table get one format: raises SourceError for such in blocks that no format
+    holds.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -149,6 +153,9 @@ def choose_formats(
             formats[name] = FORMATS["f32"]
         elif is_neurons(name):  # those of all layers have one format
             groups.setdefault(NEURONS, []).append(name)
+        elif name.rpartition(".")[2] in _WHOLE_ROWS:
+            exact = choice.dense == "f32" or (choice.dense == KEEP and dtypes[name] != "F16")
+            formats[name] = FORMATS["f32" if exact else "f16"]
         elif is_table(name):  # the parts of a table have one format
             groups.setdefault(name.rpartition(".")[0], []).append(name)
         else:

@@ -213,7 +213,9 @@ def plan_manifest(
 
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
-    if not block_format(info.dtype) or piece.source.as_vector or piece.source.transposed or piece.source.row_width:
+    source = piece.source
+    taken_apart = source.as_vector or source.transposed or source.row_width or source.whole_rows
+    if not block_format(info.dtype) or taken_apart:
         float_dtype(piece.source.tensor, info, whole=piece.source.change == "whole")
     shape = info.shape if piece.source.index is None else info.shape[1:]
     if piece.source.height:
@@ -222,6 +224,8 @@ def _check(piece: Piece, info: TensorInfo) -> None:
     shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.as_vector else shape
     if piece.source.row_width:
         shape = math.prod(shape[:-1]), shape[-1]
+    if piece.source.whole_rows:
+        shape = piece.source.rows, piece.place.columns
     if piece.source.turned:
         shape = (piece.source.turned, piece.source.runs[0].length)
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions

@@ -250,7 +250,7 @@ _IN_TURN_IN_FILES = ("qwen3_5_moe_text", "qwen4_exp_text")
 """Models whose heads of values llama.cpp's files, which mixes stand for, have in turn."""
 _INTO_THE_STREAM = (
     *(".output", ".cross_output", ".conv_out", ".delta_out", ".lightning_out", ".mamba_out", ".latent_out"),
-    *(".table_value", ".table_taps", ".down", ".output_factor"),
+    *(".table_value", ".table_taps", ".down", ".output_factor", ".tree_leaf_out", ".tree_node_out"),
 )
 """Ends of the names of the matrices whose rows are added to the residual stream."""
 
@@ -265,6 +265,12 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     if is_neurons(name):  # a head's weights of experts sum to 1
         written = spec.residual_scale * math.sqrt(2 * len(spec.layers))
         return 1 / (math.sqrt(columns) if name.endswith(".down") else written)
+    if name.endswith("_bias"):
+        return 0.0
+    if name.endswith((".tree_nodes", ".tree_leaf_in")):
+        columns = spec.hidden_size
+    elif name.endswith((".tree_leaf_out", ".tree_node_out")):
+        columns = spec.layers[int(name.split(".")[1])].sizes["tree_neurons_read"]
     if name.endswith(_INTO_THE_STREAM):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
     return 1 / math.sqrt(columns)

@@ -13,7 +13,7 @@ from edgemoe.kernels import neuron_operations as no
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Part, Value, values_of, weights_of
+from edgemoe.model.graph import Part, Value, values_of, weights_read
 from edgemoe.store.manifest import Manifest, is_table
 from edgemoe.store.neurons import neuron_table
 
@@ -66,7 +66,7 @@ def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> Toke
         for step in section.steps:
             if step.stage == "guess":
                 continue
-            size = sum(sizes[weight.name] for weight in weights_of(step.operation))
+            size = sum(int(sizes[weight.name] * share) for weight, share in weights_read(step.operation))
             if isinstance(step.operation, (op.Embed, ex.TableRoute)):
                 size //= graph.spec.vocab_size
             if isinstance(step.operation, ex.Experts):  # of the bases of all experts

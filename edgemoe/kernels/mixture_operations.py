@@ -29,7 +29,7 @@ LEAST_LENGTH = 1e-12
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Entmax(Operation, code=63):
+class Entmax(Operation, code=56):
     """Turns each row into its 1.5-entmax, in place (Peters, Niculae and Martins 2019, arXiv 1905.05702).
 
     `output = max(z / 2 - tau, 0) ^ 2`, where `tau` is the number with which the row sums to 1. Most of a row may become
@@ -40,7 +40,7 @@ class Entmax(Operation, code=63):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BatchNorm(Operation, code=64):
+class BatchNorm(Operation, code=57):
     """`(value - mean) / sqrt(variance + epsilon)`, in place, by the means and variances of training."""
 
     values: Annotated[Floats, rows("M"), IN_PLACE]
@@ -53,7 +53,7 @@ class BatchNorm(Operation, code=64):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PairProducts(Operation, code=65):
+class PairProducts(Operation, code=58):
     """`output = left right` for each of the `count` pairs of matrices of a row, `(height, inner)` and `(inner, width)`.
 
     With matrices of one number it is the product of two rows, element by element.
@@ -67,7 +67,7 @@ class PairProducts(Operation, code=65):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SlotLogits(Operation, code=66):
+class SlotLogits(Operation, code=59):
     """`logits[t, s] = factor * scale * input[t] . (gain * slots[s])`, a logit for each slot.
 
     With `unit_slots` each row of `slots` is divided by its length first, and with `unit_input` so is the input; a
@@ -85,7 +85,7 @@ class SlotLogits(Operation, code=66):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Dispatch(Operation, code=67):
+class Dispatch(Operation, code=60):
     """`slots[s] = sum over t of softmax over t (logits[t, s]) * input[t]`: each slot is a mean of all rows."""
 
     logits: Annotated[Floats, rows("S")]
@@ -94,7 +94,7 @@ class Dispatch(Operation, code=67):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SlotFfn(Operation, code=68):
+class SlotFfn(Operation, code=61):
     """`output[s] = down (activation(up slots[s]))` for `count` slots from `first` on: one expert's, with its biases."""
 
     slots: Annotated[Floats, buffer("S", "D")]
@@ -115,7 +115,7 @@ class SlotFfn(Operation, code=68):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Collect(Operation, code=69):
+class Collect(Operation, code=62):
     """`output[t] = sum over s of softmax over s (logits[t, s]) * values[s]`: each row is a mean over all slots."""
 
     logits: Annotated[Floats, rows("S")]

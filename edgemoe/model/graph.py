@@ -25,6 +25,7 @@ from typing import Any, Literal, Union
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import tree_operations as tr
 from edgemoe.model.ngrams import NgramRows
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import LogTemperature, RopeSpec, Temperature
@@ -269,6 +270,15 @@ def values_of(operation: Any) -> Iterator[Value]:
 def weights_of(operation: Any) -> Iterator[Weight]:
     """Every weight that an operation names."""
     return (part for part in leaves_of(operation) if isinstance(part, Weight))
+
+
+def weights_read(operation: Any) -> Iterator[tuple[Weight, float]]:
+    """Every weight that an operation names, with the share of it that a token reads of those with single rows."""
+    if isinstance(operation, tr.TreeFfn):
+        fields = ((name, getattr(operation, name)) for name in _field_names(tr.TreeFfn))
+        yield from ((value, operation.share_read(name)) for name, value in fields if isinstance(value, Weight))
+        return
+    yield from ((weight, 1.0) for weight in weights_of(operation))
 
 
 def leaves_of(operation: Any) -> Iterator[Any]:

@@ -848,6 +848,49 @@ typedef struct em_neurons {
     int32_t slot_bytes;       /* B */
     int32_t page_count;       /* P */
 } em_neurons;
+
+/* A row goes down each of trees binary trees; the output is the sum of what one path through each of them adds. */
+typedef struct em_tree_ffn {
+    const float *input;       /* (T, D) */
+    em_matrix nodes;          /* (node_panels, 32) */
+    const float *node_bias;   /* (node_count,) */
+    em_matrix leaf_in;        /* (in_panels, 32), or all zeros */
+    const float *leaf_bias;   /* (leaf_neurons,), or NULL */
+    em_matrix out;            /* (out_panels, 32) */
+    const float *output_bias; /* (output_numbers,), or NULL */
+    int64_t trees;
+    int64_t depth;
+    int64_t leaf_width;
+    float *output;            /* (T, D) */
+    em_activation activation;
+    int32_t hidden_size;      /* D */
+    int32_t node_panels;      /* node_panels */
+    int32_t node_count;       /* node_count */
+    int32_t in_panels;        /* in_panels */
+    int32_t leaf_neurons;     /* leaf_neurons */
+    int32_t out_panels;       /* out_panels */
+    int32_t output_numbers;   /* output_numbers */
+} em_tree_ffn;
+
+/* One level of a router: each choice of the level above has size members, of which a token chooses top_k. */
+typedef struct em_level {
+    int64_t size;
+    int64_t top_k;
+} em_level;
+
+/* The experts that a token chooses level by level, and their weights: products of its shares on the way. */
+typedef struct em_level_route {
+    const float *logits;  /* (T, numbers) */
+    em_level levels[8];
+    int32_t levels_count; /* 1 to 8 */
+    int32_t renormalise;
+    float scale;
+    int32_t *experts;     /* (T, K) */
+    float *weights;       /* (T, K) */
+    int32_t numbers;      /* numbers */
+    int32_t top_k;        /* K */
+} em_level_route;
+
 /* Makes the weight 0 of each choice but a token's first one that is not above least, a float32. */
 typedef struct em_least_weight {
     float *weights; /* (T, K) */
@@ -968,7 +1011,9 @@ typedef struct em_collect {
     X(BALANCE_STREAMS, balance_streams) \
     X(CHOOSE_BLOCKS, choose_blocks) \
     X(RETRIEVE_BY_KEYS, retrieve_by_keys) \
-    X(NEURONS, neurons)
+    X(NEURONS, neurons) \
+    X(TREE_FFN, tree_ffn) \
+    X(LEVEL_ROUTE, level_route) \
     X(LEAST_WEIGHT, least_weight) \
     X(ENTMAX, entmax) \
     X(BATCH_NORM, batch_norm) \
@@ -1170,6 +1215,18 @@ typedef struct em_collect {
         FIELD(em_neurons, scale) FIELD(em_neurons, accumulate) FIELD(em_neurons, paged) \
         FIELD(em_neurons, hidden_size) FIELD(em_neurons, top_k) FIELD(em_neurons, slot_count) \
         FIELD(em_neurons, slot_bytes) FIELD(em_neurons, page_count) \
+    STRUCT(em_tree_ffn) FIELD(em_tree_ffn, input) FIELD(em_tree_ffn, nodes) FIELD(em_tree_ffn, node_bias) \
+        FIELD(em_tree_ffn, leaf_in) FIELD(em_tree_ffn, leaf_bias) FIELD(em_tree_ffn, out) \
+        FIELD(em_tree_ffn, output_bias) FIELD(em_tree_ffn, trees) FIELD(em_tree_ffn, depth) \
+        FIELD(em_tree_ffn, leaf_width) FIELD(em_tree_ffn, output) FIELD(em_tree_ffn, activation) \
+        FIELD(em_tree_ffn, hidden_size) FIELD(em_tree_ffn, node_panels) FIELD(em_tree_ffn, node_count) \
+        FIELD(em_tree_ffn, in_panels) FIELD(em_tree_ffn, leaf_neurons) FIELD(em_tree_ffn, out_panels) \
+        FIELD(em_tree_ffn, output_numbers) \
+    STRUCT(em_level) FIELD(em_level, size) FIELD(em_level, top_k) \
+    STRUCT(em_level_route) FIELD(em_level_route, logits) FIELD(em_level_route, levels) \
+        FIELD(em_level_route, levels_count) FIELD(em_level_route, renormalise) FIELD(em_level_route, scale) \
+        FIELD(em_level_route, experts) FIELD(em_level_route, weights) FIELD(em_level_route, numbers) \
+        FIELD(em_level_route, top_k) \
     STRUCT(em_least_weight) FIELD(em_least_weight, weights) FIELD(em_least_weight, least) \
         FIELD(em_least_weight, top_k) \
     STRUCT(em_entmax) FIELD(em_entmax, values) FIELD(em_entmax, num_experts) \

@@ -127,6 +127,12 @@ static inline em_matrix owned_matrix(model *m, int32_t format, int32_t rows, int
     return matrix;
 }
 
+/* A matrix that has rows of WIDTH whole. */
+static inline em_matrix owned_rows(model *m, int32_t format, int32_t rows) {
+    const int32_t panel = EM_PANEL_ROWS * EM_GROUP_COLUMNS;
+    return owned_matrix(m, format, (rows * WIDTH + panel - 1) / panel * EM_PANEL_ROWS, EM_GROUP_COLUMNS);
+}
+
 static inline em_linear_part part_of(em_matrix matrix, const float *bias, float *output) {
     return (em_linear_part){.matrix = matrix, .bias = bias, .output = output};
 }
@@ -303,6 +309,23 @@ static inline void add_streams(model *m) {
         .count = STREAMS, .output = *m->hidden, .hidden_size = WIDTH};
 }
 
+static inline void add_trees(model *m) {
+    const int32_t depth = 3, nodes = 2 * 7, leaves = 2 * 8, leaf_width = 2;
+    em_tree_ffn *tree = &add(m, EM_TREE_FFN)->as.tree_ffn;
+    *tree = (em_tree_ffn){.input = *m->normed, .node_bias = m->bias, .leaf_bias = m->norm, .trees = 2, .depth = depth,
+                          .leaf_width = leaf_width, .output = *m->shared,
+                          .activation = {.function = EM_FUNCTION_RELU}, .hidden_size = WIDTH};
+    tree->nodes = owned_rows(m, EM_F16, nodes);
+    tree->leaf_in = owned_rows(m, EM_F32, leaves * leaf_width);
+    tree->out = owned_rows(m, EM_F16, leaves * leaf_width);
+    em_tree_ffn *plain = &add(m, EM_TREE_FFN)->as.tree_ffn;
+    *plain = *tree;
+    plain->input = *m->shared, plain->output = *m->normed, plain->trees = 1, plain->leaf_width = 0;
+    plain->leaf_in = (em_matrix){0}, plain->leaf_bias = NULL;
+    plain->nodes = owned_rows(m, EM_F32, 15);
+    plain->out = owned_rows(m, EM_F16, 15);
+}
+
 static inline void add_compressed_attention(model *m, int32_t cache_format) {
     em_linear *in = &add(m, EM_LINEAR)->as.linear;
     *in = (em_linear){.input = *m->normed, .parts_count = 4, .scale = 1};
@@ -361,6 +384,9 @@ static inline void add_moe(model *m) {
     add(m, EM_TABLE_ROUTE)->as.table_route = (em_table_route){
         .ids = m->ids, .table = *m->table, .logits = *m->logits, .num_experts = EXPERTS, .epsilon = 1e-20f, .scale = 1.5f,
         .experts = *m->named, .weights = *m->named_weights, .top_k = USED, .vocab_size = VOCABULARY};
+    add(m, EM_LEVEL_ROUTE)->as.level_route = (em_level_route){ /* of 2 groups, each with 4 experts, 10 numbers of a row */
+        .logits = *m->hidden, .levels = {{2, 1}, {4, 2}}, .levels_count = 2, .renormalise = 1, .scale = 1,
+        .experts = *m->named, .weights = *m->named_weights, .numbers = 2 + 8, .top_k = USED};
     add(m, EM_CAPACITY)->as.capacity = (em_capacity){ /* never reached: it counts the choices of a run */
         .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .capacity = TOKENS * USED, .top_k = USED};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
@@ -568,6 +594,7 @@ static inline model *make_model_with(int32_t cache_format) {
     add_gated_streams(m);
     add_choice(m, cache_format);
     add_mixtures(m);
+    add_trees(m);
     return m;
 }
 

@@ -61,6 +61,11 @@ def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
     if where.row_width:
         return tensor.reshape(-1, where.row_width)[where.row_start : where.row_stop : where.row_step]
+    if where.whole_rows:
+        numbers = (tensor.swapaxes(1, 2) if where.transposed else tensor).reshape(-1)
+        padded = np.zeros(-(-len(numbers) // 512) * 512, np.float32)
+        padded[: len(numbers)] = numbers
+        return np.ascontiguousarray(padded.reshape(-1, 32, 16).swapaxes(1, 2)).reshape(-1, 32)
     if where.height:
         tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]

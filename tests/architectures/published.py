@@ -306,6 +306,29 @@ CARRIER_PEER: dict[str, Any] = {
 }
 """edgemoe's own: a small model with experts of one neuron."""
 
+CARRIER_FFF: dict[str, Any] = {
+    "architectures": ["EdgemoeCarrierForCausalLM"],
+    "bos_token_id": 0,
+    "depth": 5,
+    "eos_token_id": 0,
+    "ffn": "fff",
+    "head_dim": 64,
+    "hidden_act": "gelu",
+    "hidden_size": 256,
+    "leaf_width": 96,
+    "max_position_embeddings": 512,
+    "model_type": "edgemoe_carrier",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "vocab_size": 4096,
+}
+"""edgemoe's own: `models/carriers`."""
+
 GRANITE_SHARED: dict[str, Any] = GRANITE_1B_A400M | {
     "architectures": ["GraniteMoeSharedForCausalLM"],
     "model_type": "granitemoeshared",
@@ -2850,6 +2873,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Llama-3.1-8B": (LLAMA_31_8B, 8_030_261_248),
     "SmolLM2-135M": (SMOLLM2_135M, 134_515_008),
     "carrier with neurons": (CARRIER_PEER, 15800576),
+    "carrier with trees": (CARRIER_FFF, 11_734_970),
 }
 """Each config with the number of parameters of its weights, of layers that predict further tokens (MTP) none."""
 

@@ -64,6 +64,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
         ("granite-3b-a800m", published.GRANITE_3B_A800M),
         ("switch-base-8", published.SWITCH_BASE_8),
+        ("carrier-fff", published.CARRIER_FFF),
     ],
 )
 def test_shapes_are_those_of_the_published_models(shape: str, config: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ from tests.kernels.test_runs import (
     WIDTH,
     TinyLayer,
 )
+from tests.kernels.test_trees import Trees
 from tests.support.every_case import every_case
 
 TOKENS = 3
@@ -123,6 +124,10 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         op.Gate(layer.residual, layer.residual, "sigmoid"),
         op.LayerNorm(layer.residual, np.ones(WIDTH, np.float32), 1e-5, layer.residual),
         op.SoftCap(layer.residual, 30.0),
+        replace(Trees(WIDTH, 2, 0, 1, 0).operation, input=layer.residual, output=layer.residual.copy()),
+        ex.LevelRoute(
+            layer.residual[:, :10], (ex.Level(2, 1), ex.Level(4, PER_TOKEN)), True, 1.0, layer.chosen, layer.weights
+        ),
         op.ScaleByPosition(layer.residual, layer.places.positions, np.ones(CONTEXT, np.float32)),
         sm.ReadStreams(layer.residual, layer.residual, layer.residual[:, : WIDTH // 2]),
         sm.WriteStreams(layer.residual[:, :2], layer.residual[:, : WIDTH // 2], layer.residual),

@@ -82,16 +82,18 @@ OF_THE_REFERENCE = (
     "Entmax",
     "JoinStreams",
     "LeastWeight",
+    "LevelRoute",
     "Neurons",
     "PairProducts",
     "RetrieveByKeys",
     "SlotLogits",
     "StoreBlockKeys",
     "TableRoute",
+    "TreeFfn",
 )
 """Operations that Numba does not compile: those of DeepSeek-V4 and of PEER, which are far too large for that backend,
-keys of blocks, of which there is one for several tokens, and those of mixtures, which NumPy computes for all rows at
-once."""
+keys of blocks, of which there is one for several tokens, those of mixtures, which NumPy computes for all rows at once,
+and trees and levels of routers, whose reference reads few rows."""
 
 
 def test_backends_say_what_they_have_no_kernel_for(any_backend: Backend) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.kernels.expert_operations import Level
 from edgemoe.kernels.operations import RELU, RELU2, SILU, Activation
 from edgemoe.model.blocks import (
     Attention,
     BlockIndex,
     BlockIndexer,
     CompressedAttention,
+    FastFeedforward,
     GatedDelta,
     GatedFfn,
     LatentAttention,
@@ -122,6 +124,13 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         ),
         (LayerSpec.of(GatedFfn(8, Activation("gelu_tanh", 2.0))), "activation: function: expected clamped_silu"),
         (LayerSpec.of(GatedFfn(8, RELU2)), "a gated FFN needs the activation of one"),
+        (routed(True, levels=(Level(2, 1), Level(5, 2))), "router: levels of 2 x 5: expected them to make 8 experts"),
+        (routed(True, levels=(Level(2, 1), Level(4, 1))), "router: 1 x 1 choices: expected them to make 2 for a token"),
+        (routed(True, levels=(Level(1, 2), Level(8, 1))), r"router: levels\[0\].top_k: expected 1 to 1, found 2"),
+        (routed(True, levels=(Level(2, 1), Level(4, 2)), groups=2), "router: levels with settings of another router"),
+        (LayerSpec.of(FastFeedforward(25)), "a tree of 25 levels: expected at most 24"),
+        (LayerSpec.of(FastFeedforward(3, output_bias=True)), "biases of what leaves add, and no leaves"),
+        (LayerSpec.of(FastFeedforward(3, 4, activation=SILU)), "trees of neurons without a gate need an activation"),
         (LayerSpec.of(PlainFfn(8, SILU)), "an FFN without a gate needs an activation that takes none"),
         (
             LayerSpec.of(replace(MOE, activation=Activation("clamped_silu", 1.0, 7.0, gated=False))),

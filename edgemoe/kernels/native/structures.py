@@ -27,6 +27,7 @@ from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels import stream_operations as sm
+from edgemoe.kernels import tree_operations as tr
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.landing import PART, PLACE
 from edgemoe.kernels.paging import RECORD
@@ -154,7 +155,7 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-_MODULES = (op, so, bo, sk, sm, ex, no, mx)
+_MODULES = (op, so, bo, sk, sm, ex, no, mx, tr)
 NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(*_MODULES), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 

@@ -10,6 +10,7 @@ from edgemoe.kernels.reference import (  # noqa: F401 - whose operations no othe
     mixtures,
     neurons,
     sinkhorn,
+    trees,
 )
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.block_choice import best_blocks

@@ -141,6 +141,24 @@ def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
         o.experts[:tokens][o.experts[:tokens] >= o.logits.shape[1] - o.passing] = -1
 
 
+@means(ex.LevelRoute)
+def _level_route(kernels: Any, o: ex.LevelRoute, tokens: int) -> None:
+    chosen, weights = np.zeros((tokens, 1), np.int64), np.full((tokens, 1), float(np.float32(o.scale)))
+    start, groups = 0, 1
+    for level in o.levels:
+        logits = o.logits[:tokens, start : start + groups * level.size].reshape(tokens, groups, level.size)
+        own = np.take_along_axis(logits, chosen[:, :, None], axis=1)  # those of the members of chosen groups
+        best = np.argsort(-own, axis=2, kind="stable")[:, :, : level.top_k]
+        picked = np.take_along_axis(own, best, axis=2).astype(np.float64)
+        shares = softmax(picked)
+        if not o.renormalise:
+            shares = np.take_along_axis(softmax(own.astype(np.float64)), best, axis=2)
+        weights = (weights[:, :, None] * shares).reshape(tokens, -1)
+        chosen = (chosen[:, :, None] * level.size + best).reshape(tokens, -1)
+        start, groups = start + groups * level.size, groups * level.size
+    o.experts[:tokens], o.weights[:tokens] = chosen, single(weights)
+
+
 @means(ex.TableRoute)
 def _table_route(kernels: Any, o: ex.TableRoute, tokens: int) -> None:
     top_k = o.experts.shape[1]

@@ -15,6 +15,7 @@ from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.compressed_attention import BlockIndex, CompressedAttention
 from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
+from edgemoe.model.blocks.fast_feedforward import FastFeedforward
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.lightning import Lightning
@@ -36,6 +37,7 @@ __all__ = [
     "Body",
     "CompressedAttention",
     "CrossAttention",
+    "FastFeedforward",
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
@@ -59,8 +61,8 @@ BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
         for body in (
-            *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
-            *(Mamba2, Moe, Multilinear, NgramTable, Peer, PlainFfn, ShortConv, SoftMoe),
+            *(Attention, CompressedAttention, CrossAttention, FastFeedforward, GatedDelta, GatedFfn, LatentAttention),
+            *(Lightning, Mamba, Mamba2, Moe, Multilinear, NgramTable, Peer, PlainFfn, ShortConv, SoftMoe),
         )
     }
 )

@@ -73,6 +73,7 @@ class Moe:
         return RoutedExperts(
             *(*sizes, self.bias, self.activation.gated, self.latent),
             by_token=self.router.table > 0,
+            by_levels=bool(self.router.levels),
             passing=self.passing,
             early=self.router.early,
         )
@@ -118,13 +119,15 @@ class Moe:
             "experts": self.num_experts,
             "used": self.top_k,
             "choices": self.choices,
+            "router_logits": self.router.logit_count(self.choices),
             "expert_width": self.intermediate_size,
             "shared_width": self.shared.intermediate_size if self.shared else 0,
             **({"expert_model": self.latent} if self.latent else {}),
         }
 
     def with_top_k(self, top_k: int) -> Moe:
-        return self if self.router.table else replace(self, top_k=top_k)  # a table names as many as it does
+        fixed = self.router.table or self.router.levels  # which name as many as they do
+        return self if fixed else replace(self, top_k=top_k)
 
     def emit(self, build: Builder, source: op.Floats) -> None:
         K, D = self.top_k, build.hidden_size
@@ -134,7 +137,10 @@ class Moe:
             experts, weights = routing.experts, routing.weights
             if build.options.forced_routing:  # the router's choice goes aside; the caller fills `routing`
                 experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
-            logits, bonus = build.rows("router_logits", self.choices), build.options.cache_aware_routing
+            logits, bonus = (
+                build.rows("router_logits", self.router.logit_count(self.choices)),
+                build.options.cache_aware_routing,
+            )
             slots = routing.slots if bonus > 0 else None
             reads = build.residual if early else source
             self.router.emit(build, reads, logits, experts, weights, slots, bonus, self.passing)
@@ -189,7 +195,7 @@ class Moe:
             self.router.emit_known(build, self.num_experts, experts, weights)
             build.add(ex.Prefetch(guessed.guess, build.paging()))
             return
-        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.choices)
+        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.router.logit_count(self.choices))
         self.router.emit(build, source, logits, experts, weights, passing=self.passing)
         build.add(ex.Prefetch(guessed.guess, build.paging()))
 
