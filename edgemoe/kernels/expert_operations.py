@@ -155,6 +155,10 @@ class TableRoute(Operation, code=48):
         return used // math.prod(self.table.shape)
 
 
+MILLIONTHS = 1_000_000
+"""The unit of a capacity's `share`: whole numbers, so that every backend finds the same capacity."""
+MOST_SHARE = 1000 * MILLIONTHS
+"""The largest `share` of a capacity."""
 MOST_LEVELS = 8
 """The most levels of a router."""
 
@@ -205,10 +209,6 @@ class LevelRoute(Operation, code=54):
         for letter, (name, expected) in wanted.items():
             found = sizes.letters[letter]
             require(found == expected, name, f"{expected} columns", found)
-MILLIONTHS = 1_000_000
-"""The unit of a capacity's `share`: whole numbers, so that every backend finds the same capacity."""
-MOST_SHARE = 1000 * MILLIONTHS
-"""The largest `share` of a capacity."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

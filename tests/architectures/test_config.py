@@ -1626,7 +1626,7 @@ def test_any_config_is_a_model_or_one_clear_error(config, changes, removed):
 @every_case(
     ("changes", "words"),
     [
-        ({"ffn": "tree"}, 'ffn is "tree"; edgemoe implements "fff" or "moe" only'),
+        ({"ffn": "tree"}, 'ffn is "tree"; edgemoe implements "dense" or "fff" or "moe" or "peer" only'),
         ({"ffn": None}, "ffn is null"),
         ({"depth": 25}, "depth is 25; expected a whole number from 1 to 24"),
         ({"depth": 24, "leaf_width": 4096}, "depth is 24; expected fewer than the 68719476736 neurons that it means"),
