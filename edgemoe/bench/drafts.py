@@ -77,8 +77,7 @@ class DraftsReport(CountsReport):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; a rate that does not matter is null."""
         data = super().to_json()
-        if math.isinf(self.rates.disk_bytes_per_s):
-            data["rates"]["disk_bytes_per_s"] = None
+        data["rates"] = {"disk_bytes_per_s": None} | self.rates.to_json()
         return data
 
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.model.graph import Part
@@ -64,6 +64,10 @@ class MachineRates:
     disk_bytes_per_s: float
     kernel_bytes_per_s: float = math.inf
     """Experts that kernels compute where memory is no limit (see `measure_experts`)."""
+
+    def to_json(self) -> dict[str, float]:
+        """Plain JSON: the rates that are known."""
+        return {name: rate for name, rate in asdict(self).items() if math.isfinite(rate)}
 
     def expert_rate(self, assumed: Assumptions) -> float:
         """Bytes of experts in memory that are computed in a second."""

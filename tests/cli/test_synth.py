@@ -58,8 +58,8 @@ def test_unknown_shapes_are_refused_with_the_known_ones(tmp_path: Path, capsys: 
     assert (
         "expected one of tiny, olmoe-1b-7b, qwen3-30b-a3b, qwen3-next-80b-a3b, qwen3.6-35b-a3b, qwen3.8-flash-next, "
         "deepseek-v2-lite, glm-4.5-air, glm-4.7-flash, lfm2-8b-a1b, nemotron-3-nano, gpt-oss-20b, gpt-oss-120b, "
-        "gemma-4-26b-a4b, mixtral-8x7b, granite-3b-a800m, peer-1m, switch-base-8, switch-base-128, switch-large-128, "
-        "switch-c-2048." in capsys.readouterr().err
+        "gemma-4-26b-a4b, mixtral-8x7b, granite-3b-a800m, carrier-fff, carrier-moe-4x8, carrier-fff-11, peer-1m, "
+        "switch-base-8, switch-base-128, switch-large-128, switch-c-2048, edgemoe-mixtures." in capsys.readouterr().err
     )
 
 
