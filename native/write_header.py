@@ -15,6 +15,7 @@ from typing import get_args
 import numpy as np
 
 from edgemoe.kernels import block_operations as bo
+from edgemoe.kernels import neuron_operations as no
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
@@ -138,6 +139,9 @@ def _enumeration() -> list[str]:
         "/* The most blocks of a page of which some are chosen. */",
         f"enum {{ EM_MOST_BITS = {so.MOST_BITS} }};",
         "",
+        "/* The most experts that a head retrieves by keys. */",
+        f"enum {{ EM_MOST_RETRIEVED = {no.MOST_RETRIEVED} }};",
+        "",
         "/* The most residual streams of a token. */",
         f"enum {{ EM_MOST_STREAMS = {sk.MOST_STREAMS} }};",
     ]
@@ -222,6 +226,8 @@ def _members(field: Field) -> list[tuple[str, str]]:
         return [(f"{const}{_ELEMENTS[field.dtype.type]} *{name};", note)]
     if mark.kind == "pager":
         return [(f"em_pager *{name};", "NULL: every record is in the arena")]
+    if mark.kind == "row_pager":
+        return [(f"em_row_pager *{name};", "NULL: every page is in the arena")]
     if field.struct is not None:
         inner = f"em_{st.snake_case(field.struct.__name__)}"
         if mark.kind == "struct":

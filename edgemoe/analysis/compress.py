@@ -56,6 +56,11 @@ def check_store(store: Store) -> ModelSpec:
     spec = store_spec(store)
     if not spec.routed:
         raise UsageError(f"{store.path}: expected a model with routed experts, found none.", "Name another model.")
+    if any(routed.by_levels for routed in spec.routed.values()):
+        raise UsageError(
+            f"{store.path}: expected a router of one level, found several, whose sizes fix the number of experts.",
+            "Name another model.",
+        )
     if store.tables or any(routed.by_token for routed in spec.routed.values()):
         raise UsageError(
             f"{store.path}: expected experts that a router chooses, found tables that name them or stand beside them.",

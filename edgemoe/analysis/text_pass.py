@@ -10,10 +10,12 @@ read and write, `F` their intermediate size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +59,7 @@ class TextPass:
         """Raises UsageError for a model without routed experts, and for one whose text does not go layer by layer."""
         self._store = store
         self._graph = graph = build_graph(store_spec(store), build_options(store))
-        if graph.encoder is not None or graph.row_tables:
+        if graph.encoder is not None or graph.has_rows_on_disk:
             what = "an encoder" if graph.encoder is not None else "tables of rows on disk"
             raise UsageError(
                 f"{store.path}: expected a model without {what}, whose text goes through it layer by layer.",
@@ -80,16 +82,17 @@ class TextPass:
         last = max(self._graph.spec.routed)
         with closing(select_backend()) as backend:
             run = _WholeRun(self._graph, _WholeWeights(self._store), self.windows, backend)
-            run.begin()
-            for number in range(last + 1):
-                section = self._graph.layers[number]
+            for number, section in enumerate(islice(run.sections(), last + 1)):
                 choice = _Choice(np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32), False)
                 for step in run.steps(section):
                     run.run(step)
                     operation: Any = step.operation
-                    if isinstance(operation, (ex.Route, ex.TableRoute)) and operation.logits is not None:
+                    if isinstance(operation, (ex.Route, ex.TableRoute, ex.LevelRoute)) and operation.logits is not None:
                         logits = run.array(operation.logits)[run.counted].copy()
-                        choice = _Choice(logits, _router(run, section, operation), isinstance(operation, ex.Route))
+                        router = _router(run, section, operation)
+                        if isinstance(operation, ex.LevelRoute):  # the rows of experts are those of the last level
+                            router = router[-math.prod(level.size for level in operation.levels) :]
+                        choice = _Choice(logits, router, isinstance(operation, ex.Route))
                     elif isinstance(operation, ex.Experts):
                         yield _layer(run, section, number, run.operation(step), choice, backend)
 
@@ -124,7 +127,7 @@ class _WholeRun(LayerRun):
 
     def _run_experts(self, step: Step) -> None:
         operation: Any = step.operation
-        store, slots = self._source.store, self._space.array(operation.slots)
+        store, slots = self._source.store, self.memory(operation.slots)
         memory = allocate_pages(len(slots) * store.slot_bytes)
         self._arena = np.frombuffer(memory, np.uint8).reshape(len(slots), -1)
         layer = layer_of(operation)
@@ -220,7 +223,7 @@ class LayerPass:
         return activate(products[0], up, self.operation.activation)
 
 
-def _router(run: LayerRun, section: Section, route: ex.Route | ex.TableRoute) -> Floats:
+def _router(run: LayerRun, section: Section, route: ex.Route | ex.TableRoute | ex.LevelRoute) -> Floats:
     """The matrix that gives a router's logits."""
     for step in section.steps:
         operation: Any = step.operation

@@ -29,17 +29,18 @@ def read_frame(
     layer_types: Collection[str] = ("full_attention",),
     windows: bool = False,
     own_code: str = "",
+    activations: Collection[str] = ("silu", "swish"),
 ) -> ModelSpec:
     """A `ModelSpec` without its layers. Raises SourceError.
 
     `tied` says whether the embedding is the head unless the config does; `layer_types`: what the config's list of that
     name may hold. With `windows` the family reads the windows of its layers itself (`read_windows`); else they are
     refused. `own_code` is the class of which published checkpoints bring their own code, whose computation the family
-    has; any other code is refused.
+    has; any other code is refused. `activations` are those that the family knows by `hidden_act`.
     """
     if own_code:
         check_own_code(reader, own_code)
-    reader.require("hidden_act", "silu", "swish", default="silu")
+    reader.require("hidden_act", *activations, default=next(iter(activations)))
     max_positions = reader.integer("max_position_embeddings", "model_max_length", maximum=limits.LARGEST_POSITIONS)
     for kind in reader.sequence("layer_types"):
         if kind not in layer_types:

@@ -193,6 +193,9 @@ def _expand_shared(
 
 def _part_rows(row: Row, sizes: Mapping[str, int]) -> list[int]:
     """How many rows each of a row's internal tensors has."""
+    if row.row_width:
+        total = math.prod(_size(symbol, sizes) for symbol in row.shape[:-1])
+        return [total // len(row.internal)] * len(row.internal)
     if row.as_vector or (len(row.shape) > 2 and not row.stacked):
         return [math.prod(_size(symbol, sizes) for symbol in row.shape)]
     terms = row.row_symbol.split("+")
@@ -211,6 +214,11 @@ def _slices(
     sizes: Mapping[str, int],
 ) -> dict[str, SourceSlice]:
     parts, slices, start, height = len(row.internal), {}, 0, 0
+    if row.whole_rows:
+        width = _size(row.whole_rows, sizes)
+        count = math.prod(_size(symbol, sizes) for symbol in row.shape) // max(width, 1)
+        where = SourceSlice(source, None, 0, count, transposed=row.transposed, whole_rows=width)
+        return {row.internal[0].format(layer=layer): where}
     if row.flat and row.transposed:
         height = sizes[row.shape[0].removeprefix("experts*")]
     elif row.flat:
@@ -220,6 +228,8 @@ def _slices(
             where = SourceSlice(source, index, part, parts * count, parts, row.transposed)
         else:
             where = SourceSlice(source, index, start, start + count, 1, row.transposed, row.as_vector, height=height)
+        if row.row_width:
+            where = replace(where, row_width=_size(row.row_width, sizes))
         if row.change != "none":
             limit = sizes.get("experts", 0) if row.change == "whole" else 0
             where = replace(where, change=row.change, limit=limit)

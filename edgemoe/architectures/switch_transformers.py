@@ -6,7 +6,7 @@ positions are numbers that are added to scores, from one table for all layers of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from edgemoe.architectures import config as limits
@@ -22,16 +22,26 @@ TRAINED_POSITIONS = 512
 """The length of texts in training, where a config does not say it: relative positions have no end of their own."""
 
 
+SIDES: tuple[Side, ...] = ("encoder", "decoder")
+
+
 def _stack(side: Side, *lines: tuple[str, str, tuple[str, ...]]) -> Iterator[Row]:
     """Rows of the layers of one side."""
     for row in rows(*lines, internal="layers.{layer}.", source=f"{side}.block."):
         yield replace(row, side=side, as_vector=row.internal[0].endswith("relative_bias"))
 
 
-def _layers(side: Side, last: int) -> Iterator[Row]:
-    """The rows of one side, whose FFN is the sublayer `last`."""
-    attention, ffn = "{layer}.layer.0.", f"{{layer}}.layer.{last}."
-    return _stack(
+def ffn_rows(side: Side, *lines: tuple[str, str, tuple[str, ...]], transposed: bool = False) -> Iterator[Row]:
+    """Rows of the FFNs of one side: each the last sublayer of its layer."""
+    last = 1 if side == "encoder" else 2
+    for row in _stack(side, *((name, f"{{layer}}.layer.{last}.{end}", shape) for name, end, shape in lines)):
+        yield replace(row, transposed=transposed)
+
+
+def _layers(side: Side) -> Iterator[Row]:
+    """The rows of attention, and of the norm before the FFN, of one side."""
+    attention = "{layer}.layer.0."
+    yield from _stack(
         side,
         ("attention_norm", f"{attention}layer_norm.weight", ("model",)),
         *(
@@ -44,25 +54,32 @@ def _layers(side: Side, last: int) -> Iterator[Row]:
             )
         ),
         ("relative_bias", "0.layer.0.SelfAttention.relative_attention_bias.weight", ("buckets", "heads")),
-        ("ffn_norm", f"{ffn}layer_norm.weight", ("model",)),
-        ("ffn.up", f"{ffn}mlp.wi.weight", ("ffn_width", "model")),
-        ("ffn.down", f"{ffn}mlp.wo.weight", ("model", "ffn_width")),
-        ("router", f"{ffn}mlp.router.classifier.weight", ("experts", "model")),
-        ("router_bias", f"{ffn}mlp.router.classifier.bias", ("experts",)),
-        ("experts.{expert}.up", f"{ffn}mlp.experts.expert_{{expert}}.wi.weight", ("expert_width", "model")),
-        ("experts.{expert}.down", f"{ffn}mlp.experts.expert_{{expert}}.wo.weight", ("model", "expert_width")),
     )
+    yield from ffn_rows(side, ("ffn_norm", "layer_norm.weight", ("model",)))
 
 
-TENSORS = (
+DENSE_FFN = (
+    ("ffn.up", "mlp.wi.weight", ("ffn_width", "model")),
+    ("ffn.down", "mlp.wo.weight", ("model", "ffn_width")),
+)
+EXPERTS = (
+    ("experts.{expert}.up", "mlp.experts.expert_{expert}.wi.weight", ("expert_width", "model")),
+    ("experts.{expert}.down", "mlp.experts.expert_{expert}.wo.weight", ("model", "expert_width")),
+)
+ROUTER = (
+    ("router", "mlp.router.classifier.weight", ("experts", "model")),
+    ("router_bias", "mlp.router.classifier.bias", ("experts",)),
+)
+
+BODY = (
     *rows(
         ("embedding", "shared.weight", ("vocabulary", "model")),
         ("encoder_norm", "encoder.final_layer_norm.weight", ("model",)),
         ("final_norm", "decoder.final_layer_norm.weight", ("model",)),
         ("head", "lm_head.weight", ("vocabulary", "model")),
     ),
-    *_layers("encoder", 1),
-    *_layers("decoder", 2),
+    *_layers("encoder"),
+    *_layers("decoder"),
     *_stack(
         "decoder",
         ("cross_attention_norm", "{layer}.layer.1.layer_norm.weight", ("model",)),
@@ -71,6 +88,12 @@ TENSORS = (
         ("cross_output", "{layer}.layer.1.EncDecAttention.o.weight", ("model", "cross")),
     ),
 )  # fmt: skip
+"""The rows of all but the FFNs, which other models on the body of T5 have too."""
+
+TENSORS = (
+    *BODY,
+    *(row for side in SIDES for row in ffn_rows(side, *DENSE_FFN, *ROUTER, *EXPERTS)),
+)
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -86,8 +109,30 @@ def read(reader: ConfigReader) -> ModelSpec:
         "encoder_sparse_step", "decoder_sparse_step", "add_router_probs", "router_ignore_padding_tokens",
         "dropout_rate", "initializer_factor", "output_past", "batch_prioritized_routing",
     )  # fmt: skip
-    hidden_size = reader.integer("d_model", "hidden_size", maximum=limits.LARGEST_WIDTH)
     width = reader.integer("d_ff", maximum=limits.LARGEST_WIDTH)
+    router = RouterSpec(normalise=False, logit_bias=reader.flag("router_bias", False))
+    experts = reader.integer("num_experts", maximum=limits.LARGEST_EXPERTS)
+    moe = Moe(num_experts=experts, top_k=1, intermediate_size=width, router=router, activation=RELU)
+    capacity = reader.integer("expert_capacity", maximum=limits.LARGEST_POSITIONS, default=64)
+    dense = PlainFfn(width, RELU)
+    encoder_count, decoder_count = read_counts(reader)
+    sparse = _sparse_layers(reader, "num_sparse_encoder_layers", encoder_count)
+    encoder = [replace(moe, capacity=capacity) if one else dense for one in sparse]
+    sparse = _sparse_layers(reader, "num_sparse_decoder_layers", decoder_count)
+    return read_body(reader, "switch_transformers", encoder, [moe if one else dense for one in sparse])
+
+
+def read_counts(reader: ConfigReader) -> tuple[int, int]:
+    """The numbers of the encoder's and the decoder's layers."""
+    encoder = reader.integer("num_layers", "num_hidden_layers", maximum=limits.LARGEST_LAYERS)
+    return encoder, reader.integer("num_decoder_layers", maximum=limits.LARGEST_LAYERS, default=encoder)
+
+
+def read_body(
+    reader: ConfigReader, family: str, encoder_ffns: Sequence[Body], decoder_ffns: Sequence[Body]
+) -> ModelSpec:
+    """A model on the body of T5 with these FFNs, one for each layer of a side. Raises SourceError."""
+    hidden_size = reader.integer("d_model", "hidden_size", maximum=limits.LARGEST_WIDTH)
     heads = reader.integer("num_heads", "num_attention_heads", maximum=limits.LARGEST_WIDTH)
     head_dim = reader.integer("d_kv", maximum=limits.LARGEST_WIDTH)
     if head_dim % 2 or heads * head_dim > limits.LARGEST_WIDTH:
@@ -96,27 +141,17 @@ def read(reader: ConfigReader) -> ModelSpec:
             " at most.",
             DAMAGED,
         )
-    router = RouterSpec(normalise=False, logit_bias=reader.flag("router_bias", False))
-    experts = reader.integer("num_experts", maximum=limits.LARGEST_EXPERTS)
-    moe = Moe(num_experts=experts, top_k=1, intermediate_size=width, router=router, activation=RELU)
-    capacity = reader.integer("expert_capacity", maximum=limits.LARGEST_POSITIONS, default=64)
-    dense = PlainFfn(width, RELU)
-    encoder_count = reader.integer("num_layers", "num_hidden_layers", maximum=limits.LARGEST_LAYERS)
-    decoder_count = reader.integer("num_decoder_layers", maximum=limits.LARGEST_LAYERS, default=encoder_count)
     relative = _read_relative_bias(reader)
     attention = Attention(heads, heads, head_dim, scale=1.0, rope=None, relative_bias=relative)
     cross = CrossAttention(heads, head_dim, scale=1.0)
-    encoder = _pair(
-        (replace(attention, causal=False),),
-        (replace(moe, capacity=capacity), dense),
-        _sparse_layers(reader, "num_sparse_encoder_layers", encoder_count),
+    encoder, decoder = (
+        _layers_of(encoder_ffns, replace(attention, causal=False)),
+        _layers_of(decoder_ffns, attention, cross),
     )
-    decoder = _pair(
-        (attention, cross), (moe, dense), _sparse_layers(reader, "num_sparse_decoder_layers", decoder_count)
-    )
-    if (encoder_count + decoder_count) * experts > limits.LARGEST_TOTAL_EXPERTS:
+    experts = max((ffn.routed.num_experts for ffn in (*encoder_ffns, *decoder_ffns) if ffn.routed), default=0)
+    if (len(encoder) + len(decoder)) * experts > limits.LARGEST_TOTAL_EXPERTS:
         raise SourceError(
-            f"config.json: {encoder_count + decoder_count} layers of {experts} experts; expected at most"
+            f"config.json: {len(encoder) + len(decoder)} layers of {experts} experts; expected at most"
             f" {limits.LARGEST_TOTAL_EXPERTS} experts in all.",
             DAMAGED,
         )
@@ -125,7 +160,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     padding = reader.integer("pad_token_id", minimum=0, maximum=vocab_size - 1, default=0)
     start = reader.integer("decoder_start_token_id", minimum=0, maximum=vocab_size - 1, default=padding)
     return ModelSpec(
-        family="switch_transformers",
+        family=family,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         layers=(*encoder, *decoder),
@@ -133,7 +168,7 @@ def read(reader: ConfigReader) -> ModelSpec:
         max_positions=reader.integer("n_positions", maximum=limits.LARGEST_POSITIONS, default=TRAINED_POSITIONS),
         tied_embeddings=tied,
         logit_scale=hidden_size**-0.5 if tied else 1.0,
-        encoder=EncoderSpec(encoder_count, start),
+        encoder=EncoderSpec(len(encoder), start),
     )
 
 
@@ -162,7 +197,7 @@ def _sparse_layers(reader: ConfigReader, key: str, count: int) -> list[bool]:
     return [step == 1 or (step > 1 and number % step == 1) for number in range(count)]
 
 
-def _pair(mixers: tuple[Body, ...], ffns: tuple[Moe, PlainFfn], sparse: list[bool]) -> list[LayerSpec]:
-    """Layers of the same mixers, with experts or without; equal layers are one object."""
-    with_experts, without = (LayerSpec.of(*mixers, ffn) for ffn in ffns)
-    return [with_experts if one else without for one in sparse]
+def _layers_of(ffns: Sequence[Body], *mixers: Body) -> list[LayerSpec]:
+    """Layers of the same mixers; equal layers are one object."""
+    made = {ffn: LayerSpec.of(*mixers, ffn) for ffn in ffns}
+    return [made[ffn] for ffn in ffns]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from edgemoe.kernels.formats import whole_rows_shape
 from edgemoe.model.spec import ModelSpec
 
 Change = Literal["none", "plus_one", "minus_exp", "minus", "whole"]
@@ -50,6 +51,11 @@ class Row:
     `change`: what a vector's numbers go through, of those that checkpoints keep in another form than the model has.
     `flat`: whether a source of two dimensions has the matrices of all experts one below the other.
     A source with `{part}` is one of the matrices that a table of rows is cut into.
+    `row_width`: for a source of more than two dimensions that is a matrix, or several `interleaved` ones, the symbol of
+    its last dimension, which is that of columns.
+    `whole_rows`: for a matrix that has its rows whole (`formats.whole_rows_shape`), the symbol of their width. The
+    source has them in two dimensions, or in more, as equal matrices one after the other, each of which may be
+    `transposed`.
     `side`: whether only the layers of an encoder or of a decoder have it; the source counts those from 0. A source
     without `{layer}` is then one that all these layers share.
     """
@@ -64,6 +70,8 @@ class Row:
     turned: str = ""
     change: Change = "none"
     flat: bool = False
+    row_width: str = ""
+    whole_rows: str = ""
     side: Side = "all"
 
     @property
@@ -110,10 +118,16 @@ class SourceSlice:
     height: int = 0
     limit: int = 0
     """The first of the whole numbers that it may not have, if it has such."""
+    row_width: int = 0
+    """If not 0, the source has more than two dimensions, and each row is so many of its elements."""
+    whole_rows: int = 0
+    """If not 0, the tensor has rows of this width whole, as many as `row_stop` says."""
 
     @property
     def rows(self) -> int:
         """The number of rows that it takes."""
+        if self.whole_rows:
+            return whole_rows_shape(self.row_stop, self.whole_rows)[0]
         if self.turned:
             return sum(self.turned * run.repeats for run in self.runs)
         if self.runs:

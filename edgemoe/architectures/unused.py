@@ -18,6 +18,10 @@ _HARMLESS: tuple[tuple[str, str], ...] = (
         r"model\.(language_model\.)?layers\.\d+\.ple\.ple_embedding\.(layer_multipliers|ngram_heads_\w+)",
         "the rows of n-grams follow from config.json",
     ),
+    (
+        r"(encoder|decoder)\.block\.\d+\.layer\.\d+\.mlp\.w_noise",
+        "noise of noisy top-k routing acts in training only",
+    ),
 )
 """Tensors that a checkpoint may carry and no model needs: name patterns, each with the reason."""
 

@@ -15,6 +15,7 @@ from typing import Any
 from edgemoe.bench import report as reports
 from edgemoe.bench.cached_files import bring_into_cache, drop_from_cache
 from edgemoe.bench.control_group import GroupUsage, MemoryGroup
+from edgemoe.bench.expert_rate import measure_experts
 from edgemoe.bench.forced import RoutingReport, largest_top_k, routing_report
 from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, guess_report, limit_report
 from edgemoe.bench.machine import describe_machine
@@ -267,7 +268,7 @@ class Benchmark:
             memory["total_experts"],
             work_of_model(self.spec, traffic, self.store.record_bytes, self.settings.mean_decode_position),
             self.assumption,
-            MachineRates(statistics.median(read), disk_rate),
+            MachineRates(statistics.median(read), disk_rate, measure_experts(self.store.manifest, self.kernels)),
             limits.missed_bytes_per_token.median if limits else 0.0,
             ours.decode_tokens_per_s.median,
         )

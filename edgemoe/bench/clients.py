@@ -3,33 +3,29 @@
 Every round runs, in turn, one answer without HTTP and each number of clients of `edgemoe serve`, and the same clients
 of llama.cpp's llama-server if asked. Prompts are random, each client has its own, answers are greedy and do not end,
 and nothing is drafted. A rate counts the tokens that arrive while all clients of a round have begun and none has ended,
-by the clients' clock.
+by the clients' clock. The first piece of an answer is timed from its request on. If asked, the same clients are
+measured once more in each round, while a reader takes what the page's live picture is made of.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
-import re
 import shutil
 import socket
-import subprocess
+import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgemoe.bench.counts import rounds
+from edgemoe.bench.http_server import HOST, HttpServer
 from edgemoe.bench.measure import Progress, Settings
-from edgemoe.bench.protocol import LAST_LINES, Start, Worker, start_process
+from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.options import MOST_SEQUENCES, EngineOptions
 from edgemoe.errors import EdgemoeError, UsageError
@@ -38,9 +34,6 @@ from edgemoe.session.default_model import model_name
 
 LLAMA_SERVER = "llama-server"
 COMMAND = [sys.executable, "-m", "edgemoe.bench.writer_worker"]
-OPENING_SECONDS = 600.0
-ANSWER_SECONDS = 3600.0
-HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,10 @@ class ServedReport:
     """The rate of all answers together."""
     against_direct: Spread
     """`tokens_per_s` over that of one answer without HTTP, round by round."""
+    first_s: Spread
+    """From a request to the first piece of its answer: the median of the clients."""
+    watched: Spread | None = None
+    """`tokens_per_s` while somebody watches the engine; None where this was not measured."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,8 @@ class ClientsReport:
     repeats: int
     direct: Spread
     """Tokens a second of one answer without HTTP."""
+    direct_first_s: Spread
+    """From its prompt to its first piece."""
     served: Sequence[ServedReport]
     peer: str | None
     peer_served: Sequence[ServedReport]
@@ -73,89 +72,11 @@ class ClientsReport:
         return asdict(self)
 
 
-class HttpServer:
-    """A server's process, from when it can be asked until it is closed. A context manager."""
+class _Timed(NamedTuple):
+    """The answers of some clients at once."""
 
-    def __init__(self, command: Sequence[str], port: int | None = None) -> None:
-        """Waits until the model is open. With `port` None the process says its port as `edgemoe serve` does.
-
-        Raises EdgemoeError where it ends before that.
-        """
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        self._command = command[0]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said
-        )
-        try:
-            self.port = self._wait(lambda: self._said_port() if port is None else port)
-            self._wait(self._healthy)
-        except BaseException:
-            self.close()
-            raise
-
-    def _wait(self, found: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + OPENING_SECONDS
-        while not (value := found()):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                lines = self._text().strip().splitlines()[-LAST_LINES:]
-                raise EdgemoeError(
-                    f"{self._command}: the server did not begin; its last output: {' / '.join(lines)}.",
-                    "It may need more memory than there is.",
-                )
-            time.sleep(0.05)
-        return value
-
-    def _text(self) -> str:
-        self._said.seek(0)
-        return self._said.read().decode("utf-8", "replace")
-
-    def _said_port(self) -> int | None:
-        found = re.search(r"serving at http://[^ ]*:(\d+) ", self._text())
-        return int(found[1]) if found else None
-
-    def _healthy(self) -> bool:
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=OPENING_SECONDS)
-        with contextlib.suppress(OSError), contextlib.closing(connection):
-            connection.request("GET", "/health")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        return False
-
-    def answer(self, prompt: Sequence[int], tokens: int) -> tuple[list[float], int]:
-        """The times at which the pieces of an answer arrived, and how many tokens it has. Raises EdgemoeError."""
-        body = {
-            "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
-            "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
-        arrived, written = [], 0
-        with contextlib.closing(http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_SECONDS)) as connection:
-            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-            reply = connection.getresponse()
-            if reply.status != http.HTTPStatus.OK:
-                raise EdgemoeError(f"A server answered with status {reply.status}: {reply.read()[:300]!r}.")
-            for line in reply:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line[len(b"data: ") :])
-                if any(choice.get("text") for choice in event.get("choices", ())):
-                    arrived.append(time.perf_counter())
-                written = (event.get("usage") or {}).get("completion_tokens", written)
-        return arrived, written
-
-    def close(self) -> None:
-        """End the process, and wait for its end."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._said.close()
-
-    def __enter__(self) -> HttpServer:
-        return self
-
-    def __exit__(self, *ignored: object) -> None:
-        self.close()
+    rate: float
+    first_s: float
 
 
 class ClientsMeasurement:
@@ -171,8 +92,12 @@ class ClientsMeasurement:
         progress: Progress = lambda doing, done, total: None,
         peer_file: Path | None = None,
         start: Start = start_process,
+        watch: bool = False,
     ) -> None:
-        """`counts` are the numbers of clients; `peer_file` is a GGUF file that llama-server serves beside."""
+        """`counts` are the numbers of clients; `peer_file` is a GGUF file that llama-server serves beside.
+
+        `watch`: measure each number of clients again while somebody watches the engine.
+        """
         if not counts or any(not 1 <= count <= MOST_SEQUENCES for count in counts):
             found = ", ".join(map(str, counts)) or "none"
             raise UsageError(
@@ -194,6 +119,7 @@ class ClientsMeasurement:
         self._progress = progress
         self._peer_file = peer_file
         self._start = start
+        self._watch = watch
         self._random = np.random.default_rng(settings.seed)
 
     def run(self) -> ClientsReport:
@@ -203,23 +129,35 @@ class ClientsMeasurement:
             about = writer.ask("open", model=str(self._folder), options=self._options.to_json())
             server = stack.enter_context(HttpServer(self._command()))
             peer = stack.enter_context(self._peer()) if self._peer_file is not None else None
-            direct, served, beside = [], self._empty(), self._empty()
+            vocabulary = about["vocabulary"]
+            direct: list[Mapping[str, float]] = []
+            served, watched, beside = self._empty(), self._empty(), self._empty()
             for number in rounds(self._settings.repeats, self._progress):
-                (prompt,) = self._prompts(1, about["vocabulary"])
-                rate = writer.ask("write", prompt=prompt, tokens=self._settings.decode_tokens)["tokens_per_s"]
-                rates = {count: self._rate(server, count, about["vocabulary"]) for count in self._counts}
-                theirs = {count: self._rate(peer, count, about["vocabulary"]) for count in self._counts if peer}
+                (prompt,) = self._prompts(1, vocabulary)
+                written = writer.ask("write", prompt=prompt, tokens=self._settings.decode_tokens)
+                ours = {count: self._pair(server, count, vocabulary) for count in self._counts}
+                theirs = {count: self._timed(peer, count, vocabulary) for count in self._counts if peer}
                 if number:
-                    direct.append(rate)
+                    direct.append(written)
                     for count in self._counts:
-                        served[count].append(rates[count])
+                        for found, timed in zip((served, watched), ours[count], strict=False):
+                            found[count].append(timed)
                         if peer is not None:
                             beside[count].append(theirs[count])
-        rate_of_one = Spread.of(direct)
+        rate_of_one = Spread.of(one["tokens_per_s"] for one in direct)
 
-        def reports(found: Mapping[int, list[float]]) -> list[ServedReport]:
-            spreads = ((count, Spread.of(rates)) for count, rates in found.items() if rates)
-            return [ServedReport(count, spread, spread.over(rate_of_one)) for count, spread in spreads]
+        def reports(found: Mapping[int, list[_Timed]], again: Mapping[int, list[_Timed]]) -> list[ServedReport]:
+            return [
+                ServedReport(
+                    count,
+                    (rates := Spread.of(one.rate for one in timed)),
+                    rates.over(rate_of_one),
+                    Spread.of(one.first_s for one in timed),
+                    Spread.of(one.rate for one in again[count]) if again.get(count) else None,
+                )
+                for count, timed in found.items()
+                if timed
+            ]
 
         settings = self._settings
         return ClientsReport(
@@ -229,29 +167,40 @@ class ClientsMeasurement:
             settings.decode_tokens,
             settings.repeats,
             rate_of_one,
-            reports(served),
+            Spread.of(one["first_s"] for one in direct),
+            reports(served, watched),
             LLAMA_SERVER if self._peer_file is not None else None,
-            reports(beside),
+            reports(beside, {}),
         )
 
-    def _empty(self) -> dict[int, list[float]]:
+    def _empty(self) -> dict[int, list[_Timed]]:
         return {count: [] for count in self._counts}
 
     def _prompts(self, count: int, vocabulary: int) -> list[list[int]]:
         found: list[list[int]] = self._random.integers(0, vocabulary, (count, self._settings.prompt_tokens)).tolist()
         return found
 
-    def _rate(self, server: HttpServer, clients: int, vocabulary: int) -> float:
+    def _pair(self, server: HttpServer, clients: int, vocabulary: int) -> list[_Timed]:
+        """The answers of some clients and, if asked, of as many while somebody watches."""
+        found = [self._timed(server, clients, vocabulary)]
+        if self._watch:
+            with server.watched():
+                found.append(self._timed(server, clients, vocabulary))
+        return found
+
+    def _timed(self, server: HttpServer, clients: int, vocabulary: int) -> _Timed:
         prompts, tokens = self._prompts(clients, vocabulary), self._settings.decode_tokens
         with ThreadPoolExecutor(clients) as pool:
             answers = list(pool.map(lambda prompt: server.answer(prompt, tokens), prompts))
-        if any(len(arrived) < 2 for arrived, _ in answers):
+        if any(len(one.arrived_s) < 2 for one in answers):
             raise EdgemoeError("An answer came in one piece, which has no rate.", "Give a larger `decode_tokens`.")
-        begin, end = max(arrived[0] for arrived, _ in answers), min(arrived[-1] for arrived, _ in answers)
+        begin, end = max(one.arrived_s[0] for one in answers), min(one.arrived_s[-1] for one in answers)
         if end <= begin:
             raise EdgemoeError("The clients' answers did not overlap.", "Give a larger `decode_tokens`.")
-        pieces = (sum(begin < at <= end for at in arrived) * written / len(arrived) for arrived, written in answers)
-        return sum(pieces) / (end - begin)
+        pieces = sum(
+            sum(begin < at <= end for at in one.arrived_s) * one.tokens / len(one.arrived_s) for one in answers
+        )
+        return _Timed(pieces / (end - begin), statistics.median(one.first_s for one in answers))
 
     def _command(self) -> list[str]:
         ram = [] if self._options.ram is None else ["--ram", str(self._options.ram)]

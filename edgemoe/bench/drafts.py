@@ -21,6 +21,7 @@ import numpy as np
 
 from edgemoe.bench.benchmark import COMMAND
 from edgemoe.bench.counts import SETTLE_STEPS, CountsReport, context_for, rounds
+from edgemoe.bench.expert_rate import measure_experts
 from edgemoe.bench.limits import missed_bytes
 from edgemoe.bench.measure import Progress, Settings
 from edgemoe.bench.protocol import Start, Worker, start_process
@@ -76,8 +77,7 @@ class DraftsReport(CountsReport):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; a rate that does not matter is null."""
         data = super().to_json()
-        if math.isinf(self.rates.disk_bytes_per_s):
-            data["rates"]["disk_bytes_per_s"] = None
+        data["rates"] = {"disk_bytes_per_s": None} | self.rates.to_json()
         return data
 
 
@@ -211,4 +211,4 @@ def _missed_experts(answer: Mapping[str, Any], record_bytes: float) -> float:
 def _measured_rates(store: Store, kernels: KernelChoice, resident: bool) -> MachineRates:
     """Rates of this machine, measured in some seconds."""
     disk = math.inf if resident else measure_store_disk(store).bytes_per_s
-    return MachineRates(measure_memory(kernels).bytes_per_s, disk)
+    return MachineRates(measure_memory(kernels).bytes_per_s, disk, measure_experts(store.manifest, kernels))

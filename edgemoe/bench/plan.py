@@ -138,6 +138,9 @@ class Planner:
         refuse_head(store, spec)
         self.sizes = model_sizes(store, spec, kv, beside=beside)
         self.has_planes = has_planes(store)
+        routed = spec.routed_of_tokens.values()
+        self.whole_layers = sum(one.top_k == one.num_experts > 1 for one in routed)
+        """How many layers of routed experts a token reads all experts of."""
         self._graph = build_graph(spec, build_options(store))
         self.traffic = token_traffic(self._graph, store.manifest, self.sizes.kv_format)
         self.work: TokenWork = work_of_model(spec, self.traffic, store.record_bytes, POSITION)

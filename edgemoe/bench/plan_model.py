@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemoe.bench.expert_rate import measure_experts
 from edgemoe.bench.plan import (
     POSITION,
     BudgetForecast,
@@ -108,6 +109,8 @@ class ModelPlan:
     memory_rate: Rate
     disk_rate: Rate | None
     """None for a model without routed experts."""
+    kernel_bytes_per_s: float
+    """Experts that the kernels compute in a second; infinite if that is not known (see `measure_experts`)."""
     kernels: KernelChoice
     forecast: BudgetForecast
     others: Sequence[BudgetForecast]
@@ -135,6 +138,7 @@ class ModelPlan:
             "routing": self.assumption.basis,
             "memory_rate": asdict(self.memory_rate),
             "disk_rate": asdict(self.disk_rate) if self.disk_rate else None,
+            "kernel_bytes_per_s": self.kernel_bytes_per_s if math.isfinite(self.kernel_bytes_per_s) else None,
             "kernels": asdict(self.kernels),
             "device": None if self.device is None else asdict(self.device),
             "estimates": ["memory.interpreter_bytes", "hit_rates", "missed_bytes_per_token", "limits", "tokens_per_s"],
@@ -174,7 +178,9 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
         assumption = choose_assumption(options.routing, found)
         memory_rate = _memory_rate(options.memory_bytes_per_s, kernels)
         disk_rate = _disk_rate(options.disk_bytes_per_s, found) if memory.total_experts else None
-        rates = MachineRates(memory_rate.bytes_per_s, disk_rate.bytes_per_s if disk_rate else math.inf)
+        given = options.memory_bytes_per_s is not None  # then it may be another machine that is asked about
+        kernel_rate = math.inf if given else measure_experts(found.store.manifest, kernels)
+        rates = MachineRates(memory_rate.bytes_per_s, disk_rate.bytes_per_s if disk_rate else math.inf, kernel_rate)
 
         def forecast(budget_bytes: int) -> BudgetForecast:
             return forecast_budget(planner.memory(budget_bytes), planner.work, assumption, rates)
@@ -185,7 +191,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
         backend.close()
         if beside is not None:
             beside.close()
-    return ModelPlan(found, planner, assumption, memory_rate, disk_rate, kernels, this, others, device)
+    return ModelPlan(found, planner, assumption, memory_rate, disk_rate, kernel_rate, kernels, this, others, device)
 
 
 def find_source(source: str | None, choice: FormatChoice = BY_DEFAULT) -> PlanSource:

@@ -129,7 +129,7 @@ class ReplayReport:
                 "distinct_per_layer": list(routing.distinct_per_layer),
                 "repeat_recall": routing.repeat_recall,
             },
-            "rates": None if self.rates is None else asdict(self.rates),
+            "rates": None if self.rates is None else self.rates.to_json(),
             "rates_basis": self.rates_basis,
             "results": [row.to_json() for row in self.rows],
             "recommendation": None if self.recommendation is None else asdict(self.recommendation),

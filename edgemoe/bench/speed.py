@@ -1,9 +1,11 @@
 """How fast a model will decode, estimated from the bytes that a token needs and the rates of a machine.
 
 Letters, all of one layer: `K` experts that a token uses, `m` of them missing from memory, `c` seconds to compute one
-(its bytes over the memory's rate), `d` seconds to read one from the disk.
+(its bytes over the memory's rate, or over that of the kernels for its formats where that is lower), `d` seconds to read
+one from the disk.
 
-The model. Decoding is bound by bytes: whatever is computed takes as long as reading its weights from memory. A layer's
+The model. Decoding is bound by bytes: whatever is computed takes as long as reading its weights from memory, but for
+experts in formats whose kernels are slower than the memory (trellises, say: `expert_rate.py`). A layer's
 routing is known only after its attention, so reads of missing experts run beside the layer's experts and its shared
 expert, and beside nothing else:
 
@@ -16,7 +18,7 @@ layer.
 
 The model gives three figures:
 
-- `high`: the lower of the two limits, the disk's and the memory's, as if each ran at its rate all the time.
+- `high`: the lowest of the limits, the disk's, the memory's and the kernels', as if each ran at its rate all the time.
 - `likely`: the formula above, with kernels at their usual share of the memory's rate.
 - `low`: nothing overlaps, and kernels and disk reach less of their rates.
 
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.model.graph import Part
@@ -40,6 +42,8 @@ class Assumptions:
 
     memory_share: float
     """Fraction of the memory's read rate that kernels reach."""
+    kernel_share: float
+    """Fraction of their own rate, on experts that caches hold, that the experts' kernels reach."""
     disk_share: float
     """Fraction of the disk's rate for many reads at once that the few reads of one layer reach."""
     layer_s: float
@@ -48,16 +52,26 @@ class Assumptions:
     """The same if all experts are in memory."""
 
 
-LIKELY = Assumptions(memory_share=0.83, disk_share=0.92, layer_s=40e-6, dense_layer_s=15e-6)
-LOW = Assumptions(memory_share=0.65, disk_share=0.75, layer_s=120e-6, dense_layer_s=40e-6)
+LIKELY = Assumptions(memory_share=0.83, kernel_share=0.9, disk_share=0.92, layer_s=40e-6, dense_layer_s=15e-6)
+LOW = Assumptions(memory_share=0.65, kernel_share=0.7, disk_share=0.75, layer_s=120e-6, dense_layer_s=40e-6)
 
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Read rates of a machine, in bytes per second: its memory with all threads, and experts from its disk."""
+    """Rates of a machine, in bytes per second: reads of its memory with all threads, and of experts from its disk."""
 
     memory_bytes_per_s: float
     disk_bytes_per_s: float
+    kernel_bytes_per_s: float = math.inf
+    """Experts that kernels compute where memory is no limit (see `measure_experts`)."""
+
+    def to_json(self) -> dict[str, float]:
+        """Plain JSON: the rates that are known."""
+        return {name: rate for name, rate in asdict(self).items() if math.isfinite(rate)}
+
+    def expert_rate(self, assumed: Assumptions) -> float:
+        """Bytes of experts in memory that are computed in a second."""
+        return min(assumed.memory_share * self.memory_bytes_per_s, assumed.kernel_share * self.kernel_bytes_per_s)
 
 
 @dataclass(frozen=True)
@@ -104,13 +118,14 @@ class SpeedEstimate:
 def work_of_model(spec: ModelSpec, traffic: TokenTraffic, record_bytes: float, position: float) -> TokenWork:
     """The work of the token at a (mean) position. `record_bytes` is the size of one expert on disk."""
     moes = spec.routed_of_tokens.values()
-    used = sum(moe.mean_top_k for moe in moes)
+    layers = len(moes) or sum("retrieved" in layer.sizes for layer in spec.layers)
+    used = sum(moe.mean_top_k for moe in moes) or sum(layer.sizes.get("retrieved", 0) for layer in spec.layers)
     weights: Mapping[Part, int] = traffic.weight_bytes
     routed, shared = weights.get("experts", 0), weights.get("shared_expert", 0)
     return TokenWork(
         layers=len(spec.layers) - spec.encoder_layers,
-        moe_layers=len(moes),
-        experts_per_token=round(used / len(moes)) if moes else 0,
+        moe_layers=layers,
+        experts_per_token=round(used / layers) if layers else 0,
         expert_bytes=routed / used if used else 0.0,
         record_bytes=record_bytes,
         shared_bytes=shared,
@@ -128,7 +143,7 @@ def predict_speed(work: TokenWork, hit_rate: float, rates: MachineRates, all_res
     return SpeedEstimate(
         low=1 / _apart_seconds(work, hits, rates, LOW, all_resident),
         likely=1 / token_seconds(work, hits, rates, LIKELY, all_resident),
-        high=speed_limits(work, hits, rates).lower,
+        high=min(speed_limits(work, hits, rates).lower, _kernels_limit(work, rates)),
     )
 
 
@@ -155,6 +170,12 @@ def speed_limits(work: TokenWork, hit_rate: float, rates: MachineRates) -> Speed
     )
 
 
+def _kernels_limit(work: TokenWork, rates: MachineRates) -> float:
+    """Tokens per second if experts' kernels never waited; infinite where nothing is known of them."""
+    routed = work.routed * work.expert_bytes
+    return rates.kernel_bytes_per_s / routed if routed else math.inf
+
+
 def token_seconds(
     work: TokenWork, hit_rate: float, rates: MachineRates, assumed: Assumptions, all_resident: bool = False
 ) -> float:
@@ -163,7 +184,8 @@ def token_seconds(
     seconds = work.rest_bytes / memory + work.layers * (assumed.dense_layer_s if all_resident else assumed.layer_s)
     if not work.moe_layers:
         return seconds
-    compute, read = work.expert_bytes / memory, work.record_bytes / (assumed.disk_share * rates.disk_bytes_per_s)
+    compute = work.expert_bytes / rates.expert_rate(assumed)
+    read = work.record_bytes / (assumed.disk_share * rates.disk_bytes_per_s)
     beside = work.experts_per_token * compute + work.shared_bytes / work.moe_layers / memory
     layer = sum(
         chance * max(beside, missing * read + compute if missing else 0.0)
@@ -193,7 +215,9 @@ def _apart_seconds(
     work: TokenWork, hit_rate: float, rates: MachineRates, assumed: Assumptions, all_resident: bool
 ) -> float:
     """The time of a token that computes nothing while it reads."""
-    compute = work.bytes_per_token / (assumed.memory_share * rates.memory_bytes_per_s)
+    routed = work.routed * work.expert_bytes
+    compute = (work.bytes_per_token - routed) / (assumed.memory_share * rates.memory_bytes_per_s)
+    compute += routed / rates.expert_rate(assumed)
     read = work.missed_bytes(hit_rate) / (assumed.disk_share * rates.disk_bytes_per_s)
     return compute + read + work.layers * (assumed.dense_layer_s if all_resident else assumed.layer_s)
 

@@ -110,7 +110,12 @@ def bench(
     ] = False,
     text: Annotated[
         Path | None,
-        typer.Option("--text", metavar="FILE", help="Text for --quality.", show_default="the bundled model's card"),
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Text for --quality; or prompts for --speculate auto, between lines of three dashes.",
+            show_default="the bundled model's card; prompts of several kinds",
+        ),
     ] = None,
     tokens: Annotated[
         int | None,
@@ -142,13 +147,17 @@ def bench(
             " without HTTP; with --against llama-server also those of that program.",
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="With --clients: measure them also while somebody watches the live picture."),
+    ] = False,
     speculate: Annotated[
         str | None,
         typer.Option(
             "--speculate",
             metavar="LIST",
             help="Measure steps with these numbers of drafts, such as 1,3,7, all of them right, against none, and the"
-            " gain against that of their bytes.",
+            " gain against that of their bytes; auto: answers to prompts, with as many drafts as pay, against none.",
         ),
     ] = None,
     draft: Annotated[
@@ -183,16 +192,21 @@ def bench(
         write = shared.file_writer(json_file, write_json)
         write(measure_contention(model, options, _company_settings(prompt, decode, repeats, context), counts))
         return
-    if text is not None or tokens is not None:
-        raise UsageError("--text and --tokens are for --quality.", "Give --quality too, with a lossy option.")
+    if tokens is not None or (text is not None and speculate != "auto"):
+        raise UsageError(
+            "--text and --tokens are for --quality, and --text for --speculate auto.",
+            "Give one of these too; --quality with a lossy option.",
+        )
     if clients is not None:
         from edgemoe.cli.company import measure_clients
 
         counts = shared.parse_counts("--clients", clients, "clients, such as 1,4")
         write = shared.file_writer(json_file, write_json)
         settings = _company_settings(prompt, decode, repeats, context)
-        write(measure_clients(model, options, settings, counts, against, gguf))
+        write(measure_clients(model, options, settings, counts, against, gguf, watch))
         return
+    if watch:
+        raise UsageError("--watch is for --clients.", "Give --clients too, with numbers of clients.")
     if against is None and (gguf is not None or mmap or peer_decode is not None):
         raise UsageError(
             "--gguf, --mmap and --peer-decode are for another engine.", "Name it with --against llama.cpp."
@@ -216,6 +230,13 @@ def bench(
         write = shared.file_writer(json_file, write_json)
         settings = _company_settings(prompt, decode, repeats, context)
         write(measure_sequences(model, options, settings, counts, routing, share))
+        return
+    if speculate == "auto":
+        from edgemoe.cli.company import measure_guessed
+
+        write = shared.file_writer(json_file, write_json)
+        settings = _company_settings(prompt, decode, repeats, context)
+        write(measure_guessed(model, options, settings, text, draft))
         return
     if speculate is not None:
         from edgemoe.cli.company import measure_drafts
@@ -285,14 +306,14 @@ def bench(
 
 UNUSED = {
     "quality": "prompt decode prefill repeats context against gguf mmap peer_decode routing recall trace limit plot"
-    " beside sequences clients speculate draft",
+    " beside sequences clients speculate draft watch",
     "beside": "prefill against gguf mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing"
-    " drop_cold experts_per_token on_miss sequences clients speculate draft",
-    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens clients speculate draft",
+    " drop_cold experts_per_token on_miss sequences clients speculate draft watch",
+    "sequences": "prefill against gguf mmap peer_decode trace limit plot text tokens clients speculate draft watch",
     "clients": "prefill mmap peer_decode routing recall trace limit plot text tokens cache_aware_routing drop_cold"
     " experts_per_token on_miss speculate draft",
-    "speculate": "prefill against gguf mmap peer_decode recall trace limit plot text tokens cache_aware_routing"
-    " drop_cold on_miss",
+    "speculate": "prefill against gguf mmap peer_decode recall trace limit plot tokens cache_aware_routing"
+    " drop_cold on_miss watch",
 }
 """The options that another measurement than the usual one has no use for."""
 

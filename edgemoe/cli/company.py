@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from edgemoe.bench.clients import ClientsReport, ServedReport
     from edgemoe.bench.contention import ContentionReport
     from edgemoe.bench.drafts import DraftedReport, DraftsReport
+    from edgemoe.bench.guessed_answers import GuessedReport
     from edgemoe.bench.measure import Progress, Settings
     from edgemoe.bench.sequences import SequencesReport, TogetherReport
+    from edgemoe.bench.spread import Spread
     from edgemoe.engine.options import EngineOptions
     from edgemoe.kernels.select import KernelChoice
 
@@ -51,6 +53,7 @@ def measure_clients(
     counts: Sequence[int],
     against: str | None,
     gguf: Path | None,
+    watch: bool,
 ) -> ClientsReport:
     """Measure and show. Raises what `ClientsMeasurement` raises, UsageError for another peer or one without a file."""
     from edgemoe.bench.clients import LLAMA_SERVER, ClientsMeasurement
@@ -66,7 +69,8 @@ def measure_clients(
             raise UsageError(
                 f"{LLAMA_SERVER} serves a GGUF file: expected one, found {file}.", "Give it with --gguf FILE."
             )
-        return ClientsMeasurement(folder, settings, kernels, options, counts, progress, file if against else None)
+        peer_file = file if against else None
+        return ClientsMeasurement(folder, settings, kernels, options, counts, progress, peer_file, watch=watch)
 
     return _measure(model, options, make, clients_table)
 
@@ -86,6 +90,18 @@ def measure_drafts(
         return DraftsMeasurement(folder, settings, kernels, options, counts, progress, routing, draft=fetched(draft))
 
     return _measure(model, options, make, drafts_table)
+
+
+def measure_guessed(
+    model: str | None, options: EngineOptions, settings: Settings, prompts: Path | None, draft: str | None
+) -> GuessedReport:
+    """Measure and show. Raises what `GuessedMeasurement` raises."""
+    from edgemoe.bench.guessed_answers import GuessedMeasurement
+
+    def make(folder: Path, kernels: KernelChoice, progress: Progress) -> GuessedMeasurement:
+        return GuessedMeasurement(folder, settings, kernels, options, progress, prompts, fetched(draft))
+
+    return _measure(model, options, make, guessed_table)
 
 
 def measure_contention(
@@ -155,9 +171,14 @@ def clients_table(report: ClientsReport) -> Table:
     rows = [
         ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads"),
         ("decode", f"{report.decode_tokens} tokens each after prompts of {report.prompt_tokens}, random tokens"),
-        ("without HTTP", f"{spread_text(report.direct, '.1f')} tokens/s"),
-        *((_clients(one), _served(one)) for one in report.served),
+        ("without HTTP", f"{spread_text(report.direct, '.1f')} tokens/s; {_first(report.direct_first_s)}"),
     ]
+    for one in report.served:
+        rows.append((_clients(one), _served(one)))
+        if one.watched is not None:
+            share = one.watched.over(one.tokens_per_s)
+            rates = f"{spread_text(one.watched, '.1f')} tokens/s, {spread_text(share)} times unwatched"
+            rows.append((f"{_clients(one)}, watched", rates))
     for one, theirs in zip(report.served, report.peer_served, strict=False):
         times = one.tokens_per_s.over(theirs.tokens_per_s)
         rows.append(
@@ -177,8 +198,14 @@ def _served(report: ServedReport) -> str:
     whole = "" if report.clients == 1 else " in all"
     return (
         f"{spread_text(report.tokens_per_s, '.1f')} tokens/s{whole}, {spread_text(report.against_direct)} times one"
-        " without HTTP"
+        f" without HTTP; {_first(report.first_s)}"
     )
+
+
+def _first(seconds: Spread) -> str:
+    from edgemoe.cli.terminal.bench_tables import spread_text
+
+    return f"first piece after {spread_text(seconds, '.1f', 1e-3)} ms"
 
 
 def drafts_table(report: DraftsReport) -> Table:
@@ -209,6 +236,30 @@ def drafts_table(report: DraftsReport) -> Table:
         )
     rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
     return f"{report.model}, drafts that are verified: {rounds}, medians (least to most)", rows
+
+
+def guessed_table(report: GuessedReport) -> Table:
+    """The table's title and its rows: the setting, then one for each answer."""
+    from edgemoe.cli.terminal.bench_tables import spread_text
+    from edgemoe.cli.terminal.text import printable
+
+    kernels = report.kernels
+    drafts = "by what followed earlier" if report.draft is None else f"by {printable(report.draft)}"
+    rows = [
+        ("kernels", f"{kernels['backend']} {kernels['isa']}, {kernels['threads']} threads"),
+        ("drafts", f"{drafts}; answers of up to {report.decode_tokens} tokens, the same with them and without"),
+    ]
+    for one in report.answers:
+        first = printable(one.prompt.splitlines()[0])
+        rows.append(
+            (
+                f"{first[:32]}{'…' if len(first) > 32 else ''} at {one.temperature:g}",
+                f"{one.tokens} tokens, {spread_text(one.tokens_per_s, '.1f')} tokens/s,"
+                f" {spread_text(one.against_none)} times without drafts",
+            )
+        )
+    rounds = "1 round" if report.repeats == 1 else f"{report.repeats} rounds"
+    return f"{report.model}, answers with drafts: {rounds}, medians (least to most)", rows
 
 
 def _experts(report: DraftedReport) -> str:

@@ -174,9 +174,9 @@ class Report:
         self._first_bytes = 0
 
     def conversion(self, progress: Progress) -> None:
-        """Show how much of the store is written."""
+        """Show how much of the store is written or, in the end, of the checkpoint compared with it."""
         self._show(
-            f"{self._doing} {progress.shard}",
+            f"{'comparing' if progress.comparing else self._doing} {progress.shard}",
             progress.done_bytes,
             progress.total_bytes,
             progress.bytes_per_second,

@@ -119,6 +119,14 @@ def describe(store: Store) -> dict[str, Any]:
             "record_bytes": store.record_bytes,
             "slot_bytes": store.slot_bytes,
         },
+        "neurons": None
+        if store.neurons is None
+        else {
+            "total": store.neurons.count,
+            "layers": len(store.neurons.first),
+            "per_token": spec.neurons_at_once,
+            "pages": store.neurons.pages,
+        },
         "parts": dict(manifest.quantisation),
         "mixtures": mixtures(manifest),
         "expert_mixtures": {str(layer): counts for layer, counts in expert_mixtures(manifest).items()},
@@ -131,6 +139,16 @@ def describe(store: Store) -> dict[str, Any]:
         "floor_interpreter_bytes": plan.interpreter_bytes,
         "provenance": dict(manifest.provenance),
     }
+
+
+def _neurons_text(neurons: dict[str, int], page_bytes: int) -> str:
+    from edgemoe.sizes import format_size
+
+    layers = f"{neurons['layers']} layers" if neurons["layers"] > 1 else "one layer"
+    return (
+        f"{neurons['total']:,} of a single neuron in {layers}, {neurons['per_token']} per token in each;"
+        f" {neurons['pages']:,} pages of {format_size(page_bytes)} on disk"
+    )
 
 
 def _show(screen: Screen, description: dict[str, Any]) -> None:
@@ -148,7 +166,9 @@ def _show(screen: Screen, description: dict[str, Any]) -> None:
         ("vocabulary", f"{description['vocab_size']:,}"),
         ("longest context", f"{description['max_positions']:,} tokens"),
     ]
-    if experts["total"]:
+    if description["neurons"] is not None:
+        rows.append(("experts", _neurons_text(description["neurons"], experts["slot_bytes"])))
+    elif experts["total"]:
         same = experts["slot_bytes"] == experts["record_bytes"]
         in_memory = "" if same else f" ({format_size(experts['slot_bytes'])} in memory)"
         rows.append(

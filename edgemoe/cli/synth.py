@@ -22,7 +22,10 @@ def synth(
     shape: Annotated[str, typer.Argument(metavar="SHAPE", help=f"One of {', '.join(SHAPES)}.")],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder of the new store.")],
     gguf: Annotated[
-        Path | None, typer.Option("--gguf", metavar="FILE", help="Also write the same weights as a GGUF file.")
+        Path | None,
+        typer.Option(
+            "--gguf", metavar="FILE", help="Also write the same weights, without a tokenizer, as a GGUF file."
+        ),
     ] = None,
     layers: Annotated[
         int | None,
@@ -51,6 +54,14 @@ def synth(
             " q2_k, q3_k_m, q4_k_m, q5_k_m, q6_k or iq4_xs.",
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="MODEL",
+            help="Folder of a store, or name of a model, whose tokenizer, chat template and settings to put in.",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -59,12 +70,17 @@ def synth(
     ] = False,
     debug: shared.DebugOption = False,
 ) -> None:
-    """Make a store of random weights in the shape of a real model, for measurements. It has no tokenizer.
+    """Make a store of random weights in the shape of a real model, for measurements.
+
+    It has no tokenizer, unless you name a model to take it from; what such a model writes means nothing.
 
     After an interruption the same command resumes.
     """
     from edgemoe.cli.terminal.render import ProgressBar
+    from edgemoe.cli.terminal.text import printable
     from edgemoe.conversion.synthetic import synthesise
+    from edgemoe.session.default_model import find_model
+    from edgemoe.session.text_faults import text_faults
     from edgemoe.sizes import format_size
     from edgemoe.store.reader import Store
 
@@ -72,6 +88,7 @@ def synth(
         from edgemoe.conversion.gguf.export import check_gguf_destination
 
         check_gguf_destination(gguf, force)  # before minutes of work, not after them
+    folder = None if tokenizer is None else find_model(tokenizer)
     try:
         with ProgressBar("making") as bar:
             path = synthesise(
@@ -83,8 +100,11 @@ def synth(
                 dense=dense,
                 head=head,
                 mix=mix,
+                tokenizer=folder,
                 force=force,
                 progress=Report(bar, "making").conversion,
+                notice=None if folder is None else lambda text: bar.note(f"note: {printable(text)}"),
+                examine=text_faults,
             )
     except KeyboardInterrupt:
         typer.echo("interrupted: run the same command again to resume.", err=True)

@@ -76,6 +76,17 @@ def encode(rows: Rows, fmt: Format | None, tensor: str, weighing: Weighing = Non
     return Encoded(pack_panels(blocks), squared_error, squared_weight, pack_head(blocks))
 
 
+def encode_rows(rows: Rows, fmt: Format, tensor: str) -> Encoded:
+    """Encode rows one after the other, in f16 or f32, as neurons have them. Raises SourceError as `encode`."""
+    values = dequantise(rows) if isinstance(rows, Blocks) else rows
+    check_finite(values, tensor)
+    blocks = _rounded(values, fmt, tensor)
+    squared_error = _sum_of_squares(dequantise(blocks) - values)
+    return Encoded(
+        np.ascontiguousarray(blocks.values).view(np.uint8).reshape(-1), squared_error, _sum_of_squares(values)
+    )
+
+
 def encode_planes(rows: Rows, base: Format, residual: Format, tensor: str) -> Encoded:
     """Encode rows as panels of a base plane, and what that leaves as panels of a residual; errors are those of the sum.
 

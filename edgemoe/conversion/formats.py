@@ -14,6 +14,7 @@ from edgemoe.kernels.row_types import BLOCK_FORMATS
 from edgemoe.model.planes import is_base
 from edgemoe.quant.quantise import TARGETS
 from edgemoe.store.manifest import is_table
+from edgemoe.store.neurons import NEURONS, is_neurons, table_name
 
 DEFAULT_EXPERTS = "q4"
 DEFAULT_DENSE = "q8"
@@ -23,12 +24,14 @@ KEEP = "keep"
 _FLOATS = {"F16": "f16", "BF16": "bf16"}
 """The formats of floats that are kept, by their dtypes; others are kept as f32."""
 
-_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads")
+_EXACT = ("router", "shared_gate", "delta_strength", "delta_decay", "index_heads", "expert_factor")
 """Small matrices whose outputs decide the routing, the gating, or how fast a state is forgotten; they stay float32.
 
 So do the shares of a result that residual streams take (`_SHARES`).
 """
 _SHARES = "_shares"
+_WHOLE_ROWS = ("tree_nodes", "tree_leaf_in", "tree_leaf_out", "tree_node_out")
+"""Matrices that have their rows whole (`whole_rows_shape`), in f32 or f16: kernels read single rows of them."""
 BASES = "bases"
 """The class of the base planes of experts."""
 ROW_TABLES = "row_tables"
@@ -49,8 +52,11 @@ _CLASSES = {
     **dict.fromkeys(("mamba_gate", "mamba_in", "mamba_step", "mamba_out"), "mamba"),
     **dict.fromkeys(("mamba_step_latent", "mamba_write", "mamba_read"), "mamba"),
     **dict.fromkeys(("latent_in", "latent_out"), "latent"),
-    **dict.fromkeys(("ffn", "dense"), "ffn"),
+    **dict.fromkeys(("ffn", "dense", "slot_experts"), "ffn"),
+    **dict.fromkeys(("expert_factor", "input_factor", "output_factor"), "factors"),
     **dict.fromkeys(("table_key", "table_value"), "table"),
+    **dict.fromkeys(("first_query", "second_query", "first_keys", "second_keys"), "retrieval"),
+    **dict.fromkeys(_WHOLE_ROWS, "tree"),
 }
 
 
@@ -103,6 +109,8 @@ def expert_of(name: str) -> tuple[int, int, str] | None:
 
 def stored_name(name: str, formats: Mapping[str, Format | None]) -> str:
     """The name of the stored matrix that holds a dense tensor, by the formats of all: gate and up of one share one."""
+    if is_neurons(name):
+        return table_name(name)
     head, _, last = name.rpartition(".")
     gate = formats.get(f"{head}.gate") if last in ("gate", "up") else None
     return f"{head}.gate_up" if gate is not None and gate == formats[f"{head}.up"] else name
@@ -132,8 +140,9 @@ def choose_formats(
     `dtypes` are the checkpoint's. Where the head is tied to the embedding, the embedding gets the head's format. Each
     matrix keeps the quantised blocks that it comes with. Rows that are only looked up, those of tables and of an
     embedding that is not the head, get the default in place of a format whose matrices have a head, without which a
-    row on disk means nothing. The parts of a table get one format: raises SourceError for such in blocks that no
-    format holds.
+    row on disk means nothing. Neurons, which are rows too, stay floats. Matrices with whole rows get f32 where dense
+    weights do, and else f16. The parts of a table get one format: raises SourceError for such in blocks that no format
+    holds.
     """
     groups: dict[str, list[str]] = {}
     formats: dict[str, Format | None] = {}
@@ -142,6 +151,11 @@ def choose_formats(
             formats[name] = None
         elif name.rpartition(".")[2] in _EXACT or name.endswith(_SHARES):
             formats[name] = FORMATS["f32"]
+        elif is_neurons(name):  # those of all layers have one format
+            groups.setdefault(NEURONS, []).append(name)
+        elif name.rpartition(".")[2] in _WHOLE_ROWS:
+            exact = choice.dense == "f32" or (choice.dense == KEEP and dtypes[name] != "F16")
+            formats[name] = FORMATS["f32" if exact else "f16"]
         elif is_table(name):  # the parts of a table have one format
             groups.setdefault(name.rpartition(".")[0], []).append(name)
         else:
@@ -152,6 +166,10 @@ def choose_formats(
     if of_experts is not None:
         of_experts.check(layers)
     for names in groups.values():
+        if is_neurons(names[0]):
+            kept = choice.dense == KEEP and any(dtypes[name] != "F16" for name in names)
+            formats |= dict.fromkeys(names, FORMATS["f32" if kept or choice.dense == "f32" else "f16"])
+            continue
         option, default = choice.dense, DEFAULT_DENSE
         if found := expert_of(names[0]):
             option = None if of_experts is None else of_experts.of(found[2], found[0], layers)

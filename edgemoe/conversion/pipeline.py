@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edgemoe.architectures import AUDIO, FURTHER_TOKENS, INDEXER, VISION, model_spec, unused_tensors
 from edgemoe.conversion.bits import Errors, formats_for
 from edgemoe.conversion.calibration.importance_file import ImportanceFile
-from edgemoe.conversion.calibration.settings import BITS, CALIBRATION, Calibration, Windows
+from edgemoe.conversion.calibration.settings import BITS, CALIBRATION, Calibration
 from edgemoe.conversion.destination import (
     DOWNLOADS_FOLDER,
     STORE_FOLDER,
@@ -262,12 +262,13 @@ def _with_bits(
 
 def _pass(source: Source, plan: Plan, calibration: Calibration, side_files: Mapping[str, bytes]) -> CalibrationPass:
     """The pass that calibrates. Raises UsageError for a text or a model for which there is none."""
+    from edgemoe.conversion.calibration.layers import windows_of
     from edgemoe.conversion.calibration.matrices import Matrices
     from edgemoe.conversion.calibration.passing import CalibrationPass  # imports the engine
 
     store = Store(Path(), plan.manifest)
     graph = build_graph(store_spec(store), build_options(store))
-    windows = Windows.of(calibration, side_files, graph.spec.vocab_size, min(graph.longest_contexts))
+    windows = windows_of(calibration, side_files, graph)
     return CalibrationPass(Matrices(source, plan, graph, calibration), graph, windows)
 
 
@@ -329,19 +330,21 @@ def _write_store(
             calibrated.run(store, transfer, journal.errors.keys())
             if calibrated.measures:
                 tell("Every weight is written. To compare, text that calibrated nothing goes through the checkpoint.")
-                for text in _loss(source, plan, calibrated, store):
+                for text in _loss(source, plan, calibrated, store, progress):
                     tell(text)
         transfer.finish()
         writer.finish(transfer.manifest(), side_files)
 
 
-def _loss(source: Source, plan: Plan, calibrated: CalibrationPass, store: Store) -> Iterator[str]:
+def _loss(
+    source: Source, plan: Plan, calibrated: CalibrationPass, store: Store, progress: Callback | None
+) -> Iterator[str]:
     """Say what a calibrated store has lost, and what would lose less."""
     from edgemoe.conversion.calibration.advice import advice
     from edgemoe.conversion.calibration.weights import SourceWeights
 
     try:
-        loss = calibrated.loss(store, SourceWeights(source))
+        loss = calibrated.loss(store, SourceWeights(source), progress)
     except SourceError as problem:  # of blocks that no format holds, though it can be rounded
         yield f"What the store has lost was not measured: {problem.message}"
         return

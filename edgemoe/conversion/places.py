@@ -10,6 +10,7 @@ from edgemoe.kernels.expert_operations import ExpertLayout
 from edgemoe.kernels.formats import PANEL_ROWS, Format, panel_count
 from edgemoe.model.planes import base_name
 from edgemoe.store.manifest import Manifest
+from edgemoe.store.neurons import is_neurons, row_bytes, table_name
 from edgemoe.store.records import record_name
 
 SLICE_WEIGHTS = 1 << 20
@@ -33,6 +34,8 @@ class Place:
     """Bytes from one panel to the next: gate and up are interleaved."""
     head_offset: int = 0
     """Where the head of its matrix begins, if its format has one; gate and up share it."""
+    row_by_row: bool = False
+    """Whether its rows lie one by one, `panel_stride` apart, as neurons do, and not in panels."""
     share_bytes: int = 0
     """The share, by weights, of a matrix in a record whose length varies; `offset` is then the record's."""
 
@@ -42,14 +45,21 @@ class Place:
         return self.format is not None and self.format.varying
 
     @property
+    def panel_rows(self) -> int:
+        """How many rows of the tensor follow one another in the file."""
+        return 1 if self.row_by_row else PANEL_ROWS
+
+    @property
     def panel_bytes(self) -> int:
-        return self.format.panel_bytes(self.columns) if self.format else 0
+        if self.format is None:
+            return 0
+        return self.columns * self.format.bits // 8 if self.row_by_row else self.format.panel_bytes(self.columns)
 
     @property
     def stored_bytes(self) -> int:
         if self.varying:
             return self.share_bytes
-        return panel_count(self.rows) * self.panel_bytes if self.format else 4 * self.rows
+        return -(-self.rows // self.panel_rows) * self.panel_bytes if self.format else 4 * self.rows
 
     def row_slices(self, multiple: int = PANEL_ROWS) -> Iterator[tuple[int, int]]:
         """Yield row ranges of about `SLICE_WEIGHTS` weights, in steps of a multiple of `multiple` rows."""
@@ -72,6 +82,9 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
     formats = {tensor.name: tensor.format for tensor in manifest.dense}
     places = {}
     for name, shape in shapes.items():
+        if is_neurons(name):
+            places[name] = _neuron_place(name, shape, manifest)
+            continue
         expert, last = expert_of(name), name.rpartition(".")[2]
         part = record_name(expert[0], expert[1]) if expert else name
         if part not in ranges:  # gate and up are one matrix
@@ -100,6 +113,16 @@ def tensor_places(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> 
             offset += place
         places[name] = Place(part, file, offset, shape[0], columns, fmt, stride, head_offset)
     return places
+
+
+def _neuron_place(name: str, shape: tuple[int, ...], manifest: Manifest) -> Place:
+    """Locate the input or the output weights of a layer's neurons, which lie in turn."""
+    table = next(tensor for tensor in manifest.dense if tensor.name == table_name(name))
+    (count, width), fmt = shape, table.format
+    assert fmt is not None
+    offset = table.offset + width * fmt.bits // 8 * name.endswith(".up")
+    file, stride = manifest.dense_file.name, row_bytes(fmt, width)
+    return Place(table.name, file, offset, count, width, fmt, stride, row_by_row=True)
 
 
 def base_place(manifest: Manifest, layer: int, expert: int, part: str) -> Place:

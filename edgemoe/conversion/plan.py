@@ -31,6 +31,7 @@ from edgemoe.model.description import base_shapes
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import RecordLayout, packed_layout
 from edgemoe.store.manifest import Manifest
+from edgemoe.store.neurons import is_neurons, table_shape
 from edgemoe.store.planning import plan_store
 
 
@@ -186,6 +187,9 @@ def plan_manifest(
     for name, shape in shapes.items():
         if expert_of(name) is None:
             stored = stored_name(name, formats)
+            if is_neurons(name):
+                dense[stored] = (stored, formats[name], *table_shape(shape))
+                continue
             rows = shape[0] if stored == name else 2 * panel_count(shape[0]) * PANEL_ROWS
             dense[stored] = (stored, formats[name], rows, shape[1] if len(shape) == 2 else 1)
     if base is not None:
@@ -209,13 +213,19 @@ def plan_manifest(
 
 def _check(piece: Piece, info: TensorInfo) -> None:
     """Check the checkpoint's shape against the family's table, and that the dtype can be read."""
-    if not block_format(info.dtype) or piece.source.as_vector or piece.source.transposed:
+    source = piece.source
+    taken_apart = source.as_vector or source.transposed or source.row_width or source.whole_rows
+    if not block_format(info.dtype) or taken_apart:
         float_dtype(piece.source.tensor, info, whole=piece.source.change == "whole")
     shape = info.shape if piece.source.index is None else info.shape[1:]
     if piece.source.height:
         shape = piece.source.height, info.shape[-1]
     dimensions = (1, 3, 4) if piece.place.format is None else (2,)
     shape = shape[::-1] if piece.source.transposed else (math.prod(shape),) if piece.source.as_vector else shape
+    if piece.source.row_width:
+        shape = math.prod(shape[:-1]), shape[-1]
+    if piece.source.whole_rows:
+        shape = piece.source.rows, piece.place.columns
     if piece.source.turned:
         shape = (piece.source.turned, piece.source.runs[0].length)
     fits = piece.source.rows == piece.place.rows and len(shape) in dimensions

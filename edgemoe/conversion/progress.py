@@ -15,7 +15,7 @@ class Progress:
     """Progress of a conversion. Bytes are those of the store, of which `resumed_bytes` were there at the start."""
 
     shard: str
-    """The part of the checkpoint that is being read."""
+    """The part of the checkpoint that is being read, or the layer."""
     done_bytes: int
     total_bytes: int
     resumed_bytes: int
@@ -23,6 +23,8 @@ class Progress:
     """The mean rate of this run; None before there is one."""
     seconds_left: float | None
     """An estimate from that rate."""
+    comparing: bool = False
+    """Whether all is written and a text goes through the checkpoint, whose bytes these are, to compare the two."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,11 @@ NoticeCallback = Callable[[str], None]
 class ProgressMeter:
     """Counts bytes, and calls back a few times a second."""
 
-    def __init__(self, callback: Callback | None, total_bytes: int, resumed_bytes: int) -> None:
+    def __init__(
+        self, callback: Callback | None, total_bytes: int, resumed_bytes: int, comparing: bool = False
+    ) -> None:
         self._callback = callback
+        self._comparing = comparing
         self._total_bytes = total_bytes
         self._resumed_bytes = resumed_bytes
         self._done_bytes = resumed_bytes
@@ -62,7 +67,7 @@ class ProgressMeter:
         return ProgressMeter(self._callback, self._total_bytes, self._done_bytes)
 
     def advance(self, shard: str, done_bytes: int) -> None:
-        """Count bytes that were written."""
+        """Count bytes that are done."""
         self._done_bytes += done_bytes
         now = time.monotonic()
         if self._callback is None or (
@@ -74,4 +79,5 @@ class ProgressMeter:
         fresh = self._done_bytes - self._resumed_bytes
         rate = fresh / elapsed if elapsed > _LEAST_TIME_FOR_RATE_S and fresh else None
         left = (self._total_bytes - self._done_bytes) / rate if rate else None
-        self._callback(Progress(shard, self._done_bytes, self._total_bytes, self._resumed_bytes, rate, left))
+        of_bytes = self._done_bytes, self._total_bytes, self._resumed_bytes
+        self._callback(Progress(shard, *of_bytes, rate, left, self._comparing))

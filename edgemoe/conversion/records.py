@@ -93,15 +93,22 @@ def sized_records(spec: ModelSpec, bits: float) -> list[int]:
     Raises UsageError for a number that cannot be, and SourceError.
     """
     lengths: list[int] = []
-    for _, routed in _routed(spec):
+    for number, routed in _routed(spec):
         D, F = routed.width(spec.hidden_size), routed.intermediate_size
         parts = 2 if routed.gated else 1
         first, down = least_bytes(parts * panel_count(F), D), least_bytes(panel_count(D), F)
         least = round_up(round_up(first, MATRIX_ALIGNMENT_BYTES) + down, PAGE_BYTES)
         weights = (parts + 1) * D * F
         length = int(bits * weights / 8) // PAGE_BYTES * PAGE_BYTES if 0 < bits <= MOST_BITS else 0
+        fewest = math.ceil(800 * least / weights) / 100
+        if fewest > MOST_BITS:
+            raise UsageError(
+                f"`bits`: the experts of layer {number} are so small that {SUB1.name} takes {fewest:.2f} bits or more"
+                f" for a weight, with the levels of rows and whole pages; expected at most {MOST_BITS}.",
+                "Leave `bits` out, or leave `experts` out: then they have the formats of least error.",
+            )
         if length < least:
-            span = f"{math.ceil(800 * least / weights) / 100:.2f}, the fewest that this model's experts can have"
+            span = f"{fewest:.2f}, the fewest that this model's experts can have"
             raise UsageError(
                 f"`bits`: expected a number from {span} in {SUB1.name}, to {MOST_BITS}; found {bits:g}.",
                 "For more bits leave `experts` out: then they have the formats of least error.",

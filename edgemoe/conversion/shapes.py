@@ -71,6 +71,15 @@ _LINEAR: dict[str, Any] = {
 }
 """The numbers that Qwen3-Next-80B-A3B and Qwen3.6-35B-A3B have in common."""
 
+_CARRIER: dict[str, Any] = {
+    "model_type": "edgemoe_carrier",
+    "ffn": "fff",
+    "hidden_act": "gelu",
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "tiny": _OLMOE
@@ -384,6 +393,59 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "tie_word_embeddings": True,
             "vocab_size": 49155,
         },
+        "carrier-fff": _CARRIER
+        | {
+            "depth": 5,
+            "hidden_size": 256,
+            "leaf_width": 96,
+            "max_position_embeddings": 512,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 2,
+            "vocab_size": 4096,
+        },
+        "carrier-moe-4x8": {name: value for name, value in _CARRIER.items() if name != "hidden_act"}
+        | {
+            "ffn": "moe",
+            "hidden_size": 256,
+            "level_top_k": [2, 2],
+            "levels": [4, 8],
+            "max_position_embeddings": 512,
+            "moe_intermediate_size": 128,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 2,
+            "vocab_size": 4096,
+        },
+        "carrier-fff-11": _CARRIER
+        | {
+            "depth": 11,
+            "hidden_size": 768,
+            "max_position_embeddings": 2048,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "num_key_value_heads": 12,
+            "vocab_size": 32000,
+        },
+        "peer-1m": {
+            "model_type": "edgemoe_carrier",
+            "ffn": "peer",
+            "dim_key": 128,
+            "head_dim": 64,
+            "hidden_act": "gelu",
+            "hidden_size": 1024,
+            "max_position_embeddings": 4096,
+            "num_attention_heads": 4,
+            "num_experts": 1048576,
+            "num_experts_per_head": 16,
+            "num_hidden_layers": 1,
+            "num_key_value_heads": 4,
+            "peer_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+            "vocab_size": 256,
+        },
         **SWITCH_SHAPES,
     }
 )
@@ -391,4 +453,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 Qwen/Qwen3.6-35B-A3B and Qwen3.8-Flash-Next, deepseek-ai/DeepSeek-V2-Lite, zai-org/GLM-4.5-Air and GLM-4.7-Flash,
 LiquidAI/LFM2-8B-A1B, openai/gpt-oss-20b and gpt-oss-120b, google/gemma-4-26B-A4B-it, mistralai/Mixtral-8x7B-v0.1,
 ibm-granite/granite-3.0-3b-a800m-instruct and google/switch-base-8, switch-base-128,
-switch-large-128 and switch-c-2048."""
+switch-large-128 and switch-c-2048. Of edgemoe's own: edgemoe-mixtures, with each kind of mixture; peer-1m, a million
+experts of one neuron; with trees in the place of FFNs, leaves of 96 neurons (carrier-fff), and trees of depth 11 whose
+nodes add to the output, as those of UltraFastBERT, whose widths it has (carrier-fff-11); and experts under a router of
+two levels, 4 groups of 8 (carrier-moe-4x8)."""

@@ -7,6 +7,7 @@ slice of which of them is which tensor of the model. The pipeline goes through t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from edgemoe.architectures import SourceSlice
 from edgemoe.errors import SourceError
 from edgemoe.kernels.blocks import Blocks, dequantise, join_blocks
 from edgemoe.kernels.file_rows import Rows
+from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS
+
+PANEL_NUMBERS = PANEL_ROWS * GROUP_COLUMNS
+"""The numbers of a panel that is one group wide."""
 
 FLOAT_DTYPES: dict[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The dtypes of weights in a safetensors file that are read, and what NumPy reads them as."""
@@ -90,6 +95,8 @@ def read_slice(source: Source, where: SourceSlice, start: int, stop: int) -> Row
     """
     if where.turned:
         return _turned_rows(source, where, start, stop)
+    if where.whole_rows:
+        return _whole_rows(source, where, start, stop)
     rows = join_rows([_read_place(source, where, place) for place in where.places(start, stop)])
     return rows if where.change == "none" else _changed(rows, where)
 
@@ -101,7 +108,11 @@ def _read_place(source: Source, where: SourceSlice, place: range) -> Rows:
         rows = source.read_rows(where.tensor, None, 0, source.tensors()[where.tensor].shape[0])
         assert not isinstance(rows, Blocks)  # the plan takes no quantised vector
         return rows.reshape(-1)[first:last]
-    if where.transposed:
+    if where.row_width:
+        elements = source.read_rows(where.tensor, None, first * where.row_width, last * where.row_width)
+        assert not isinstance(elements, Blocks)  # the plan takes no quantised tensor of such a shape
+        rows = elements.reshape(-1, where.row_width)
+    elif where.transposed:
         rows = source.read_columns(where.tensor, where.index, first, last, where.height)
     else:
         rows = source.read_rows(where.tensor, where.index, first, last)
@@ -118,6 +129,33 @@ def _turned_rows(source: Source, where: SourceSlice, start: int, stop: int) -> n
         values = dequantise(rows) if isinstance(rows, Blocks) else rows
         pieces.append(values.T[max(0, start - before) : stop - before])
     return np.ascontiguousarray(np.concatenate(pieces))
+
+
+def _whole_rows(source: Source, where: SourceSlice, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Read rows of a matrix whose panels hold the rows of the source in one piece; from a panel's first row on."""
+    first, end = start * GROUP_COLUMNS, stop * GROUP_COLUMNS
+    numbers = np.zeros(-(-(end - first) // PANEL_NUMBERS) * PANEL_NUMBERS, np.float32)
+    found = _numbers_of_rows(source, where, first, min(end, where.row_stop * where.whole_rows))
+    numbers[: len(found)] = found
+    panels = numbers.reshape(-1, GROUP_COLUMNS, PANEL_ROWS).swapaxes(1, 2)
+    return np.ascontiguousarray(panels).reshape(-1, GROUP_COLUMNS)[: stop - start]
+
+
+def _numbers_of_rows(source: Source, where: SourceSlice, first: int, end: int) -> npt.NDArray[np.float32]:
+    """Read numbers `first` to `end` of all rows, one row after the other."""
+    shape = source.tensors()[where.tensor].shape
+    if len(shape) == 2:
+        each = where.whole_rows
+        rows = source.read_rows(where.tensor, None, first // each, -(-end // each))
+        assert not isinstance(rows, Blocks)  # the plan takes no quantised rows
+    else:  # elements, of equal matrices one after the other
+        each = math.prod(shape[1:])
+        start = first // each * each
+        values = source.read_rows(where.tensor, None, start, -(-end // each) * each)
+        assert not isinstance(values, Blocks)
+        rows = values.reshape(-1, *shape[-2:])
+        rows = rows.swapaxes(1, 2) if where.transposed else rows
+    return rows.reshape(-1)[first - first // each * each :][: end - first]
 
 
 def _changed(rows: Rows, where: SourceSlice) -> npt.NDArray[np.float32]:

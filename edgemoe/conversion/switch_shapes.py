@@ -1,4 +1,8 @@
-"""The shapes of Switch Transformers (google/switch-base-8, base-128, large-128 and c-2048), and their first layers."""
+"""The shapes of models on the body of T5, and their first layers.
+
+Switch Transformers (google/switch-base-8, base-128, large-128 and c-2048), and one with each kind of mixture
+(`architectures/edgemoe_mixture.py`).
+"""
 
 from __future__ import annotations
 
@@ -37,11 +41,37 @@ SWITCH_SHAPES = {
     "switch-base-128": _shape(768, 3072, 12, 12, 2, 128),
     "switch-large-128": _shape(1024, 4096, 16, 24, 2, 128),
     "switch-c-2048": _shape(2080, 6144, 32, 15, 1, 2048),
+    "edgemoe-mixtures": {
+        "model_type": "edgemoe_mixture",
+        "is_encoder_decoder": True,
+        "d_ff": 512,
+        "d_kv": 64,
+        "d_model": 256,
+        "decoder_ffns": ["gshard", "noisy_topk", "soft_gates", "multilinear"],
+        "decoder_start_token_id": 0,
+        "encoder_ffns": ["gshard", "soft_moe", "soft_gates", "multilinear"],
+        "multilinear": {"form": "cp", "gate_norm": "layer", "ranks": [256]},
+        "noisy_topk": {"k": 2},
+        "num_decoder_layers": 4,
+        "num_experts": 8,
+        "num_heads": 4,
+        "num_layers": 4,
+        "soft_moe": {"normalise": "unit", "num_slots": 4},
+        "tie_word_embeddings": True,
+        "vocab_size": 32128,
+    },
 }
 
 
 def first_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
-    """The config with the first layers of each side; None unless each side has some with experts among them."""
+    """The config with the first layers of each side; None unless each side has some with experts among them.
+
+    The layers of a mixture have their kinds in turn, so that it may have any number of them.
+    """
+    if "encoder_ffns" in config:
+        if not 1 <= layers <= config["num_layers"]:
+            return None
+        return {**config, "num_layers": layers, "num_decoder_layers": layers}
     total, sparse = config["num_layers"], config["num_sparse_encoder_layers"]
     step = total // sparse
     if not step <= layers <= total or layers % step:

@@ -47,12 +47,14 @@ from edgemoe.conversion.formats import (
     expert_of,
 )
 from edgemoe.conversion.mixes import check_mix, mix_formats
-from edgemoe.conversion.pipeline import convert_source
-from edgemoe.conversion.progress import Callback
+from edgemoe.conversion.pipeline import Examination, convert_source
+from edgemoe.conversion.progress import Callback, NoticeCallback
 from edgemoe.conversion.random_blocks import draw_blocks, draw_bytes, draw_planes, draw_ternary
 from edgemoe.conversion.shapes import SHAPES
+from edgemoe.conversion.side_files import CONFIG_NAME
 from edgemoe.conversion.source import TensorInfo
 from edgemoe.conversion.switch_shapes import first_layers
+from edgemoe.conversion.tokenizers.files import TOKENIZER_NAME
 from edgemoe.errors import UsageError
 from edgemoe.kernels.file_rows import Rows
 from edgemoe.kernels.formats import FORMATS, SUB1, Format
@@ -60,6 +62,8 @@ from edgemoe.kernels.row_types import BLOCK_FORMATS, TYPE_NAMES
 from edgemoe.kernels.trellis import TRELLISES
 from edgemoe.model.spec import ModelSpec
 from edgemoe.quant.quantise import TARGETS
+from edgemoe.store.neurons import is_neurons
+from edgemoe.store.side_files import SIDE_FILES
 
 GENERATOR = 1
 """Counts up when the same seed begins to give other weights."""
@@ -78,13 +82,18 @@ def synthesise(
     dense: str | None = None,
     head: str | None = None,
     mix: str | None = None,
+    tokenizer: Path | None = None,
     force: bool = False,
     progress: Callback | None = None,
+    notice: NoticeCallback | None = None,
+    examine: Examination | None = None,
 ) -> Path:
     """A store of random weights in the shape of that name (`SHAPES`) at `destination`; returns its path.
 
     `layers` keeps only the first that many of the shape's layers, for machines that have no room for all. `experts`,
     `dense` and `head` name formats, by default q4, q8 and that of `dense`; `mix` names all of them (`MIXES`).
+    `tokenizer` is the folder of a model whose tokenizer, chat template and settings the store gets, so that it takes
+    and gives text; `notice` and `examine` are as in `convert_checkpoint`.
     Interruptions, a full disk, `force` and what stands at the destination are treated as by `convert_checkpoint`.
     Raises UsageError or StoreError.
     """
@@ -96,18 +105,32 @@ def synthesise(
         choice.check(_DRAWN)
         if experts is not None and "," in experts:
             raise UsageError(f"`experts`: expected one format for random weights, found {experts!r}.", "Name a `mix`.")
-    source = SyntheticSource(shape, seed, choice, layers, mix)
+    source = SyntheticSource(shape, seed, choice, layers, mix, tokenizer)
     encoded = (*TARGETS, SUB1.name)
     kept = [name if name in encoded else None for name in vars(choice).values()]  # blocks are kept
     choice = replace(FormatChoice(*kept), experts=choice.experts if choice.base else kept[0])
-    return convert_source(lambda downloads: source, destination, choice=choice, force=force, progress=progress)
+    return convert_source(
+        lambda downloads: source,
+        destination,
+        choice=choice,
+        force=force,
+        progress=progress,
+        notice=notice,
+        examine=examine,
+    )
 
 
 class SyntheticSource:
     """A checkpoint of random weights (see `Source`). Raises UsageError for an unknown shape or too many `layers`."""
 
     def __init__(
-        self, shape: str, seed: int, choice: FormatChoice, layers: int | None = None, mix: str | None = None
+        self,
+        shape: str,
+        seed: int,
+        choice: FormatChoice,
+        layers: int | None = None,
+        mix: str | None = None,
+        tokenizer: Path | None = None,
     ) -> None:
         if shape not in SHAPES:
             raise UsageError(f"{shape!r}: unknown shape; expected one of {', '.join(SHAPES)}.")
@@ -117,6 +140,9 @@ class SyntheticSource:
         part = shape if layers is None else f"the first {layers} layers of {shape}"
         self.name = f"random weights of {part}, seed {seed}"
         identity = [GENERATOR, seed, *vars(choice).values(), dict(self.config), *([mix] if mix else [])]
+        self._side_files = {} if tokenizer is None else _side_files(tokenizer)
+        if self._side_files:
+            identity.append({name: hashlib.sha256(content).hexdigest() for name, content in self._side_files.items()})
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._seed = seed
         spec = model_spec(self.config)
@@ -133,7 +159,8 @@ class SyntheticSource:
             shard = f"layer {layer}" if layer else "embedding and head"
             chosen = formats[name]
             dtype = "F32"
-            if chosen and (chosen.trellis or chosen.name in BLOCK_FORMATS.values()):
+            in_blocks = chosen and (chosen.trellis or chosen.name in BLOCK_FORMATS.values())
+            if chosen and in_blocks and not place.row_width:  # whose elements are drawn one by one
                 dtype = TYPE_NAMES.get(chosen.name, chosen.name)
             self._tensors[place.tensor] = TensorInfo(shapes[place.tensor], dtype, shard)
             if choice.base and chosen and expert_of(name):
@@ -177,7 +204,7 @@ class SyntheticSource:
         """Nothing to delete."""
 
     def side_files(self) -> Mapping[str, bytes | Path]:
-        return {}
+        return self._side_files
 
     def unlisted(self) -> Mapping[str, str]:
         return {}
@@ -189,13 +216,21 @@ class SyntheticSource:
         """Nothing is open."""
 
 
+def _side_files(folder: Path) -> dict[str, bytes]:
+    """The files by which a model reads and writes text; config.json describes its weights. Raises UsageError."""
+    names = [name for name in SIDE_FILES if name != CONFIG_NAME and (folder / name).is_file()]
+    if TOKENIZER_NAME not in names:
+        raise UsageError(f"`tokenizer`: expected a model with a {TOKENIZER_NAME}, found none in {folder}.")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
 def _first_layers(shape: str, layers: int) -> dict[str, Any]:
     """The shape's config with only its first layers: what it lists for each layer ends there too."""
     config = dict(SHAPES[shape])
     if "num_hidden_layers" not in config:
         cut = first_layers(config, layers)
         if cut is None:
-            step = config["num_layers"] // config["num_sparse_encoder_layers"]
+            step = config["num_layers"] // config.get("num_sparse_encoder_layers", config["num_layers"])
             raise UsageError(
                 f"`layers={layers}`: expected {step} to {config['num_layers']}, a multiple of {step}, of each side of"
                 f" {shape}."
@@ -215,7 +250,7 @@ _IN_TURN_IN_FILES = ("qwen3_5_moe_text", "qwen4_exp_text")
 """Models whose heads of values llama.cpp's files, which mixes stand for, have in turn."""
 _INTO_THE_STREAM = (
     *(".output", ".cross_output", ".conv_out", ".delta_out", ".lightning_out", ".mamba_out", ".latent_out"),
-    *(".table_value", ".table_taps", ".down"),
+    *(".table_value", ".table_taps", ".down", ".output_factor", ".tree_leaf_out", ".tree_node_out"),
 )
 """Ends of the names of the matrices whose rows are added to the residual stream."""
 
@@ -227,6 +262,15 @@ def _deviation(spec: ModelSpec, name: str, columns: int) -> float:
     if spec.encoder and name.endswith("query"):  # its scores have no scale of their own (T5)
         head_dim = spec.layers[int(name.split(".")[1])].sizes["head_dim"]
         return 1 / math.sqrt(columns * head_dim)
+    if is_neurons(name):  # a head's weights of experts sum to 1
+        written = spec.residual_scale * math.sqrt(2 * len(spec.layers))
+        return 1 / (math.sqrt(columns) if name.endswith(".down") else written)
+    if name.endswith("_bias"):
+        return 0.0
+    if name.endswith((".tree_nodes", ".tree_leaf_in")):
+        columns = spec.hidden_size
+    elif name.endswith((".tree_leaf_out", ".tree_node_out")):
+        columns = spec.layers[int(name.split(".")[1])].sizes["tree_neurons_read"]
     if name.endswith(_INTO_THE_STREAM):
         return 1 / (spec.residual_scale * math.sqrt(2 * len(spec.layers) * columns))
     return 1 / math.sqrt(columns)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.architectures.table import HEAD
-from edgemoe.conversion.encoding import Encoded, encode, encode_planes
+from edgemoe.conversion.encoding import Encoded, encode, encode_planes, encode_rows
 from edgemoe.conversion.journal import Journal
 from edgemoe.conversion.plan import Piece, Plan
 from edgemoe.conversion.progress import Callback, ProgressMeter
@@ -29,7 +29,6 @@ from edgemoe.conversion.source import Source, read_slice
 from edgemoe.conversion.statistics import statistics_of
 from edgemoe.errors import SourceError
 from edgemoe.kernels.file_rows import Rows
-from edgemoe.kernels.formats import PANEL_ROWS
 from edgemoe.store.manifest import TABLE_CHECKSUMS, Checksums, Manifest, is_table
 from edgemoe.store.panels import Panels
 from edgemoe.store.writer import StoreWriter, with_checksums
@@ -155,6 +154,9 @@ class Transfer:
     def _encoding(self, piece: Piece, rows: Rows, tensor: str) -> Callable[[], Encoded]:
         """The work that encodes some rows of a piece."""
         base = self._plan.bases.get(piece.number)
+        if piece.place.row_by_row:
+            assert piece.place.format is not None
+            return functools.partial(encode_rows, rows, piece.place.format, tensor)
         if base is None:
             return functools.partial(encode, rows, piece.place.format, tensor, self._importance.get(piece.number))
         assert base.place.format is not None
@@ -261,7 +263,7 @@ class Transfer:
 
 def _panel_offset(piece: Piece, row: int) -> int:
     """Offset in its file of the panel that holds a row of the piece's tensor."""
-    return piece.place.offset + row // PANEL_ROWS * piece.place.panel_stride
+    return piece.place.offset + row // piece.place.panel_rows * piece.place.panel_stride
 
 
 def _steps(pieces: list[Piece]) -> Iterator[tuple[Piece, int, int]]:

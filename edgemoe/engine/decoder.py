@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.engine.workspace import Workspace
+from edgemoe.experts import neuron_pages
 from edgemoe.experts.cache import Cache
 from edgemoe.experts.disk_rows import DiskRows
 from edgemoe.kernels import expert_operations as ex
@@ -24,6 +25,7 @@ from edgemoe.model.graph import (
     STAGES,
     Arena,
     ExpertRecords,
+    NeuronPages,
     Paging,
     Part,
     RoutingValues,
@@ -74,16 +76,19 @@ class Decoder:
         cache: Cache | None = None,
         embedding_rows: DiskRows | None = None,
         tables: Sequence[DiskRows] = (),
+        neurons: neuron_pages.NeuronPages | None = None,
     ) -> None:
         """`weights` has all matrices and vectors of the model, except what `embedding_rows` and `tables` read.
 
-        `cache`: where not all experts are in RAM, what the operations ask for them.
+        `cache`: where not all experts are in RAM, what the operations ask for them. `neurons`: the pages of experts
+        that are single neurons.
         """
         self._weights = weights
         self._space = workspace
         self._arena = arena
         self._layouts = record_layouts
         self._cache = cache
+        self._neurons = neurons
         self._parts: dict[op.Operation, Part] = {}
         self._layer_numbers: dict[op.Operation, int] = {}
         self._all_resident = np.ones((len(graph.spec.layers), graph.spec.most_experts), np.bool_)
@@ -194,5 +199,8 @@ class Decoder:
             return self._arena
         if isinstance(leaf, Paging):
             return None if self._cache is None else ex.Paged(self._cache, leaf.layer)
+        if isinstance(leaf, NeuronPages):
+            assert self._neurons is not None
+            return self._neurons.leaf(leaf.layer, leaf.field)
         slots = self._slot_tables.get(leaf)
         return self._space.array(leaf) if slots is None else slots

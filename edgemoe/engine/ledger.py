@@ -75,6 +75,8 @@ class Programs:
         self._part_of = part_of
         self._layer_of = layer_of
         self._made: list[_Made] = []
+        self._used: set[int] = set()
+        """The parts of all programs."""
         self._timed = False
 
     def make(self, operations: Sequence[op.Operation], like: Sequence[op.Operation] | None = None) -> Program:
@@ -87,6 +89,7 @@ class Programs:
             program.time_runs(True)
         known = like or operations
         parts = np.array([PARTS.index(self._part_of(one)) for one in known], np.int64)
+        self._used.update(parts.tolist())
         self._made.append(_Made(program, parts, np.array([self._layer_of(one) for one in known], np.int64)))
         return program
 
@@ -102,12 +105,14 @@ class Programs:
         waited_ns = disk_ns = elapsed_ns = 0
         for one in self._made:
             times = one.program.times()
+            if not times.elapsed_ns:
+                continue
             elapsed_ns += times.elapsed_ns
             waited_ns += int(times.waited_ns.sum())
             disk_ns += int(times.disk_ns.sum())
-            np.add.at(ns, one.parts, times.operations_ns - times.waited_ns - times.disk_ns)
-        used = {part for one in self._made for part in one.parts.tolist()}
-        compute = {PARTS[part]: int(ns[part]) for part in sorted(used)}
+            own_ns = times.operations_ns - times.waited_ns - times.disk_ns
+            ns += np.bincount(one.parts, own_ns, len(PARTS)).astype(np.int64)  # floats are exact up to 104 days
+        compute = {PARTS[part]: int(ns[part]) for part in sorted(self._used)}
         return TimeLedger({**compute, "synchronisation": waited_ns, "disk_wait": disk_ns}), elapsed_ns
 
     def layer_waits_ns(self, layers: int) -> npt.NDArray[np.int64]:

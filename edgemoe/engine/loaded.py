@@ -22,6 +22,7 @@ from edgemoe.experts.cache import Cache
 from edgemoe.experts.disk_rows import DiskRows, embedding_rows
 from edgemoe.experts.hot_list import HotList
 from edgemoe.experts.loading import ExpertLoading, LandedLoading, load_experts
+from edgemoe.experts.neuron_pages import NeuronPages
 from edgemoe.experts.opening import READER_THREADS, open_cache
 from edgemoe.experts.read_rate import LEAST_READS, piece_bytes_of, read_rate, store_places
 from edgemoe.io.direct import allocate_pages
@@ -78,6 +79,7 @@ class LoadedModel:
         self.tables: list[TableRows] = []
         """The tables on disk, of which `run` reads the rows that each token has been noted to have."""
         self._table_programs: list[Program] = []
+        self._neurons: NeuronPages | None = None
         self._hot_list: HotList | None = None
         self._products: list[op.Linear] = []
         """Products of the first layers, which `measure_products` takes the time of."""
@@ -109,14 +111,17 @@ class LoadedModel:
         store, spec = self._store, graph.spec
         if dense is not None:
             self._loading.append(dense)
-        self._files = files = ExpertFiles(store.expert_paths, options.direct_reads)
+        paths = store.expert_paths if store.neurons is None else (store.dense_path,)
+        self._files = files = ExpertFiles(paths, options.direct_reads)
         self.direct_reads = files.direct
         arena = _allocate_arena(memory.slots, memory.slot_bytes)
         if dense is None:
             dense = store.begin_dense(memory.embedding_resident)
             self._loading.append(dense)
         cache = None
-        if not memory.all_resident:
+        if store.neurons is not None:
+            self._neurons = NeuronPages(store, store.neurons, arena, self._backend, options.direct_reads)
+        elif not memory.all_resident:
             self._reader = open_reader(arena, READER_THREADS, staging_bytes=store.staging_bytes)
             experts_per_layer = [layer.routed.num_experts if layer.routed else 0 for layer in spec.layers]
             cache = open_cache(arena, experts_per_layer, store, files, self._reader, options.policy, self._backend)
@@ -133,12 +138,15 @@ class LoadedModel:
             cache,
             embedding_rows=self._embedding_rows,
             tables=[table.rows for table in self.tables],
+            neurons=self._neurons,
         )
-        if cache is None:
+        if cache is None and self._neurons is None:
             self._loading.append(load_experts(arena, decoder.slot_tables(), store, files.direct))
         self.weights = dense.tensors
         self._programs = Programs(self._backend, decoder.part_of, decoder.layer_of)
         self._stepper = Stepper(decoder, self._programs, cache, prefetch)
+        if self._neurons is not None:
+            self._stepper.statistics = self._neurons.statistics
         self._head = self._programs.make(decoder.head)
         self._products = _some_products(decoder.step({"guess"}), self._space.passing)
         if self._embedding_rows is not None:
@@ -300,6 +308,9 @@ class LoadedModel:
         for table in self.tables:
             table.rows.close()
         self.tables, self._table_programs = [], []
+        if self._neurons is not None:
+            self._neurons.close()
+            self._neurons = None
         if self._files is not None:
             self._files.close()
         # The programs hold weights, KV cache and slots, and somebody may keep a closed engine for its figures.

@@ -22,6 +22,7 @@ from edgemoe.engine.part_sizes import (
 )
 from edgemoe.engine.workspace import KvFormat, state_bytes, work_bytes, written_once_bytes
 from edgemoe.errors import BudgetError, UsageError
+from edgemoe.experts.neuron_pages import pager_bytes
 from edgemoe.experts.opening import READER_THREADS, cache_bytes, thread_staging_bytes
 from edgemoe.kernels.backend import Backend
 from edgemoe.model.build import Graph
@@ -194,7 +195,7 @@ class _Needs:
         least_state_bytes += fixed_state_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += written_once_bytes(graph, least_context, sizes.kv_format, sizes.sequences)
         least_state_bytes += draft_model_bytes(sizes, least_context)
-        least_slots = min(sizes.total_experts, 2 * graph.spec.most_top_k)
+        least_slots = min(sizes.total_experts, sizes.neurons_at_once or 2 * graph.spec.most_top_k)
         least_experts_bytes = least_slots * sizes.slot_bytes + _table_bytes(graph, sizes, backend, least_slots)
         least_experts_bytes += reading_bytes(sizes, backend)
         dense_bytes = _dense_bytes(sizes, embedding_resident)
@@ -232,6 +233,8 @@ def _table_bytes(graph: Graph, sizes: ModelSizes, backend: Backend, slots: int) 
     """Bytes of the tables of an expert cache; 0 where the slots hold all experts, so that there is no cache."""
     if slots >= sizes.total_experts:
         return 0
+    if sizes.neurons_at_once:
+        return pager_bytes(slots, backend)
     return cache_bytes(slots, len(graph.spec.layers), graph.spec.most_experts, backend, sizes.record_parts)
 
 

@@ -146,16 +146,18 @@ def model_sizes(
     embedding_bytes = 0 if shared else saved_bytes(store)
     formats = WeightFormats.of(store)
     kv_format = _kv_format(store, kv)
+    neurons = store.neurons
     return ModelSizes(
         store.dense_bytes() + table_bytes(store),
         store.slot_bytes,
-        spec.total_experts,
+        spec.total_experts if neurons is None else neurons.pages,
         kv_format,
         formats,
         embedding_bytes,
         sequences,
         store.staging_bytes,
         max((len(layout.parts) for layout in store.manifest.layouts), default=0),
+        spec.neurons_at_once,
         drafts,
         beside,
     )

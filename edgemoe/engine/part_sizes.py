@@ -58,6 +58,8 @@ class ModelSizes:
     """Bytes of the buffer from which a reader thread lands records in parts; 0 where records land as they are."""
     record_parts: int = 0
     """How many parts a record has at most; 0 where records land as they are."""
+    neurons_at_once: int = 0
+    """How many neurons a token uses in a layer, where experts are single neurons: slots then hold pages of them."""
     drafts: int = 0
     """How many guessed tokens a step may have for each sequence."""
     beside: Beside | None = None

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import weights_of
+from edgemoe.model.graph import weights_read
 from edgemoe.paths import cache_folder
 from edgemoe.store.manifest import Manifest
 from edgemoe.store.note import StoreNote
@@ -107,7 +107,7 @@ class PromptWork:
         for section in graph.decoder_layers:
             for step in section.steps:
                 if step.stage != "guess" and not isinstance(step.operation, ex.TableRoute):
-                    products += sum(sizes[weight.name] for weight in weights_of(step.operation))
+                    products += sum(sizes[weight.name] * share for weight, share in weights_read(step.operation))
         for number, routed in graph.spec.routed_of_tokens.items():
             layout = manifest.layouts[int(manifest.records.layout[manifest.records.rows(number)][0])]
             matrices = 3 if layout.matrices.gated else 2

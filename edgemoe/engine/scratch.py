@@ -20,12 +20,14 @@ from edgemoe.model.graph import (
     Arena,
     ExpertRecords,
     Leaf,
+    NeuronPages,
     Paging,
     Section,
     Value,
     Weight,
     bound,
 )
+from edgemoe.store.neurons import NeuronTable
 from edgemoe.store.reader import Store
 
 _FLOATS = {"f32": np.float32, "f16": np.float16}
@@ -40,6 +42,8 @@ class WeightFormats:
     layouts: Sequence[RecordLayouts | None]
     """The layouts of each layer's expert records; None for a layer without routed experts."""
     slot_bytes: int
+    neurons: NeuronTable | None = None
+    """The table of neurons; None for a model without such experts."""
     known: WeakKeyDictionary[Backend, dict[Any, int]] = field(
         default_factory=WeakKeyDictionary, compare=False, repr=False
     )
@@ -53,7 +57,7 @@ class WeightFormats:
     def of(cls, store: Store) -> WeightFormats:
         """The formats of a store, which may be planned only."""
         matrices = {tensor.name: tensor.format for tensor in store.manifest.dense if tensor.format is not None}
-        return cls(matrices, store.record_layouts, store.slot_bytes)
+        return cls(matrices, store.record_layouts, store.slot_bytes, store.neurons)
 
 
 def step_scratch_bytes(
@@ -130,5 +134,18 @@ def placeholder_of(
         return getattr(formats.layouts[leaf.layer], leaf.field)
     if isinstance(leaf, Arena):
         return Placeholder((slots, formats.slot_bytes), np.uint8)
+    if isinstance(leaf, NeuronPages):
+        assert formats.neurons is not None
+        return _neuron_placeholder(leaf, formats.neurons)
     assert isinstance(leaf, Paging)
     return None
+
+
+def _neuron_placeholder(leaf: NeuronPages, table: NeuronTable) -> Any:
+    sizes: dict[str, Any] = {
+        "arena": Placeholder((1, table.page_bytes), np.uint8),
+        "slots": Placeholder((table.pages,), np.int32),
+        "layout": table.layout,
+        "first": table.first[leaf.layer],
+    }
+    return sizes.get(leaf.field)

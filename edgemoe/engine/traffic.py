@@ -9,11 +9,13 @@ from typing import cast
 from edgemoe.engine.workspace import KvFormat, bytes_needed, bytes_of
 from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import neuron_operations as no
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.model.build import Graph
-from edgemoe.model.graph import Part, Value, values_of, weights_of
-from edgemoe.store.manifest import Manifest
+from edgemoe.model.graph import Part, Value, values_of, weights_read
+from edgemoe.store.manifest import Manifest, is_table
+from edgemoe.store.neurons import neuron_table
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,21 @@ class TokenTraffic:
 def token_traffic(graph: Graph, manifest: Manifest, kv_format: KvFormat) -> TokenTraffic:
     """The traffic of a token: that of the graph's operations, with the sizes of a store's tensors (written or not)."""
     sizes = {tensor.name: tensor.bytes for tensor in manifest.dense}
+    table = neuron_table([tensor for tensor in manifest.dense if is_table(tensor.name)])
+    neuron_bytes = 0 if table is None else table.bytes_read
     weight_bytes: dict[Part, int] = {}
     kv_bytes: dict[int, int] = {}
     for section in graph.sections():
         for step in section.steps:
             if step.stage == "guess":
                 continue
-            size = sum(sizes[weight.name] for weight in weights_of(step.operation))
+            size = sum(int(sizes[weight.name] * share) for weight, share in weights_read(step.operation))
             if isinstance(step.operation, (op.Embed, ex.TableRoute)):
                 size //= graph.spec.vocab_size
             if isinstance(step.operation, ex.Experts):  # of the bases of all experts
                 size = size * step.operation.experts.shape[1] // step.operation.slots.shape[0]
+            if isinstance(step.operation, no.Neurons):
+                size += step.operation.experts.shape[1] * neuron_bytes
             fixed = {value for value in values_of(step.operation) if value.undo is not None}
             size += sum(map(bytes_needed, fixed))
             size += sum(4 * len(value.numbers) for value in values_of(step.operation))

@@ -43,11 +43,17 @@ def saved_bytes(store: Store) -> int:
 
 
 def table_bytes(store: Store) -> int:
-    """Bytes of memory that reading rows of a store's tables takes: their checksums, and buffers."""
+    """Bytes of memory that reading rows of a store's tables takes: their checksums, and buffers.
+
+    Of neurons, the pages of which are in slots, it is their checksums and the table of these pages.
+    """
     if not store.tables:
         return 0
     panels = [Panels(store.dense_path, table) for table in store.tables]
-    return TABLE_BATCH * max(map(_row_bytes, panels)) + 4 * sum(part.count for part in panels)
+    checksums = 4 * sum(part.count for part in panels)
+    if store.neurons is not None:
+        return checksums + 4 * store.neurons.pages
+    return TABLE_BATCH * max(map(_row_bytes, panels)) + checksums
 
 
 def _row_bytes(panels: DiskPanels) -> int:

@@ -17,6 +17,7 @@ from edgemoe.io.reads import ExpertFiles, open_reader
 from edgemoe.kernels.landing import STAGING_BYTES
 from edgemoe.kernels.pages import PAGE_BYTES, round_up
 from edgemoe.kernels.reads import PIECE_BYTES, RecordRead
+from edgemoe.store.neurons import NeuronTable
 from edgemoe.store.reader import Store
 
 PIECES_PER_READER = 2
@@ -24,6 +25,8 @@ PIECES_PER_READER = 2
 LEAST_READS = 2
 """The fewest records that are asked for at once: threads that have no piece of the first one left take the next."""
 READ_TIMEOUT_SECONDS = 60.0
+MOST_PLACES = 1 << 16
+"""The most places of neurons among which reads are drawn, about."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class ReadPlace:
 
 
 def store_places(store: Store) -> list[ReadPlace]:
-    """Places of all expert records of a store, or of the whole pages around each part of one."""
+    """Places of all expert records of a store, of the whole pages around each part of one, or of pages of neurons."""
+    if store.neurons is not None:
+        return _neuron_places(store.dense_path, store.neurons)
     paths, records = store.expert_paths, store.manifest.records
     if records.places is None:
         return [ReadPlace(paths[record.file], record.offset, record.length) for record in records]
@@ -55,6 +60,13 @@ def store_places(store: Store) -> list[ReadPlace]:
         )
         found.append(ReadPlace(paths[file], first, last - first))
     return [place for place in found if place.length > 0]
+
+
+def _neuron_places(path: Path, table: NeuronTable) -> list[ReadPlace]:
+    """Places of whole pages of neurons, about `MOST_PLACES` of them, throughout the table."""
+    whole = table.count // table.layout.neurons_per_page
+    pages = range(0, whole, whole // MOST_PLACES + 1)
+    return [ReadPlace(path, table.offset + page * table.page_bytes, table.page_bytes) for page in pages]
 
 
 def piece_bytes_of(store: Store) -> int:

@@ -5,7 +5,10 @@ Defined as those of `operations.py` are, and with its letters and invariants.
 
 # Annotations are evaluated here, not left as text, so that the marks in them can be read quickly.
 
+import itertools
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -152,21 +155,100 @@ class TableRoute(Operation, code=48):
         return used // math.prod(self.table.shape)
 
 
+MILLIONTHS = 1_000_000
+"""The unit of a capacity's `share`: whole numbers, so that every backend finds the same capacity."""
+MOST_SHARE = 1000 * MILLIONTHS
+"""The largest `share` of a capacity."""
+MOST_LEVELS = 8
+"""The most levels of a router."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a router: each choice of the level above has `size` members, of which a token chooses `top_k`."""
+
+    size: Annotated[int, NUMBER]
+    top_k: Annotated[int, NUMBER]
+
+
+def logits_of(levels: Sequence[Level]) -> int:
+    """The number of logits of a router of these levels."""
+    return sum(itertools.accumulate((level.size for level in levels), operator.mul))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LevelRoute(Operation, code=54):
+    """The experts that a token chooses level by level, and their weights: products of its shares on the way.
+
+    The first level's choices are groups; each has as many members at the next level, and so on down to experts, whose
+    numbers so are those of a path. Logits stand level by level, those of one group's members side by side. Among the
+    members of a chosen group a token chooses the `top_k` of largest logit (the lower number on a tie), in falling
+    order. A member's share is softmax over its group, or with `renormalise` over the group's chosen ones; an expert's
+    weight is the product of the shares on its path, from the first level on, times `scale`. `K` is the product of all
+    `top_k`; experts of a group stand together, in the order of the groups.
+
+    Source: hierarchical mixtures of experts (Jordan and Jacobs 1994; Shazeer et al. 2017, arXiv 1701.06538).
+    """
+
+    logits: Annotated[Floats, rows("numbers")]
+    levels: Annotated[tuple[Level, ...], up_to(MOST_LEVELS)]
+    renormalise: bool
+    scale: float
+    experts: Annotated[Integers, rows("K"), OUTPUT]
+    weights: Annotated[Floats, rows("K"), OUTPUT]
+
+    def check(self, sizes: Sizes) -> None:
+        for number, level in enumerate(self.levels):
+            where = f"levels[{number}]"
+            require(level.size >= 1, f"{where}.size", "1 or more", level.size)
+            require(1 <= level.top_k <= level.size, f"{where}.top_k", f"1 to {level.size}", level.top_k)
+        wanted = {
+            "numbers": ("logits", logits_of(self.levels)),
+            "K": ("experts", math.prod(x.top_k for x in self.levels)),
+        }
+        for letter, (name, expected) in wanted.items():
+            found = sizes.letters[letter]
+            require(found == expected, name, f"{expected} columns", found)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Capacity(Operation, code=30):
-    """Makes the weight 0 of each choice of an expert that `capacity` choices of this run precede (Fedus et al. 2021).
+    """Makes the weight 0 of each choice of an expert that as many choices of this run precede as the expert takes.
 
-    Choices are counted row by row, and within a row in the router's order. The rows of a run are those of one
-    sequence, from its first one on.
+    An expert takes `capacity` choices, or the whole part of `share / 1000000 * T / num_experts`, at most `T`, where
+    that is more (Lepikhin et al. 2020, arXiv 2006.16668). A choice whose weight is 0 already takes no place. Choices
+    are counted row by row, and within a row in the router's order (Fedus et al. 2021); with `by_rank` the first choices
+    of all rows come before any second one. The rows of a run are those of one sequence, from its first one on.
     """
 
     experts: Annotated[Integers, rows("K")]
     weights: Annotated[Floats, rows("K"), IN_PLACE]
     num_experts: int
     capacity: Annotated[int, NUMBER]  # 1 or more
+    share: Annotated[int, NUMBER] = 0
+    by_rank: bool = False
 
     def check(self, sizes: Sizes) -> None:
         require(self.capacity >= 1, "capacity", "1 or more", self.capacity)
+        require(0 <= self.share <= MOST_SHARE, "share", f"0 to {MOST_SHARE}", self.share)
+
+    def taken(self, tokens: int) -> int:
+        """Return how many choices an expert takes in a run of `tokens` rows."""
+        return max(self.capacity, min(tokens, tokens * self.share // (MILLIONTHS * self.num_experts)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LeastWeight(Operation, code=55):
+    """Makes the weight 0 of each choice but a token's first one that is not above `least`, a float32.
+
+    So GShard leaves out second choices (Lepikhin et al. 2020, arXiv 2006.16668).
+    """
+
+    weights: Annotated[Floats, rows("K"), IN_PLACE]
+    least: float
+
+    def check(self, sizes: Sizes) -> None:
+        require(0 < self.least < math.inf, "least", "a number above 0", self.least)
 
 
 MOST_BEHIND = 32

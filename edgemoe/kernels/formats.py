@@ -338,6 +338,15 @@ def panel_count(rows: int) -> int:
     return -(-rows // PANEL_ROWS)
 
 
+def whole_rows_shape(rows: int, columns: int) -> tuple[int, int]:
+    """The shape of a matrix of floats that has `rows` rows of `columns` numbers *whole*, each in one piece.
+
+    Its panels are one group wide, so that the codes of all of them together are the rows, one after the other: number
+    `i` of all is code `i % 512` of panel `i // 512`. Whoever needs single rows reads nothing else.
+    """
+    return panel_count(-(-rows * columns // GROUP_COLUMNS)) * PANEL_ROWS, GROUP_COLUMNS
+
+
 def group_count(columns: int) -> int:
     """Number of groups of 32 columns that hold `columns` columns."""
     return -(-columns // GROUP_COLUMNS)

@@ -36,7 +36,18 @@ def output(apart_from: str = "", may_replace: bool = False, adds_if: str = "") -
 OUTPUT = output()
 
 Kind = Literal[
-    "buffer", "matrix", "cache", "float", "integer", "flag", "choice", "format", "pager", "struct", "structs"
+    "buffer",
+    "matrix",
+    "cache",
+    "float",
+    "integer",
+    "flag",
+    "choice",
+    "format",
+    "pager",
+    "row_pager",
+    "struct",
+    "structs",
 ]
 
 
@@ -107,3 +118,6 @@ NUMBER = Mark("integer", wide=True)
 
 PAGER = Mark("pager")
 """The pager that the operation asks for records of experts."""
+
+ROW_PAGER = Mark("row_pager")
+"""The pager that the operation asks for pages of small rows."""

@@ -2,7 +2,7 @@
 
 `state_operations.py` has attention and the recurrent rules, `block_operations.py` what stands for whole blocks of
 tokens, `stream_operations.py` what models with several residual streams need, `expert_operations.py` routing and
-experts.
+experts, `mixture_operations.py` mixtures that no router routes.
 
 A decoder describes its work once, as a list of operations bound to their buffers, which a backend (`backend.py`) turns
 into a program. `reference` defines the result of each operation, and every other backend is tested against it.
@@ -321,7 +321,7 @@ class SoftCap(Operation, code=17):
         require(0 < self.limit < math.inf, "limit", "a number above 0", self.limit)
 
 
-ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2", "capped_silu"]
+ActivationFunction = Literal["silu", "clamped_silu", "gelu_tanh", "relu", "relu2", "capped_silu", "gelu"]
 """The functions between the products of an FFN: see `Activation`."""
 
 
@@ -336,6 +336,7 @@ class Activation:
     u`, with `u` held to `-limit .. limit` (Ling 3, Step 3.5).
     gelu_tanh: `g * sigmoid(GELU_LINEAR * g + GELU_CUBIC * g^3) * u`, which is
     `0.5 * g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) * u` (Hendrycks and Gimpel 2016).
+    gelu: `g * Phi(g) * u`, where `Phi` is the normal distribution: the function that gelu_tanh comes near to.
     relu: `max(g, 0) * u`. relu2: `max(g, 0)^2 * u` (Primer, So et al. 2021).
     Kernels round every step to float32.
     """
@@ -361,9 +362,10 @@ class Activation:
 
 SILU = Activation()
 GELU_TANH = Activation("gelu_tanh")
+GELU = Activation("gelu", gated=False)
 RELU = Activation("relu", gated=False)
 RELU2 = Activation("relu2", gated=False)
-"""Activations of FFNs without a gate: Vaswani et al. 2017 and Primer."""
+"""Activations of FFNs without a gate: of BERT and PEER, Vaswani et al. 2017, and Primer."""
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 

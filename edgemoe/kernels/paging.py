@@ -6,12 +6,14 @@ Letters: `L` layers, `E` experts of the layer that has most.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels.operations import Floats, Integers
+from edgemoe.kernels.pages import PAGE_BYTES, round_up
 
 RECORD = np.dtype(
     [
@@ -31,6 +33,33 @@ A record in parts has the addresses of arrays of `PART` and `PLACE` (`kernels/la
 
 Records = npt.NDArray[np.void]
 """The place of every expert's record, `(L, E)` of `RECORD`. An expert that a layer lacks has `length` 0."""
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """Rows of one length that follow one another in an open file, some to a page, which is read as a whole."""
+
+    descriptor: int
+    offset: int
+    """The place of the first row, a multiple of 4096."""
+    row_bytes: int
+    per_page: int
+    """How many rows a page has: together a multiple of 4096 bytes."""
+    crc32c: npt.NDArray[np.uint32]
+    """The checksum of each row."""
+
+    @property
+    def page_bytes(self) -> int:
+        return self.row_bytes * self.per_page
+
+    @property
+    def pages(self) -> int:
+        return -(-len(self.crc32c) // self.per_page)
+
+    def read_bytes(self, page: int) -> int:
+        """The bytes that the read of a page has: whole pages of 4096, of the last one those with rows."""
+        left = len(self.crc32c) * self.row_bytes - page * self.page_bytes
+        return min(self.page_bytes, round_up(left, PAGE_BYTES))
 
 
 MOST_WARM_READS = 2048

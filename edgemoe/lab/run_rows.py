@@ -74,11 +74,17 @@ class RunRows:
             for layer, routing in self.routing:
                 yield self._several_tokens(layer, routing, tokens, count)
 
-    def _one_token(self, tokens: RunTokens) -> Trace:
+    def of_one_token(
+        self,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """The routing of a run of one token, in all layers: experts, weights, whether each was in RAM, or was read."""
         experts = self._experts.take(self._first_experts)
         weights = self._weights.take(self._first_weights)
         residency = self._residency.take(self._residency_starts + experts, mode="wrap")  # of no expert it says nothing
-        read = ~residency & (weights != 0) if self._drops_cold else ~residency
+        return experts, weights, residency, ~residency & (weights != 0) if self._drops_cold else ~residency
+
+    def _one_token(self, tokens: RunTokens) -> Trace:
+        experts, weights, residency, read = self.of_one_token()
         rows = len(experts)
         return Trace(
             self.shape,

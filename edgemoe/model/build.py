@@ -90,6 +90,11 @@ class Graph:
         return [value for value in self.lasting if value.table is not None]
 
     @property
+    def has_rows_on_disk(self) -> bool:
+        """Whether it reads rows of tables that stay on disk, or may."""
+        return bool(self.row_tables) or self.spec.neurons_at_once > 0
+
+    @property
     def fixed_state(self) -> list[Value]:
         """The values that sequences keep whatever the number of their tokens, in all layers."""
         return [value for value in self.lasting if value.home == "state" and value.undo is not None]

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import neuron_operations as no
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels.formats import PANEL_ROWS, Matrix, panel_count
@@ -18,6 +19,7 @@ from edgemoe.model.graph import (
     BuildOptions,
     Dimension,
     ExpertRecords,
+    NeuronPages,
     Paging,
     Part,
     RoutingValues,
@@ -172,9 +174,13 @@ class Builder:
 
         Their table is `encoder_pages`. Raises ValueError outside of an encoder.
         """
-        if self.letter != "C":
-            raise ValueError("attention over a whole input outside of an encoder")
+        self.require_encoder("attention over a whole input")
         return cast("op.Cache", self._work(Value(name, ("P", kv_heads, op.PAGE_TOKENS, width))))
+
+    def require_encoder(self, what: str) -> None:
+        """Raise ValueError unless this is a section of an encoder, whose run takes a whole input."""
+        if self.letter != "C":
+            raise ValueError(f"{what} outside of an encoder")
 
     def encoder_pages(self) -> op.Integers:
         """The pages of a layer's keys and values in an encoder, the same for every sequence `(S, P)`."""
@@ -340,6 +346,22 @@ class Builder:
         """Sum the outputs of experts, and of an FFN that every token uses: `scale` times the sum is a body's result."""
         target, adds = self._target()
         self.add(ex.Combine(target, scale * self.result_scale, routed, weights, shared, shared_gate, adds))
+
+    def deliver_neurons(
+        self, source: op.Floats, experts: op.Integers, weights: op.Floats, count: int, activation: op.Activation
+    ) -> None:
+        """Sum the layer's neurons that each row has retrieved, of `count`: the sum is a body's result."""
+        target, adds = self._target()
+        arena, slots, layout, first, paging = (
+            cast("Any", NeuronPages(self.layer, what)) for what in ("arena", "slots", "layout", "first", "paging")
+        )
+        scale = self.result_scale
+        self.add(
+            no.Neurons(
+                *(source, experts, weights, arena, slots, layout, first, count, activation, target, scale, adds),
+                paged=paging,
+            )
+        )
 
     def section(self) -> Section:
         """All that was added, stage after stage: parallel blocks take turns at each of them."""

@@ -15,6 +15,7 @@ from edgemoe.model.graph import BuildOptions
 from edgemoe.model.planes import base_name, base_shape, is_base
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.manifest import TABLE_CHECKSUMS, is_table
+from edgemoe.store.neurons import is_neurons, table_name, table_shape
 from edgemoe.store.reader import Store
 
 
@@ -96,7 +97,7 @@ def _misfits(store: Store, spec: ModelSpec) -> Iterator[str]:
             yield f"{name} is missing"
         elif tensor.format is None or (tensor.rows, tensor.columns) != shape:
             yield f"{name}: expected a matrix {shape}, found {(tensor.rows, tensor.columns)}"
-    if any(is_table(name) for name in spec.dense_tensors()):
+    if any(is_table(name) or is_neurons(name) for name in spec.dense_tensors()):
         tensors.pop(TABLE_CHECKSUMS, None)
     if tensors:
         yield f"{next(iter(tensors))[:80]!r} is not a tensor of this model"
@@ -110,6 +111,10 @@ def _dense_shapes(spec: ModelSpec, apart: frozenset[str]) -> Iterator[tuple[str,
     """Names and shapes of the dense file's tensors, where gate and up are one matrix, panel by panel, or `apart`."""
     shapes = spec.dense_tensors()
     for name, shape in shapes.items():
+        if is_neurons(name):
+            if name.endswith(".down"):
+                yield table_name(name), table_shape(shape)
+            continue
         ffn, _, last = name.rpartition(".")
         together = ffn not in apart
         if together and last == "up" and f"{ffn}.gate" in shapes:

@@ -25,6 +25,7 @@ from typing import Any, Literal, Union
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import tree_operations as tr
 from edgemoe.model.ngrams import NgramRows
 from edgemoe.model.relative import RelativeBias
 from edgemoe.model.rope import LogTemperature, RopeSpec, Temperature
@@ -176,7 +177,15 @@ class Paging:
     layer: int
 
 
-Leaf = Union[Value, Weight, ExpertRecords, Arena, Paging]
+@dataclass(frozen=True)
+class NeuronPages:
+    """One field of what an operation of a layer needs of the pages with the neurons of all layers."""
+
+    layer: int
+    field: Literal["arena", "slots", "layout", "first", "paging"]
+
+
+Leaf = Union[Value, Weight, ExpertRecords, Arena, Paging, NeuronPages]
 """A stand-in for an array, or for another object of the engine, in a symbolic operation."""
 
 
@@ -263,6 +272,15 @@ def weights_of(operation: Any) -> Iterator[Weight]:
     return (part for part in leaves_of(operation) if isinstance(part, Weight))
 
 
+def weights_read(operation: Any) -> Iterator[tuple[Weight, float]]:
+    """Every weight that an operation names, with the share of it that a token reads of those with single rows."""
+    if isinstance(operation, tr.TreeFfn):
+        fields = ((name, getattr(operation, name)) for name in _field_names(tr.TreeFfn))
+        yield from ((value, operation.share_read(name)) for name, value in fields if isinstance(value, Weight))
+        return
+    yield from ((weight, 1.0) for weight in weights_of(operation))
+
+
 def leaves_of(operation: Any) -> Iterator[Any]:
     """The fields of an operation, those of the parts within it included."""
     for name in _field_names(type(operation)):  # type: ignore[arg-type]  # a class is hashable
@@ -288,7 +306,7 @@ def bound(operation: Any, array_of: Callable[[Leaf], Any]) -> Any:
     return type(operation)(**{name: replaced(getattr(operation, name)) for name in names})
 
 
-_LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging})
+_LEAVES = frozenset({Value, Weight, ExpertRecords, Arena, Paging, NeuronPages})
 _PARTS = frozenset({op.LinearPart, op.FfnBiases, op.UnlikeMatrices, so.DistanceBias, ex.ExpertBases})
 """The structs within operations that have leaves."""
 

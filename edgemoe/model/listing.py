@@ -87,7 +87,7 @@ def _arguments(operation: Any, records: Sequence[Weight]) -> Iterator[str]:
         value = getattr(operation, field.name)
         if isinstance(value, tuple):
             for part in value:
-                yield " + ".join(name for name, role in _named(part) if role.reads)
+                yield " + ".join(name for name, role in _named(part) if role.reads) or _numbers(part)
         elif field.struct is not None and isinstance(value, field.struct):
             yield from _arguments(value, records)
         elif isinstance(value, ExpertRecords):
@@ -101,6 +101,11 @@ def _arguments(operation: Any, records: Sequence[Weight]) -> Iterator[str]:
                 yield value
         elif isinstance(value, (int, float)) and not (value is False or value == field.default or field.name in told):
             yield f"{field.name} {value:g}" if value is not True else field.name
+
+
+def _numbers(part: Any) -> str:
+    """The numbers of a struct without values."""
+    return " ".join(f"{field.name} {getattr(part, field.name):g}" for field in definition_of(type(part)).fields)
 
 
 def _name(leaf: Any) -> str:

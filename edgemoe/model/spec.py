@@ -263,6 +263,11 @@ class ModelSpec:
         """The largest number of routed experts that a token uses in one layer; 0 without any."""
         return max((routed.top_k for routed in self.routed.values()), default=0)
 
+    @property
+    def neurons_at_once(self) -> int:
+        """The most experts of a single neuron that a token uses in one layer; 0 without such experts."""
+        return max((layer.sizes.get("retrieved", 0) for layer in self.layers), default=0)
+
     def with_top_k(self, top_k: int, *, only_less: bool = False) -> ModelSpec:
         """The model with `top_k` experts for each token in every MoE layer; with `only_less`, where that is fewer."""
         layers = (
@@ -301,6 +306,8 @@ class ModelSpec:
             raise ValueError(f"model.encoder is {str(data['encoder'])[:80]!r}")
         if spec.norm_bias and spec.norm != "layer":
             raise ValueError("model.norm_bias: biases of norms that are not LayerNorm")
+        if spec.routed and spec.neurons_at_once:
+            raise ValueError("model.layers: routed experts beside experts of a single neuron")
         spec.check_streams()
         if spec.mtp and (spec.streams or spec.encoder or spec.norm != "rms" or spec.head_bias):
             raise ValueError("model.mtp: an MTP head of a model that has several streams, an encoder or biases")

@@ -7,7 +7,6 @@ import secrets
 import string
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +39,7 @@ class Answers:
         self._arrived: deque[tuple[int, Event]] = deque()
         self._told = False
         """Whether the event loop knows of events that have arrived: it is woken once for several."""
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self.wholes = [Whole() for _ in range(len(prompts) * settings.choices)]
         """The answers as far as they have come."""
         self._chat = settings.chat
@@ -57,6 +56,7 @@ class Answers:
                 None if constraint is None else constraint.copy(),
                 settings.request_id,
                 None if settings.chat is None else settings.chat.budget(settings.thought_tokens),
+                settings.timed,
             )
             for number, (ids, choice) in enumerate(
                 (ids, choice) for ids in prompts for choice in range(settings.choices)
@@ -74,8 +74,8 @@ class Answers:
         left = len(self.jobs)
         while left:
             while not self._arrived:
-                self._wake.clear()
-                await self._wake.wait()
+                self._waiter = self._loop.create_future()
+                await self._waiter
             number, event = self._arrived.popleft()
             if isinstance(event, Failed):
                 raise event.error
@@ -97,14 +97,14 @@ class Answers:
             self._arrived.append((number, event))
             if not self._told:
                 self._told = True
-                with suppress(RuntimeError):  # the loop is closed: nobody hears it any more
-                    self._loop.call_soon_threadsafe(self._notice)
+                self._engine.notices.add(self._loop, self._notice)
 
         return report
 
     def _notice(self) -> None:
         self._told = False  # before the events are taken: one that arrives meanwhile tells again
-        self._wake.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 @dataclass

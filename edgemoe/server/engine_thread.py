@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from edgemoe.server.jobs import Job, QueueFullError, StoppingError
+from edgemoe.server.notices import Notices
 from edgemoe.server.scheduler import Scheduler
 from edgemoe.session.model import Model
 
@@ -25,6 +26,8 @@ class EngineThread:
         """Why the model could not be opened, or why the thread has ended."""
         self.model: Model | None = None
         self.scheduler: Scheduler | None = None
+        self.notices = Notices()
+        """The way on which event loops are told of what jobs report."""
         self._load = load
         self._most_waiting = most_waiting
         self._changed = changed
@@ -79,7 +82,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             with self._load() as model:
-                scheduler = Scheduler(model)
+                scheduler = Scheduler(model, self.notices.send)
                 with self._wake:
                     self.model, self.scheduler = model, scheduler
                     if self.state == "loading":
@@ -91,15 +94,19 @@ class EngineThread:
                     else:
                         scheduler.save_prefix()
                 scheduler.stop()
+                self.notices.send()
         except BaseException as error:
             self.error = error
             self.state = "failed"
             if self.scheduler is not None:
                 self.scheduler.stop()
+                self.notices.send()
             self._changed()
 
     def _take_arrived(self, scheduler: Scheduler) -> bool:
         """Give new jobs to the scheduler, once there is anything to do; False where the thread is to end."""
+        if not scheduler.busy:
+            self.notices.send()
         with self._wake:
             self._wake.wait_for(lambda: self._arrived or scheduler.has_work or self.state != "ready")
             scheduler.add(self._arrived)

@@ -49,6 +49,24 @@ def event(data: Any, name: str | None = None) -> bytes:
     return (f"event: {name}\n" * (name is not None) + f"data: {text}\n\n").encode()
 
 
+class TextEvents:
+    """Events of a stream that differ in one text: the JSON around it is made once, and not for each token."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        """`make` gives the object of an event; a text is the last of its arguments."""
+        self._make = make
+        self._around: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
+
+    def of(self, text: str, *which: Any) -> bytes:
+        """The event with a text, and with these arguments before it."""
+        if which not in self._around:
+            mark = secrets.token_hex(16)
+            before, after = event(self._make(*which, mark)).split(to_json(mark).encode())
+            self._around[which] = before, after
+        before, after = self._around[which]
+        return before + to_json(text).encode() + after
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How an interface tells errors, and that a stream is alive."""

@@ -81,7 +81,7 @@ class Piece:
     token: int | None = None
     logprobs: TokenLogprobs | None = None
     figures: Figures | None = None
-    """Counts and times up to here, of a token."""
+    """Counts and times up to here, of a token; None where the job is not `timed`."""
 
     @property
     def text(self) -> str:
@@ -132,6 +132,8 @@ class Job:
     """The id of the request."""
     thoughts: ThoughtBudget | None = None
     """How many tokens the answer may think."""
+    timed: bool = False
+    """Whether each token is to come with the counts and times up to it."""
     number: int = field(default_factory=itertools.count(1).__next__, init=False)
     """The number by which the watch names the answer."""
     cancelled: bool = field(default=False, init=False)

@@ -94,10 +94,12 @@ def _settings(fields: Fields, service: Service) -> AnswerSettings:
     if limit == 0:
         raise fields.wrong("n_predict", "1 or more, or -1 for no limit", 0)
     top = fields.whole("n_probs", 0, MOST_TOP_LOGPROBS, default=0)
+    timed = fields.flag("timings_per_token")
     if limit is None:
         limit = service.defaults.max_tokens
     sampling = sampling_of(fields, service.defaults.sampling, tokenizer=service.model.tokenizer)
-    return AnswerSettings(sampling, limit if limit and limit > 0 else None, 1, top or None, fields.flag("stream"))
+    most = limit if limit and limit > 0 else None
+    return AnswerSettings(sampling, most, 1, top or None, fields.flag("stream"), timed=timed)
 
 
 async def _prompts(value: Any, service: Service) -> tuple[bool, list[list[int]]]:
@@ -140,7 +142,7 @@ class _Form:
         self._spelled = spelled
         self._settings = settings
         self._with_tokens = fields.flag("return_tokens")
-        self.progress, self._timed = fields.flag("return_progress"), fields.flag("timings_per_token")
+        self.progress = fields.flag("return_progress")
         sampling = settings.sampling
         biases: list[dict[str, Any]] = [
             {"token": token, "bias": bias} for token, bias in dict(sampling.logit_bias).items()
@@ -208,7 +210,7 @@ class _Form:
         }
 
     def _times(self, figures: Figures | None) -> dict[str, Any]:
-        return {"timings": timings(figures)} if self._timed and figures is not None else {}
+        return {"timings": timings(figures)} if self._settings.timed and figures is not None else {}
 
     def _probabilities(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
         def one(token: int, logprob: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 
 from edgemoe.server.answers import Answers, Whole, gathered, timings
-from edgemoe.server.exchange import Exchange, event
+from edgemoe.server.exchange import Exchange, TextEvents, event
 from edgemoe.server.fields import Fields
 from edgemoe.server.jobs import Figures, Finished, Piece, Progress
 from edgemoe.server.messages import Conversation, messages_of
@@ -60,12 +60,12 @@ async def chat_completions(exchange: Exchange) -> Response:
     limit = fields.whole("max_completion_tokens", 1)
     older = fields.whole("max_tokens", 1)
     settings = answer_settings(fields, exchange, limit or older or service.defaults.max_tokens, top_logprobs_of(fields))
-    settings = replace(settings, thought_tokens=thought_limit(fields))
+    settings = replace(settings, thought_tokens=thought_limit(fields), timed=fields.flag("timings_per_token"))
     variables = await template_variables(fields, service)
     wishes = tool_wishes(fields)
     structure = structure_of_format(fields.object("response_format"), "response_format")
     structure = one_structure(structure, own_structure(fields))
-    usage, progress, timed = wants_usage(fields), fields.flag("return_progress"), fields.flag("timings_per_token")
+    usage, progress = wants_usage(fields), fields.flag("return_progress")
     ping_s = fields.whole("sse_ping_interval", 1)
     chat = await exchange.chat(conversation, variables, wishes, structure)
     note_budget(fields, settings, chat)
@@ -76,7 +76,7 @@ async def chat_completions(exchange: Exchange) -> Response:
         "system_fingerprint": service.fingerprint,
     }  # fmt: skip
     if settings.stream:
-        return exchange.stream(_chunks(answers, head, spelled, usage, progress, timed), fields, ping_s)
+        return exchange.stream(_chunks(answers, head, spelled, usage, progress, settings.timed), fields, ping_s)
     wholes = await exchange.whole(gathered(answers))
     return exchange.answer(
         {
@@ -185,16 +185,17 @@ async def _chunks(
     """The stream: a chunk that names the role, pieces, the reason of the end, and counts of tokens where asked."""
     head = {**head, "object": "chat.completion.chunk"}
 
-    def chunk(number: int, delta: dict[str, Any], figures: Figures | None = None, **more: Any) -> bytes:
+    def chunk(number: int, delta: dict[str, Any], figures: Figures | None = None, **more: Any) -> dict[str, Any]:
         choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None, **more}
         times = {"timings": timings(figures)} if timed and figures is not None else {}
-        return event({**head, "choices": [choice], **({"usage": None} if usage else {}), **times})
+        return {**head, "choices": [choice], **({"usage": None} if usage else {}), **times}
 
+    texts = TextEvents(lambda number, field, text: chunk(number, {field: text}))
     ends: dict[int, Figures] = {}
     deltas = [_Deltas(whole) for whole in answers.wholes]
     async with answers:
         for number in range(len(answers.jobs)):
-            yield chunk(number, {"role": "assistant", "content": None})
+            yield event(chunk(number, {"role": "assistant", "content": None}))
         async for number, one in answers.events():
             if isinstance(one, Progress) and progress:
                 told = {"total": one.total, "cache": one.cached, "processed": one.processed}
@@ -202,12 +203,16 @@ async def _chunks(
                 yield event({**head, "choices": [], "prompt_progress": told, **times})
             elif isinstance(one, Finished):
                 ends[number] = one.figures
-                yield chunk(number, {}, finish_reason=finish_reason(answers.wholes[number]))
+                yield event(chunk(number, {}, finish_reason=finish_reason(answers.wholes[number])))
             elif isinstance(one, Piece):
                 scores = one.logprobs
                 for delta in deltas[number].of(one):
+                    ((field, value),) = delta.items()
+                    if isinstance(value, str) and scores is None and not timed:
+                        yield texts.of(value, number, field)
+                        continue
                     more = {} if scores is None else {"logprobs": chat_logprobs(spelled, [scores])}
-                    yield chunk(number, delta, one.figures, **more)
+                    yield event(chunk(number, delta, one.figures, **more))
                     scores = None
     if usage:
         figures = [ends[number] for number in range(len(ends))]

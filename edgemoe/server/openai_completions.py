@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 
 from edgemoe.server.answers import Answers, gathered
-from edgemoe.server.exchange import Exchange, event
+from edgemoe.server.exchange import Exchange, TextEvents, event
 from edgemoe.server.fields import Fields, is_text
 from edgemoe.server.jobs import Figures, Finished, Piece
 from edgemoe.server.openai_common import FINISH_REASONS, answer_settings, figures_of, timings_of, usage_of, wants_usage
@@ -104,24 +104,28 @@ async def _chunks(
     settings: AnswerSettings,
     usage: bool,
 ) -> AsyncGenerator[bytes, None]:
-    def chunk(number: int, text: str, logprobs: Any = None, reason: str | None = None) -> bytes:
+    def chunk(number: int, text: str, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
         choice = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return event({**head, "choices": [choice], **({"usage": None} if usage else {})})
+        return {**head, "choices": [choice], **({"usage": None} if usage else {})}
+
+    texts = TextEvents(chunk)
 
     ends: dict[int, Figures] = {}
     offsets = [0] * len(before)
     async with answers:
         for number, text in enumerate(before):
             if text:
-                yield chunk(number, text)
+                yield texts.of(text, number)
         async for number, one in answers.events():
             if isinstance(one, Finished):
                 ends[number] = one.figures
-                yield chunk(number, "", reason=FINISH_REASONS[one.reason])
-            elif isinstance(one, Piece) and (one.text or one.logprobs):
-                logprobs = logprobs_of(spelled, [one.logprobs], offsets[number]) if one.logprobs else None
-                offsets[number] += len(logprobs["tokens"][0]) if logprobs else 0
-                yield chunk(number, one.text, logprobs)
+                yield event(chunk(number, "", reason=FINISH_REASONS[one.reason]))
+            elif isinstance(one, Piece) and one.logprobs:
+                logprobs = logprobs_of(spelled, [one.logprobs], offsets[number])
+                offsets[number] += len(logprobs["tokens"][0])
+                yield event(chunk(number, one.text, logprobs))
+            elif isinstance(one, Piece) and (text := one.text):
+                yield texts.of(text, number)
     if usage:
         figures = [ends[number] for number in range(len(ends))]
         yield event({**head, "choices": [], "usage": usage_of(figures, settings.choices), **timings_of(figures)})

@@ -62,10 +62,10 @@ class Responses:
         structure = structure_of_format(wanted, "text.format")
         chat = await exchange.chat(conversation, variables, tools.wishes, structure)
         note_budget(fields, settings, chat)
-        answers = service.begin([chat.ids], replace(settings, chat=chat))
+        extras = _Extras(fields.flag("return_progress"), fields.flag("timings_per_token"))
+        answers = service.begin([chat.ids], replace(settings, chat=chat, timed=extras.timings))
         form = _Form(exchange, fields, settings, Items(exchange.id, answers.wholes[0], tools.custom, tools.homes))
         keeps = fields.flag("store", True)
-        extras = _Extras(fields.flag("return_progress"), fields.flag("timings_per_token"))
 
         def keep(whole: Whole) -> None:
             if keeps:

@@ -46,7 +46,7 @@ class Running:
         self._guesses: Guesses | None = None
         if self._most_drafts:
             self._guesses = Drafts(ids) if model.draft_model is None else model.draft_model.begin(ids, sequence)
-        self._matched = self._wanted = 0
+        self._matched = self._wanted = self._offered = 0
         self._ends_thought = False
         """Whether the thought is being ended."""
         self._limit_thoughts()
@@ -68,7 +68,7 @@ class Running:
             room = self._context_length - self.sequence.position - 1
             offer = self._guesses.offer(min(self._most_drafts, self.written.left - 1, room, most))
         self._wanted = self._gate.drafts(offer.matched, offer.tokens, answers, others)
-        self._matched = offer.matched
+        self._matched, self._offered = offer.matched, offer.tokens
         return self._wanted
 
     @property
@@ -76,10 +76,21 @@ class Running:
         """The text for which a draft model is to guess, and how many tokens; None where nothing is to be guessed."""
         return (self._guesses, self._wanted) if isinstance(self._guesses, ModelDrafts) and self._wanted else None
 
-    def draft(self, count: int | None = None) -> None:
-        """Make the drafts that have been decided on, or another number of them."""
-        wanted = self._wanted if count is None else count
-        self.drafted = [] if self._guesses is None else self._guesses.take(wanted)
+    def unread_of_model(self, answers: int) -> ModelDrafts | None:
+        """The text that a draft model is to read before it guesses; None where it has read it, or that may not pay."""
+        text = self._guesses
+        if not isinstance(text, ModelDrafts) or not self._offered or not (unread := text.unread_tokens):
+            return None
+        self._wanted = 0
+        return text if self._gate.may_read(unread, self.written.left, answers) else None
+
+    def note_read(self, tokens: int, seconds: float, answers: int) -> None:
+        """Note that a draft model has read so many tokens of this text, in its share of a step."""
+        self._gate.read(tokens, seconds, answers)
+
+    def draft(self) -> None:
+        """Make the drafts that have been decided on."""
+        self.drafted = [] if self._guesses is None else self._guesses.take(self._wanted)
         if self.drafted:
             self.sequence.turn.phase = VERIFY
 
@@ -103,6 +114,7 @@ class Running:
             if self.rest:
                 return
             self.sequence.turn.begin_decoding()
+            self._gate.began(self.figures.prompt_s)
             self._choose(rows[-1])
         else:
             self._choose_each(rows, answers)
@@ -169,14 +181,17 @@ class Running:
             self.figures.thought_tokens += thought or self._thinks
             self._limit_thoughts()
             logprobs = written.logprobs[-1] if written.logprobs else None
-            self.note_end()
-            job.report(Piece(parts, token, logprobs, replace(self.figures)))
+            job.report(Piece(parts, token, logprobs, self._figures_now() if job.timed else None))
             if job.reader is not None and job.reader.full:
                 written.finish_reason = written.finish_reason or "stop"
             if self._guesses is not None:
                 self._guesses.add(token)
             token = written.forced()
         return chosen if written.finish_reason is None else []
+
+    def _figures_now(self) -> Figures:
+        self.note_end()
+        return replace(self.figures)
 
     @property
     def _thinks(self) -> bool:

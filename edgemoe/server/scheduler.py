@@ -14,7 +14,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from edgemoe.server.prompt_rows import PromptRows
 from edgemoe.server.running import Running
 from edgemoe.server.watch import Watch
 from edgemoe.session.draft_gate import StepCosts
+from edgemoe.session.draft_model import DraftModel
 from edgemoe.session.model import Model
 
 SAVING_SHARE = 0.03
@@ -78,10 +79,12 @@ class Place:
 class Scheduler:
     """Waiting and running jobs of one model. Not to be used from several threads at once."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, tell: Callable[[], None] = lambda: None) -> None:
+        """`tell` is called before anything that may take long, with all that was reported up to then."""
         self.totals = Totals()
         self.running: list[Running] = []
         self.waiting: deque[tuple[Job, float]] = deque()
+        self._tell = tell
         self._model = model
         self._engine = model.engine
         self._costs = StepCosts()
@@ -131,6 +134,7 @@ class Scheduler:
         self.watch.look()
         batch = self._batch()
         if not batch:
+            self._tell()
             return
         with contextlib.suppress(_Abandoned):
             self._run(batch)
@@ -144,6 +148,7 @@ class Scheduler:
             return
         self._saving_s += SAVING_SHARE * step_s
         if self._saving_s > 0:
+            self._tell()
             began_s = time.perf_counter()
             self.save_prefix()
             self._saving_s -= time.perf_counter() - began_s
@@ -200,7 +205,7 @@ class Scheduler:
         rows = self._engine.memory.chunk_tokens - len(writing)
         if writing and reading:
             rows = min(rows, self._rows.rows())
-        elif writing:
+        elif writing and self._engine.memory.drafts:
             self._draft(writing, rows)
         batch = {one: one.next_ids(1) for one in writing}
         for place, one in enumerate(reading):
@@ -215,19 +220,32 @@ class Scheduler:
         for one in writing:
             drafts += one.weigh(len(writing), drafts, rows - drafts)
         model = self._model.draft_model
-        wanted = {} if model is None else dict(filter(None, (one.wanted_of_model for one in writing)))
-        behind = [text for text in wanted if text.far_behind]
-        if model is not None and behind:  # what it has not read would make the step longer than its drafts do
-            with contextlib.suppress(EdgemoeError):
-                model.read(behind)
+        if model is not None:
+            self._tell()
+            self._read_behind(model, writing)
         began_s = time.perf_counter()
         if model is not None:
             with contextlib.suppress(EdgemoeError):  # nor may a draft model fail what would succeed without it
-                model.guess({text: count for text, count in wanted.items() if text not in behind})
+                model.guess(dict(filter(None, (one.wanted_of_model for one in writing))))
         for one in writing:
-            text = one.wanted_of_model
-            one.draft(0 if text is not None and text[0] in behind else None)
+            one.draft()
         self._drafting_s = time.perf_counter() - began_s
+
+    def _read_behind(self, model: DraftModel, writing: Sequence[Running]) -> None:
+        """Let the draft model read texts of which it has read little, in a step of its own."""
+        behind = {one: text for one in writing if (text := one.unread_of_model(len(writing))) is not None}
+        if not behind:
+            return
+        before = {one: text.sequence.position for one, text in behind.items()}
+        began_s = time.perf_counter()
+        with contextlib.suppress(EdgemoeError):
+            model.read(list(behind.values()))
+        seconds = time.perf_counter() - began_s
+        read = {one: text.sequence.position - before[one] for one, text in behind.items()}
+        tokens = sum(max(0, count) for count in read.values())
+        for one, count in read.items():
+            if count > 0:
+                one.note_read(count, seconds * count / tokens, len(writing))
 
     def _wanted_next(self, one: Running) -> int:
         """The tokens up to the first place for which another job waits, or up to the end of the prompt."""
@@ -237,6 +255,7 @@ class Scheduler:
     def _run(self, batch: Mapping[Running, list[int]]) -> None:
         """Run a step; where it fails, run each of its sequences alone, so that only those end that fail."""
         self.watch.begin()
+        self._tell()
         began_s, before = time.perf_counter(), self._engine.statistics
         try:
             drafted = {one.sequence for one in batch if one.drafted}
@@ -289,7 +308,7 @@ class Scheduler:
         rows = sum(map(len, batch.values()))
         prompts = sum(len(ids) for one, ids in batch.items() if one.rest)
         self._rows.ran(prompts, seconds)
-        if not prompts:
+        if not prompts and self._engine.memory.drafts:
             drafts = rows - len(batch)
             self._costs.ran(len(batch), drafts, seconds + (self._drafting_s if drafts else 0))
         self.totals.steps += 1

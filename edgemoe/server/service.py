@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -56,9 +57,12 @@ class Service:
     def name(self) -> str:
         return self.settings.name or model_name(self.model.path)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """The build and the setting by which bits of an answer may differ, apart from the weights."""
+        """The build and the setting by which bits of an answer may differ, apart from the weights.
+
+        It is found once: to read a package's version takes as long as all else before an answer begins.
+        """
         return f"b{version('edgemoe')}-{self.model.engine.memory.kv_format}"
 
     @property

@@ -105,6 +105,8 @@ class AnswerSettings:
     request_id: str = ""
     thought_tokens: int | None = None
     """The most tokens of a thought, which is ended then; None for any number."""
+    timed: bool = False
+    """Whether each token of a stream comes with the times up to it."""
 
 
 def sampling_of(

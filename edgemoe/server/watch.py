@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,9 @@ class Span:
     step: int
     """The number of the first token among those that were computed for the answer, as in a trace."""
     token_ids: tuple[int, ...]
+
+
+_Columns = tuple[npt.NDArray[np.int16], npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +136,13 @@ class Watch:
     def after(self, number: int) -> list[StepSeen]:
         """The steps that are kept after the step of a number; may be called from any thread."""
         with self._lock:
-            return [step for step in self.kept if step.number > number]
+            newer = self.kept[-1].number - number if self.kept else 0
+            return list(islice(reversed(self.kept), max(0, newer)))[::-1]
 
     def places(self) -> npt.NDArray[np.uint8]:
         """Where each expert is, `(L, E)`, as `Engine.expert_places`; may be called from any thread."""
+        if self.engine.memory.all_resident:  # they stay where they are
+            return (IN_RAM * self._loaded).astype(np.uint8)
         places = self.engine.expert_places()
         places[(places == BEING_READ) & self._loaded] = IN_RAM
         return places
@@ -156,16 +163,26 @@ class Watch:
 
     def step(self, run: Sequence[Rows]) -> None:
         """Keep what a run did."""
-        tokens = RunTokens.of(run)
+        spans = self._spans(run)
+        count = sum(len(span.token_ids) for span in spans)
+        seen = RunSeen(spans, *(self._token_columns() if count == 1 else self._columns(RunTokens.of(run))))
+        self._runs.append(seen)
+        if not self.engine.memory.all_resident:
+            note = self._note_token_guesses if count == 1 else self._note_guesses
+            seen.wrong_guesses.extend(note(count, seen))
+
+    def _token_columns(self) -> _Columns:
+        """The columns of a run of one token; it has few rows, but waits for each call between two tokens."""
+        experts, weights, residency, read = self._rows.of_one_token()
+        return experts.astype(np.int16), weights, RESIDENT * residency.view(np.uint8) | READ * read.view(np.uint8)
+
+    def _columns(self, tokens: RunTokens) -> _Columns:
         experts, weights, flags = [], [], []
         for rows in self._rows.read(tokens):  # compact at once: a long prompt has a hundred thousand rows
             experts.append(rows.expert.astype(np.int16))
             weights.append(rows.weight)
             flags.append((RESIDENT * rows.residency + READ * (rows.expert_bytes > 0)).astype(np.uint8))
-        seen = RunSeen(self._spans(run), np.concatenate(experts), np.concatenate(weights), np.concatenate(flags))
-        self._runs.append(seen)
-        if not self.engine.memory.all_resident:
-            seen.wrong_guesses.extend(self._note_guesses(len(tokens.step), seen.flags))
+        return np.concatenate(experts), np.concatenate(weights), np.concatenate(flags)
 
     def end(self, seconds: float) -> None:
         """End a step that took so long, and keep it."""
@@ -224,7 +241,24 @@ class Watch:
             spans.append(Span(turn.number, name, turn.phase, position, turn.step, ids))
         return tuple(spans)
 
-    def _note_guesses(self, tokens: int, flags: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
+    def _note_token_guesses(self, tokens: int, seen: RunSeen) -> list[tuple[int, int]]:
+        """As `_note_guesses` of one token."""
+        wrong: list[tuple[int, int]] = []
+        chosen, first = seen.experts.tolist(), 0
+        for place, used in enumerate(self.used):
+            rows = self._rows.routing[place][1].guess
+            guess = rows[0].tolist() if len(rows) else [-1]
+            if guess[0] >= 0:
+                experts = chosen[first : first + used]
+                for row, expert in enumerate(experts, first):
+                    if expert in guess:
+                        seen.flags[row] |= GUESSED
+                wrong += [(place, expert) for expert in sorted({*guess} - {*experts}) if expert >= 0]
+                rows[0] = -1
+            first += used
+        return wrong
+
+    def _note_guesses(self, tokens: int, seen: RunSeen) -> list[tuple[int, int]]:
         """Flag rows that a guess had named; returns the guesses that were wrong, and forgets all of them."""
         wrong: list[tuple[int, int]] = []
         first = 0
@@ -233,7 +267,7 @@ class Watch:
             guess = routing.guess[:tokens]
             if len(guess) == tokens and guess[0, 0] >= 0:
                 chosen = routing.experts[:tokens]
-                flags[first : first + rows] |= (np.isin(chosen, guess) * GUESSED).astype(np.uint8).reshape(-1)
+                seen.flags[first : first + rows] |= (np.isin(chosen, guess) * GUESSED).astype(np.uint8).reshape(-1)
                 wrong += [(place, expert) for expert in np.setdiff1d(guess[guess >= 0], chosen).tolist()]
                 guess.fill(-1)
             first += rows

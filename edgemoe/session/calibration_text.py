@@ -7,14 +7,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from edgemoe.conversion.calibration.importance_file import ImportanceFile
-from edgemoe.conversion.calibration.settings import Calibration
+from edgemoe.conversion.calibration.settings import Calibration, TextTokens
 from edgemoe.conversion.pipeline import Weighed
 from edgemoe.errors import StoreError, UsageError
-from edgemoe.session.text_ids import TextIds
+from edgemoe.session.text_ids import TextIds, ends_of
 from edgemoe.session.tokenizer import TOKENIZER_NAME, Tokenizer
 
 DEFAULT = "default"
@@ -56,10 +53,8 @@ def weighed(
     return Calibration(content, Path(text).name, tokenised, tokens, feedback)
 
 
-def tokenised(
-    files: Mapping[str, bytes], vocabulary: int, text: str, tokens: int
-) -> tuple[npt.NDArray[np.int32], tuple[int, ...]]:
-    """The ids of a text's first tokens by the tokenizer among these files, and those that it puts before every text.
+def tokenised(files: Mapping[str, bytes], vocabulary: int, text: str, tokens: int) -> TextTokens:
+    """A text's first tokens by the tokenizer among these files.
 
     Special tokens in the text are text too. Raises UsageError without a tokenizer, or for one that cannot be read.
     """
@@ -74,7 +69,7 @@ def tokenised(
             (folder / file).write_bytes(content)
         try:
             tokenizer = Tokenizer.load(folder, vocabulary)
-            found = TextIds.of(text, tokenizer, tokens)
+            ids = TextIds.of(text, tokenizer, tokens).ids
+            return TextTokens(ids, *ends_of(tokenizer), tokenizer.gap_marks)
         except StoreError as problem:
             raise UsageError(f"`calibrate`: {problem.message}".replace(f"{folder}/", ""), problem.hint) from None
-    return found.ids, found.head

@@ -141,9 +141,10 @@ class ModelDrafts:
         return Offer(max(0, min(most, room)) if self._readable and self._open else 0, BY_MODEL)
 
     @property
-    def far_behind(self) -> bool:
-        """Whether so much of the text is unread that reading it takes much longer than guessing."""
-        return len(self._ids) - self.sequence.position > MOST_BEHIND
+    def unread_tokens(self) -> int:
+        """The tokens of the text that are unread, where reading them takes much longer than guessing; else 0."""
+        behind = len(self._ids) - self.sequence.position
+        return behind if behind > MOST_BEHIND else 0
 
     def unread(self) -> list[int]:
         """The tokens that are to be run before the first guess; what was guessed wrongly is forgotten."""

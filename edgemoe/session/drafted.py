@@ -38,11 +38,28 @@ class Drafted:
         self.drafting_ns = 0
         """The time in which tokens were guessed, and a draft model read the text."""
 
-    def read(self, stopped: Callable[[], bool]) -> None:
-        """Let what guesses read the text before the answer, unless `stopped` says that nobody wants it any more."""
-        began_ns = time.perf_counter_ns()
-        self._guesses.read_all(stopped)
-        self.drafting_ns += time.perf_counter_ns() - began_ns
+    def read(self, left: int, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Let what guesses read the text so far, if that may pay while at most `left` tokens follow.
+
+        Ends early where `stopped` says that nobody wants the answer any more.
+        """
+        unread = self._guesses.unread_tokens
+        if not unread or not self._gate.may_read(unread, left):
+            return
+        began_s = time.perf_counter()
+        try:
+            self._guesses.read_all(stopped)
+        except EdgemoeError:  # a draft model must not fail what would succeed without it
+            self._guesses.end()
+        seconds = time.perf_counter() - began_s
+        self.drafting_ns += int(1e9 * seconds)
+        if read := unread - self._guesses.unread_tokens:
+            self._gate.read(read, seconds)
+
+    def begin(self, prompt_s: float, left: int, stopped: Callable[[], bool]) -> None:
+        """As `read`, once the prompt has been read, which took so long."""
+        self._gate.began(prompt_s)
+        self.read(left, stopped)
 
     def after(self, token_ids: Sequence[int], left: int) -> npt.NDArray[np.float32]:
         """The logits after a chosen token and those that follow it without a choice `(V,)`, until the next call.
@@ -62,7 +79,8 @@ class Drafted:
         if len(run) > 1:  # what leaves no choice is run at once already, in any number
             return self._held.forward(run, out=self._rows[0])
         offer = self._guesses.offer(min(self._most, left - 1, self._held.room - 1))
-        count = self._gate.drafts(offer.matched, offer.tokens)
+        self.read(left)
+        count = 0 if self._guesses.unread_tokens else self._gate.drafts(offer.matched, offer.tokens)
         began_s = time.perf_counter()
         drafted = self._guesses.take(count)
         self.drafting_ns += int(1e9 * (time.perf_counter() - began_s))

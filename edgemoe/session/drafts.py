@@ -51,6 +51,10 @@ class Guesses(Protocol):
     def take(self, count: int) -> list[int]:
         """Guess so many tokens of those that were offered, or fewer."""
 
+    @property
+    def unread_tokens(self) -> int:
+        """How many tokens it has to read in steps of their own before it can guess."""
+
     def read_all(self, stopped: Callable[[], bool]) -> None:
         """Read the text so far, unless `stopped` says that nobody wants it any more."""
 
@@ -82,6 +86,10 @@ class Drafts:
     def take(self, count: int) -> list[int]:
         """The first of the tokens that were offered."""
         return self._offered.token_ids[:count]
+
+    @property
+    def unread_tokens(self) -> int:
+        return 0
 
     def read_all(self, stopped: Callable[[], bool]) -> None:
         """Nothing needs to be read."""

@@ -162,9 +162,9 @@ class Generation:
         self._held.engine.turn.begin()
         with contextlib.suppress(_Stopped):
             logits = self._run_prompt(held)
-        if drafted is not None and logits is not None:
-            drafted.read(lambda: self._stopped)
         prefilled = self._counters()
+        if drafted is not None and logits is not None:
+            drafted.begin(prefilled.seconds - start.seconds, written.left, lambda: self._stopped)
         self._held.engine.turn.begin_decoding()
         while written.finish_reason is None:
             if self._stopped or logits is None:

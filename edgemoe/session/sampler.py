@@ -41,16 +41,14 @@ class Sampler:
 
         Raises UsageError where the options leave no token.
         """
+        for processor in self._processors:
+            processor.apply(logits)
         best = int(np.argmax(logits))
-        if self._processors:
-            for processor in self._processors:
-                processor.apply(logits)
-            best = int(np.argmax(logits))
-            if not math.isfinite(logits[best]):
-                raise UsageError(
-                    "no token is left to choose: the settings forbid the whole vocabulary.",
-                    "Relax no_repeat_ngram_size, bad_words_ids, suppress_tokens or min_new_tokens.",
-                )
+        if self._processors and not math.isfinite(logits[best]):
+            raise UsageError(
+                "no token is left to choose: the settings forbid the whole vocabulary.",
+                "Relax no_repeat_ngram_size, bad_words_ids, suppress_tokens or min_new_tokens.",
+            )
         token = best if self.options.temperature == 0 else self._draw(logits)
         self.add(token)
         return token

@@ -42,7 +42,12 @@ class TextIds:
 
 def head_of(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that a tokenizer puts before a text."""
+    return ends_of(tokenizer)[0]
+
+
+def ends_of(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that a tokenizer puts before a text, and those that it puts behind it."""
     some = tokenizer.encode("a")
     marked = tokenizer.encode("a", special_tokens=True)
     starts = [start for start in range(len(marked)) if marked[start : start + len(some)] == some]
-    return tuple(marked[: starts[0]]) if starts else ()
+    return (tuple(marked[: starts[0]]), tuple(marked[starts[0] + len(some) :])) if starts else ((), ())

@@ -22,6 +22,7 @@ from edgemoe.store.first_bytes import LFS_FOUND, LFS_WAY_OUT, is_lfs_pointer
 from edgemoe.store.layouts import RecordLayout
 from edgemoe.store.manifest import MANIFEST_NAME, TABLE_CHECKSUMS, DenseTensor, FileEntry, Manifest, is_table
 from edgemoe.store.manifest_parser import DAMAGED_HINT, parse_manifest
+from edgemoe.store.neurons import NeuronTable, neuron_table
 from edgemoe.store.panels import DiskPanels, Panels
 from edgemoe.store.records import record_name
 
@@ -130,6 +131,11 @@ class Store:
         """The parts of tables of which tokens need single rows: they stay on disk."""
         return tuple(tensor for tensor in self.manifest.dense if is_table(tensor.name))
 
+    @cached_property
+    def neurons(self) -> NeuronTable | None:
+        """The neurons of all layers; None for a store without such experts. Raises StoreError where they lie amiss."""
+        return neuron_table(self.tables)
+
     def read_table_checksums(self) -> npt.NDArray[np.uint32]:
         """The CRC-32C of every panel of all tables, in their order.
 
@@ -231,12 +237,16 @@ class Store:
 
     @cached_property
     def slot_bytes(self) -> int:
-        """Bytes of the largest expert record in memory: the size of a cache slot. 0 without experts."""
+        """Bytes of the largest expert record in memory, or of a page of neurons: a slot's size. 0 without experts."""
+        if self.neurons is not None:
+            return self.neurons.page_bytes
         return max((layout.slot_bytes for layouts in self.layouts_of_layers for layout in layouts), default=0)
 
     @cached_property
     def record_bytes(self) -> int:
-        """Bytes of the largest expert record in its files. 0 without experts."""
+        """Bytes of the largest expert record in its files, or of a page of neurons. 0 without experts."""
+        if self.neurons is not None:
+            return self.neurons.page_bytes
         return max((layout.stored_bytes for layouts in self.layouts_of_layers for layout in layouts), default=0)
 
     @cached_property

@@ -165,6 +165,7 @@ typedef struct em_cache {
 } em_cache;
 
 typedef struct em_pager em_pager; /* see "the pager" below */
+typedef struct em_row_pager em_row_pager; /* see "the row pager" below */
 
 #include "edgemoe_operations.h"
 
@@ -440,6 +441,36 @@ EM_API int32_t em_pager_set_phase(em_pager *pager, int32_t phase);
 EM_API int32_t em_pager_note(em_pager *pager, uint8_t *noted);
 /* Whether each expert's record is in memory: 1 or 0 for `count` keys from `first` on. */
 EM_API int32_t em_pager_loaded(const em_pager *pager, int32_t first, int32_t count, uint8_t *loaded);
+
+/* ---- the row pager: which pages of small rows are in memory --------------------------------------------- */
+
+/* Rows of one length that follow one another in a file, some to a page, which is the unit that is read and that a slot of
+ * the arena holds. Rows number in the order of the file. All arrays are the caller's and stay valid as long as the pager.
+ * The operation Neurons asks it. It does not lock: one thread at a time uses a pager, that which runs the programs.
+ *
+ * A page stays in its slot until another one needs it. Slots make way in turn, those that were used since their last turn
+ * once more later (the clock algorithm). */
+typedef struct em_row_pager_setup {
+    em_source source;
+    uint8_t *arena;              /* (slot_count, row_bytes * rows_per_page) */
+    int32_t *slots;              /* (pages): the pager keeps here the slot of each page, -1 if it is absent */
+    const uint32_t *crc32c;      /* (row_count): the checksum of each row */
+    em_pager_counters *counters; /* `hits` and `misses` of rows, `demand_bytes` */
+    em_read_failure *failure;    /* `expert` is the row */
+    int64_t offset;              /* of the first row in the file, a multiple of 4096 */
+    int64_t row_bytes;
+    int64_t timeout_us;          /* the longest wait for one read; negative: no limit */
+    int32_t descriptor;
+    int32_t row_count;
+    int32_t rows_per_page;       /* rows_per_page * row_bytes is a multiple of 4096 */
+    int32_t slot_count;
+} em_row_pager_setup;
+
+/* The most bytes that em_row_pager_create allocates for so many slots. */
+EM_API uint64_t em_row_pager_bytes(int32_t slot_count);
+EM_API int32_t em_row_pager_create(const em_row_pager_setup *setup, em_row_pager **pager);
+/* The reads under way must have ended, or the reader be destroyed, before the arena goes. */
+EM_API void em_row_pager_destroy(em_row_pager *pager);
 
 /* ---- layout, for a binding to check its mirror of the structs ------------------------------------------ */
 

@@ -174,6 +174,9 @@ enum { EM_WIDEST_KEYS = 256 };
 /* The most blocks of a page of which some are chosen. */
 enum { EM_MOST_BITS = 32 };
 
+/* The most experts that a head retrieves by keys. */
+enum { EM_MOST_RETRIEVED = 64 };
+
 /* The most residual streams of a token. */
 enum { EM_MOST_STREAMS = 16 };
 
@@ -184,10 +187,16 @@ enum { EM_SCORE_SOFTMAX = 0, EM_SCORE_SIGMOID = 1, EM_SCORE_SPARSEMIXER = 2, EM_
 enum { EM_CHOOSE_BY_SCORE = 0, EM_CHOOSE_BY_LOGIT = 1, EM_CHOOSE_BY_COUNT = 2 };
 
 /* em_activation.function */
-enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_COUNT = 6 };
+enum { EM_FUNCTION_SILU = 0, EM_FUNCTION_CLAMPED_SILU = 1, EM_FUNCTION_GELU_TANH = 2, EM_FUNCTION_RELU = 3, EM_FUNCTION_RELU2 = 4, EM_FUNCTION_CAPPED_SILU = 5, EM_FUNCTION_GELU = 6, EM_FUNCTION_COUNT = 7 };
 
 /* em_gate.gating */
 enum { EM_GATING_SIGMOID = 0, EM_GATING_SOFTPLUS = 1, EM_GATING_IDENTITY = 2, EM_GATING_SILU = 3, EM_GATING_COUNT = 4 };
+
+/* em_retrieve_by_keys.scoring */
+enum { EM_SCORING_SOFTMAX = 0, EM_SCORING_SIGMOID = 1, EM_SCORING_RELU = 2, EM_SCORING_COUNT = 3 };
+
+/* em_neuron_layout.element */
+enum { EM_ELEMENT_F32 = 0, EM_ELEMENT_F16 = 1, EM_ELEMENT_COUNT = 2 };
 
 /* output[t] = scale * matrix[ids[t]], as many times one after the other as there are copies. */
 typedef struct em_embed {
@@ -594,12 +603,14 @@ typedef struct em_scale_by_position {
     int32_t context;          /* C */
 } em_scale_by_position;
 
-/* Makes the weight 0 of each choice of an expert that capacity choices of this run precede (Fedus et al. 2021). */
+/* Makes the weight 0 of each choice of an expert that as many choices of this run precede as the expert takes. */
 typedef struct em_capacity {
     const int32_t *experts; /* (T, K) */
     float *weights;         /* (T, K) */
     int32_t num_experts;
     int64_t capacity;
+    int64_t share;
+    int32_t by_rank;
     int32_t top_k;          /* K */
 } em_capacity;
 
@@ -792,6 +803,174 @@ typedef struct em_choose_blocks {
     int32_t at_once;          /* at_once */
 } em_choose_blocks;
 
+/* Retrieves for each head the J experts of largest score, and their weights. */
+typedef struct em_retrieve_by_keys {
+    const float *first;  /* (T, H*N) */
+    const float *second; /* (T, H*N) */
+    int32_t heads;       /* H */
+    int32_t *experts;    /* (T, H*J) */
+    float *weights;      /* (T, H*J) */
+    int32_t scoring;     /* EM_SCORING_... */
+    int32_t keys;        /* N */
+    int32_t retrieved;   /* J */
+} em_retrieve_by_keys;
+
+/* Where a neuron lies: its input weights, then its output weights, one number after the other. */
+typedef struct em_neuron_layout {
+    int32_t element;          /* EM_ELEMENT_... */
+    int64_t neuron_bytes;
+    int64_t neurons_per_page;
+} em_neuron_layout;
+
+/* Where an operation asks for pages: not all are in the arena. */
+typedef struct em_row_paging {
+    em_row_pager *pager; /* NULL: every page is in the arena */
+} em_row_paging;
+
+/* output[t] += scale * sum over k of weights[t, k] * activation(u . input[t]) * v, of expert experts[t, k]. */
+typedef struct em_neurons {
+    const float *input;       /* (T, D) */
+    const int32_t *experts;   /* (T, K) */
+    const float *weights;     /* (T, K) */
+    const uint8_t *arena;     /* (S, B) */
+    const int32_t *slots;     /* (P,) */
+    em_neuron_layout layout;
+    int64_t first;
+    int64_t count;
+    em_activation activation;
+    float *output;            /* (T, D) */
+    float scale;
+    int32_t accumulate;
+    em_row_paging paged;      /* all zeros if there are none */
+    int32_t hidden_size;      /* D */
+    int32_t top_k;            /* K */
+    int32_t slot_count;       /* S */
+    int32_t slot_bytes;       /* B */
+    int32_t page_count;       /* P */
+} em_neurons;
+
+/* A row goes down each of trees binary trees; the output is the sum of what one path through each of them adds. */
+typedef struct em_tree_ffn {
+    const float *input;       /* (T, D) */
+    em_matrix nodes;          /* (node_panels, 32) */
+    const float *node_bias;   /* (node_count,) */
+    em_matrix leaf_in;        /* (in_panels, 32), or all zeros */
+    const float *leaf_bias;   /* (leaf_neurons,), or NULL */
+    em_matrix out;            /* (out_panels, 32) */
+    const float *output_bias; /* (output_numbers,), or NULL */
+    int64_t trees;
+    int64_t depth;
+    int64_t leaf_width;
+    float *output;            /* (T, D) */
+    em_activation activation;
+    int32_t hidden_size;      /* D */
+    int32_t node_panels;      /* node_panels */
+    int32_t node_count;       /* node_count */
+    int32_t in_panels;        /* in_panels */
+    int32_t leaf_neurons;     /* leaf_neurons */
+    int32_t out_panels;       /* out_panels */
+    int32_t output_numbers;   /* output_numbers */
+} em_tree_ffn;
+
+/* One level of a router: each choice of the level above has size members, of which a token chooses top_k. */
+typedef struct em_level {
+    int64_t size;
+    int64_t top_k;
+} em_level;
+
+/* The experts that a token chooses level by level, and their weights: products of its shares on the way. */
+typedef struct em_level_route {
+    const float *logits;  /* (T, numbers) */
+    em_level levels[8];
+    int32_t levels_count; /* 1 to 8 */
+    int32_t renormalise;
+    float scale;
+    int32_t *experts;     /* (T, K) */
+    float *weights;       /* (T, K) */
+    int32_t numbers;      /* numbers */
+    int32_t top_k;        /* K */
+} em_level_route;
+
+/* Makes the weight 0 of each choice but a token's first one that is not above least, a float32. */
+typedef struct em_least_weight {
+    float *weights; /* (T, K) */
+    float least;
+    int32_t top_k;  /* K */
+} em_least_weight;
+
+/* Turns each row into its 1.5-entmax, in place (Peters, Niculae and Martins 2019, arXiv 1905.05702). */
+typedef struct em_entmax {
+    float *values;       /* (T, E) */
+    int32_t num_experts; /* E */
+} em_entmax;
+
+/* (value - mean) / sqrt(variance + epsilon), in place, by the means and variances of training. */
+typedef struct em_batch_norm {
+    float *values;         /* (T, M) */
+    const float *mean;     /* (M,) */
+    const float *variance; /* (M,) */
+    float epsilon;
+    int32_t columns;       /* M */
+} em_batch_norm;
+
+/* output = left right for each of the count pairs of matrices of a row, (height, inner) and (inner, width). */
+typedef struct em_pair_products {
+    const float *left;  /* (T, count*height*inner) */
+    const float *right; /* (T, count*inner*width) */
+    int32_t count;      /* count */
+    int32_t inner;      /* inner */
+    float *output;      /* (T, count*height*width) */
+    int32_t height;     /* height */
+    int32_t width;      /* width */
+} em_pair_products;
+
+/* logits[t, s] = factor * scale * input[t] . (gain * slots[s]), a logit for each slot. */
+typedef struct em_slot_logits {
+    const float *input;  /* (T, D) */
+    const float *slots;  /* (S*D,) */
+    const float *gain;   /* (D,), or NULL */
+    const float *scale;  /* (1,), or NULL */
+    float factor;
+    float *logits;       /* (T, S) */
+    int32_t unit_slots;
+    int32_t unit_input;
+    int32_t hidden_size; /* D */
+    int32_t slot_count;  /* S */
+} em_slot_logits;
+
+/* slots[s] = sum over t of softmax over t (logits[t, s]) * input[t]: each slot is a mean of all rows. */
+typedef struct em_dispatch {
+    const float *logits; /* (T, S) */
+    const float *input;  /* (T, D) */
+    float *slots;        /* (S, D) */
+    int32_t slot_count;  /* S */
+    int32_t hidden_size; /* D */
+} em_dispatch;
+
+/* output[s] = down (activation(up slots[s])) for count slots from first on: one expert's, with its biases. */
+typedef struct em_slot_ffn {
+    const float *slots;        /* (S, D) */
+    int64_t first;
+    int64_t count;
+    em_matrix up;              /* (F, D) */
+    em_matrix down;            /* (D, F) */
+    float *output;             /* (S, D) */
+    em_activation activation;
+    em_ffn_biases biases;      /* all zeros if there are none */
+    int32_t slot_count;        /* S */
+    int32_t hidden_size;       /* D */
+    int32_t intermediate_size; /* F */
+} em_slot_ffn;
+
+/* output[t] = sum over s of softmax over s (logits[t, s]) * values[s]: each row is a mean over all slots. */
+typedef struct em_collect {
+    const float *logits; /* (T, S) */
+    const float *values; /* (S, D) */
+    float *output;       /* (T, D) */
+    int32_t slot_count;  /* S */
+    int32_t hidden_size; /* D */
+} em_collect;
+
 /* X(kind, name) for each operation, in the order of em_kind. */
 #define EM_OPERATIONS(X) \
     X(EMBED, embed) \
@@ -830,7 +1009,19 @@ typedef struct em_choose_blocks {
     X(COMPRESSED_ATTENTION, compressed_attention) \
     X(TABLE_ROUTE, table_route) \
     X(BALANCE_STREAMS, balance_streams) \
-    X(CHOOSE_BLOCKS, choose_blocks)
+    X(CHOOSE_BLOCKS, choose_blocks) \
+    X(RETRIEVE_BY_KEYS, retrieve_by_keys) \
+    X(NEURONS, neurons) \
+    X(TREE_FFN, tree_ffn) \
+    X(LEVEL_ROUTE, level_route) \
+    X(LEAST_WEIGHT, least_weight) \
+    X(ENTMAX, entmax) \
+    X(BATCH_NORM, batch_norm) \
+    X(PAIR_PRODUCTS, pair_products) \
+    X(SLOT_LOGITS, slot_logits) \
+    X(DISPATCH, dispatch) \
+    X(SLOT_FFN, slot_ffn) \
+    X(COLLECT, collect)
 
 /* STRUCT(type) for each struct of the interface, and FIELD(type, field) for each of its fields. */
 #define EM_LAYOUT(STRUCT, FIELD) \
@@ -945,7 +1136,8 @@ typedef struct em_choose_blocks {
         FIELD(em_scale_by_position, factors) FIELD(em_scale_by_position, columns) \
         FIELD(em_scale_by_position, context) \
     STRUCT(em_capacity) FIELD(em_capacity, experts) FIELD(em_capacity, weights) \
-        FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, top_k) \
+        FIELD(em_capacity, num_experts) FIELD(em_capacity, capacity) FIELD(em_capacity, share) \
+        FIELD(em_capacity, by_rank) FIELD(em_capacity, top_k) \
     STRUCT(em_channel_scan) FIELD(em_channel_scan, input) FIELD(em_channel_scan, step) \
         FIELD(em_channel_scan, keys) FIELD(em_channel_scan, queries) FIELD(em_channel_scan, rate) \
         FIELD(em_channel_scan, skip) FIELD(em_channel_scan, positions) FIELD(em_channel_scan, sequences) \
@@ -1010,6 +1202,51 @@ typedef struct em_choose_blocks {
         FIELD(em_choose_blocks, table_pages) FIELD(em_choose_blocks, page_count) \
         FIELD(em_choose_blocks, block_rows) FIELD(em_choose_blocks, head_dim) FIELD(em_choose_blocks, heads) \
         FIELD(em_choose_blocks, at_once) \
+    STRUCT(em_retrieve_by_keys) FIELD(em_retrieve_by_keys, first) FIELD(em_retrieve_by_keys, second) \
+        FIELD(em_retrieve_by_keys, heads) FIELD(em_retrieve_by_keys, experts) \
+        FIELD(em_retrieve_by_keys, weights) FIELD(em_retrieve_by_keys, scoring) \
+        FIELD(em_retrieve_by_keys, keys) FIELD(em_retrieve_by_keys, retrieved) \
+    STRUCT(em_neuron_layout) FIELD(em_neuron_layout, element) FIELD(em_neuron_layout, neuron_bytes) \
+        FIELD(em_neuron_layout, neurons_per_page) \
+    STRUCT(em_row_paging) FIELD(em_row_paging, pager) \
+    STRUCT(em_neurons) FIELD(em_neurons, input) FIELD(em_neurons, experts) FIELD(em_neurons, weights) \
+        FIELD(em_neurons, arena) FIELD(em_neurons, slots) FIELD(em_neurons, layout) FIELD(em_neurons, first) \
+        FIELD(em_neurons, count) FIELD(em_neurons, activation) FIELD(em_neurons, output) \
+        FIELD(em_neurons, scale) FIELD(em_neurons, accumulate) FIELD(em_neurons, paged) \
+        FIELD(em_neurons, hidden_size) FIELD(em_neurons, top_k) FIELD(em_neurons, slot_count) \
+        FIELD(em_neurons, slot_bytes) FIELD(em_neurons, page_count) \
+    STRUCT(em_tree_ffn) FIELD(em_tree_ffn, input) FIELD(em_tree_ffn, nodes) FIELD(em_tree_ffn, node_bias) \
+        FIELD(em_tree_ffn, leaf_in) FIELD(em_tree_ffn, leaf_bias) FIELD(em_tree_ffn, out) \
+        FIELD(em_tree_ffn, output_bias) FIELD(em_tree_ffn, trees) FIELD(em_tree_ffn, depth) \
+        FIELD(em_tree_ffn, leaf_width) FIELD(em_tree_ffn, output) FIELD(em_tree_ffn, activation) \
+        FIELD(em_tree_ffn, hidden_size) FIELD(em_tree_ffn, node_panels) FIELD(em_tree_ffn, node_count) \
+        FIELD(em_tree_ffn, in_panels) FIELD(em_tree_ffn, leaf_neurons) FIELD(em_tree_ffn, out_panels) \
+        FIELD(em_tree_ffn, output_numbers) \
+    STRUCT(em_level) FIELD(em_level, size) FIELD(em_level, top_k) \
+    STRUCT(em_level_route) FIELD(em_level_route, logits) FIELD(em_level_route, levels) \
+        FIELD(em_level_route, levels_count) FIELD(em_level_route, renormalise) FIELD(em_level_route, scale) \
+        FIELD(em_level_route, experts) FIELD(em_level_route, weights) FIELD(em_level_route, numbers) \
+        FIELD(em_level_route, top_k) \
+    STRUCT(em_least_weight) FIELD(em_least_weight, weights) FIELD(em_least_weight, least) \
+        FIELD(em_least_weight, top_k) \
+    STRUCT(em_entmax) FIELD(em_entmax, values) FIELD(em_entmax, num_experts) \
+    STRUCT(em_batch_norm) FIELD(em_batch_norm, values) FIELD(em_batch_norm, mean) \
+        FIELD(em_batch_norm, variance) FIELD(em_batch_norm, epsilon) FIELD(em_batch_norm, columns) \
+    STRUCT(em_pair_products) FIELD(em_pair_products, left) FIELD(em_pair_products, right) \
+        FIELD(em_pair_products, count) FIELD(em_pair_products, inner) FIELD(em_pair_products, output) \
+        FIELD(em_pair_products, height) FIELD(em_pair_products, width) \
+    STRUCT(em_slot_logits) FIELD(em_slot_logits, input) FIELD(em_slot_logits, slots) \
+        FIELD(em_slot_logits, gain) FIELD(em_slot_logits, scale) FIELD(em_slot_logits, factor) \
+        FIELD(em_slot_logits, logits) FIELD(em_slot_logits, unit_slots) FIELD(em_slot_logits, unit_input) \
+        FIELD(em_slot_logits, hidden_size) FIELD(em_slot_logits, slot_count) \
+    STRUCT(em_dispatch) FIELD(em_dispatch, logits) FIELD(em_dispatch, input) FIELD(em_dispatch, slots) \
+        FIELD(em_dispatch, slot_count) FIELD(em_dispatch, hidden_size) \
+    STRUCT(em_slot_ffn) FIELD(em_slot_ffn, slots) FIELD(em_slot_ffn, first) FIELD(em_slot_ffn, count) \
+        FIELD(em_slot_ffn, up) FIELD(em_slot_ffn, down) FIELD(em_slot_ffn, output) \
+        FIELD(em_slot_ffn, activation) FIELD(em_slot_ffn, biases) FIELD(em_slot_ffn, slot_count) \
+        FIELD(em_slot_ffn, hidden_size) FIELD(em_slot_ffn, intermediate_size) \
+    STRUCT(em_collect) FIELD(em_collect, logits) FIELD(em_collect, values) FIELD(em_collect, output) \
+        FIELD(em_collect, slot_count) FIELD(em_collect, hidden_size) \
     STRUCT(em_operation) FIELD(em_operation, kind) FIELD(em_operation, reserved) FIELD(em_operation, as) \
     STRUCT(em_scratch) FIELD(em_scratch, data) FIELD(em_scratch, bytes) \
     STRUCT(em_program_times) FIELD(em_program_times, operations) FIELD(em_program_times, elapsed_ns) \
@@ -1056,6 +1293,12 @@ typedef struct em_choose_blocks {
         FIELD(em_pager_setup, arena) FIELD(em_pager_setup, slots) FIELD(em_pager_setup, tickets) \
         FIELD(em_pager_setup, counters) FIELD(em_pager_setup, failure) FIELD(em_pager_setup, policy) \
         FIELD(em_pager_setup, slot_bytes) FIELD(em_pager_setup, timeout_us) FIELD(em_pager_setup, slot_count) \
-        FIELD(em_pager_setup, layers) FIELD(em_pager_setup, experts) FIELD(em_pager_setup, reserved)
+        FIELD(em_pager_setup, layers) FIELD(em_pager_setup, experts) FIELD(em_pager_setup, reserved) \
+    STRUCT(em_row_pager_setup) FIELD(em_row_pager_setup, source) FIELD(em_row_pager_setup, arena) \
+        FIELD(em_row_pager_setup, slots) FIELD(em_row_pager_setup, crc32c) FIELD(em_row_pager_setup, counters) \
+        FIELD(em_row_pager_setup, failure) FIELD(em_row_pager_setup, offset) \
+        FIELD(em_row_pager_setup, row_bytes) FIELD(em_row_pager_setup, timeout_us) \
+        FIELD(em_row_pager_setup, descriptor) FIELD(em_row_pager_setup, row_count) \
+        FIELD(em_row_pager_setup, rows_per_page) FIELD(em_row_pager_setup, slot_count)
 
 #endif

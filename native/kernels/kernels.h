@@ -145,6 +145,7 @@ typedef void em_channels_kernel(float *state, const em_channels_row *row, const 
  *   clamped_silu:  g / (1 + exp(-(alpha * g))) * (u + offset), where g = min(gate, limit), u = max(min(up, limit), -limit)
  *   capped_silu:   min(gate / (1 + exp(-gate)), limit) * max(min(up, limit), -limit)
  *   gelu_tanh:     gate / (1 + exp(-(gate * (gate * gate * cubic + linear)))) * up
+ *   gelu:          (max(gate, 0) - |gate| * tail) * up, as elementwise/activation.h has it
  *   relu:          max(gate, 0) * up
  *   relu2:         max(gate, 0) * max(gate, 0) * up
  * A NaN stays one. */
@@ -204,7 +205,7 @@ EM_VARYING_FORMATS(EM_DECLARE_PANELS)
     float em_sum_squares_##isa(const float *input, int32_t count);                                                    \
     float em_exponentials_##isa(float *values, int32_t count, float shift);                                           \
     em_activation_kernel em_silu_##isa, em_clamped_silu_##isa, em_gelu_tanh_##isa, em_relu_##isa, em_relu2_##isa;     \
-    em_activation_kernel em_capped_silu_##isa;                                                                        \
+    em_activation_kernel em_capped_silu_##isa, em_gelu_##isa;                                                         \
     void em_to_half_##isa(const float *input, uint16_t *output, int32_t count);                                       \
     void em_to_q8_##isa(const float *input, int8_t *values, uint16_t *scales, int32_t count);                         \
     em_scores_kernel em_scores_f32_##isa, em_scores_f16_##isa, em_scores_q8_##isa;                                    \

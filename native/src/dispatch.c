@@ -39,7 +39,8 @@
                      [EM_FUNCTION_GELU_TANH] = em_gelu_tanh_##vectors,                                         \
                      [EM_FUNCTION_RELU] = em_relu_##vectors,                                                   \
                      [EM_FUNCTION_RELU2] = em_relu2_##vectors,                                                 \
-                     [EM_FUNCTION_CAPPED_SILU] = em_capped_silu_##vectors},                                    \
+                     [EM_FUNCTION_CAPPED_SILU] = em_capped_silu_##vectors,                                     \
+                     [EM_FUNCTION_GELU] = em_gelu_##vectors},                                                  \
         .to_half = em_to_half_##vectors,                                                                       \
         .to_q8 = em_to_q8_##vectors,                                                                           \
         .scores = {[EM_F32] = em_scores_f32_##vectors,                                                         \

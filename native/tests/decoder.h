@@ -39,7 +39,14 @@ enum {
     BLOCKS = EM_PAGE_TOKENS / RATE,
     GATED_STREAMS = 4, /* each as wide as a head */
     PAGE_BLOCKS = 16,
-    OPERATIONS = 80, /* at most, with one that begins to read experts */
+    RETRIEVERS = 2,
+    KEYS = 10,
+    RETRIEVED = 3,
+    NEURON_BYTES = 512, /* of which 2 * WIDTH halves are weights */
+    NEURONS_PER_PAGE = 8,
+    NEURON_PAGES = (KEYS * KEYS + NEURONS_PER_PAGE - 1) / NEURONS_PER_PAGE,
+    MIX_SLOTS = 6, /* of two experts */
+    OPERATIONS = 96, /* at most, with one that begins to read experts */
 };
 
 static inline em_matrix random_matrix(int32_t format, int32_t rows, int32_t columns) {
@@ -99,6 +106,10 @@ typedef struct model {
     uint16_t single_scales[PAGES][EM_PAGE_TOKENS][1];
     float block_scores[2][PAGES][BLOCKS], table[VOCABULARY][USED], named_weights[TOKENS][USED];
     int32_t seen[TOKENS][PAGES], named[TOKENS][USED];
+    float halves[2][TOKENS][RETRIEVERS * KEYS], retrieved_weights[TOKENS][RETRIEVERS * RETRIEVED];
+    int32_t retrieved[TOKENS][RETRIEVERS * RETRIEVED], neuron_slots[NEURON_PAGES];
+    float slot_logits[TOKENS][MIX_SLOTS], mix_slots[MIX_SLOTS][WIDTH], slot_results[MIX_SLOTS][WIDTH];
+    float slot_vectors[MIX_SLOTS][WIDTH], variance[EXPERTS], mixture[TOKENS][WIDTH], pairs[TOKENS][4 * 9];
     void *owned[OPERATIONS];
     int32_t owned_count;
 } model;
@@ -114,6 +125,12 @@ static inline em_matrix owned_matrix(model *m, int32_t format, int32_t rows, int
     CHECK(m->owned_count < OPERATIONS);
     m->owned[m->owned_count++] = (void *)(uintptr_t)matrix.data;
     return matrix;
+}
+
+/* A matrix that has rows of WIDTH whole. */
+static inline em_matrix owned_rows(model *m, int32_t format, int32_t rows) {
+    const int32_t panel = EM_PANEL_ROWS * EM_GROUP_COLUMNS;
+    return owned_matrix(m, format, (rows * WIDTH + panel - 1) / panel * EM_PANEL_ROWS, EM_GROUP_COLUMNS);
 }
 
 static inline em_linear_part part_of(em_matrix matrix, const float *bias, float *output) {
@@ -292,6 +309,23 @@ static inline void add_streams(model *m) {
         .count = STREAMS, .output = *m->hidden, .hidden_size = WIDTH};
 }
 
+static inline void add_trees(model *m) {
+    const int32_t depth = 3, nodes = 2 * 7, leaves = 2 * 8, leaf_width = 2;
+    em_tree_ffn *tree = &add(m, EM_TREE_FFN)->as.tree_ffn;
+    *tree = (em_tree_ffn){.input = *m->normed, .node_bias = m->bias, .leaf_bias = m->norm, .trees = 2, .depth = depth,
+                          .leaf_width = leaf_width, .output = *m->shared,
+                          .activation = {.function = EM_FUNCTION_RELU}, .hidden_size = WIDTH};
+    tree->nodes = owned_rows(m, EM_F16, nodes);
+    tree->leaf_in = owned_rows(m, EM_F32, leaves * leaf_width);
+    tree->out = owned_rows(m, EM_F16, leaves * leaf_width);
+    em_tree_ffn *plain = &add(m, EM_TREE_FFN)->as.tree_ffn;
+    *plain = *tree;
+    plain->input = *m->shared, plain->output = *m->normed, plain->trees = 1, plain->leaf_width = 0;
+    plain->leaf_in = (em_matrix){0}, plain->leaf_bias = NULL;
+    plain->nodes = owned_rows(m, EM_F32, 15);
+    plain->out = owned_rows(m, EM_F16, 15);
+}
+
 static inline void add_compressed_attention(model *m, int32_t cache_format) {
     em_linear *in = &add(m, EM_LINEAR)->as.linear;
     *in = (em_linear){.input = *m->normed, .parts_count = 4, .scale = 1};
@@ -350,6 +384,9 @@ static inline void add_moe(model *m) {
     add(m, EM_TABLE_ROUTE)->as.table_route = (em_table_route){
         .ids = m->ids, .table = *m->table, .logits = *m->logits, .num_experts = EXPERTS, .epsilon = 1e-20f, .scale = 1.5f,
         .experts = *m->named, .weights = *m->named_weights, .top_k = USED, .vocab_size = VOCABULARY};
+    add(m, EM_LEVEL_ROUTE)->as.level_route = (em_level_route){ /* of 2 groups, each with 4 experts, 10 numbers of a row */
+        .logits = *m->hidden, .levels = {{2, 1}, {4, 2}}, .levels_count = 2, .renormalise = 1, .scale = 1,
+        .experts = *m->named, .weights = *m->named_weights, .numbers = 2 + 8, .top_k = USED};
     add(m, EM_CAPACITY)->as.capacity = (em_capacity){ /* never reached: it counts the choices of a run */
         .experts = *m->chosen, .weights = *m->weights, .num_experts = EXPERTS, .capacity = TOKENS * USED, .top_k = USED};
     em_gated_ffn *shared = &add(m, EM_GATED_FFN)->as.gated_ffn;
@@ -415,6 +452,28 @@ static inline void add_moe(model *m) {
         .hidden_size = WIDTH, .scale = 0.3f, .factor = m->bias};
 }
 
+/* Neurons that two heads retrieve, whose pages lie in the arena in another order. */
+static inline void add_neurons(model *m) {
+    em_linear *in = &add(m, EM_LINEAR)->as.linear;
+    *in = (em_linear){.input = *m->normed, .parts_count = 2, .scale = 1};
+    for (int i = 0; i < 2; i++) {
+        in->parts[i] = part_of(owned_matrix(m, EM_F16, RETRIEVERS * KEYS, WIDTH), NULL, *m->halves[i]);
+    }
+    add(m, EM_RETRIEVE_BY_KEYS)->as.retrieve_by_keys = (em_retrieve_by_keys){
+        .first = *m->halves[0], .second = *m->halves[1], .heads = RETRIEVERS, .experts = *m->retrieved,
+        .weights = *m->retrieved_weights, .scoring = EM_SCORING_SOFTMAX, .keys = KEYS, .retrieved = RETRIEVED};
+    /* A panel of 16 rows and 32 columns in float16 has 1024 bytes. */
+    const em_matrix arena = owned_matrix(m, EM_F16, NEURON_PAGES * NEURONS_PER_PAGE * NEURON_BYTES / 64, 32);
+    for (int32_t i = 0; i < NEURON_PAGES; i++) m->neuron_slots[i] = NEURON_PAGES - 1 - i;
+    add(m, EM_NEURONS)->as.neurons = (em_neurons){
+        .input = *m->normed, .experts = *m->retrieved, .weights = *m->retrieved_weights, .arena = arena.data,
+        .slots = m->neuron_slots,
+        .layout = {.element = EM_ELEMENT_F16, .neuron_bytes = NEURON_BYTES, .neurons_per_page = NEURONS_PER_PAGE},
+        .count = KEYS * KEYS, .activation = {.function = EM_FUNCTION_GELU}, .output = *m->hidden, .scale = 0.5f,
+        .accumulate = 1, .hidden_size = WIDTH, .top_k = RETRIEVERS * RETRIEVED, .slot_count = NEURON_PAGES,
+        .slot_bytes = NEURONS_PER_PAGE * NEURON_BYTES, .page_count = NEURON_PAGES};
+}
+
 /* The residual stream as four of a quarter of its width. */
 static inline void add_gated_streams(model *m) {
     add(m, EM_READ_STREAMS)->as.read_streams = (em_read_streams){
@@ -453,6 +512,40 @@ static inline void add_choice(model *m, int32_t cache_format) {
         .base = *m->hidden, .result = *m->attended, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
 }
 
+/* What Soft MoE and muMoE compute. A slot is a mean of all rows of a run, so no later operation reads what slots give. */
+static inline void add_mixtures(model *m) {
+    add(m, EM_BATCH_NORM)->as.batch_norm = (em_batch_norm){
+        .values = *m->logits, .mean = m->bias, .variance = m->variance, .epsilon = 1e-5f, .columns = EXPERTS};
+    add(m, EM_ENTMAX)->as.entmax = (em_entmax){.values = *m->logits, .num_experts = EXPERTS};
+    em_linear *factors = &add(m, EM_LINEAR)->as.linear;
+    *factors = (em_linear){.input = *m->logits, .parts_count = 1, .scale = 1, .columns = EXPERTS};
+    factors->parts[0] = part_of(owned_matrix(m, EM_F32, WIDTH, EXPERTS), NULL, *m->mixture);
+    add(m, EM_PAIR_PRODUCTS)->as.pair_products = (em_pair_products){
+        .left = *m->mixture, .right = *m->hidden, .count = 1, .inner = 8, .output = *m->pairs, .height = 4, .width = 9};
+    add(m, EM_PAIR_PRODUCTS)->as.pair_products = (em_pair_products){
+        .left = *m->mixture, .right = *m->hidden, .count = WIDTH, .inner = 1, .output = *m->agreed, .height = 1, .width = 1};
+    add(m, EM_MIX)->as.mix = (em_mix){
+        .base = *m->hidden, .result = *m->agreed, .output = *m->hidden, .hidden_size = WIDTH, .scale = 0.1f};
+    add(m, EM_LEAST_WEIGHT)->as.least_weight = (em_least_weight){.weights = *m->weights, .least = 0.3f, .top_k = USED};
+    add(m, EM_SLOT_LOGITS)->as.slot_logits = (em_slot_logits){
+        .input = *m->hidden, .slots = *m->slot_vectors, .gain = m->norm, .scale = m->norm, .factor = 2, .logits = *m->slot_logits,
+        .unit_slots = 1, .unit_input = 1, .hidden_size = WIDTH, .slot_count = MIX_SLOTS};
+    add(m, EM_DISPATCH)->as.dispatch = (em_dispatch){
+        .logits = *m->slot_logits, .input = *m->hidden, .slots = *m->mix_slots, .slot_count = MIX_SLOTS, .hidden_size = WIDTH};
+    for (int32_t expert = 0; expert < 2; expert++) {
+        em_slot_ffn *ffn = &add(m, EM_SLOT_FFN)->as.slot_ffn;
+        *ffn = (em_slot_ffn){.slots = *m->mix_slots, .first = expert * MIX_SLOTS / 2, .count = MIX_SLOTS / 2,
+                             .output = *m->slot_results, .activation = {.function = EM_FUNCTION_RELU},
+                             .biases = {NULL, m->bias + 1, m->bias}, .slot_count = MIX_SLOTS, .hidden_size = WIDTH,
+                             .intermediate_size = FFN};
+        ffn->up = owned_matrix(m, EM_Q8, FFN, WIDTH);
+        ffn->down = owned_matrix(m, EM_Q4, WIDTH, FFN);
+    }
+    add(m, EM_COLLECT)->as.collect = (em_collect){
+        .logits = *m->slot_logits, .values = *m->slot_results, .output = *m->mixture, .slot_count = MIX_SLOTS,
+        .hidden_size = WIDTH};
+}
+
 static inline model *make_model_with(int32_t cache_format) {
     random_state = 88172645u;
     model *m = calloc(1, sizeof *m);
@@ -468,6 +561,8 @@ static inline model *make_model_with(int32_t cache_format) {
     for (int i = 0; i < WIDTH * LATENT_ROTARY; i++) {
         m->channel_rates[i / LATENT_ROTARY][i % LATENT_ROTARY] = -1.5f - random_float();
     }
+    for (int i = 0; i < MIX_SLOTS * WIDTH; i++) m->slot_vectors[i / WIDTH][i % WIDTH] = random_float();
+    for (int i = 0; i < EXPERTS; i++) m->variance[i] = 1.1f + random_float();
     /* What lies in states and rings before the first position is never read. */
     memset(m->states, 0xff, sizeof m->states);
     memset(m->scan_states, 0xff, sizeof m->scan_states);
@@ -495,8 +590,11 @@ static inline model *make_model_with(int32_t cache_format) {
     add_compressed_attention(m, cache_format);
     add_streams(m);
     add_moe(m);
+    add_neurons(m);
     add_gated_streams(m);
     add_choice(m, cache_format);
+    add_mixtures(m);
+    add_trees(m);
     return m;
 }
 

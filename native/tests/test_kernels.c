@@ -236,10 +236,16 @@ static void test_elementwise(int32_t count) {
     for (int32_t i = 0; i < count; i++) CHECK(results[0][i] == (b[i] > 0 ? b[i] : 0) * a[i]);
     compare_activations(&relu2, b, a, results, count);
     for (int32_t i = 0; i < count; i++) CHECK(results[0][i] == (b[i] > 0 ? b[i] * b[i] : 0) * a[i]);
+    const em_activation normal = {.function = EM_FUNCTION_GELU};
+    compare_activations(&normal, b, a, results, count);
+    for (int32_t i = 0; i < count; i++) {
+        const double g = b[i], gated = 0.5 * g * erfc(-g * 0.70710678118654752) * a[i];
+        CHECK(fabs(results[0][i] - gated) <= 1e-6 * fabs(gated) + 1e-6 * fabs(a[i]) * exp(-fabs(g)) + 1e-36);
+    }
     const float strange[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 3e38f, -3e38f};
     for (int32_t i = 0; i < count; i++) a[i] = strange[i % 7], b[i] = strange[i / 7 % 7];
-    const em_activation *const all[] = {&clamped, &gelu, &relu, &relu2, &capped};
-    for (int32_t kind = 0; kind < 5; kind++) {
+    const em_activation *const all[] = {&clamped, &gelu, &relu, &relu2, &capped, &normal};
+    for (int32_t kind = 0; kind < 6; kind++) {
         compare_activations(all[kind], a, b, results, count);
         for (int32_t i = 0; i < count; i++) CHECK(isnan(results[0][i]) || (!isnan(a[i]) && !isnan(b[i])));
     }

@@ -137,3 +137,11 @@ def test_experts_of_unlike_widths_are_not_merged(exact: Store) -> None:
     with pytest.raises(UsageError, match="experts of one width in layer 3, found widths of 64 and 72"):
         check_widths(layouts, 3)
     check_widths(layouts[:1], 3)
+
+
+def test_the_experts_of_a_router_of_levels_stay_as_many(tmp_path: Path) -> None:
+    """The sizes of its levels say how many there are."""
+    golden = Path(__file__).parent.parent / "golden" / "carrier_levels"
+    store = Store.open(convert_checkpoint(str(golden), tmp_path / "levels", experts="q4", dense="q8"))
+    with pytest.raises(UsageError, match="expected a router of one level, found several"):
+        check_store(store)

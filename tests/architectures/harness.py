@@ -14,6 +14,7 @@ from edgemoe.architectures import SourceSlice, model_spec, resolve, tail_in
 from edgemoe.engine.decoder import Decoder
 from edgemoe.engine.workspace import Workspace
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.blocks import Blocks, pack
 from edgemoe.kernels.formats import FORMATS, PANEL_ROWS, Matrix, panel_count
 from edgemoe.kernels.reference.backend import ReferenceBackend
@@ -21,6 +22,7 @@ from edgemoe.model.blocks import RoutedExperts
 from edgemoe.model.build import HEAD_ROWS, build_graph
 from edgemoe.model.spec import ModelSpec
 from edgemoe.store.layouts import packed_layout
+from tests.kernels.builders import aligned, aligned_copy
 from tests.support.matrices import interleave_panels
 
 Tensors = dict[str, np.ndarray]
@@ -57,6 +59,13 @@ def load_reference(folder: Path) -> Reference:
 
 def take_slice(tensors: Tensors, where: SourceSlice) -> np.ndarray:
     tensor = tensors[where.tensor]
+    if where.row_width:
+        return tensor.reshape(-1, where.row_width)[where.row_start : where.row_stop : where.row_step]
+    if where.whole_rows:
+        numbers = (tensor.swapaxes(1, 2) if where.transposed else tensor).reshape(-1)
+        padded = np.zeros(-(-len(numbers) // 512) * 512, np.float32)
+        padded[: len(numbers)] = numbers
+        return np.ascontiguousarray(padded.reshape(-1, 32, 16).swapaxes(1, 2)).reshape(-1, 32)
     if where.height:
         tensor = tensor.reshape(-1, where.height, tensor.shape[-1])
     whole = tensor if where.index is None else tensor[where.index]
@@ -76,9 +85,19 @@ class Reference:
     """A checkpoint that has been read: `logits` of a sequence."""
 
     def __init__(self, config: dict[str, Any], tensors: Tensors, context_length: int = 512) -> None:
-        self.spec = model_spec(config)
         places = resolve(config, {name: tensor.shape for name, tensor in tensors.items()})
         weights = {name: take_slice(tensors, where) for name, where in places.items()}
+        self._open(model_spec(config), weights, context_length, ReferenceBackend())
+
+    @classmethod
+    def of(cls, spec: ModelSpec, weights: Tensors, backend: Backend, context_length: int = 512) -> Reference:
+        """A model of these weights, by their names in the specification, on kernels of any backend."""
+        made = cls.__new__(cls)
+        made._open(spec, weights, context_length, backend)
+        return made
+
+    def _open(self, spec: ModelSpec, weights: Tensors, context_length: int, backend: Backend) -> None:
+        self.spec = spec
         assert {name: weight.shape for name, weight in weights.items()} == self.spec.tensors()
         layouts = [self._layouts(layer.routed) for layer in self.spec.layers]
         arena, slots = self._experts(weights, layouts)
@@ -96,7 +115,6 @@ class Reference:
         if inputs is not None:
             inputs.group.table[0] = np.arange(inputs.group.pages)
         self._inputs = inputs
-        backend = ReferenceBackend()
         encoder = decoder.encode({"fetch", "guess"})
         self._encoder = backend.program(encoder) if encoder else None
         self._whole, self._head = backend.program(decoder.whole()), backend.program(decoder.head)
@@ -109,6 +127,12 @@ class Reference:
         self._space.input_ids[: len(ids)] = ids
         self._space.input_positions[: len(ids)] = np.arange(len(ids))
         self._encoder.run(len(ids))
+
+    def encoded(self, ids: np.ndarray) -> np.ndarray:
+        """The result of the encoder for an input, `(T, D)`."""
+        self.encode(ids)
+        result: np.ndarray = self._space.input_residual[: len(ids)].copy()
+        return result
 
     def logits(self, ids: np.ndarray, kept: np.ndarray | None = None, chunk_tokens: int = CHUNK_TOKENS) -> np.ndarray:
         """Logits `(len(kept), V)` after the tokens at the positions `kept` (all of them when None)."""
@@ -156,7 +180,7 @@ class Reference:
                     record.append(padded.view(np.uint8))
                 records.append(np.concatenate(record))
         size = max((len(record) for record in records), default=0)
-        arena = np.zeros((len(records), size), np.uint8)
+        arena = aligned((len(records), size), np.uint8)
         for slot, record in enumerate(records):
             arena[slot, : len(record)] = record
         return arena, slots
@@ -168,7 +192,7 @@ def _resident(spec: ModelSpec, weights: Tensors) -> dict[str, Matrix | np.ndarra
         if ".experts." in name or name.endswith((".gate", ".up")):
             continue
         resident[name] = _matrix(weight) if weight.ndim == 2 else weight
-        if name.endswith((".ffn.down", ".shared.down")):
+        if name.endswith((".ffn.down", ".shared.down")) or (".slot_experts." in name and name.endswith(".down")):
             prefix = name.removesuffix(".down")
             name, matrix = _gate_up(weights, prefix)
             resident[name] = matrix
@@ -176,7 +200,7 @@ def _resident(spec: ModelSpec, weights: Tensors) -> dict[str, Matrix | np.ndarra
 
 
 def _matrix(values: np.ndarray) -> Matrix:
-    return Matrix(pack(Blocks(F32, values)), F32, *values.shape)
+    return Matrix(aligned_copy(pack(Blocks(F32, values))), F32, *values.shape)
 
 
 def _gate_up(weights: Tensors, prefix: str) -> tuple[str, Matrix]:
@@ -187,7 +211,7 @@ def _gate_up(weights: Tensors, prefix: str) -> tuple[str, Matrix]:
     gate = _matrix(weights[prefix + ".gate"])
     panels = panel_count(gate.rows)
     both = interleave_panels(gate, up)
-    return prefix + ".gate_up", Matrix(both, F32, 2 * panels * PANEL_ROWS, gate.columns)
+    return prefix + ".gate_up", Matrix(aligned_copy(both), F32, 2 * panels * PANEL_ROWS, gate.columns)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgemoe.conversion.switch_shapes import SWITCH_SHAPES
+
 MIXTRAL_8X7B: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
     "attention_dropout": 0.0,
@@ -278,6 +280,54 @@ SMOLLM2_135M: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 49152,
 }
+
+CARRIER_PEER: dict[str, Any] = {
+    "architectures": ["EdgemoeCarrierForCausalLM"],
+    "bos_token_id": 0,
+    "dim_key": 64,
+    "eos_token_id": 0,
+    "ffn": "peer",
+    "head_dim": 64,
+    "hidden_act": "gelu",
+    "hidden_size": 256,
+    "max_position_embeddings": 512,
+    "model_type": "edgemoe_carrier",
+    "num_attention_heads": 4,
+    "num_experts": 4096,
+    "num_experts_per_head": 16,
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 2,
+    "peer_heads": 4,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "vocab_size": 4096,
+}
+"""edgemoe's own: a small model with experts of one neuron."""
+
+CARRIER_FFF: dict[str, Any] = {
+    "architectures": ["EdgemoeCarrierForCausalLM"],
+    "bos_token_id": 0,
+    "depth": 5,
+    "eos_token_id": 0,
+    "ffn": "fff",
+    "head_dim": 64,
+    "hidden_act": "gelu",
+    "hidden_size": 256,
+    "leaf_width": 96,
+    "max_position_embeddings": 512,
+    "model_type": "edgemoe_carrier",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "vocab_size": 4096,
+}
+"""edgemoe's own: `models/carriers`."""
 
 GRANITE_SHARED: dict[str, Any] = GRANITE_1B_A400M | {
     "architectures": ["GraniteMoeSharedForCausalLM"],
@@ -2822,6 +2872,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "Phi-3.5-MoE-instruct": (PHI35_MOE, 41_873_153_344),
     "Llama-3.1-8B": (LLAMA_31_8B, 8_030_261_248),
     "SmolLM2-135M": (SMOLLM2_135M, 134_515_008),
+    "carrier with neurons": (CARRIER_PEER, 15800576),
+    "carrier with trees": (CARRIER_FFF, 11_734_970),
 }
 """Each config with the number of parameters of its weights, of layers that predict further tokens (MTP) none."""
 
@@ -2845,6 +2897,7 @@ ALL_FAMILIES: dict[str, dict[str, Any]] = {
         _GEMMA4_TEXT,
         _GEMMA4_TEXT | {"model_type": "gemma4"},  # as a GGUF's config is: all keys in one object
         STEP_35_FLASH | {"model_type": "step3p7"},  # all keys in one object
+        SWITCH_SHAPES["edgemoe-mixtures"],  # edgemoe's own
     ]
 }
 """One config of each family."""

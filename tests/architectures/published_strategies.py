@@ -110,7 +110,33 @@ def _each(values: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[
     return st.lists(values, min_size=count, max_size=count)
 
 
+@st.composite
+def carrier(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    config = _without(config, "intermediate_size", "rope_parameters")
+    if draw(st.booleans()):
+        sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+        return config | {
+            "ffn": "moe",
+            "level_top_k": [draw(st.integers(1, min(size, 2))) for size in sizes],
+            "levels": sizes,
+            "moe_intermediate_size": draw(st.integers(1, 40)),
+            "norm_topk_prob": draw(st.booleans()),
+            "rope_theta": draw(_THETAS),
+        }
+    width = draw(st.integers(0, 40))
+    return config | {
+        "depth": draw(st.integers(1, 6)),
+        "ffn": "fff",
+        "hidden_act": draw(st.sampled_from(["gelu", "relu", "silu", "gelu_pytorch_tanh"])),
+        "leaf_output_bias": width > 0 and draw(st.booleans()),
+        "leaf_width": width,
+        "rope_theta": draw(_THETAS),
+        "trees": draw(st.integers(1, 3)),
+    }
+
+
 OWN_CONFIGS: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[dict[str, Any]]]] = {
+    "edgemoe_carrier": carrier,
     "git": grok_2,
     "grove_moe": grove_moe,
     "smallthinker": smallthinker,

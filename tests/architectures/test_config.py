@@ -47,6 +47,7 @@ from tests.architectures.published import (
     ALL_FAMILIES,
     ARCTIC_INSTRUCT,
     AXK1,
+    CARRIER_FFF,
     DBRX_INSTRUCT,
     DEEPSEEK_MOE_16B,
     DEEPSEEK_V2,
@@ -1620,3 +1621,40 @@ def test_any_config_is_a_model_or_one_clear_error(config, changes, removed):
         if mixer.rope is not None:
             cosine, _ = rope_tables(replace(mixer.rope, rotated=min(mixer.rope.rotated, 256)), 3)
             assert np.isfinite(cosine).all()
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"ffn": "tree"}, 'ffn is "tree"; edgemoe implements "dense" or "fff" or "moe" or "peer" only'),
+        ({"ffn": None}, "ffn is null"),
+        ({"depth": 25}, "depth is 25; expected a whole number from 1 to 24"),
+        ({"depth": 24, "leaf_width": 4096}, "depth is 24; expected fewer than the 68719476736 neurons that it means"),
+        (
+            {"depth": 6, "intermediate_size": 3072},
+            "depth is 6; expected a tree that the 3072 neurons of intermediate_size allow, found 64 leaves of 96",
+        ),
+        ({"leaf_width": None, "intermediate_size": 31}, "31 neurons of intermediate_size allow, found 63 nodes"),
+    ],
+)
+def test_trees_that_cannot_be_are_refused(changes, words):
+    assert words in refusal(CARRIER_FFF | changes)
+
+
+@every_case(
+    ("changes", "words"),
+    [
+        ({"levels": [4, 8], "level_top_k": [2]}, "level_top_k has 1 numbers; expected one for each of 1 to 8 levels"),
+        ({"levels": [4, 8], "level_top_k": [2, 9]}, "level_top_k is 9 at a level of 8; expected at most its size"),
+        ({"levels": [4, 8], "level_top_k": [2, 2], "num_experts": 30}, "levels of 4 x 8; expected them to make the 30"),
+        (
+            {"levels": [4, 8], "level_top_k": [2, 2], "num_experts_per_tok": 2},
+            "level_top_k of 2 x 2; expected them to make the 2 of num_experts_per_tok",
+        ),
+        ({"levels": [4, 0], "level_top_k": [2, 2]}, "levels holds 0; expected whole numbers from 1"),
+        ({"levels": [4, 8]}, "level_top_k has 0 numbers"),
+    ],
+)
+def test_levels_that_contradict_the_experts_are_refused(changes, words):
+    config = without(CARRIER_FFF, "depth", "leaf_width", "hidden_act") | {"ffn": "moe", "moe_intermediate_size": 20}
+    assert words in refusal(config | changes)

@@ -18,6 +18,7 @@ from edgemoe.errors import SourceError
 from tests.architectures.harness import Reference, load_checkpoint, load_reference, relative_error
 from tests.golden.cases import ENCODER_CASES, INPUT_TOKENS
 
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name == "edgemoe_mixture" else ()) for name in ENCODER_CASES]
 GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
 
@@ -26,7 +27,7 @@ def golden_of(name: str) -> Any:
     return np.load(GOLDEN / name / "golden.npz")
 
 
-@pytest.mark.parametrize("name", ENCODER_CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_agree_with_the_golden_ones(name: str) -> None:
     golden, model = golden_of(name), load_reference(GOLDEN / name)
     model.encode(golden["input"])
@@ -70,7 +71,7 @@ def test_each_part_of_switch_transformers_shows(change: dict[str, Any] | str) ->
         np.testing.assert_allclose(found * 40**-0.5, golden["logits"], atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=ENCODER_CASES)
+@pytest.fixture(scope="module", params=NAMES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoders") / request.param
     return convert_checkpoint(str(GOLDEN / request.param), folder, experts="f32", dense="f32")

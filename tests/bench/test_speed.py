@@ -30,7 +30,7 @@ WORK = TokenWork(
     rest_bytes=100.0,
 )
 RATES = MachineRates(memory_bytes_per_s=10.0, disk_bytes_per_s=4.0)
-IDEAL = Assumptions(memory_share=1.0, disk_share=1.0, layer_s=0.0, dense_layer_s=0.0)
+IDEAL = Assumptions(memory_share=1.0, kernel_share=1.0, disk_share=1.0, layer_s=0.0, dense_layer_s=0.0)
 
 works = st.builds(
     TokenWork,
@@ -76,6 +76,15 @@ def test_reads_hide_behind_experts_that_take_longer() -> None:
     shared = dataclasses.replace(WORK, shared_bytes=80.0)  # 4 s a layer, beside which a read of 5 s ends a second late
     assert token_seconds(shared, 1.0, RATES, IDEAL) == pytest.approx(22.0)
     assert token_seconds(shared, 0.0, RATES, IDEAL) == pytest.approx(10 + 2 * 11)
+
+
+def test_kernels_slower_than_the_memory_bound_experts_alone() -> None:
+    slow = dataclasses.replace(RATES, kernel_bytes_per_s=2.0)
+    assert token_seconds(WORK, 1.0, RATES, IDEAL) == pytest.approx(10 + 4)
+    assert token_seconds(WORK, 1.0, slow, IDEAL) == pytest.approx(10 + 20)
+    assert predict_speed(WORK, 1.0, slow).high == pytest.approx(2.0 / 40)
+    fast = dataclasses.replace(RATES, kernel_bytes_per_s=1e3)
+    assert predict_speed(WORK, 1.0, fast) == predict_speed(WORK, 1.0, RATES)
 
 
 def test_layers_cost_a_fixed_time_that_streaming_makes_longer() -> None:

@@ -27,9 +27,11 @@ def test_a_conversion_is_shown_with_rate_and_time_left() -> None:
     report = Report(bar)
     report.conversion(Progress("a.safetensors", 1 << 20, 2 << 30, 0, None, None))
     report.conversion(Progress("a.safetensors", 1 << 30, 2 << 30, 0, 16 << 20, 64.0))
+    report.conversion(Progress("layer 2 of 4", 1 << 20, 4 << 20, 0, None, None, comparing=True))
     assert bar.shown == [
         ("converting a.safetensors", 1 << 20, 2 << 30, "1.0 MiB of 2.00 GiB"),
         ("converting a.safetensors", 1 << 30, 2 << 30, "1.00 GiB of 2.00 GiB · 16.0 MiB/s · about 1 min 4 s left"),
+        ("comparing layer 2 of 4", 1 << 20, 4 << 20, "1.0 MiB of 4.0 MiB"),
     ]
 
 

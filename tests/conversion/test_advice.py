@@ -19,7 +19,8 @@ def plan(*formats: str, bits: float = 0.0) -> Any:
     """A plan with a matrix in each format, of `bits` for a weight in sub1."""
     share = int(bits * ROWS * COLUMNS / 8)
     places = [
-        Place(f"p{n}", "f", 0, ROWS, COLUMNS, EXPERT_FORMATS[name], 0, 0, share) for n, name in enumerate(formats)
+        Place(f"p{n}", "f", 0, ROWS, COLUMNS, EXPERT_FORMATS[name], 0, share_bytes=share)
+        for n, name in enumerate(formats)
     ]
     return SimpleNamespace(pieces=[SimpleNamespace(place=place, repeats=False) for place in places])
 

@@ -16,12 +16,13 @@ from edgemoe.architectures import model_spec
 from edgemoe.conversion.bits import NAMES
 from edgemoe.conversion.calibration import advice, layers, passing
 from edgemoe.conversion.calibration.layers import within
-from edgemoe.conversion.calibration.settings import Calibration, Windows
+from edgemoe.conversion.calibration.settings import Calibration, TextTokens, Windows
 from edgemoe.conversion.calibration.weights import SourceWeights, StoreWeights
 from edgemoe.conversion.expert_formats import ExpertFormats
 from edgemoe.conversion.formats import FormatChoice
 from edgemoe.conversion.opening import open_source
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.conversion.progress import Progress
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import SourceError, UsageError
@@ -40,10 +41,10 @@ from tests.support.checkpoints import (
 TEXT = "a text"
 
 
-def tokenise(files: Mapping[str, bytes], vocabulary: int, text: str, tokens: int) -> tuple[np.ndarray, tuple[int, ...]]:
+def tokenise(files: Mapping[str, bytes], vocabulary: int, text: str, tokens: int) -> TextTokens:
     """Stands for a tokenizer: a text's length is its number of tokens in tens."""
     ids = np.random.default_rng(1).integers(1, vocabulary // 2, 10 * len(text)).astype(np.int32)
-    return ids[:tokens], (0,)
+    return TextTokens(ids[:tokens], (0,))
 
 
 def calibration(text: str = 60 * TEXT, **options: Any) -> Calibration:
@@ -142,13 +143,19 @@ def test_what_is_lost_on_held_out_text_is_told_as_the_engine_has_it(
     found: list[Any] = []
     monkeypatch.setattr(advice, "advice", lambda plan, loss: found.append(loss) or ["And so on."])
     said: list[str] = []
+    told: list[Progress] = []
     measured = calibration(tokens=200, held_out=600)
-    store = convert_checkpoint(source, tmp_path / "store", **options, calibration=measured, notice=said.append)
+    tell: dict[str, Any] = {"notice": said.append, "progress": told.append}
+    store = convert_checkpoint(source, tmp_path / "store", **options, calibration=measured, **tell)
     unmeasured = calibration(tokens=200, held_out=0)
     other = convert_checkpoint(source, tmp_path / "other", **options, calibration=unmeasured)
     assert folder_bytes(store) == folder_bytes(other)
     assert said[-2].startswith("On ")
     assert said[-1] == "And so on."
+    compared = [one for one in told if one.comparing]
+    assert compared == told[-len(compared) :]
+    assert compared[-1].shard == "layer 2 of 2"
+    assert compared[-1].done_bytes == compared[-1].total_bytes > 0
     exact = convert_checkpoint(source, tmp_path / "exact", experts="keep", dense="keep", head="keep")
     windows = Windows.of(measured, {}, SMALL_MIXTRAL["vocab_size"], 1000).held_out()
     (loss,) = found
@@ -172,7 +179,7 @@ def test_tokens_are_held_out_behind_those_that_calibrate() -> None:
     def windows(**options: int) -> Windows:
         return Windows.of(calibration(2000 * TEXT, **options), {}, 50, 1000)
 
-    whole = tokenise({}, 50, 2000 * TEXT, 1 << 30)[0]
+    whole = tokenise({}, 50, 2000 * TEXT, 1 << 30).ids
     plain = windows(tokens=5110, held_out=2044)
     assert (len(plain.ids), plain.held) == (14, 4)
     np.testing.assert_array_equal(plain.ids[4:, 1:].reshape(-1), whole[:5110])
@@ -225,6 +232,20 @@ def test_a_short_text_is_remarked_on(checkpoint: Path, tmp_path: Path) -> None:
     few = calibration(8 * TEXT[:4])
     convert_checkpoint(str(checkpoint), tmp_path / "store", experts="n2", calibration=few, notice=said.append)
     assert any("only 255 tokens" in text for text in said)  # whole windows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", ["n2", "sub1"])
+def test_a_text_that_is_one_token_over_and_over(checkpoint: Path, tmp_path: Path, experts: str) -> None:
+    """So is a text in another language for a tokenizer without its characters; moments are nearly of one input."""
+
+    def unknown(files: Mapping[str, bytes], vocabulary: int, text: str, tokens: int) -> TextTokens:
+        return TextTokens(np.full(min(tokens, len(text)), 3, np.int32), (0,))
+
+    foreign = Calibration(1000 * "\N{CJK UNIFIED IDEOGRAPH-6587}", "text.txt", unknown)
+    store = convert_checkpoint(str(checkpoint), tmp_path / "store", experts=experts, dense="n3", calibration=foreign)
+    assert verify_store(Store.open(store)) == []
+    assert np.isfinite(logits(store)).all()
 
 
 def test_memory_bounds_the_number_of_tokens() -> None:

@@ -30,6 +30,7 @@ from edgemoe.store.verification import verify_store
 from tests.architectures import published
 from tests.support.checkpoints import folder_bytes
 from tests.support.every_case import every_case
+from tests.support.letters_tokenizer import write_letters_tokenizer
 from tests.support.pairs import some
 from tests.support.stores import store_weights
 
@@ -63,6 +64,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mixtral-8x7b", published.MIXTRAL_8X7B),
         ("granite-3b-a800m", published.GRANITE_3B_A800M),
         ("switch-base-8", published.SWITCH_BASE_8),
+        ("carrier-fff", published.CARRIER_FFF),
     ],
 )
 def test_shapes_are_those_of_the_published_models(shape: str, config: dict[str, Any]) -> None:
@@ -218,6 +220,18 @@ def test_token_ids_in_token_ids_out_without_a_tokenizer(tiny: Path) -> None:
         for ask in (lambda: model.encode("Hi"), lambda: model.encode_chat("Hi"), lambda: model.decode([1]), model.chat):
             with pytest.raises(StoreError, match="this model has no tokenizer"):
                 ask()
+
+
+def test_a_tokenizer_of_another_model_makes_it_another_store(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"expected a model with a tokenizer\.json"):
+        SyntheticSource("tiny", 0, FormatChoice(), tokenizer=tmp_path)
+    write_letters_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # of other weights
+    source = SyntheticSource("tiny", 0, FormatChoice(), tokenizer=tmp_path)
+    assert source.side_files() == {
+        name: (tmp_path / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")
+    }
+    assert source.fingerprint != SyntheticSource("tiny", 0, FormatChoice()).fingerprint
 
 
 def test_layers_of_two_stacks_are_not_cut() -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from edgemoe.architectures import model_spec
 from edgemoe.conversion import transfer
 from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.conversion.records import sized_records
 from edgemoe.errors import SourceError, UsageError
 from edgemoe.kernels.pages import PAGE_BYTES
 from edgemoe.kernels.sub1 import weights_of
@@ -127,6 +129,13 @@ def test_bits_that_cannot_be_are_refused(
     with pytest.raises(UsageError, match=expected):
         convert(checkpoint, tmp_path / "store", bits=bits, **{"calibration": calibration()} | options)
     assert not list(tmp_path.iterdir())
+
+
+def test_experts_too_small_for_the_code_are_named() -> None:
+    with pytest.raises(
+        UsageError, match=r"experts of layer 0 are so small that sub1 takes \d+\.\d+ bits .* at most 1.5"
+    ):
+        sized_records(model_spec(SMALL_MIXTRAL), 1.0)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(np.inf, "finite numbers, found inf"), (1e6, "range of float16")])

@@ -54,6 +54,9 @@ COVERING = [
     "laguna",
     "grok_1",
     "grok_2",
+    "carrier_leaves",
+    "carrier_nodes",
+    "carrier_levels",
 ]
 """Names of the golden models that the default tests try everything on, as `covering` finds them."""
 

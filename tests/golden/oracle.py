@@ -20,7 +20,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from tests.golden import published_code, published_more
+from tests.golden import mixtures, published_carriers, published_code, published_more
 from tests.golden.cases import PROMPT_TOKENS, Case
 
 _CLASSES = {
@@ -138,7 +138,10 @@ CLEAR_ROUTING = 2e-5
 def make_model(case: Case) -> Any:
     """A model with random weights that bfloat16 holds exactly, in float32."""
     if case.model_type in published_code.FAMILIES:
-        return published_code.make_model(case, published_more.KINDS.get(case.model_type, published_code.Model))
+        kinds = published_more.KINDS | {"edgemoe_carrier": published_carriers.Carrier}
+        return published_code.make_model(case, kinds.get(case.model_type, published_code.Model))
+    if case.model_type == mixtures.FAMILY:
+        return mixtures.make_model(case)
     torch.set_num_threads(1)  # the models are too small for more to help
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -399,6 +402,9 @@ def save(model: Any, case: Case, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, published_code.Model):
         published_code.save(model, folder)
+        return
+    if case.model_type == mixtures.FAMILY:
+        mixtures.save(model, case, folder)
         return
     model.save_pretrained(folder)  # float32, for config.json and the names of the files layout
     (folder / "generation_config.json").unlink(missing_ok=True)

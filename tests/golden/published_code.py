@@ -23,6 +23,7 @@ FAMILIES = {
     "bailing_moe": "BailingMoeV2ForCausalLM",
     "bailing_moe_v2": "BailingMoeV2ForCausalLM",
     "deepseek": "DeepseekForCausalLM",
+    "edgemoe_carrier": "EdgemoeCarrierForCausalLM",
     "git": "Grok1ForCausalLM",
     "grok-1": "Grok1ModelForCausalLM",
     "grove_moe": "GroveMoeForCausalLM",

@@ -16,6 +16,7 @@ from edgemoe.kernels.formats import FORMATS, Format, Matrix, group_count, panel_
 from edgemoe.kernels.grid_blocks import decode
 from edgemoe.kernels.grids import GRIDS
 from edgemoe.kernels.operations import (
+    GELU,
     GELU_TANH,
     PAGE_TOKENS,
     RELU,
@@ -177,10 +178,11 @@ activations = st.sampled_from(
         Activation("relu"),
         Activation("relu2"),
         Activation("capped_silu", limit=0.4),
+        Activation("gelu"),
     ]
 )
 plain_activations = st.sampled_from(
-    [RELU, RELU2, Activation("silu", gated=False), Activation("gelu_tanh", gated=False)]
+    [GELU, RELU, RELU2, Activation("silu", gated=False), Activation("gelu_tanh", gated=False)]
 )
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import KernelError
 from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import mixture_operations as mx
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels import stream_operations as sm
@@ -23,6 +24,8 @@ from edgemoe.kernels.marks import buffer, rows, size, up_to
 from edgemoe.kernels.native.structures import NATIVE_OPERATIONS
 from tests.kernels.builders import aligned, empty_cache, places, random_ffn, random_matrix
 from tests.kernels.planned import planned
+from tests.kernels.test_mixtures import soft_moe
+from tests.kernels.test_neurons import made_neurons, retrieval
 from tests.kernels.test_products import pack_experts
 from tests.kernels.test_runs import (
     CONTEXT,
@@ -35,6 +38,7 @@ from tests.kernels.test_runs import (
     WIDTH,
     TinyLayer,
 )
+from tests.kernels.test_trees import Trees
 from tests.support.every_case import every_case
 
 TOKENS = 3
@@ -97,10 +101,13 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         "ReadStreams": {"D": WIDTH // 2, "count": 2},
         "WriteStreams": {"count": 2, "D": WIDTH // 2},
         "GateByAgreement": {"D": WIDTH // 2, "count": 2},
+        "PairProducts": {"count": WIDTH, "inner": 1, "height": 1, "width": 1},
+        "SlotLogits": {"D": WIDTH, "S": 6},
     }
     seen = set()
     asked = [
         ex.Capacity(layer.chosen, layer.weights, EXPERTS, 3),
+        ex.LeastWeight(layer.weights, 0.2),
         ex.Fetch(layer.chosen, layer.weights, 0.5),
         ex.Prefetch(layer.chosen),
     ]
@@ -117,16 +124,27 @@ def test_a_layer_is_measured_with_and_without_memory() -> None:
         op.Gate(layer.residual, layer.residual, "sigmoid"),
         op.LayerNorm(layer.residual, np.ones(WIDTH, np.float32), 1e-5, layer.residual),
         op.SoftCap(layer.residual, 30.0),
+        replace(Trees(WIDTH, 2, 0, 1, 0).operation, input=layer.residual, output=layer.residual.copy()),
+        ex.LevelRoute(
+            layer.residual[:, :10], (ex.Level(2, 1), ex.Level(4, PER_TOKEN)), True, 1.0, layer.chosen, layer.weights
+        ),
         op.ScaleByPosition(layer.residual, layer.places.positions, np.ones(CONTEXT, np.float32)),
         sm.ReadStreams(layer.residual, layer.residual, layer.residual[:, : WIDTH // 2]),
         sm.WriteStreams(layer.residual[:, :2], layer.residual[:, : WIDTH // 2], layer.residual),
         keys,
         sm.GateByAgreement(*[layer.residual] * 2, layer.residual[:, : WIDTH // 2], 1e-6, layer.residual),
+        mx.Entmax(layer.weights),
+        mx.BatchNorm(layer.residual, *[np.ones(WIDTH, np.float32)] * 2, 1e-5),
+        mx.PairProducts(*[layer.residual] * 2, WIDTH, 1, floats(40, WIDTH)),
     )
-    for operation in [*layer.operations, *asked, mix, *in_place]:
+    neurons = (
+        retrieval(floats(40, 6), floats(40, 6), 2, 3, "softmax"),
+        made_neurons(40, WIDTH, 6, 9, "f16", np.random.default_rng(0)),
+    )
+    for operation in [*layer.operations, *asked, mix, *in_place, *neurons, *soft_moe(40, 2, 3, WIDTH, 0)]:
         sizes, without = operation.measure(), planned(operation).measure()
         assert sizes == without
-        assert sizes.rows == 40
+        assert sizes.rows == 40 or isinstance(operation, mx.SlotFfn)
         name = type(operation).__name__
         seen.add(name)
         over_latents = getattr(operation, "value_cache", ()) is None
@@ -250,7 +268,7 @@ def faults() -> list[tuple[op.Operation, str, str]]:
         (
             replace(experts, activation=op.Activation("tanh")),  # type: ignore[arg-type]
             "activation.function",
-            "silu or clamped_silu or gelu_tanh or relu or relu2 or capped_silu, found tanh",
+            "silu or clamped_silu or gelu_tanh or relu or relu2 or capped_silu or gelu, found tanh",
         ),
         (replace(experts, activation=op.RELU), "activation.gated", "expected True, found False"),
         (with_layout(gated=False), "layouts[1].gated", "expected True, found False"),

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edgemoe.kernels.blocks import dequantise, unpack
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, Matrix, group_count
 from edgemoe.kernels.operations import GELU_CUBIC, GELU_LINEAR, SILU, Activation, FfnBiases
-from edgemoe.kernels.reference.products import matmul, quantise_activations
+from edgemoe.kernels.reference.products import matmul, normal_share, quantise_activations
 
 UNIT = 2.0**-24
 EXPONENTIAL = 8 * UNIT
@@ -165,6 +165,10 @@ def _hidden(
         gated, gated_slack = np.maximum(gate, 0), gate_slack
         if activation.function == "relu2":
             gated, gated_slack = gated * gated, (2 * gated + gate_slack) * gate_slack + UNIT * gated * gated
+    if activation.function == "gelu":
+        gated = normal_share(gate)
+        tail = np.maximum(gate, 0) - gated  # which a polynomial and exp's argument round
+        gated_slack = 1.13 * gate_slack + UNIT * np.abs(gate) + tail * (EXPONENTIAL + UNIT * (12 + 4 * np.square(gate)))
     hidden = gated * up
     slack = gated_slack * (np.abs(up) + up_slack) + np.abs(gated) * (up_slack + UNIT * np.abs(up))
     return hidden.astype(np.float32), slack + 4 * UNIT * np.abs(hidden) + UNDERFLOW

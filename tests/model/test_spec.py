@@ -9,23 +9,28 @@ from typing import Any
 import pytest
 
 from edgemoe.architectures import model_spec
+from edgemoe.kernels.expert_operations import Level
 from edgemoe.kernels.operations import RELU, RELU2, SILU, Activation
 from edgemoe.model.blocks import (
     Attention,
     BlockIndex,
     BlockIndexer,
     CompressedAttention,
+    FastFeedforward,
     GatedDelta,
     GatedFfn,
     LatentAttention,
     Mamba,
     Mamba2,
     Moe,
+    Multilinear,
     OutputGate,
+    Peer,
     PlainFfn,
     RouterSpec,
     SharedExpert,
     ShortConv,
+    SoftMoe,
 )
 from edgemoe.model.first_form import current_form
 from edgemoe.model.rope import LogTemperature, RopeSpec
@@ -119,6 +124,13 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
         ),
         (LayerSpec.of(GatedFfn(8, Activation("gelu_tanh", 2.0))), "activation: function: expected clamped_silu"),
         (LayerSpec.of(GatedFfn(8, RELU2)), "a gated FFN needs the activation of one"),
+        (routed(True, levels=(Level(2, 1), Level(5, 2))), "router: levels of 2 x 5: expected them to make 8 experts"),
+        (routed(True, levels=(Level(2, 1), Level(4, 1))), "router: 1 x 1 choices: expected them to make 2 for a token"),
+        (routed(True, levels=(Level(1, 2), Level(8, 1))), r"router: levels\[0\].top_k: expected 1 to 1, found 2"),
+        (routed(True, levels=(Level(2, 1), Level(4, 2)), groups=2), "router: levels with settings of another router"),
+        (LayerSpec.of(FastFeedforward(25)), "a tree of 25 levels: expected at most 24"),
+        (LayerSpec.of(FastFeedforward(3, output_bias=True)), "biases of what leaves add, and no leaves"),
+        (LayerSpec.of(FastFeedforward(3, 4, activation=SILU)), "trees of neurons without a gate need an activation"),
         (LayerSpec.of(PlainFfn(8, SILU)), "an FFN without a gate needs an activation that takes none"),
         (
             LayerSpec.of(replace(MOE, activation=Activation("clamped_silu", 1.0, 7.0, gated=False))),
@@ -143,6 +155,9 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
             "heads of width 1028 that choose blocks: expected 16 to 1024",
         ),
         (routed(True, score="sqrt_softplus", choice_bias=True, table=9), "router: a table of experts with weights"),
+        (LayerSpec.of(Peer(12, 2, 1, 8)), "product keys of 12 experts: expected a square"),
+        (LayerSpec.of(Peer(16, 2, 5, 8)), "a head that retrieves 5 experts: expected at most 4"),
+        (LayerSpec.of(Peer(16, 2, 2, 8, activation=SILU)), "experts of one neuron need an activation without a gate"),
         (LayerSpec.of(ShortConv(1)), "a convolution over 1 tokens: expected 2 to 64"),
         (LayerSpec.of(ShortConv(65)), "a convolution over 65 tokens: expected 2 to 64"),
         (
@@ -194,6 +209,16 @@ def routed(normalise: bool, top_k: int = 2, **options: Any) -> LayerSpec:
             "that are parallel to another one and plainly added",
         ),
         (LayerSpec.of(replace(MOE, passing=2, capacity=3)), "choices of no expert beside a capacity or weights of"),
+        (LayerSpec.of(replace(MOE, capacity_factor=1.25)), "the rule of a capacity without one"),
+        (LayerSpec.of(replace(MOE, capacity_by_rank=True)), "the rule of a capacity without one"),
+        (
+            LayerSpec.of(replace(MOE, capacity=1, capacity_factor=2000.0)),
+            "a capacity of 2000 even shares of the tokens",
+        ),
+        (LayerSpec.of(SoftMoe(4, 2, 8, SILU)), "experts of slots with a gate"),
+        (LayerSpec.of(SoftMoe(1 << 10, 1 << 7, 8)), "131072 slots: expected at most 65536"),
+        (LayerSpec.of(Multilinear(4, "ring", (3,))), "1 ranks of factors in the form ring: expected 3"),
+        (LayerSpec.of(Multilinear(4, "ring", (300, 2, 300))), "rows of 90000 factors: expected at most 16384"),
         (LayerSpec.of(replace(LATENT, query_scale=2.0)), "a factor of queries that are made of the stream itself"),
         (LayerSpec.of(replace(ATTENTION, chunked=True, window=0)), "chunks of no width"),
         (

@@ -94,6 +94,18 @@ def test_rows_of_zeros_stay_so() -> None:
         assert (found[[0, 5, 17]] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["n3", "n15", "n1"])
+def test_weights_of_one_sign_and_one_far_out(name: str) -> None:
+    """No row's results are further off than if all of it were zeros."""
+    values, moments = drawn(8, 256), correlated(256)
+    values[:4] = np.abs(values[:4])
+    values[4:6, 77] = 1
+    values[6] = 0.02
+    found = dequantise(quantise(values, FORMATS[name], Feedback.of(moments, TRELLISES[name], 0.1)))
+    left = found.astype(np.float64) - values
+    assert (((left @ moments) * left).sum(axis=1) < ((values @ moments) * values).sum(axis=1)).all()
+
+
 @pytest.mark.parametrize("wrong", [np.full((64, 64), np.nan), np.ones((64, 63))])
 def test_moments_that_are_none_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(EdgemoeError, match="second moments"):

@@ -55,6 +55,31 @@ def test_moments_that_are_singular() -> None:
             assert np.square(weights_of(trits, levels) - VALUES).sum() < 3 * np.square(VALUES).sum()
 
 
+def odd_rows(columns: int) -> np.ndarray:
+    """Rows of zeros, of one sign, with a weight far out, of equal weights, and with one weight alone."""
+    values = drawn(48, columns)
+    values[0] = 0
+    values[1] = np.abs(values[1])
+    values[2] = -np.abs(values[2])
+    values[3, 77] = 3
+    values[4] = 0.02
+    values[5] = 0
+    values[5, 3] = -0.5
+    return values
+
+
+def test_rows_of_zeros_of_one_sign_and_with_one_weight_far_out() -> None:
+    """Each is nearer than one of zeros, and what has no weights of a sign has no level for it."""
+    values = odd_rows(200)
+    ((trits, levels),) = fit([values], ColumnFeedback.of(correlated(200), 0.1), 2 * ROOM, True)
+    assert not trits[0].any()
+    assert levels[1, 0] == levels[2, 1] == levels[4, 0] == levels[5, 1] == 0
+    left = weights_of(trits, levels) - values
+    assert (np.square(left[[1, 2, 3, 4]]).sum(axis=1) < np.square(values[[1, 2, 3, 4]]).sum(axis=1)).all()
+    for row in (3, 4, 5):
+        assert np.abs(left[row]).max() < 0.2
+
+
 def test_matrices_without_weights_and_rooms_without_space() -> None:
     feedback = ColumnFeedback.of(correlated(200), 0.1)
     for fitted in (False, True):

@@ -15,12 +15,15 @@ from edgemoe.bench.plan_model import PlanOptions, plan_model
 from edgemoe.cli.terminal.plan_tables import plan_tables
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import BudgetError, ReadError, UsageError
+from edgemoe.server import running
 from edgemoe.server.jobs import Finished
 from edgemoe.server.scheduler import Scheduler
+from edgemoe.session import generate
+from edgemoe.session.draft_gate import DraftGate, StepCosts
 from edgemoe.session.draft_model import DraftModel
 from edgemoe.session.model import Model, load
 from edgemoe.sizes import format_size
-from tests.server.test_scheduler import PROMPTS, Heard, run
+from tests.server.test_scheduler import PROMPTS, SETTINGS, Heard, run
 from tests.server.test_speculation import MORE_SETTINGS
 
 CONTEXT = 256
@@ -101,6 +104,40 @@ def test_right_guesses_save_steps(both: tuple[Model, Model], case: str, monkeypa
     assert counts == [len(ids), 6, 6, 6, 5]  # one chosen from the prompt's logits, and the last one is not run
 
 
+@pytest.mark.parametrize("read_s", [0.0, 1e9])
+def test_a_prompt_is_read_if_that_may_pay(
+    both: tuple[Model, Model], case: str, read_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fast = both
+    costs = StepCosts()
+    costs.ran(1, 0, 1.0)
+    costs.read(1, read_s)
+    for module in (generate, running):
+        monkeypatch.setattr(module, "DraftGate", lambda ignored, fixed: DraftGate(costs))
+    counts: list[int] = []
+    step = drafter(fast).engine.step
+
+    def counted(batch: Any, **more: Any) -> Any:
+        counts.extend(map(len, batch.values()))
+        return step(batch, **more)
+
+    monkeypatch.setattr(drafter(fast).engine, "step", counted)
+    ids = plain.encode("z" * 100)
+    expected = plain.generate(ids, 12).token_ids
+    fast.held.rewind(0)
+    assert fast.generate(ids, 12).token_ids == expected
+    assert bool(counts) == (read_s == 0)
+    counts.clear()
+    scheduler, heard = Scheduler(fast), Heard(fast, "z" * 99, SETTINGS[0], 12)
+    scheduler.add([heard.job])
+    run(scheduler)
+    fast.engine.pause = None
+    fast.engine.sequence = fast.engine.sequences.open()
+    fast.held.ids.clear()
+    assert heard.token_ids == plain.generate(heard.job.prompt_ids, 12).token_ids
+    assert bool(counts) == (read_s == 0)
+
+
 def test_in_company_too(both: tuple[Model, Model], case: str) -> None:
     plain, fast = both
     scheduler = Scheduler(fast)
@@ -147,6 +184,13 @@ def test_a_draft_model_fails_nothing(both: tuple[Model, Model], monkeypatch: pyt
     monkeypatch.setattr(engine, "step", fails_now_and_then)
     assert fast.generate(fast.encode("The sea"), 12).token_ids == expected
     assert fails_now_and_then.calls > 3  # type: ignore[attr-defined]
+
+    def fails(*arguments: Any, **more: Any) -> Any:
+        raise ReadError("layer 1, expert 2: damaged.", "Copy it again.")
+
+    monkeypatch.setattr(engine, "step", fails)
+    long = fast.encode("z" * 100)  # to be read in a step of its own
+    assert fast.generate(long, 8).token_ids == plain.generate(long, 8).token_ids
 
 
 def test_it_has_a_share_of_the_budget(letters_store: Path, both: tuple[Model, Model], case: str) -> None:

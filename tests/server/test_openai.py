@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgemoe.server.exchange import TextEvents, event
 from tests.server.client import Client
 from tests.support.every_case import every_case
 
@@ -26,6 +27,16 @@ def streamed(client: Client, path: str = CHAT, /, **body: Any) -> list[Any]:
     *chunks, end = client.stream(path, **{**SAMPLED, **body})
     assert end.data == "[DONE]"
     return [chunk.json for chunk in chunks]
+
+
+def test_events_that_differ_in_a_text_are_those_that_are_made_whole() -> None:
+    def make(number: int, text: str) -> dict[str, Any]:
+        return {"id": "a", "choices": [{"index": number, "text": text}], "usage": None}
+
+    texts = TextEvents(make)
+    for number in (0, 1, 0):
+        for text in ("", "word", 'quote " \\ \n', "\u0000\u2028 é 😀"):
+            assert texts.of(text, number) == event(make(number, text))
 
 
 def test_a_whole_answer(client: Client) -> None:

@@ -77,6 +77,18 @@ def until(condition: Any, seconds: float) -> float:
 def test_a_long_prompt_shows_signs_of_life_and_can_be_left_and_a_full_queue_refuses_at_once() -> None:
     long = {"model": "-", "messages": [{"role": "user", "content": STORY * 150}], "stream": True}
     with serving("--threads", "1", "--context", "2048", "--sequences", "1", "--queue", "1") as served:
+        heads_s = []
+        for number in range(5):
+            other = {"role": "user", "content": f"head {number} {STORY * 150}"}  # shares nothing with the next prompt
+            began_s = time.monotonic()
+            leaves = served.client.connect()
+            leaves.request("POST", CHAT, json.dumps({**long, "messages": [other]}))
+            leaves.getresponse()
+            heads_s.append(time.monotonic() - began_s)
+            leaves.close()
+            until(lambda: served.figures["edgemoe_sequences_in_use"] == served.figures["edgemoe_waiting"] == 0, 1)
+        assert min(heads_s) < 0.1  # others may keep the processors busy
+
         asked_s = time.monotonic()
         connection = served.client.connect()
         connection.request("POST", CHAT, json.dumps({**long, "max_tokens": 1}))

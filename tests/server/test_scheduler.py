@@ -14,6 +14,7 @@ from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import EdgemoeError, ReadError
 from edgemoe.model.sampling import SamplingOptions
 from edgemoe.server.jobs import Event, Failed, Finished, Job, Piece, Progress, StoppingError
+from edgemoe.server.notices import Notices
 from edgemoe.server.prompt_rows import FEWEST_ROWS, TARGET_SECONDS, PromptRows
 from edgemoe.server.scheduler import Scheduler
 from edgemoe.session.model import Model, load
@@ -95,6 +96,59 @@ def run(scheduler: Scheduler) -> None:
             return
         scheduler.step()
     raise AssertionError("the scheduler does not come to an end")
+
+
+def test_what_jobs_report_is_told_once_as_the_next_step_begins(
+    model: Model, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = [Heard(model, text, SETTINGS[0], 5) for text in ("Hi", "The sea", "abc")]
+    told: list[int] = []
+    step, steps = model.engine.step, []
+
+    def reported() -> int:
+        return sum(len(one.events) for one in heard)
+
+    def checked(*arguments: Any, **more: Any) -> Any:
+        steps.append(reported())
+        return step(*arguments, **more)
+
+    monkeypatch.setattr(scheduler, "_tell", lambda: told.append(reported()))
+    monkeypatch.setattr(model.engine, "step", checked)
+    scheduler.add(one.job for one in heard)
+    run(scheduler)
+    assert told == steps
+    assert steps == sorted(set(steps))
+
+
+def test_only_timed_answers_have_figures_with_each_token(model: Model, scheduler: Scheduler) -> None:
+    heard = Heard(model, "Hi", SETTINGS[0], 5)
+    heard.job.timed = True
+    scheduler.add([heard.job, (plain := Heard(model, "Hi", SETTINGS[0], 5)).job])
+    run(scheduler)
+    counts = [one.figures and one.figures.generated_tokens for one in heard.events if isinstance(one, Piece)]
+    assert counts[:5] == [1, 2, 3, 4, 5]
+    assert not any(one.figures for one in plain.events if isinstance(one, Piece))
+
+
+def test_one_wake_up_brings_all_notices() -> None:
+    class Loop:
+        """Notes what it is asked to call."""
+
+        def __init__(self) -> None:
+            self.asked: list[Any] = []
+
+        def call_soon_threadsafe(self, function: Any, *arguments: Any) -> None:
+            self.asked.append((function, arguments))
+
+    notices, loop, called = Notices(), Loop(), []
+    for number in range(3):
+        notices.add(loop, lambda number=number: called.append(number))  # type: ignore[arg-type, misc]
+    assert not loop.asked
+    notices.send()
+    notices.send()
+    ((function, arguments),) = loop.asked
+    function(*arguments)
+    assert called == [0, 1, 2]
 
 
 def test_each_answer_is_the_same_alone_in_company_and_by_generate(model: Model, scheduler: Scheduler) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
 
+from edgemoe.engine.options import EngineOptions
+from edgemoe.model.sampling import SamplingOptions
+from edgemoe.session.constraint import Constraint, Grammars, Structure
+from edgemoe.session.model import load
 from tests.server.client import Client
 
 pytestmark = pytest.mark.serve
@@ -98,3 +103,32 @@ def test_accepted_schemas_give_valid_answers_and_others_are_refused(tool_client:
     print(f"{ended} valid, {refused} refused, {len(schemas) - ended - refused} cut")
     assert ended + refused >= 0.97 * len(schemas)
     assert refused <= 1.2 * len(REFUSED)
+
+
+def test_masks_take_little_of_the_processor_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks_s = 0.0
+
+    def timed(method: Any) -> Any:
+        def measured(*arguments: Any) -> Any:
+            nonlocal masks_s
+            began_s = time.thread_time()
+            try:
+                return method(*arguments)
+            finally:
+                masks_s += time.thread_time() - began_s
+
+        return measured
+
+    with load(None, EngineOptions(threads=1, context_length=512)) as model:  # the thread computes all by itself
+        structure = Structure.of_schema({"type": "array", "items": {"enum": ["red", 7, None]}, "minItems": 30}, "x")
+        constraint = Grammars(model.tokenizer).compile(structure)
+        for name in ("apply", "add", "allows"):
+            monkeypatch.setattr(Constraint, name, timed(getattr(Constraint, name)))
+        options = SamplingOptions(temperature=1.5, seed=3)
+        began_s = time.thread_time()
+        for _ in (answer := model.stream(model.encode("Colours:"), 60, options, constraint=constraint)):
+            pass
+        whole_s = time.thread_time() - began_s
+        assert len(answer.token_ids) == 60
+    print(f"masks take {masks_s / whole_s:.1%}")
+    assert masks_s <= 0.05 * whole_s

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from edgemoe.session.draft_gate import DraftGate, StepCosts
+from edgemoe.session.draft_gate import BY_MODEL, DraftGate, StepCosts
 from edgemoe.session.drafts import NO_DRAFT, Drafts
 
 
@@ -73,6 +74,64 @@ def test_a_given_number_is_run_whatever_it_costs() -> None:
     gate = DraftGate(StepCosts(), 5)
     assert gate.drafts(2, 7) == 5
     assert gate.drafts(2, 3) == 3
+
+
+def written_with_model(costs: StepCosts, prompt: int, answer: int, read_s: float, right: float) -> float:
+    """The seconds of a prompt and an answer, a step of which takes one; `right`: the share of right guesses.
+
+    The prompt takes a fifth of a step for each token, and the draft model `read_s` for each.
+    """
+    random = np.random.default_rng(2)
+    gate, unread, place = DraftGate(costs), prompt, 1
+    spent_s = prompt / 5
+    gate.began(spent_s)
+    while place < answer:
+        if unread and gate.may_read(unread, answer - place):
+            spent_s += unread * read_s
+            gate.read(unread, unread * read_s)
+            unread = 0
+        count = 0 if unread else gate.drafts(BY_MODEL, min(5, answer - place - 1))
+        agreed = 0
+        while agreed < count and random.random() < right:
+            agreed += 1
+        costs.ran(1, count, took_s := 1 + 0.3 * count)
+        gate.verified(BY_MODEL, count, agreed)
+        spent_s += took_s
+        place += 1 + agreed
+        unread += (1 + agreed) * bool(unread)
+    return spent_s
+
+
+def measured(saved: float = 0.2) -> StepCosts:
+    """The costs of an engine that has been used for a while."""
+    costs = StepCosts()
+    costs.ran(1, 0, 1.0)
+    costs.read(100, 3.0)
+    for _ in range(100):
+        costs.saved(saved)
+    return costs
+
+
+def test_reading_a_prompt_does_not_make_a_short_answer_slow() -> None:
+    for costs in (StepCosts, measured):
+        for right in (0.0, 0.3, 1.0):
+            for prompt, answer in ((20, 8), (300, 8), (300, 60), (3000, 60), (3000, 400)):
+                plain_s = prompt / 5 + answer - 1
+                assert written_with_model(costs(), prompt, answer, 0.03, right) < plain_s / 0.98 + 0.5
+
+
+def test_a_long_answer_repays_what_reading_costs() -> None:
+    assert written_with_model(StepCosts(), 300, 600, 0.03, 0.9) < 300 / 5 + 599 - 50
+    plain_s = 300 / 5 + 399
+    assert written_with_model(measured(0.5), 300, 400, 0.03, 0.9) < plain_s - 90
+    assert written_with_model(measured(0.5), 300, 400, 0.03, 0.0) < plain_s / 0.96
+
+
+def test_drafts_that_were_wrong_let_no_more_be_read() -> None:
+    costs = measured()
+    for _ in range(5):
+        written_with_model(costs, 10, 300, 0.01, 0.0)
+    assert written_with_model(costs, 300, 400, 0.03, 1.0) == pytest.approx(300 / 5 + 399)
 
 
 def test_costs_follow_the_machine() -> None:

@@ -24,6 +24,10 @@ class Script:
     def say(self, *answers: str) -> None:
         self._answers += [self._tokenizer.encode(answer) for answer in answers]
 
+    def clear(self) -> None:
+        """Forget the answers that nobody asked for."""
+        self._answers.clear()
+
     def sampler(
         self, options: SamplingOptions, before: Sequence[int] = (), stop_ids: Collection[int] = frozenset()
     ) -> ScriptedSampler:

@@ -39,7 +39,11 @@ def _model_rows(planned: ModelPlan) -> Rows:
         rows.append((f"{where}: {name}", f"{format_size(size)}, {formats}"))
     if memory.total_experts:
         layers = f"{work.experts_per_token} per token in each of {work.moe_layers} layers"
-        rows.append(("experts", f"{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
+        what = "" if store.neurons is None else f"{store.neurons.count} neurons in pages: "
+        rows.append(("experts", f"{what}{memory.total_experts} of {format_size(memory.slot_bytes)}, {layers}"))
+    whole = planned.planner.whole_layers
+    if whole:
+        rows.append(("soft gates", f"a token reads all experts of {whole} layer{'s' * (whole > 1)}"))
     return rows
 
 
@@ -114,6 +118,9 @@ def _speed_rows(planned: ModelPlan) -> Rows:
         ("memory's rate", f"{planned.memory_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.memory_rate.basis}"),
         ("memory's limit", f"{forecast.limits.memory:.1f} tokens/s"),
     ]
+    if planned.kernel_bytes_per_s < planned.memory_rate.bytes_per_s:
+        rate = f"{planned.kernel_bytes_per_s / 1e9:.2f} GB/s of experts in these formats, less than the memory"
+        rows.append(("kernels' rate", rate))
     if planned.disk_rate is not None:
         rows.append(("disk's rate", f"{planned.disk_rate.bytes_per_s / 1e9:.2f} GB/s, {planned.disk_rate.basis}"))
         if not forecast.memory.all_resident:

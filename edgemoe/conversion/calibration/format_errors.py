@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgemoe.conversion.bits import NAMES, Errors, Key
-from edgemoe.conversion.calibration.layers import MOST_BYTES, Floats, LayerRun, layer_of, within
+from edgemoe.conversion.calibration.layers import MOST_BYTES, Floats, LayerRun, layer_of, windows_of, within
 from edgemoe.conversion.calibration.matrices import hidden
 from edgemoe.conversion.calibration.settings import Calibration, Windows
 from edgemoe.conversion.calibration.weights import SourceWeights
@@ -49,10 +49,10 @@ def measured_errors(source: Source, calibration: Calibration | None, side_files:
     """
     weights = SourceWeights(source)
     graph = build_graph(store_spec(weights.store), build_options(weights.store))
-    if calibration is None or graph.encoder is not None or graph.row_tables:
+    if calibration is None or graph.has_rows_on_disk:
         return errors_of_weights(weights)
     some = replace(calibration, tokens=min(calibration.tokens, MEASURED_TOKENS), held_out=0)
-    windows = Windows.of(some, side_files, graph.spec.vocab_size, min(graph.longest_contexts))
+    windows = windows_of(some, side_files, graph)
     return errors_by_text(weights, graph, within(MOST_BYTES, graph, windows))
 
 
@@ -61,8 +61,7 @@ def errors_by_text(weights: SourceWeights, graph: Graph, windows: Windows) -> Er
     found: dict[Key, dict[str, float]] = {}
     with closing(select_backend()) as backend:
         run = LayerRun(graph, weights, windows, backend)
-        run.begin()
-        for section in graph.layers:
+        for section in run.sections():
             stream = float(np.square(run.residual(run.tokens), dtype=np.float64).sum(axis=1).mean())
             for step in run.steps(section):
                 if isinstance(step.operation, ex.Experts):

@@ -6,24 +6,32 @@ its experts those that fit `ARENA_BYTES`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgemoe.conversion.calibration.settings import Windows
+from edgemoe.conversion.calibration.settings import Calibration, Windows
 from edgemoe.conversion.calibration.weights import Weights, aligned_bytes
 from edgemoe.engine.fixed_state import FixedState
 from edgemoe.engine.sequence import Sequences
-from edgemoe.engine.workspace import Workspace, kept_bytes, state_bytes, work_bytes
+from edgemoe.engine.workspace import (
+    Workspace,
+    encoder_work_bytes,
+    kept_bytes,
+    page_count,
+    state_bytes,
+    work_bytes,
+    written_once_bytes,
+)
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.formats import Matrix
 from edgemoe.model.build import HEAD_ROWS, Graph
-from edgemoe.model.graph import STAGES, Arena, ExpertRecords, Paging, Section, Step, Weight, bound
+from edgemoe.model.graph import STAGES, Arena, ExpertRecords, Paging, Section, Step, Value, Weight, bound
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,8 +43,19 @@ ARENA_BYTES = 1 << 29
 _LEFT_OUT = ("fetch", "guess")
 
 
+class _Side(NamedTuple):
+    """The tokens that go through the layers of a decoder, or through those of an encoder."""
+
+    windows: Windows
+    residual: Floats
+
+    @property
+    def tokens(self) -> int:
+        return self.windows.ids.size
+
+
 class LayerRun:
-    """The text's tokens on their way through a model."""
+    """The text's tokens on their way through a model: an encoder's layers first, if it has one."""
 
     def __init__(self, graph: Graph, weights: Weights, windows: Windows, backend: Backend) -> None:
         self._graph = graph
@@ -45,26 +64,72 @@ class LayerRun:
         self._weights: dict[str, Matrix | op.Floats] = {}
         self._arena = aligned_bytes(0).reshape(0, 0)
         count, length = windows.ids.shape
-        self.tokens = windows.ids.size
-        self.counted = np.tile(np.arange(length) >= windows.head, count)
-        """Which rows count: those of the text itself, in windows that are not held out, `(T,)`."""
-        self.counted[: windows.held * length] = False
-        self._starts = range(0, self.tokens, length)
-        self._space = space = Workspace(graph, self.tokens, length, "f16", count)
+        self._space = space = Workspace(graph, windows.ids.size, windows.longest, "f16", count)
+        self._decoder = self._side = _Side(windows, space.residual)
+        self._encoder: _Side | None = None
+        self._encoder_space = space
+        self._of_encoder: frozenset[Value] = frozenset()
         fixed = [(space.array(value), value.undo or 0) for value in graph.fixed_state]
         state = FixedState(fixed, 1) if fixed else None
-        sequences = Sequences(space.page_groups(graph), graph.spec.vocab_size, False, state)
+        inputs = space.inputs(graph)
+        sequences = Sequences(space.page_groups(graph), graph.spec.vocab_size, False, state, inputs)
+        if windows.inputs is not None:
+            self._enter_inputs(windows.inputs)
         for number, ids in enumerate(windows.ids):
             sequence = sequences.open()
             sequence.reserve(length)
             if sequences.forgetful:
                 sequence.begin_run(length)
+            if windows.inputs is not None and sequence.input is not None:
+                sequence.input.begin(windows.inputs.ids[number])
             here = slice(number * length, (number + 1) * length)
             space.ids[here], space.positions[here], space.sequences[here] = ids, np.arange(length), sequence.row
 
-    def begin(self) -> None:
-        """Write the embedding of all tokens to the residual stream."""
-        for step in self._graph.embed.steps:
+    def _enter_inputs(self, windows: Windows) -> None:
+        """Make room for an encoder's run on all inputs at once, each with pages of its own."""
+        graph, encoder = self._graph, self._graph.encoder
+        assert encoder is not None
+        count, length = windows.ids.shape
+        self._encoder_space = space = Workspace(graph, 1, _encoder_rows(windows), "f16", count)
+        named = {value for section, _ in graph.encoder_kinds() for value in section.values}
+        own = {value for value in named if value.home == "work" or value.shape[0] == "C"}
+        self._of_encoder = frozenset({*own, encoder.own_pages})
+        self._encoder = _Side(windows, space.input_residual)
+        tokens = windows.ids.size
+        space.input_ids[:tokens] = windows.ids.reshape(-1)
+        space.input_positions[:tokens] = np.tile(np.arange(length), count)
+        space.input_sequences[:tokens] = np.repeat(np.arange(count), length)
+        pages = page_count(length)
+        space.array(encoder.own_pages)[:, :pages] = np.arange(count * pages).reshape(count, pages)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that go through the layers of this side."""
+        return self._side.tokens
+
+    @property
+    def counted(self) -> npt.NDArray[np.bool_]:
+        """Which of their rows count: those of the text itself, in windows that are not held out, `(T,)`."""
+        windows = self._side.windows
+        count, length = windows.ids.shape
+        counted = np.tile(np.arange(length) >= windows.head, count)
+        counted[: windows.held * length] = False
+        return counted
+
+    def sections(self) -> Iterator[Section]:
+        """The sections between embedding and head, in their order; each is to be run before the next is asked for."""
+        graph = self._graph
+        if self._encoder is not None and graph.encoder is not None:
+            self._side = self._encoder
+            self._run_whole(graph.encoder.embed)
+            yield from graph.layers[: graph.spec.encoder_layers]
+            yield graph.encoder.end
+        self._side = self._decoder
+        self._run_whole(graph.embed)
+        yield from graph.decoder_layers
+
+    def _run_whole(self, section: Section) -> None:
+        for step in section.steps:
             self.run(step)
         self._weights.clear()
 
@@ -78,7 +143,11 @@ class LayerRun:
 
     def array(self, value: Any) -> Any:
         """The rows of a value for all tokens."""
-        return self._space.array(value)[: self.tokens]
+        return self.memory(value)[: self.tokens]
+
+    def memory(self, value: Any) -> Any:
+        """The array of a value."""
+        return (self._encoder_space if value in self._of_encoder else self._space).array(value)
 
     def run(self, step: Step) -> None:
         """Run one operation on all tokens."""
@@ -87,9 +156,10 @@ class LayerRun:
             return
         operation = self.operation(step)
         if isinstance(operation, ex.Capacity):  # it counts the tokens of one sequence
-            for start, end in zip(self._starts, (*self._starts[1:], self.tokens), strict=True):
-                rows = {name: getattr(operation, name)[start:end] for name in ("experts", "weights")}
-                self._backend.program([replace(operation, **rows)]).run(end - start)
+            length = self._side.windows.ids.shape[1]
+            for start in range(0, self.tokens, length):
+                rows = {name: getattr(operation, name)[start : start + length] for name in ("experts", "weights")}
+                self._backend.program([replace(operation, **rows)]).run(length)
             return
         self._backend.program([operation]).run(self.tokens)
 
@@ -99,7 +169,7 @@ class LayerRun:
 
     def residual(self, rows: int) -> Floats:
         """A copy of the residual stream of the first rows, as it is after the layers that have run."""
-        return self._space.residual[:rows].copy()
+        return self._side.residual[:rows].copy()
 
     def logits(self, stream: Floats, backend: Backend) -> Iterator[Floats]:
         """Yield the logits of rows of a residual stream, some at a time, which are valid until the next ones.
@@ -123,13 +193,13 @@ class LayerRun:
             return getattr(self._source.store.record_layouts[leaf.layer], leaf.field)
         if isinstance(leaf, Arena):
             return self._arena
-        return None if isinstance(leaf, Paging) else self._space.array(leaf)
+        return None if isinstance(leaf, Paging) else self.memory(leaf)
 
     def _run_experts(self, step: Step) -> None:
         """Run the experts that some token chose, as many at once as have room."""
         experts: Any = step.operation
         layer, slot_bytes = layer_of(experts), self._source.store.slot_bytes
-        slots = self._space.array(experts.slots)
+        slots = self.memory(experts.slots)
         chosen = np.unique(self.array(experts.experts))
         numbers: Sequence[int] = chosen[chosen >= 0].tolist()
         most = max(1, ARENA_BYTES // slot_bytes)
@@ -144,19 +214,38 @@ class LayerRun:
             self._backend.program([self.operation(step)]).run(self.tokens)
 
 
+def windows_of(calibration: Calibration, files: Mapping[str, bytes], graph: Graph) -> Windows:
+    """The windows of a text for a model, whose small files have its tokenizer. Raises UsageError for a short text."""
+    spec = graph.spec
+    start_token = None if spec.encoder is None else spec.encoder.start_token
+    return Windows.of(calibration, files, spec.vocab_size, min(graph.longest_contexts), start_token)
+
+
 def within(most_bytes: int, graph: Graph, windows: Windows) -> Windows:
     """The first windows whose values and state take at most this memory: those held out, and one at least."""
 
     def size(count: int) -> int:
-        length = windows.ids.shape[1]
-        tokens = count * length
-        sizes = work_bytes(graph, tokens), kept_bytes(graph, tokens, length, count)
-        return sum(sizes) + state_bytes(graph, tokens, length, "f16", count)
+        some = windows.first(count)
+        tokens, longest = some.ids.size, some.longest
+        sizes = [work_bytes(graph, tokens), kept_bytes(graph, tokens, longest, count)]
+        sizes.append(state_bytes(graph, tokens, longest, "f16", count))
+        if some.inputs is not None:
+            rows = _encoder_rows(some.inputs)
+            sizes += [encoder_work_bytes(graph, rows), kept_bytes(graph, 1, rows, count)]
+            sizes.append(written_once_bytes(graph, longest, "f16", count))
+        return sum(sizes)
 
     count = len(windows.ids)
     while count > windows.held + 1 and size(count) > most_bytes:
         count -= max(1, (count - windows.held) // 8)
-    return replace(windows, ids=windows.ids[:count])
+    return windows.first(count)
+
+
+def _encoder_rows(windows: Windows) -> int:
+    """The rows of an encoder's run on all inputs at once, of whole pages for each."""
+    count, length = windows.ids.shape
+    rows: int = count * page_count(length) * op.PAGE_TOKENS
+    return rows
 
 
 def layer_of(experts: Any) -> int:

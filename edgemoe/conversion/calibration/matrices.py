@@ -128,7 +128,7 @@ def is_calibrated(piece: Piece) -> bool:
 def _known_inputs(pieces: Mapping[str, Piece], graph: Graph) -> Iterator[str]:
     """The names of matrices that FFNs and products of layers use."""
     names = {name for name, piece in pieces.items() if piece.kind == "experts"}
-    for section in graph.layers:
+    for section in (*graph.layers, *([] if graph.encoder is None else [graph.encoder.end])):
         names |= {name for step in section.steps for group in groups_of(step) for name in group}
     return (name for name in pieces if name in names)
 

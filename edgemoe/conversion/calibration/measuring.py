@@ -12,7 +12,9 @@ import numpy as np
 
 from edgemoe.conversion.calibration.layers import Floats, LayerRun
 from edgemoe.conversion.calibration.settings import Windows
+from edgemoe.conversion.calibration.watched_weights import WatchedWeights
 from edgemoe.conversion.calibration.weights import Weights
+from edgemoe.conversion.progress import Callback
 from edgemoe.kernels.backend import Backend
 from edgemoe.lab.divergence import Divergence, Estimate, ReferenceRow, Scores
 from edgemoe.model.build import Graph, build_graph
@@ -59,15 +61,18 @@ def _interval(estimate: Estimate, form: str) -> str:
 class Reference:
     """The streams of held-out tokens after all layers of a model, from which its logits follow."""
 
-    def __init__(self, weights: Weights, windows: Windows, backend: Backend) -> None:
+    def __init__(self, weights: Weights, windows: Windows, backend: Backend, progress: Callback | None = None) -> None:
         """Run the model's layers. Raises SourceError, OSError, and what running a model raises."""
         store = weights.store
         graph = build_graph(store_spec(store), build_options(store))
-        self.run = LayerRun(graph, weights, windows, backend)
-        self.run.begin()
-        for section in graph.layers:
+        watched = WatchedWeights(weights, progress)
+        self.run = LayerRun(graph, watched, windows, backend)
+        for section in self.run.sections():
+            if section in graph.layers:
+                watched.begin(graph.layers.index(section))
             for step in self.run.steps(section):
                 self.run.run(step)
+        watched.end()
         self.stream = self.run.residual(windows.ids.size)
 
 

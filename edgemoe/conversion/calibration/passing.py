@@ -24,6 +24,7 @@ from edgemoe.conversion.calibration.measuring import Loss, Reference, loss_of
 from edgemoe.conversion.calibration.settings import Windows
 from edgemoe.conversion.calibration.weights import StoreWeights, Weights
 from edgemoe.conversion.plan import Piece
+from edgemoe.conversion.progress import Callback
 from edgemoe.conversion.transfer import Transfer
 from edgemoe.errors import UsageError
 from edgemoe.kernels import expert_operations as ex
@@ -48,10 +49,10 @@ class CalibrationPass:
 
     def __init__(self, matrices: Matrices, graph: Graph, windows: Windows) -> None:
         """Raises UsageError for a model that cannot be calibrated, and for formats that take no calibration."""
-        if graph.encoder is not None or graph.row_tables:
-            what = "an encoder" if graph.encoder is not None else "tables of rows on disk"
+        if graph.has_rows_on_disk:
             raise UsageError(
-                f"`calibrate`: expected a model without {what}, whose text goes through it layer by layer.",
+                "`calibrate`: expected a model without tables of rows on disk, whose text goes through it layer by"
+                " layer.",
                 "Convert it without calibration.",
             )
         self._graph = graph
@@ -87,13 +88,15 @@ class CalibrationPass:
         if not missing and not self.measures:
             return
         transfer.begin_apart()
-        last = len(self._graph.layers) - 1 if self.measures else max(int(name.split(".")[1]) for name in missing)
+        layers = self._graph.layers
+        last = len(layers) - 1 if self.measures else max(int(name.split(".")[1]) for name in missing)
         with closing(select_backend()) as backend, ThreadPoolExecutor(THREADS, "edgemoe-calibrate") as pool:
             run = LayerRun(self._graph, StoreWeights(store), self._windows, backend)
-            run.begin()
-            for number in range(last + 1):
-                section = self._graph.layers[number]
-                layer = _Layer(self._matrices, missing, run, transfer, pool, f"layer {number + 1} of {last + 1}")
+            for section in run.sections():
+                doing = "end of the encoder"
+                if section in layers:
+                    doing = f"layer {layers.index(section) + 1} of {last + 1}"
+                layer = _Layer(self._matrices, missing, run, transfer, pool, doing)
                 for step in run.steps(section):
                     if isinstance(step.operation, ex.Experts):
                         layer.experts(section, step.operation)
@@ -101,17 +104,19 @@ class CalibrationPass:
                         layer.dense(step)
                     run.run(step)
                 transfer.checkpoint()
+                if section is layers[last]:
+                    break
             self._stream = run.residual(self._windows.held * self._windows.ids.shape[1])
 
-    def loss(self, store: Store, exact: Weights | Reference) -> Loss:
+    def loss(self, store: Store, exact: Weights | Reference, progress: Callback | None = None) -> Loss:
         """The loss of the store against other weights of the model, or against a run with such; after `run`.
 
-        Raises as `run`.
+        A run with other weights tells its progress. Raises as `run`.
         """
         assert self._stream is not None
         held = self._windows.held_out()
         with closing(select_backend()) as backend:
-            reference = exact if isinstance(exact, Reference) else Reference(exact, held, backend)
+            reference = exact if isinstance(exact, Reference) else Reference(exact, held, backend, progress)
             return loss_of(self._graph, StoreWeights(store), self._stream, reference, held, backend)
 
 

@@ -278,10 +278,12 @@ class JitBackend(StepwiseBackend):
         streams.gate_by_agreement(key, query, value, least, output)
         return output
 
-    def within_capacity(self, chosen: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:
+    def within_capacity(
+        self, chosen: Integers, weights: Floats, num_experts: int, capacity: int, by_rank: bool
+    ) -> Floats:
         """The weights `(T, K)` of choices, 0 beyond the capacity of their experts: see `ex.Capacity`."""
         output = weights.copy()
-        experts.hold_to_capacity(chosen, capacity, np.zeros(num_experts, np.int32), output)
+        experts.hold_to_capacity(chosen, capacity, np.zeros(num_experts, np.int32), by_rank, output)
         return output
 
     def route(
@@ -391,6 +393,8 @@ class JitBackend(StepwiseBackend):
             layers.gate(products, hidden)
         elif activation.function == "gelu_tanh":
             layers.gelu_gate(products, hidden)
+        elif activation.function == "gelu":
+            layers.normal_gate(products, hidden)
         elif activation.function in ("relu", "relu2"):
             layers.relu_gate(products, activation.function == "relu2", hidden)
         elif activation.function == "capped_silu":

@@ -29,15 +29,18 @@ def _list_largest(values: Floats, left: npt.NDArray[np.bool_], chosen: Integers)
 
 
 @jit
-def hold_to_capacity(chosen: Integers, capacity: int, taken: Integers, weights: Floats) -> None:
+def hold_to_capacity(chosen: Integers, capacity: int, taken: Integers, by_rank: bool, weights: Floats) -> None:
     """Weights `(T, K)` of choices become 0 where the expert has `capacity` before; `taken` is zeros, `(E,)`."""
-    for t in range(len(chosen)):
-        for k in range(chosen.shape[1]):
-            expert = chosen[t, k]
-            if taken[expert] == capacity:
-                weights[t, k] = _ZERO
-            else:
-                taken[expert] += 1
+    tokens, count = chosen.shape
+    for i in range(tokens * count):
+        t, k = (i % tokens, i // tokens) if by_rank else (i // count, i % count)
+        expert = chosen[t, k]
+        if weights[t, k] == _ZERO:
+            continue
+        if taken[expert] == capacity:
+            weights[t, k] = _ZERO
+        else:
+            taken[expert] += 1
 
 
 @jit

@@ -236,6 +236,18 @@ def gelu_gate(gate_up: Floats, hidden: Floats) -> None:
 
 
 @jit
+def normal_gate(gate_up: Floats, hidden: Floats) -> None:
+    """As `gate`, of `gelu`: see `operations.Activation`."""
+    tokens, width = hidden.shape
+    for t in range(tokens):
+        for column in range(width):
+            at = column // PANEL_ROWS * (2 * PANEL_ROWS) + column % PANEL_ROWS
+            g = gate_up[t, at]
+            share = np.float32(0.5 * math.erfc(-g * math.sqrt(0.5)))
+            hidden[t, column] = (g * share if g > np.float32(-16) else _ZERO * share) * gate_up[t, at + PANEL_ROWS]
+
+
+@jit
 def relu_gate(gate_up: Floats, squared: bool, hidden: Floats) -> None:
     """As `gate`, of `relu` or, `squared`, of `relu2`: see `operations.Activation`."""
     tokens, width = hidden.shape

@@ -28,6 +28,7 @@ from edgemoe.kernels.definition import (
 from edgemoe.kernels.formats import FORMATS, group_count
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.pager import NativePager
+from edgemoe.kernels.native.row_pager import NativeRowPager
 
 MATRIX_ALIGNMENT_BYTES = 64
 
@@ -145,7 +146,8 @@ class _Binder:
             elif kind == "format":
                 setattr(struct, name, member.code)
             else:
-                setattr(struct, name, self.pager(name, member))
+                kinds = {"pager": NativePager, "row_pager": NativeRowPager}
+                setattr(struct, name, self.pager(name, member, kinds[kind]))
         for letter, name in plan.letters:
             setattr(struct, name, letters.get(letter, 0))
 
@@ -223,11 +225,11 @@ class _Binder:
         struct.elements = self.address(f"{name}.values", cache.values, _CACHE_BYTE, written)
         struct.scales = self.address(f"{name}.scales", cache.scales, _HALF, written)
 
-    def pager(self, name: str, pager: Any) -> int | None:
+    def pager(self, name: str, pager: Any, kind: type) -> int | None:
         """Return the address of a pager: kernels in C ask the one in C only."""
         if self.planned:
             return None
-        require(isinstance(pager, NativePager), name, "a native pager", type(pager).__name__)
+        require(isinstance(pager, kind), name, "a native pager", type(pager).__name__)
         address: int = pager.address
         return address
 

@@ -21,10 +21,13 @@ import numpy as np
 
 from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import mixture_operations as mx
+from edgemoe.kernels import neuron_operations as no
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
 from edgemoe.kernels import stream_operations as sm
+from edgemoe.kernels import tree_operations as tr
 from edgemoe.kernels.definition import Definition, Field, definition_of
 from edgemoe.kernels.landing import PART, PLACE
 from edgemoe.kernels.paging import RECORD
@@ -63,6 +66,9 @@ _OWN_LETTERS: dict[type, dict[str, str]] = {
     bo.CompressedAttention: _CACHE_LETTERS | _OF_BLOCKS | {"L": "compressed_pages"},
     bo.StoreBlockKeys: _CACHE_LETTERS | _OF_BLOCKS,
     ex.Experts: {"S": "slot_count"},
+    no.RetrieveByKeys: {"J": "retrieved", "N": "keys"},
+    no.Neurons: {"P": "page_count", "S": "slot_count"},
+    **{kind: {"S": "slot_count"} for kind in (mx.SlotLogits, mx.Dispatch, mx.SlotFfn, mx.Collect)},
     ex.ExpertBases: {"U": "first_rows", "W": "down_rows", "I": "intermediate_size"},
 }
 
@@ -94,6 +100,7 @@ _TYPES: dict[str, Any] = {
     "choice": c_int32,
     "format": c_int32,
     "pager": c_void_p,
+    "row_pager": c_void_p,
 }
 
 
@@ -148,7 +155,8 @@ def _kinds(*modules: ModuleType) -> Iterator[tuple[int, type[op.Operation]]]:
             yield kind.code, kind
 
 
-NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(op, so, bo, sk, sm, ex), key=operator.itemgetter(0)))
+_MODULES = (op, so, bo, sk, sm, ex, no, mx, tr)
+NATIVE_OPERATIONS = tuple(kind for _, kind in sorted(_kinds(*_MODULES), key=operator.itemgetter(0)))
 """The operations that the C library has, in the order of `em_kind`."""
 
 OPERATION_STRUCTS: dict[type[op.Operation], type[ctypes.Structure]] = {
@@ -355,6 +363,17 @@ class PagerSetupStruct(ctypes.Structure):
     ]
 
 
+class RowPagerSetupStruct(ctypes.Structure):
+    """`em_row_pager_setup`"""
+
+    _fields_ = [
+        ("source", SourceStruct),
+        *((name, c_void_p) for name in ("arena", "slots", "crc32c", "counters", "failure")),
+        *((name, c_int64) for name in ("offset", "row_bytes", "timeout_us")),
+        *((name, c_int32) for name in ("descriptor", "row_count", "rows_per_page", "slot_count")),
+    ]
+
+
 STRUCTS: tuple[type[ctypes.Structure], ...] = (
     MatrixStruct,
     CacheStruct,
@@ -375,6 +394,7 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
     PagerCountersStruct,
     ReadFailureStruct,
     PagerSetupStruct,
+    RowPagerSetupStruct,
 )
 """Every struct of the interface."""
 

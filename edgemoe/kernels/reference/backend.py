@@ -5,7 +5,13 @@ from __future__ import annotations
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count
 from edgemoe.kernels.operations import PAGE_TOKENS
-from edgemoe.kernels.reference import compressed, sinkhorn  # noqa: F401 - whose operations no other backend has
+from edgemoe.kernels.reference import (  # noqa: F401 - whose operations no other backend has
+    compressed,
+    mixtures,
+    neurons,
+    sinkhorn,
+    trees,
+)
 from edgemoe.kernels.reference.attention import attention, quantise_cache_rows
 from edgemoe.kernels.reference.block_choice import best_blocks
 from edgemoe.kernels.reference.experts import combine, route, within_capacity

@@ -141,6 +141,24 @@ def _route(kernels: Any, o: ex.Route, tokens: int) -> None:
         o.experts[:tokens][o.experts[:tokens] >= o.logits.shape[1] - o.passing] = -1
 
 
+@means(ex.LevelRoute)
+def _level_route(kernels: Any, o: ex.LevelRoute, tokens: int) -> None:
+    chosen, weights = np.zeros((tokens, 1), np.int64), np.full((tokens, 1), float(np.float32(o.scale)))
+    start, groups = 0, 1
+    for level in o.levels:
+        logits = o.logits[:tokens, start : start + groups * level.size].reshape(tokens, groups, level.size)
+        own = np.take_along_axis(logits, chosen[:, :, None], axis=1)  # those of the members of chosen groups
+        best = np.argsort(-own, axis=2, kind="stable")[:, :, : level.top_k]
+        picked = np.take_along_axis(own, best, axis=2).astype(np.float64)
+        shares = softmax(picked)
+        if not o.renormalise:
+            shares = np.take_along_axis(softmax(own.astype(np.float64)), best, axis=2)
+        weights = (weights[:, :, None] * shares).reshape(tokens, -1)
+        chosen = (chosen[:, :, None] * level.size + best).reshape(tokens, -1)
+        start, groups = start + groups * level.size, groups * level.size
+    o.experts[:tokens], o.weights[:tokens] = chosen, single(weights)
+
+
 @means(ex.TableRoute)
 def _table_route(kernels: Any, o: ex.TableRoute, tokens: int) -> None:
     top_k = o.experts.shape[1]
@@ -157,19 +175,28 @@ def _table_route(kernels: Any, o: ex.TableRoute, tokens: int) -> None:
         o.weights[:tokens] = single(shares / total * np.float32(o.scale))
 
 
-def within_capacity(experts: Integers, weights: Floats, num_experts: int, capacity: int) -> Floats:
+def within_capacity(experts: Integers, weights: Floats, num_experts: int, capacity: int, by_rank: bool) -> Floats:
     """The weights `(T, K)` of choices of experts `(T, K)`; 0 where `capacity` choices of the expert come before."""
-    chosen = experts.reshape(-1)
+    inside = (weights.T if by_rank else weights).copy()
+    kept = inside.reshape(-1)
+    places = np.flatnonzero(kept)
+    chosen = (experts.T if by_rank else experts).reshape(-1)[places]
     taken = np.cumsum(chosen[:, None] == np.arange(num_experts), axis=0)
-    over = taken[np.arange(len(chosen)), chosen] > capacity
-    return np.where(over.reshape(weights.shape), np.float32(0), weights)
+    kept[places[taken[np.arange(len(chosen)), chosen] > capacity]] = 0
+    return inside.T if by_rank else inside
 
 
 @means(ex.Capacity, "within_capacity")
 def _capacity(kernels: Any, o: ex.Capacity, tokens: int) -> None:
     experts, weights = o.experts[:tokens], o.weights[:tokens]
     check_each("expert", experts.reshape(-1), o.num_experts)
-    weights[:] = kernels.within_capacity(experts, weights, o.num_experts, o.capacity)
+    weights[:] = kernels.within_capacity(experts, weights, o.num_experts, o.taken(tokens), o.by_rank)
+
+
+@means(ex.LeastWeight)
+def _least_weight(kernels: Any, o: ex.LeastWeight, tokens: int) -> None:
+    further = o.weights[:tokens, 1:]
+    further[~(further > np.float32(o.least))] = 0
 
 
 def _experts_scratch(kernels: StepwiseBackend, o: ex.Experts, sizes: Sizes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -168,12 +169,22 @@ def _summed(values: Floats, matrix: Matrix, beneath: tuple[Matrix, Matrix] | Non
     return products if beneath is None else matmul(values, beneath[which]) + products
 
 
+def normal_share(numbers: Doubles) -> Doubles:
+    """`x * Phi(x)` of each number `x`, where `Phi` is the normal distribution: GELU (Hendrycks and Gimpel 2016)."""
+    distance = np.abs(numbers)
+    tails = np.array([math.erfc(x / math.sqrt(2)) / 2 for x in distance.reshape(-1).tolist()]).reshape(numbers.shape)
+    with np.errstate(invalid="ignore"):  # infinity times 0, which is left out
+        return np.maximum(numbers, 0) - np.where(tails == 0, 0.0, distance * tails)
+
+
 def activate(gate: Floats, up: Floats, activation: op.Activation) -> Floats:
     """The hidden values `(T, F)` of an FFN, from its two products: see `op.Activation`."""
     g, u = gate.astype(np.float64), up.astype(np.float64)
     if activation.function in ("relu", "relu2"):
         g = np.maximum(g, 0)
         return single((g if activation.function == "relu" else np.square(g)) * u)
+    if activation.function == "gelu":
+        return single(normal_share(g) * u)
     if activation.function == "gelu_tanh":
         return single(g * sigmoid(g * (op.GELU_LINEAR + op.GELU_CUBIC * np.square(g))) * u)
     if activation.function == "capped_silu":

@@ -15,15 +15,19 @@ from edgemoe.model.blocks.body import Body, RoutedExperts
 from edgemoe.model.blocks.compressed_attention import BlockIndex, CompressedAttention
 from edgemoe.model.blocks.cross_attention import CrossAttention
 from edgemoe.model.blocks.dense_ffn import GatedFfn, PlainFfn
+from edgemoe.model.blocks.fast_feedforward import FastFeedforward
 from edgemoe.model.blocks.gated_delta import GatedDelta
 from edgemoe.model.blocks.latent_attention import LatentAttention
 from edgemoe.model.blocks.lightning import Lightning
 from edgemoe.model.blocks.mamba import Mamba
 from edgemoe.model.blocks.mamba2 import Mamba2
 from edgemoe.model.blocks.moe import Moe, SharedExpert
+from edgemoe.model.blocks.multilinear import Multilinear
 from edgemoe.model.blocks.ngram_table import NgramTable
+from edgemoe.model.blocks.peer import Peer
 from edgemoe.model.blocks.routers import RouterSpec
 from edgemoe.model.blocks.short_conv import ShortConv
+from edgemoe.model.blocks.soft_moe import SoftMoe
 
 __all__ = [
     "BODIES",
@@ -33,6 +37,7 @@ __all__ = [
     "Body",
     "CompressedAttention",
     "CrossAttention",
+    "FastFeedforward",
     "GatedDelta",
     "GatedFfn",
     "LatentAttention",
@@ -40,21 +45,24 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Moe",
+    "Multilinear",
     "NgramTable",
     "OutputGate",
+    "Peer",
     "PlainFfn",
     "RoutedExperts",
     "RouterSpec",
     "SharedExpert",
     "ShortConv",
+    "SoftMoe",
 ]
 
 BODIES: Mapping[str, type] = MappingProxyType(
     {
         body.kind: body
         for body in (
-            *(Attention, CompressedAttention, CrossAttention, GatedDelta, GatedFfn, LatentAttention, Lightning, Mamba),
-            *(Mamba2, Moe, NgramTable, PlainFfn, ShortConv),
+            *(Attention, CompressedAttention, CrossAttention, FastFeedforward, GatedDelta, GatedFfn, LatentAttention),
+            *(Lightning, Mamba, Mamba2, Moe, Multilinear, NgramTable, Peer, PlainFfn, ShortConv, SoftMoe),
         )
     }
 )

@@ -29,6 +29,8 @@ class RoutedExperts:
     """The width of the rows that experts read and write; 0: as wide as the model."""
     by_token: bool = False
     """Whether a table names the experts of each token, whatever the stream says."""
+    by_levels: bool = False
+    """Whether a router of several levels chooses them, whose sizes fix their number."""
     passing: int = 0
     """How many further choices the router has, which are of no expert."""
     early: bool = False

@@ -53,6 +53,10 @@ class Moe:
     """Factor of the sum of routed and shared experts (Cohere halves it)."""
     capacity: int = field(default=0, metadata=ZERO_ALLOWED)
     """How many tokens of an input an expert takes at most, the first ones, in an encoder; 0: all (Switch)."""
+    capacity_factor: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """With a capacity: an expert takes this many even shares of the input's tokens, where that is more (GShard)."""
+    capacity_by_rank: bool = False
+    """Whether the first choices of all tokens take places before any second one (GShard)."""
     latent: int = field(default=0, metadata=ZERO_ALLOWED)
     """The width of the rows that routed experts read and write, between two matrices of their own: `latent_out (sum of
     experts (latent_in x))` (Nemotron 3). 0: they read the block's rows."""
@@ -69,6 +73,7 @@ class Moe:
         return RoutedExperts(
             *(*sizes, self.bias, self.activation.gated, self.latent),
             by_token=self.router.table > 0,
+            by_levels=bool(self.router.levels),
             passing=self.passing,
             early=self.router.early,
         )
@@ -83,6 +88,10 @@ class Moe:
         check_activation(self.activation)
         if self.passing and (self.capacity or self.weigh_inputs):
             raise ValueError("choices of no expert beside a capacity or weights of inputs")
+        if not self.capacity and (self.capacity_factor or self.capacity_by_rank):
+            raise ValueError("the rule of a capacity without one")
+        if self.capacity_factor * ex.MILLIONTHS > ex.MOST_SHARE:
+            raise ValueError(f"a capacity of {self.capacity_factor:g} even shares of the tokens")
         if self.weigh_inputs and self.top_k > 1:
             raise ValueError(f"weights of the inputs of {self.top_k} experts for each token, not of one")
         if self.shared is not None:
@@ -110,13 +119,15 @@ class Moe:
             "experts": self.num_experts,
             "used": self.top_k,
             "choices": self.choices,
+            "router_logits": self.router.logit_count(self.choices),
             "expert_width": self.intermediate_size,
             "shared_width": self.shared.intermediate_size if self.shared else 0,
             **({"expert_model": self.latent} if self.latent else {}),
         }
 
     def with_top_k(self, top_k: int) -> Moe:
-        return self if self.router.table else replace(self, top_k=top_k)  # a table names as many as it does
+        fixed = self.router.table or self.router.levels  # which name as many as they do
+        return self if fixed else replace(self, top_k=top_k)
 
     def emit(self, build: Builder, source: op.Floats) -> None:
         K, D = self.top_k, build.hidden_size
@@ -126,12 +137,17 @@ class Moe:
             experts, weights = routing.experts, routing.weights
             if build.options.forced_routing:  # the router's choice goes aside; the caller fills `routing`
                 experts, weights = build.row_numbers("routed_experts", K), build.rows("routed_weights", K)
-            logits, bonus = build.rows("router_logits", self.choices), build.options.cache_aware_routing
+            logits, bonus = (
+                build.rows("router_logits", self.router.logit_count(self.choices)),
+                build.options.cache_aware_routing,
+            )
             slots = routing.slots if bonus > 0 else None
             reads = build.residual if early else source
             self.router.emit(build, reads, logits, experts, weights, slots, bonus, self.passing)
             if self.capacity:
-                build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity))
+                build.require_encoder("a capacity of experts, which counts the tokens of a whole input")
+                share = round(self.capacity_factor * ex.MILLIONTHS)
+                build.add(ex.Capacity(experts, weights, self.num_experts, self.capacity, share, self.capacity_by_rank))
         with build.doing("experts", "fetch"):
             drop_cold = build.options.drop_cold
             weighed = routing.weights if drop_cold > 0 else None
@@ -179,7 +195,7 @@ class Moe:
             self.router.emit_known(build, self.num_experts, experts, weights)
             build.add(ex.Prefetch(guessed.guess, build.paging()))
             return
-        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.choices)
+        logits = build.fixed_rows("guessed_logits", GUESSED_ROWS, self.router.logit_count(self.choices))
         self.router.emit(build, source, logits, experts, weights, passing=self.passing)
         build.add(ex.Prefetch(guessed.guess, build.paging()))
 

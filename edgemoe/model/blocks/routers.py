@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,9 +51,20 @@ class RouterSpec:
     (`ex.TableRoute`, DeepSeek-V4); 0: the logits choose."""
     early: bool = False
     """Whether its matrix reads the stream as the layer begins, before attention and without a norm (SmallThinker)."""
+    least_further: float = field(default=0.0, metadata=ZERO_ALLOWED)
+    """The weight that each choice but a token's first must exceed to count (GShard); 0: all count."""
+    levels: tuple[ex.Level, ...] = ()
+    """The levels of a hierarchical router (`ex.LevelRoute`); none: each expert has one logit."""
+
+    def logit_count(self, choices: int) -> int:
+        """The number of logits of a token, of a router of so many choices."""
+        return ex.logits_of(self.levels) if self.levels else choices
 
     def check(self, num_experts: int, top_k: int, passing: int = 0) -> None:
         """Raise ValueError for settings that contradict one another or the numbers of experts."""
+        if self.levels:
+            self._check_levels(num_experts, top_k, passing)
+            return
         logits, chosen = op.Placeholder((1, num_experts)), op.Placeholder((1, top_k))
         bias = op.Placeholder((num_experts,)) if self.choice_bias else None
         if self.table and replace(self, table=0, epsilon=0.0, scale=1.0) != _OF_TABLES:
@@ -65,9 +77,29 @@ class RouterSpec:
         except Misfit as misfit:
             raise ValueError(f"router: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
 
+    def _check_levels(self, num_experts: int, top_k: int, passing: int) -> None:
+        sizes, chosen = [level.size for level in self.levels], [level.top_k for level in self.levels]
+        if math.prod(sizes) != num_experts:
+            raise ValueError(
+                f"router: levels of {' x '.join(map(str, sizes))}: expected them to make {num_experts} experts"
+            )
+        if math.prod(chosen) != top_k:
+            raise ValueError(
+                f"router: {' x '.join(map(str, chosen))} choices: expected them to make {top_k} for a token"
+            )
+        if passing or replace(self, levels=(), normalise=False, scale=1.0) != RouterSpec(False):
+            raise ValueError("router: levels with settings of another router than `normalise` and `scale`")
+        try:
+            self._by_levels(op.Placeholder((1, self.logit_count(0))), *[op.Placeholder((1, top_k))] * 2).measure()
+        except Misfit as misfit:
+            raise ValueError(f"router: {misfit.field}: expected {misfit.expected}, found {misfit.found}") from None
+
+    def _by_levels(self, logits: Any, experts: Any, weights: Any) -> ex.LevelRoute:
+        return ex.LevelRoute(logits, self.levels, self.normalise, self.scale, experts, weights)
+
     def tensors(self, num_experts: int, top_k: int, hidden_size: int) -> Shapes:
         """The names of its tensors within a layer, with their shapes."""
-        shapes: dict[str, tuple[int, ...]] = {"router": (num_experts, hidden_size)}
+        shapes: dict[str, tuple[int, ...]] = {"router": (self.logit_count(num_experts), hidden_size)}
         if self.logit_bias:
             shapes["router_bias"] = (num_experts,)
         if self.choice_bias:
@@ -91,7 +123,9 @@ class RouterSpec:
         bonus: float = 0.0,
         passing: int = 0,
     ) -> None:
-        """Add the operations from the normalised stream to the choice; `logits` `(T, E)` is a value of the caller.
+        """Add the operations from the normalised stream to the choice; `logits` is a value of the caller.
+
+        It is `(T, logit_count)`.
 
         The last `passing` of the `E` are of no expert.
         """
@@ -104,9 +138,14 @@ class RouterSpec:
         if self.table:
             self._look_up(build, logits, experts, weights)
             return
+        if self.levels:
+            build.add(self._by_levels(logits, experts, weights))
+            return
         bias = build.vector("router_choice_bias", logits.shape[1]) if self.choice_bias else None
         scales = build.vector("router_expert_scales", logits.shape[1]) if self.expert_scales else None
         build.add(self._route(logits, experts, weights, bias, scales, slots, bonus, passing))
+        if self.least_further:
+            build.add(ex.LeastWeight(weights, self.least_further))
 
     def emit_known(self, build: Builder, num_experts: int, experts: op.Integers, weights: op.Floats) -> None:
         """Add the operation that names the experts of a table, though no row of their layer is known yet."""

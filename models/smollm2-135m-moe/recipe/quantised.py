@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from edgemoe.conversion.calibration.layers import windows_of
 from edgemoe.conversion.calibration.matrices import Matrices, Slices, weighing_of
 from edgemoe.conversion.calibration.measuring import Reference
 from edgemoe.conversion.calibration.passing import CalibrationPass
-from edgemoe.conversion.calibration.settings import Calibration, Windows
+from edgemoe.conversion.calibration.settings import Calibration
 from edgemoe.conversion.calibration.weights import SourceWeights
 from edgemoe.conversion.encoding import encode
 from edgemoe.conversion.formats import FormatChoice
@@ -174,7 +175,7 @@ class Bench:
         self.calibration = Calibration(
             text.read_text(), text.name, tokenised, CALIBRATION_TOKENS, held_out=HELD_OUT_TOKENS
         )
-        self.windows = Windows.of(self.calibration, files, self.graph.spec.vocab_size, min(self.graph.longest_contexts))
+        self.windows = windows_of(self.calibration, files, self.graph)
         with closing(select_backend()) as backend:
             self.reference = Reference(SourceWeights(self.source, FLOATS), self.windows.held_out(), backend)
         with StoreWriter(folder / "store", self.plan.manifest) as writer, Journal.lock(folder / "base") as journal:

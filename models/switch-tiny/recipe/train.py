@@ -1,6 +1,6 @@
 """Trains a small Switch Transformer on a text file: `python train.py TEXT FOLDER [--steps 600]`; one thread.
 
-Needs torch and transformers. The result is a checkpoint as transformers saves it.
+Needs torch and transformers. The result is a checkpoint as transformers saves it, with a tokenizer of bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from spans import PAD, VOCABULARY, halves, held_out, pairs
+from spans import FIRST_MARK, INPUT_TOKENS, MARKS, PAD, VOCABULARY, halves, held_out, pairs
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
 BATCH = 4
@@ -29,8 +30,19 @@ def configuration() -> SwitchTransformersConfig:
         vocab_size=VOCABULARY, d_model=128, d_kv=32, d_ff=512, num_heads=4, num_layers=2, num_decoder_layers=2,
         num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_experts=8, expert_capacity=64, dropout_rate=0.0,
         router_bias=False, router_jitter_noise=0.0, tie_word_embeddings=True, pad_token_id=PAD, eos_token_id=PAD,
-        decoder_start_token_id=PAD, n_positions=512, use_cache=False,
+        decoder_start_token_id=PAD, n_positions=INPUT_TOKENS, use_cache=False,
     )  # fmt: skip
+
+
+def byte_tokenizer() -> Tokenizer:
+    """The tokenizer: a token for each byte, and the marks of spans."""
+    names = {"<pad>": PAD} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(names, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    marks = [f"<extra_id_{number}>" for number in range(MARKS)]
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", *marks)])
+    assert tokenizer.token_to_id(marks[0]) == FIRST_MARK
+    return tokenizer
 
 
 def loss_on(model: Model, batches: list[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -97,6 +109,7 @@ def main() -> None:
             )
             print(json.dumps(log[-1]), flush=True)
     model.save_pretrained(options.folder)
+    byte_tokenizer().save(str(options.folder / "tokenizer.json"))
     (options.folder / "training-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
 
 

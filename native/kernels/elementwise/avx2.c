@@ -100,6 +100,33 @@ void em_gelu_tanh_avx2(const em_activation *a, const float *gate, const float *u
     for (; i < count; i++) output[i] = em_gelu_tanh(gate[i], up[i]);
 }
 
+void em_gelu_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const __m256 one = _mm256_set1_ps(1.0f), half = _mm256_set1_ps(0.5f), sign = _mm256_set1_ps(-0.0f);
+    int32_t i = 0;
+    (void)a;
+    for (; i + EM_LANES <= count; i += EM_LANES) {
+        /* With a NaN, minimum and maximum give their second operand; of two zeros the maximum too. */
+        const __m256 g = _mm256_loadu_ps(gate + i), positive = _mm256_max_ps(_mm256_setzero_ps(), g);
+        const __m256 distance = _mm256_min_ps(_mm256_set1_ps(EM_GELU_END), _mm256_andnot_ps(sign, g));
+        const __m256 z = _mm256_mul_ps(distance, _mm256_set1_ps(EM_GELU_ROOT));
+        const __m256 t = _mm256_div_ps(one, _mm256_add_ps(_mm256_mul_ps(z, half), one));
+        __m256 sum = _mm256_fmadd_ps(_mm256_set1_ps(EM_ERFC_C9), t, _mm256_set1_ps(EM_ERFC_C8));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C7));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C6));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C5));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C4));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C3));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C2));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C1));
+        sum = _mm256_fmadd_ps(sum, t, _mm256_set1_ps(EM_ERFC_C0));
+        const __m256 power = exponential(_mm256_sub_ps(sum, _mm256_mul_ps(z, z)));
+        const __m256 tail = _mm256_mul_ps(_mm256_mul_ps(t, power), half);
+        const __m256 share = _mm256_sub_ps(positive, _mm256_mul_ps(distance, tail));
+        _mm256_storeu_ps(output + i, _mm256_mul_ps(share, _mm256_loadu_ps(up + i)));
+    }
+    for (; i < count; i++) output[i] = em_gelu(gate[i], up[i]);
+}
+
 void em_relu_avx2(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
     const __m256 zero = _mm256_setzero_ps();
     int32_t i = 0;

@@ -32,6 +32,11 @@ void em_gelu_tanh_generic(const em_activation *a, const float *gate, const float
     for (int32_t i = 0; i < count; i++) output[i] = em_gelu_tanh(gate[i], up[i]);
 }
 
+void em_gelu_generic(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    (void)a;
+    for (int32_t i = 0; i < count; i++) output[i] = em_gelu(gate[i], up[i]);
+}
+
 void em_relu_generic(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
     (void)a;
     for (int32_t i = 0; i < count; i++) output[i] = em_relu(gate[i], up[i]);

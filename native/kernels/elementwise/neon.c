@@ -100,6 +100,32 @@ void em_gelu_tanh_neon(const em_activation *a, const float *gate, const float *u
 /* em_positive, four at a time; vmaxq_f32 would make 0 of -0. */
 INLINE float32x4_t positive(float32x4_t x) { return vbslq_f32(vcltzq_f32(x), vdupq_n_f32(0), x); }
 
+void em_gelu_neon(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
+    const float32x4_t one = vdupq_n_f32(1), half = vdupq_n_f32(0.5f);
+    int32_t i = 0;
+    (void)a;
+    for (; i + 4 <= count; i += 4) {
+        const float32x4_t g = vld1q_f32(gate + i);
+        const float32x4_t distance = vminq_f32(vdupq_n_f32(EM_GELU_END), vabsq_f32(g)); /* a NaN stays one */
+        const float32x4_t z = vmulq_f32(distance, vdupq_n_f32(EM_GELU_ROOT));
+        const float32x4_t t = vdivq_f32(one, vaddq_f32(vmulq_f32(z, half), one));
+        float32x4_t sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C8), vdupq_n_f32(EM_ERFC_C9), t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C7), sum, t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C6), sum, t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C5), sum, t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C4), sum, t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C3), sum, t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C2), sum, t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C1), sum, t);
+        sum = vfmaq_f32(vdupq_n_f32(EM_ERFC_C0), sum, t);
+        const float32x4_t power = exponential(vsubq_f32(sum, vmulq_f32(z, z)));
+        const float32x4_t tail = vmulq_f32(vmulq_f32(t, power), half);
+        const float32x4_t share = vsubq_f32(positive(g), vmulq_f32(distance, tail));
+        vst1q_f32(output + i, vmulq_f32(share, vld1q_f32(up + i)));
+    }
+    for (; i < count; i++) output[i] = em_gelu(gate[i], up[i]);
+}
+
 void em_relu_neon(const em_activation *a, const float *gate, const float *up, float *output, int32_t count) {
     int32_t i = 0;
     (void)a;

@@ -1,5 +1,6 @@
 /* The search for codes of trellis formats, and the feedback of errors with AVX2; the same costs as generic.c. */
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct ints {
@@ -23,6 +24,11 @@ BOTH_HALVES(INTS, sub, _mm256_sub_epi32)
 BOTH_HALVES(INTS, smaller, _mm256_min_epi32)
 BOTH_HALVES(INTS, both, _mm256_and_si256)
 BOTH_HALVES(INTS, either, _mm256_or_si256)
+
+static inline bool none_larger(FLOATS a, FLOATS b) {
+    const __m256 low = _mm256_cmp_ps(a.low, b.low, _CMP_NLE_UQ), high = _mm256_cmp_ps(a.high, b.high, _CMP_NLE_UQ);
+    return _mm256_movemask_ps(_mm256_or_ps(low, high)) == 0;
+}
 
 static inline FLOATS load_floats(const float *at) { return (FLOATS){_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}; }
 static inline INTS load_ints(const int32_t *at) {

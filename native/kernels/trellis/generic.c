@@ -1,4 +1,5 @@
 /* The search for codes of trellis formats, and the feedback of errors, in plain C. */
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "panel.h"
@@ -28,6 +29,12 @@ LANEWISE(INTS, sub, a.at[r] - b.at[r])
 LANEWISE(INTS, smaller, a.at[r] < b.at[r] ? a.at[r] : b.at[r])
 LANEWISE(INTS, both, a.at[r] & b.at[r])
 LANEWISE(INTS, either, a.at[r] | b.at[r])
+
+static inline bool none_larger(FLOATS a, FLOATS b) {
+    bool none = true;
+    for (int r = 0; r < EM_PANEL_ROWS; r++) none &= a.at[r] <= b.at[r];
+    return none;
+}
 
 static inline FLOATS load_floats(const float *at) {
     FLOATS a;

@@ -1,5 +1,6 @@
 /* The search for codes of trellis formats, and the feedback of errors with NEON; the same costs as generic.c. No speed was measured on any processor. */
 #include <arm_neon.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct ints {
@@ -26,6 +27,12 @@ EVERY_QUARTER(INTS, sub, vsubq_s32)
 EVERY_QUARTER(INTS, smaller, vminq_s32)
 EVERY_QUARTER(INTS, both, vandq_s32)
 EVERY_QUARTER(INTS, either, vorrq_s32)
+
+static inline bool none_larger(FLOATS a, FLOATS b) {
+    uint32x4_t all = vcleq_f32(a.at[0], b.at[0]);
+    for (int quarter = 1; quarter < 4; quarter++) all = vandq_u32(all, vcleq_f32(a.at[quarter], b.at[quarter]));
+    return vminvq_u32(all) == UINT32_MAX;
+}
 
 static inline FLOATS load_floats(const float *at) {
     return (FLOATS){{vld1q_f32(at), vld1q_f32(at + 4), vld1q_f32(at + 8), vld1q_f32(at + 12)}};

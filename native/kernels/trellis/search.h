@@ -1,8 +1,8 @@
 /* The search for the codes of a chain (Viterbi), for any vectors; the same costs with all of them.
  *
- * An <isa>.c defines INTS and FLOATS (16 numbers, one of each row) and the functions load_floats, load_ints, spread, mul,
- * add_floats, smaller_float, larger_float, truncate (floats to ints), store_ints, spread_int, add, sub, smaller, both (and),
- * either (or) and shift_left, and then includes this.
+ * An <isa>.c defines INTS and FLOATS (16 numbers, one of each row) and the functions load_floats, load_ints,
+ * spread, mul, add_floats, smaller_float, larger_float, none_larger (in any row), truncate (floats to ints), store_ints,
+ * spread_int, add, sub, smaller, both (and), either (or) and shift_left, and then includes this.
  *
  * A state is what later windows see of the stream: the last bits of the window but k. A step goes from each state with each
  * code through a window to a state; of the 2^k ways into a state the cheapest is kept. Costs are integers, multiples of 2^k;
@@ -15,13 +15,23 @@
 #ifndef EDGEMOE_TRELLIS_SEARCH_H
 #define EDGEMOE_TRELLIS_SEARCH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "panel.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* The cost of each level for one weight: penalty * ((target - level)^2 - the smallest such square), at most `dearest`. */
+/* (level - 2 * target) * level + constant, times the penalty, which both have. */
+INLINE FLOATS cost_of(float level, FLOATS penalty, FLOATS linear, FLOATS constant) {
+    const FLOATS own = spread(level);
+    return add_floats(mul(add_floats(mul(penalty, own), linear), own), constant);
+}
+
+/* The cost of each level for one weight: penalty * ((target - level)^2 - the smallest such square), at most `dearest`.
+ *
+ * Between the first and the last level no cost is above the larger one of theirs, but for a rounding: where twice of that is
+ * not above `dearest`, none is. */
 INLINE void fill_costs(INTS *costs, const float *levels, int32_t level_count, FLOATS target, FLOATS penalty, float dearest,
                        int32_t k) {
     target = smaller_float(larger_float(target, spread(-EM_TRELLIS_FARTHEST)), spread(EM_TRELLIS_FARTHEST));
@@ -30,10 +40,16 @@ INLINE void fill_costs(INTS *costs, const float *levels, int32_t level_count, FL
     const FLOATS most = spread(dearest), linear = mul(penalty, mul(target, spread(-2)));
     const FLOATS rest = add_floats(mul(target, spread(2)), mul(nearest, spread(-1)));
     const FLOATS constant = mul(penalty, mul(rest, nearest));
+    const FLOATS first = cost_of(levels[0], penalty, linear, constant);
+    const FLOATS last = cost_of(levels[level_count - 1], penalty, linear, constant);
+    if (none_larger(larger_float(first, last), spread(dearest / 2))) {
+        for (int32_t n = 0; n < level_count; n++) {
+            costs[n] = shift_left(truncate(cost_of(levels[n], penalty, linear, constant)), k);
+        }
+        return;
+    }
     for (int32_t n = 0; n < level_count; n++) {
-        const FLOATS level = spread(levels[n]);
-        const FLOATS cost = add_floats(mul(add_floats(mul(penalty, level), linear), level), constant);
-        costs[n] = shift_left(truncate(smaller_float(cost, most)), k);
+        costs[n] = shift_left(truncate(smaller_float(cost_of(levels[n], penalty, linear, constant), most)), k);
     }
 }
 
@@ -42,22 +58,28 @@ INLINE void fill_costs(INTS *costs, const float *levels, int32_t level_count, FL
 INLINE void take_step(const INTS *before, INTS *after, const INTS *costs, const uint16_t *places, int32_t *words, int32_t k,
                       int32_t step_weights, int32_t state_bits) {
     const int32_t codes = 1 << k, kept_bits = state_bits - k, ways = 1 << em_trellis_way_bits(k);
+    const int32_t alike = codes < ways ? codes : ways; /* states that are reached from the same ones */
     const INTS low = spread_int(codes - 1), base = before[0];
+    const bool few = codes <= 4; /* then they stay in registers, which a compiler cannot know of `before` beside `after` */
+    INTS kept[4];
     for (int32_t first = 0; first < 1 << state_bits; first += ways) {
         INTS word = spread_int(0);
-        for (int32_t state = first; state < first + ways; state++) {
-            const INTS *from = before + (state >> k);
-            INTS best = spread_int(INT32_MAX);
-            for (int32_t oldest = 0; oldest < codes; oldest++) {
-                INTS cost = from[oldest << kept_bits];
-                for (int32_t v = 0; v < step_weights; v++) {
-                    cost = add(cost, *(const INTS *)((const char *)costs + *places++));
+        for (int32_t group = first; group < first + ways; group += alike) {
+            const INTS *from = before + (group >> k);
+            for (int32_t oldest = 0; few && oldest < codes; oldest++) kept[oldest] = from[oldest << kept_bits];
+            for (int32_t state = group; state < group + alike; state++) {
+                INTS best = spread_int(INT32_MAX);
+                for (int32_t oldest = 0; oldest < codes; oldest++) {
+                    INTS cost = few ? kept[oldest] : from[oldest << kept_bits];
+                    for (int32_t v = 0; v < step_weights; v++) {
+                        cost = add(cost, *(const INTS *)((const char *)costs + *places++));
+                    }
+                    best = smaller(best, cost);
                 }
-                best = smaller(best, cost);
+                const INTS way = both(best, low);
+                after[state] = add(sub(best, way), sub(spread_int(state >> kept_bits), base));
+                word = either(shift_left(word, k), way);
             }
-            const INTS way = both(best, low);
-            after[state] = add(sub(best, way), sub(spread_int(state >> kept_bits), base));
-            word = either(shift_left(word, k), way);
         }
         store_ints(words, word);
         words += EM_PANEL_ROWS;

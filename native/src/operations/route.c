@@ -3,7 +3,7 @@
  * With a bonus for experts in memory (off by default, and lossy) the expert of largest choice score is chosen as without
  * it, the others by raised score. Every step of a score is one float32 operation or the written exponential, so that all
  * instruction sets choose alike. */
-#include "../operations.h"
+#include "route.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -19,24 +19,6 @@ typedef struct route_task {
     float *scores; /* (T, E): choice scores; NULL if they are the logits as they stand */
     float *groups; /* (T, groups): what groups are kept for */
 } route_task;
-
-/* A NaN comes after every number, as it does in the reference's sort. */
-static inline bool comes_before(float a, float b) { return a > b || (isnan(b) && !isnan(a)); }
-
-/* Whether element `a` comes before element `b`: the larger first, on a tie the lower index. */
-static inline bool precedes(const float *values, int32_t a, int32_t b) {
-    return comes_before(values[a], values[b]) || (!comes_before(values[b], values[a]) && a < b);
-}
-
-/* The best element that comes after `previous` (-1: the best of all). */
-static int32_t next_best(const float *values, int32_t count, int32_t previous) {
-    int32_t best = -1;
-    for (int32_t e = 0; e < count; e++) {
-        if (previous >= 0 && !precedes(values, previous, e)) continue;
-        if (best < 0 || comes_before(values[e], values[best])) best = e;
-    }
-    return best;
-}
 
 /* ---- choice scores -------------------------------------------------------------------------------------- */
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +33,47 @@ PIXELS = """experts => {
   return [found, JSON.parse(canvas.dataset.colours)];
 }"""
 """The colours in the middle of all cells, and those of hits and misses."""
+
+
+FRAMES = """() => {
+  const asked = window.requestAnimationFrame.bind(window);
+  window.frames_ms = [];
+  window.requestAnimationFrame = callback => asked(time => {
+    const began = performance.now();
+    callback(time);
+    if (document.querySelector(".map canvas[data-geometry]")) window.frames_ms.push(performance.now() - began);
+  });
+}"""
+"""Notes how long the page takes for each of its frames."""
+CHANGES = """() => new Promise(done => {
+  let left = 30;
+  const change = () => {
+    document.documentElement.dataset.change = left;
+    left-- ? setTimeout(change, 40) : done(window.frames_ms.filter(one => one > 1).sort((a, b) => a - b));
+  };
+  change();
+})"""
+"""Lets the map be drawn again and again; it draws less often than it may where nothing has changed."""
+
+
+def test_a_map_of_many_experts_is_drawn_20_times_a_second(
+    open_page: Callable[..., Opened], serve: Callable[..., Client]
+) -> None:
+    client = serve()
+    with watching(client) as watcher:
+        model = watcher.model
+    layers = [{**model["layers"][0], "layer": layer, "experts": 256} for layer in range(76)]
+    model |= {"layers": layers, "experts": 256, "total_experts": 76 * 256}
+    events = {"model": model, "places": {"packed": base64.b64encode(bytes([0b01101100] * (76 * 64))).decode()}}
+    body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events.items())
+    opened = open_page(client, {**PREFERENCES, "picture": True}, viewport={"width": 1400, "height": 1000})
+    opened.page.add_init_script(f"({FRAMES})()")
+    opened.page.route("**/edgemoe/live", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page = opened.go()
+    page.locator(".map canvas[data-geometry]").wait_for()
+    frames_ms = page.evaluate(CHANGES)
+    assert len(frames_ms) > 10
+    assert frames_ms[len(frames_ms) // 4] < 50  # others may keep the processors busy
 
 
 def test_the_picture_is_the_trace(

@@ -1,0 +1,301 @@
+"""The carriers' recipe, a few steps on a text of nonsense. Needs torch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.architectures.harness import Reference, relative_error
+
+pytest.importorskip("tomllib")
+pytestmark = [pytest.mark.oracle, pytest.mark.slow]
+
+RECIPE = Path(__file__).parents[1] / "models" / "carriers" / "recipe"
+MODULES = ("carrier", "evaluate", "export", "ffns", "table", "texts", "train")
+FFNS: dict[str, dict[str, Any]] = {
+    "dense": {"ffn": "dense", "intermediate_size": 48},
+    "moe": {"ffn": "moe", "num_experts": 4, "top_k": 2, "intermediate_size": 12, "balance": 0.01, "noise": True},
+    "fff": {"ffn": "fff", "depth": 3, "leaf_width": 6, "hardening": 1.0},
+    "peer": {"ffn": "peer", "num_experts": 64, "heads": 2, "top_k": 4, "key_size": 8},
+    "distilled": {"ffn": "dense", "intermediate_size": 12, "teacher": "moe", "teacher_weight": 0.5},
+    "balance-none": {
+        "ffn": "moe",
+        "num_experts": 4,
+        "top_k": 2,
+        "intermediate_size": 12,
+        "balance": 0.0,
+        "noise": False,
+    },
+}
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def torch() -> ModuleType:
+    """Imported when a test asks for it: others that run with this file need not wait."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def recipe(torch: ModuleType) -> Iterator[dict[str, ModuleType]]:
+    """Modules of the recipe by name, which no other test finds afterwards."""
+    sys.path.insert(0, str(RECIPE))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield {name: __import__(name) for name in MODULES}
+    finally:
+        torch.set_num_threads(threads)
+        sys.path.remove(str(RECIPE))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def settings(recipe: dict[str, ModuleType]) -> dict[str, Any]:
+    """The recipe's own settings, of a tiny size."""
+    own = recipe["carrier"].load_settings()
+    own["body"] |= {"vocab_size": 300, "hidden_size": 16, "layers": 2, "heads": 2, "kv_heads": 1, "context": 24}
+    own["data"] |= {"tokens_per_domain": 3000, "held_out_tokens": 120, "tokenizer_bytes": 4000}
+    own["training"] |= {"steps": STEPS, "warmup_steps": 2, "check_every": 3, "check_rows": 2, "rate": 1e-2}
+    return {**own, "variants": FFNS}
+
+
+@pytest.fixture(scope="module")
+def work(recipe: dict[str, ModuleType], settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with the texts of two domains, and every variant trained."""
+    folder = tmp_path_factory.mktemp("carriers")
+    drawn = np.random.default_rng(0)
+    words = ["".join(drawn.choice(list("abcdefgh"), 4)) for _ in range(40)]
+    texts = {name: [" ".join(drawn.choice(words, 80)) for _ in range(30)] for name in ("one", "other")}
+
+    def tokenise(own: list[str], tokenizer: Any, _seed: int, limit: int, held: int) -> dict[str, np.ndarray]:
+        ids = np.array([i for text in own for i in tokenizer.encode(text).ids], np.uint16)
+        return {"train": ids[: -held - 1][:limit], "held_out": ids[-held:]}
+
+    recipe["texts"].write(texts, folder, settings, tokenise)
+    for name in FFNS:
+        recipe["train"].Trainer(name, folder, settings).run()
+    return folder
+
+
+def log(work: Path, name: str) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (work / name / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def weights(torch: ModuleType, work: Path, name: str) -> dict[str, Any]:
+    state = torch.load(work / name / "last.pt", weights_only=True)["model"]
+    return {key: value.numpy() for key, value in state.items()}
+
+
+@pytest.mark.parametrize("name", FFNS)
+def test_training_goes_on_to_the_same_weights(
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, name: str, tmp_path: Path
+) -> None:
+    """Twice with one seed is one curve, also where the second training was stopped, and killed, on its way."""
+    for needed in ("tokens", "moe"):
+        (tmp_path / needed).symlink_to(work / needed) if needed != name else None
+    train = recipe["train"]
+    train.Trainer(name, tmp_path, settings).run(2)
+    killed = train.Trainer(name, tmp_path, settings)
+    killed.log(killed.train_step())
+    with killed.log_path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 4, "lo')
+    train.Trainer(name, tmp_path, settings).run()
+    assert log(tmp_path, name) == log(work, name)
+    assert [line["step"] for line in log(work, name)] == [1, 2, 3, 4, 5, 6]
+    first, second = weights(torch, work, name), weights(torch, tmp_path, name)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", FFNS)
+def test_losses_fall(settings: dict[str, Any], work: Path, name: str) -> None:
+    losses = [line["loss"] for line in log(work, name)]
+    assert losses[-1] < losses[0]
+    assert losses[0] == pytest.approx(math.log(settings["body"]["vocab_size"]), rel=0.1) or name == "distilled"
+
+
+def test_products_with_chosen_rows_and_their_gradients(torch: ModuleType, recipe: dict[str, ModuleType]) -> None:
+    torch.manual_seed(0)
+    x, rows = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (7, 11))
+    chosen = torch.randint(0, 11, (7, 6))
+    scores = recipe["ffns"].Scores.apply
+    plain = torch.einsum("td,tkd->tk", x, rows[chosen])
+    assert torch.allclose(scores(x, chosen, rows), plain)
+    assert torch.autograd.gradcheck(lambda a, b: scores(a, chosen, b), (x, rows))
+
+
+def test_a_tree_is_hard_in_inference(torch: ModuleType, recipe: dict[str, ModuleType]) -> None:
+    """The way that a loop over nodes finds, and the leaf at its end alone; soft decisions that are sure agree."""
+    torch.manual_seed(1)
+    tree = recipe["ffns"].FastFeedForward(8, FFNS["fff"], 0.3).eval()
+    tree.node_biases.data.normal_()
+    tree.b1s.data.normal_()
+    x = torch.randn(20, 8)
+    with torch.no_grad():
+        found = tree(x)
+        for row, out in zip(x, found, strict=True):
+            node = 0
+            for _ in range(3):
+                node = 2 * node + 1 + int(tree.node_weights[node] @ row + tree.node_biases[node, 0] >= 0)
+            leaf = node - 7
+            inner = torch.relu(row @ tree.w1s[leaf] + tree.b1s[leaf])
+            assert torch.allclose(out, inner @ tree.w2s[leaf], atol=1e-6)
+        tree.node_weights.mul_(1e6)
+        tree.node_biases.mul_(1e6)
+        tree.soft = True
+        assert torch.allclose(tree(x), found, atol=1e-6)
+
+
+def test_losses_of_balance_and_hardening(torch: ModuleType, recipe: dict[str, ModuleType]) -> None:
+    """Even use costs 1, one expert for everything as much as there are experts; a sure tree costs nothing."""
+    ffns = recipe["ffns"]
+    torch.manual_seed(2)
+    x = torch.randn(64, 8)
+    moe = ffns.Moe(8, {**FFNS["moe"], "balance": 1.0, "noise": False, "top_k": 1}, 0.02).train()
+    moe.gate.weight.data.zero_()
+    moe.gate.weight.data[0] = 1e3
+    moe(x.abs())
+    assert float(moe.losses[0].detach()) == pytest.approx(4)
+    tree = ffns.FastFeedForward(8, FFNS["fff"], 0.3).train()
+    tree.progress = 1.0
+    tree.node_weights.data.zero_()
+    tree(x)
+    tree.node_biases.data.fill_(100.0)
+    tree(x)
+    assert [float(loss.detach()) for loss in tree.losses] == pytest.approx([math.log(2), 0])
+
+
+def test_exports_have_what_the_family_reads(
+    recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path
+) -> None:
+    export, load = recipe["export"], recipe["carrier"].load
+    shapes = {}
+    for name in ("dense", "moe", "fff", "peer"):
+        model = load(settings, name, work)
+        export.write(model, work / name / "hf", work / "tokenizer.json")
+        config = json.loads((work / name / "hf" / "config.json").read_text(encoding="utf-8"))
+        assert (config["model_type"], config["ffn"]) == ("edgemoe_carrier", name)
+        tensors = load_file(work / name / "hf" / "model.safetensors")
+        stem = "model.layers.1.mlp."
+        shapes[name] = {key.removeprefix(stem): own.shape for key, own in tensors.items() if key.startswith(stem)}
+    assert shapes["dense"] == {"gate_proj.weight": (48, 16), "up_proj.weight": (48, 16), "down_proj.weight": (16, 48)}
+    assert shapes["moe"]["gate.weight"] == (4, 16)
+    assert len(shapes["moe"]) == 1 + 4 * 3
+    trees = {"node_weights": (7, 16), "node_biases": (7, 1), "w1s": (8, 16, 6), "b1s": (8, 6), "w2s": (8, 6, 16)}
+    assert shapes["fff"] == trees
+    assert shapes["peer"] == {
+        "to_queries.weight": (32, 16),
+        "to_queries.bias": (32,),
+        "keys": (2, 8, 2, 8),
+        "weight_down_embed.weight": (64, 16),
+        "weight_up_embed.weight": (64, 16),
+    }
+
+
+@pytest.mark.parametrize(("name", "family"), [("dense", "llama"), ("moe", "mixtral")])
+def test_what_others_run_too_agrees(
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, name: str, family: str
+) -> None:
+    """The dense carrier is a Llama, the mixture a Mixtral: those families give the logits of the training."""
+    model = recipe["carrier"].load(settings, name, work)
+    config = recipe["export"].config_of(model) | {"model_type": family}
+    config.pop("ffn")
+    if name == "moe":
+        assert config.pop("norm_topk_prob")
+        names = {"num_local_experts": "num_experts", "intermediate_size": "moe_intermediate_size"}
+        config |= {theirs: config.pop(ours) for theirs, ours in names.items()}
+    tensors = {}
+    for key, own in recipe["export"].tensors_of(model).items():
+        if ".experts." in key or ".mlp.gate." in key:
+            key = key.replace(".mlp.", ".block_sparse_moe.")
+            for theirs, ours in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")):
+                key = key.replace(ours, theirs)
+        tensors[key] = own.numpy()
+    ids = np.arange(20) * 7 % 300
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)[None])[0].numpy()
+    found = Reference(config, tensors).logits(ids)
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_folded_queries_are_the_normalised_ones(
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path
+) -> None:
+    ffn = recipe["carrier"].load(settings, "peer", work).ffns()[1]
+    weight, bias = recipe["export"].folded_queries(ffn)
+    x = torch.randn(9, 16)
+    with torch.no_grad():
+        assert torch.allclose(ffn.query_norm(ffn.to_queries(x)), x @ weight.T + bias, atol=1e-5)
+    assert float(bias.abs().max()) > 0
+
+
+def test_a_student_begins_as_its_teacher(
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, tmp_path: Path
+) -> None:
+    for needed in ("tokens", "moe"):
+        (tmp_path / needed).symlink_to(work / needed)
+    fresh = recipe["train"].Trainer("distilled", tmp_path, settings)
+    own, of_teacher = fresh.model.state_dict(), fresh.teacher.state_dict()
+    outside = [name for name in own if ".mlp." not in name]
+    assert outside
+    assert all(torch.equal(own[name], of_teacher[name]) for name in outside)
+    teacher, student = np.random.default_rng(3).normal(size=(2, 5, 9))
+    p, q = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True) for logits in (teacher, student))
+    found = recipe["train"].divergence(torch.from_numpy(teacher), torch.from_numpy(student))
+    assert float(found) == pytest.approx((p * np.log(p / q)).sum() / 5)
+
+
+def test_tables_come_from_logs_and_results(
+    recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = work / "settings.toml"
+    lines = []
+    for table, values in settings.items():
+        groups = {f"variants.{k}": v for k, v in values.items()} if table == "variants" else {table: values}
+        for name, group in groups.items():
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in group.items())]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    own = ["--work", str(work), "--settings", str(path)]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *FFNS, *own, "--text", str(work / "held_out.txt")])
+    recipe["evaluate"].main()
+    results = {name: json.loads((work / name / "results.json").read_text(encoding="utf-8")) for name in FFNS}
+    assert results["fff"]["ffn"]["neurons_read"] == 2 * (3 + 6)
+    assert results["peer"]["ffn"]["neurons_read"] == 2 * 2 * 4
+    assert results["moe"]["ffn"]["neurons_read"] * 2 == results["dense"]["ffn"]["neurons_read"]
+    assert results["dense"]["held_out"]["perplexity"] < 300
+    assert results["moe"]["balance"]["most"] >= 1 >= results["moe"]["balance"]["least"]
+    assert results["dense"]["balance"] == {}
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["table.py", *own, "--plot", str(work / "plot.png")])
+    recipe["table"].main()
+    printed = capsys.readouterr().out
+    for row in ("| PEER |", "| Fast Feed-Forward |", "| neither, 4 |", "| one |"):
+        assert row in printed
+    assert (work / "plot.png").stat().st_size > 1000
+
+
+def test_bad_settings_are_named(recipe: dict[str, ModuleType], settings: dict[str, Any], tmp_path: Path) -> None:
+    carrier = recipe["carrier"]
+    with pytest.raises(SystemExit, match=r"No variant mixture\. config\.toml has dense, moe"):
+        carrier.build(settings, "mixture")
+    with pytest.raises(SystemExit, match=r"run train\.py dense first"):
+        carrier.load(settings, "dense", tmp_path)
+    with pytest.raises(SystemExit, match=r"run texts\.py first"):
+        recipe["train"].Trainer("dense", tmp_path, settings)
+    odd = copy.deepcopy(settings)
+    odd["variants"]["peer"]["num_experts"] = 60
+    with pytest.raises(ValueError, match="expected a square, found 60"):
+        carrier.build(odd, "peer")
