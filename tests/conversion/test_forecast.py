@@ -17,9 +17,11 @@ from edgemoe.engine.traffic import token_traffic
 from edgemoe.errors import EdgemoeError, SourceError, UsageError
 from edgemoe.kernels import block_operations as bo
 from edgemoe.kernels import expert_operations as ex
+from edgemoe.kernels import mixture_operations as mx
 from edgemoe.kernels import operations as op
 from edgemoe.kernels import sinkhorn_operations as sk
 from edgemoe.kernels import state_operations as so
+from edgemoe.kernels import tree_operations as tr
 from edgemoe.model.build import build_graph
 from edgemoe.model.description import store_spec
 from edgemoe.store.reader import Store
@@ -110,7 +112,7 @@ def bytes_of_a_token_are_those_of_the_operations_that_run(
     state += sum(4 * (o.rate * o.parts - 1) * o.inputs.shape[2] for o in operations if isinstance(o, bo.Compress))
     state += sum(o.inputs[0].nbytes for o in operations if isinstance(o, bo.StoreBlockKeys))
     # Some of a router's choices may be of no expert.
-    routes = [o for o in operations if isinstance(o, (ex.Route, ex.TableRoute))]
+    routes = [o for o in operations if isinstance(o, (ex.LevelRoute, ex.Route, ex.TableRoute))]
     experts = [o for o in operations if isinstance(o, ex.Experts)]
     spared = sum(
         -(-weight_bytes(one) * route.passing // route.logits.shape[1])
@@ -168,6 +170,10 @@ def weight_bytes(operation: op.Operation) -> int:
         return operation.gate_up.data.nbytes + operation.down.data.nbytes
     if isinstance(operation, op.PlainFfn):
         return operation.up.data.nbytes + operation.down.data.nbytes
+    if isinstance(operation, tr.TreeFfn):
+        return tree_bytes(operation)
+    if isinstance(operation, mx.BatchNorm):
+        return operation.mean.nbytes + operation.variance.nbytes
     if isinstance(operation, so.Attention):
         vectors = (operation.sinks, operation.bias.table if operation.bias else None)
         return sum(vector.nbytes for vector in vectors if vector is not None)
@@ -175,6 +181,17 @@ def weight_bytes(operation: op.Operation) -> int:
         (layout,) = operation.layouts
         return operation.experts.shape[1] * (layout.gate_up_bytes + layout.down_bytes + layout.bias_bytes)
     return 0
+
+
+def tree_bytes(tree: tr.TreeFfn) -> int:
+    """The bytes of a path through each tree: its share of all nodes, and one leaf, or what all its nodes add."""
+    matrices = [one.data for one in (tree.leaf_in, tree.out) if one is not None]
+    of_paths = [tree.nodes.data, tree.node_bias]
+    of_leaves = [*matrices, *(one for one in (tree.leaf_bias, tree.output_bias) if one is not None)]
+    if not tree.leaf_width:
+        of_paths, of_leaves = of_paths + of_leaves, []
+    nodes, walked = (2**tree.depth - 1, tree.depth) if tree.leaf_width else (2 ** (tree.depth + 1) - 1, tree.depth + 1)
+    return sum(one.nbytes * walked // nodes for one in of_paths) + sum(one.nbytes >> tree.depth for one in of_leaves)
 
 
 def test_an_index_without_its_shards_is_enough(tmp_path: Path) -> None:
