@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edgemoe.conversion.pipeline import convert_checkpoint
-from edgemoe.engine import budget
+from edgemoe.engine import budget, memory
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
@@ -28,7 +28,7 @@ from edgemoe.experts import slots as slots_module
 from edgemoe.io import reads
 from edgemoe.io.direct import allocate_pages
 from edgemoe.kernels.native.reader import NativeReader
-from edgemoe.process import ControlGroup, Limit
+from edgemoe.process import ControlGroup, Limit, rss_bytes
 from edgemoe.store.reader import Store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.engines import engine_with_slots, use_portable_reader
@@ -240,6 +240,8 @@ def test_a_budget_below_the_floor(store: Path) -> None:
 
 
 def test_a_budget_above_the_machine(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = rss_bytes()  # the system may take some of it back in between
+    monkeypatch.setattr(memory, "rss_bytes", lambda: held)
     with open_engine(store, EngineOptions("1000TiB")) as engine:  # of which this model takes little
         planned, floor = engine.memory.planned_bytes, engine.memory.floor_bytes
     monkeypatch.setattr(budget, "memory_limit", lambda: Limit((planned + floor) // 2, None))
