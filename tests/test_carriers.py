@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.architectures.harness import Reference, relative_error
+from edgemoe.conversion.pipeline import convert_checkpoint
+from edgemoe.engine.opening import open_engine
+from edgemoe.engine.options import EngineOptions
+from tests.architectures.harness import relative_error
 
 pytest.importorskip("tomllib")
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]
@@ -205,29 +208,18 @@ def test_exports_have_what_the_family_reads(
     }
 
 
-@pytest.mark.parametrize(("name", "family"), [("dense", "llama"), ("moe", "mixtral")])
-def test_what_others_run_too_agrees(
-    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, name: str, family: str
+@pytest.mark.parametrize("name", ["dense", "moe", "fff", "peer"])
+def test_an_engine_computes_what_training_did(
+    torch: ModuleType, recipe: dict[str, ModuleType], settings: dict[str, Any], work: Path, tmp_path: Path, name: str
 ) -> None:
-    """The dense carrier is a Llama, the mixture a Mixtral: those families give the logits of the training."""
     model = recipe["carrier"].load(settings, name, work)
-    config = recipe["export"].config_of(model) | {"model_type": family}
-    config.pop("ffn")
-    if name == "moe":
-        assert config.pop("norm_topk_prob")
-        names = {"num_local_experts": "num_experts", "intermediate_size": "moe_intermediate_size"}
-        config |= {theirs: config.pop(ours) for theirs, ours in names.items()}
-    tensors = {}
-    for key, own in recipe["export"].tensors_of(model).items():
-        if ".experts." in key or ".mlp.gate." in key:
-            key = key.replace(".mlp.", ".block_sparse_moe.")
-            for theirs, ours in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj")):
-                key = key.replace(ours, theirs)
-        tensors[key] = own.numpy()
+    recipe["export"].write(model, tmp_path / "hf", work / "tokenizer.json")
+    store = convert_checkpoint(str(tmp_path / "hf"), tmp_path / "store", experts="f32", dense="f32")
     ids = np.arange(20) * 7 % 300
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)[None])[0].numpy()
-    found = Reference(config, tensors).logits(ids)
+    with open_engine(store, EngineOptions(threads=1)) as engine:
+        found = engine.forward(ids.tolist(), all_logits=True)
     assert relative_error(found, expected) < 1e-5
 
 

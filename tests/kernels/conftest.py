@@ -11,6 +11,7 @@ import pytest
 
 from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.native.library import available_isas
+from tests.kernels.device_chain import TOKENS, Chain
 from tests.support.agreeing import AgreeingBackends
 
 _ISAS = available_isas()
@@ -91,3 +92,19 @@ def lone_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     made = make_backend(request.param)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def chain() -> Chain:
+    return Chain()
+
+
+@pytest.fixture(scope="module")
+def left(chain: Chain) -> bytes:
+    """The memory that native runs of 2 and 5 tokens leave."""
+    from edgemoe.kernels.native.backend import NativeBackend
+
+    native = NativeBackend(1)
+    found = chain.run_on(native, (2, TOKENS))
+    native.close()
+    return found

@@ -27,22 +27,8 @@ from edgemoe.kernels.device.runtime import Block, DeviceError, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.native.backend import NativeBackend
 from tests.kernels.conftest import items_in_any_order
-from tests.kernels.test_device import TOKENS, Chain
+from tests.kernels.device_chain import TOKENS, Chain
 from tests.support.fake_cuda import LOST, FakeCuda
-
-
-@pytest.fixture(scope="module")
-def chain() -> Chain:
-    return Chain()
-
-
-@pytest.fixture(scope="module")
-def expected(chain: Chain) -> bytes:
-    """The memory that runs of 2 and 5 tokens leave."""
-    native = NativeBackend(1)
-    left = chain.run_on(native, (2, TOKENS))
-    native.close()
-    return left
 
 
 @pytest.fixture(autouse=True)
@@ -159,11 +145,11 @@ def test_a_device_that_fails_at_any_call_leaves_the_same_bits(chain: Chain) -> N
     assert calls > 30
 
 
-def test_a_device_that_never_answers_is_left_alone(chain: Chain, expected: bytes) -> None:
+def test_a_device_that_never_answers_is_left_alone(chain: Chain, left: bytes) -> None:
     driver = FakeCuda()
     device = DeviceBackend(CudaRuntime(driver=driver, longest_wait_seconds=0), 1)
     driver.hang()
-    assert chain.run_on(device, (2, TOKENS)) == expected
+    assert chain.run_on(device, (2, TOKENS)) == left
     assert "has not answered for 0 s" in str(device.failure)
     asked = len(driver.calls)
     device.close()
@@ -171,7 +157,7 @@ def test_a_device_that_never_answers_is_left_alone(chain: Chain, expected: bytes
 
 
 @pytest.mark.parametrize("room", [2_000, 25_000, 40_000])
-def test_a_device_without_room_for_all_does_what_it_has_room_for(chain: Chain, expected: bytes, room: int) -> None:
+def test_a_device_without_room_for_all_does_what_it_has_room_for(chain: Chain, left: bytes, room: int) -> None:
     """The second segment alone, in 25,000 bytes; 2,000 are not enough for any."""
     for budget in (None, room):
         driver = FakeCuda(memory_bytes=room if budget is None else 1 << 30)
@@ -187,10 +173,10 @@ def test_a_device_without_room_for_all_does_what_it_has_room_for(chain: Chain, e
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_small_parts")
-def test_kernels_get_what_they_ask_for(chain: Chain, expected: bytes) -> None:
+def test_kernels_get_what_they_ask_for(chain: Chain, left: bytes) -> None:
     driver = FakeCuda(host=HostRuntime(items_in_any_order))
     device = beside_device(CudaRuntime(driver=driver), 1)
-    assert chain.run_on(device, (2, TOKENS)) == expected
+    assert chain.run_on(device, (2, TOKENS)) == left
     assert device.failure is None
     device.close()
     assert not driver.held

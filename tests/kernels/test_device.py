@@ -11,76 +11,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import edgemoe
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Backend
 from edgemoe.kernels.device.backend import DeviceBackend
 from edgemoe.kernels.device.host import HostRuntime
 from edgemoe.kernels.device.opening import AUTO_SHARE, Found, _budget, beside_device, found_devices, open_device, tried
 from edgemoe.kernels.device.runtime import DeviceError, Runtime
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.select import KERNELS_VARIABLE, select_backend
-from tests.kernels.builders import aligned, numbers, random_matrix
+from tests.kernels.device_chain import TOKENS, Chain
 from tests.kernels.planned import planned
 from tests.support.failing_device import FailingDevice
-
-TOKENS, WIDTH = 5, 96
-
-
-class Chain:
-    """Operations whose arrays share memory, as those of a workspace do; for one of them the device has no text."""
-
-    def __init__(self) -> None:
-        random = np.random.default_rng(3)
-        size = TOKENS * WIDTH
-        self.memory = aligned((3 * size,), np.float32)
-        self.numbers = numbers("normal", self.memory.shape, random)
-        stream, normed, late, across = (
-            self.memory[at : at + size].reshape(TOKENS, WIDTH) for at in (0, size, 2 * size, size // 2)
-        )
-        weight = numbers("normal", (WIDTH,), random)
-        self.operations = [
-            op.RmsNorm(stream, weight, 1e-5, normed),
-            self.linear("q4", normed, late, random),
-            self.linear("f16", late, stream, random, accumulate=True),
-            self.linear("iq2xxs", stream, late, random),
-            op.RmsNorm(late, None, 1e-5, late, heads=3),
-            self.linear("q8", late, across, random),
-            self.linear("q4m", stream, late, random, accumulate=True),
-        ]
-
-    def linear(
-        self, fmt: str, given: op.Floats, output: op.Floats, random: np.random.Generator, accumulate: bool = False
-    ) -> op.Linear:
-        part = op.LinearPart(random_matrix(fmt, WIDTH, WIDTH, random), numbers("normal", (WIDTH,), random), output)
-        return op.Linear(given, (part,), 0.5, accumulate)
-
-    def run_on(self, backend: Backend, runs: Sequence[int], operations: Sequence[op.Operation] | None = None) -> bytes:
-        """Return what such runs of all operations, or of some, leave in memory, which begins with the same numbers."""
-        self.memory[:] = self.numbers
-        program = backend.program(self.operations if operations is None else operations)
-        for tokens in runs:
-            program.run(tokens)
-        return self.memory.tobytes()
-
-
-@pytest.fixture(scope="module")
-def chain() -> Chain:
-    return Chain()
-
-
-@pytest.fixture(scope="module")
-def expected(chain: Chain) -> bytes:
-    """The memory that runs of 2 and 5 tokens leave."""
-    native = NativeBackend(1)
-    left = chain.run_on(native, (2, TOKENS))
-    native.close()
-    return left
 
 
 class Copying(HostRuntime):
@@ -101,10 +46,10 @@ def pocl(options: Sequence[str] = ()) -> Runtime:
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", [HostRuntime, Copying, pocl])
 def test_arrays_that_share_memory_do_so_on_the_device(
-    chain: Chain, expected: bytes, runtime: Callable[[], Runtime]
+    chain: Chain, left: bytes, runtime: Callable[[], Runtime]
 ) -> None:
     device = DeviceBackend(runtime(), 1)
-    assert chain.run_on(device, (2, TOKENS)) == expected
+    assert chain.run_on(device, (2, TOKENS)) == left
     assert device.failure is None
 
 
@@ -144,10 +89,10 @@ def test_a_device_that_fails_at_any_call_leaves_the_same_bits(chain: Chain) -> N
     native.close()
 
 
-def test_a_failed_device_is_asked_for_nothing_more(chain: Chain, expected: bytes) -> None:
+def test_a_failed_device_is_asked_for_nothing_more(chain: Chain, left: bytes) -> None:
     runtime = FailingDevice(0)
     device = DeviceBackend(runtime, 1)
-    assert [chain.run_on(device, (2, TOKENS)) for _ in range(2)] == [expected, expected]
+    assert [chain.run_on(device, (2, TOKENS)) for _ in range(2)] == [left, left]
     assert runtime.failures == 1
 
 

@@ -114,7 +114,7 @@ class Carrier(nn.Module):
             ffn.progress = progress
 
     def extra_loss(self) -> Tensor:
-        """What the FFNs of all layers add to the loss."""
+        """The sum of all that the FFNs of all layers add to the loss."""
         terms = [term for ffn in self.ffns() for term in ffn.losses]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 

@@ -24,7 +24,7 @@ def matrix(*shape: int, deviation: float = 0.02) -> nn.Parameter:
 
 
 class Ffn(nn.Module):
-    """What all of them have in common."""
+    """An FFN of any kind: its losses, and what was seen of its use."""
 
     def __init__(self) -> None:
         super().__init__()
