@@ -28,7 +28,7 @@ from edgemoe.engine.batch import Piece, Rows, Take, cut, phase_of
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.expert_uses import ExpertUses
 from edgemoe.engine.fixed_state import FixedState
-from edgemoe.engine.ledger import TimeLedger
+from edgemoe.engine.ledger import LedgerReading, TimeLedger
 from edgemoe.engine.loaded import LoadedModel
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
@@ -250,21 +250,17 @@ class Engine:
         self._waited_before_ns = self._loaded.waited_ns
         self._keeps_ledger = on
 
+    def read_ledger(self) -> LedgerReading | None:
+        """The ledger as it is now, to be summed up later; None where no ledger is kept."""
+        if not self._keeps_ledger:
+            return None
+        return self._loaded.read_times(self._forward_ns, self._waited_before_ns, len(self.spec.layers))
+
     @property
     def ledger(self) -> TimeLedger | None:
         """Where the time of every `forward` since `keep_ledger` went; None where no ledger is kept."""
-        times = self._loaded.times() if self._keeps_ledger else None
-        if times is None:
-            return None
-        programs, programs_ns = times
-        waited_ns = self._loaded.waited_ns - self._waited_before_ns
-        python_ns = self._forward_ns - programs_ns - waited_ns
-        return programs + TimeLedger({"disk_wait": waited_ns, "python": python_ns})
-
-    @property
-    def layer_waits_ns(self) -> npt.NDArray[np.int64]:
-        """The part of the ledger's waits for the disk that each layer caused, `(L,)`; zeros where no ledger is kept."""
-        return self._loaded.layer_waits_ns(len(self.spec.layers))
+        reading = self.read_ledger()
+        return None if reading is None else reading.ledger
 
     def forward(
         self,

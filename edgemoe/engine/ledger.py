@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Backend, Program
+from edgemoe.kernels.backend import Backend, Program, ProgramTimes
 from edgemoe.model.graph import Part
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -99,12 +100,15 @@ class Programs:
         for one in self._made:
             one.program.time_runs(on)
 
-    def ledger(self) -> tuple[TimeLedger, int]:
+    def read(self) -> list[ProgramTimes]:
+        """The times of all programs now, to be summed up by `ledger` and `layer_waits_ns` when that is wanted."""
+        return [one.program.times() for one in self._made]
+
+    def ledger(self, read: Sequence[ProgramTimes]) -> tuple[TimeLedger, int]:
         """The compute parts with `synchronisation` and `disk_wait`, and the nanoseconds of whole runs."""
         ns = np.zeros(len(PARTS), np.int64)
         waited_ns = disk_ns = elapsed_ns = 0
-        for one in self._made:
-            times = one.program.times()
+        for one, times in zip(self._made, read, strict=False):  # programs may have been made since
             if not times.elapsed_ns:
                 continue
             elapsed_ns += times.elapsed_ns
@@ -115,9 +119,34 @@ class Programs:
         compute = {PARTS[part]: int(ns[part]) for part in sorted(self._used)}
         return TimeLedger({**compute, "synchronisation": waited_ns, "disk_wait": disk_ns}), elapsed_ns
 
-    def layer_waits_ns(self, layers: int) -> npt.NDArray[np.int64]:
+    def layer_waits_ns(self, layers: int, read: Sequence[ProgramTimes]) -> npt.NDArray[np.int64]:
         """Time for which operations of each layer waited for records, `(L,)`."""
         waits = np.zeros(layers + 1, np.int64)  # the last is of no layer
-        for one in self._made:
-            np.add.at(waits, one.layers, one.program.times().disk_ns)
+        for one, times in zip(self._made, read, strict=False):
+            np.add.at(waits, one.layers, times.disk_ns)
         return waits[:layers]
+
+
+@dataclass(frozen=True, eq=False)
+class LedgerReading:
+    """An engine's ledger at one moment. It is summed up where it is asked for, on any thread and at any later time."""
+
+    programs: Programs
+    times: Sequence[ProgramTimes]
+    forward_ns: int
+    """The time of every `Engine.forward`."""
+    waited_ns: int
+    """The waits for the disk outside of programs."""
+    layers: int
+
+    @cached_property
+    def ledger(self) -> TimeLedger:
+        """Nanoseconds by part."""
+        compute, programs_ns = self.programs.ledger(self.times)
+        python_ns = self.forward_ns - programs_ns - self.waited_ns
+        return compute + TimeLedger({"disk_wait": self.waited_ns, "python": python_ns})
+
+    @cached_property
+    def layer_waits_ns(self) -> npt.NDArray[np.int64]:
+        """The part of the ledger's waits for the disk that each layer caused, `(L,)`."""
+        return self.programs.layer_waits_ns(self.layers, self.times)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgemoe.engine.batch import Take
 from edgemoe.engine.decoder import Decoder, LayerRouting
-from edgemoe.engine.ledger import Programs, TimeLedger
+from edgemoe.engine.ledger import LedgerReading, Programs
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.options import EngineOptions
 from edgemoe.engine.stepper import Stepper
@@ -195,13 +195,15 @@ class LoadedModel:
             raise UsageError("The model is closed.", "Open it again.")
         self._programs.time_runs(on)
 
-    def times(self) -> tuple[TimeLedger, int] | None:
-        """Programs' time by part, and the nanoseconds of whole runs; None where the model is closed."""
-        return None if self._programs is None else self._programs.ledger()
+    def read_times(self, forward_ns: int, waited_before_ns: int, layers: int) -> LedgerReading | None:
+        """The times of all programs now, beside that of every `forward`; None where the model is closed.
 
-    def layer_waits_ns(self, layers: int) -> npt.NDArray[np.int64]:
-        """Time for which operations of each layer waited for records, `(L,)`; zeros where the model is closed."""
-        return np.zeros(layers, np.int64) if self._programs is None else self._programs.layer_waits_ns(layers)
+        Waits outside of programs count from those that were `waited_before_ns`.
+        """
+        programs = self._programs
+        if programs is None:
+            return None
+        return LedgerReading(programs, programs.read(), forward_ns, self.waited_ns - waited_before_ns, layers)
 
     @property
     def waited_ns(self) -> int:

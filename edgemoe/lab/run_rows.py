@@ -1,6 +1,6 @@
 """The rows of a trace that one run of an engine gives, made from the buffers that it has filled.
 
-Letters: `T` tokens computed together, `K` experts used for each token, `E` experts of a layer.
+Letters: `T` tokens computed together, `N` rows.
 
 Invariant: reading the buffers changes nothing that a run needs.
 """
@@ -17,6 +17,11 @@ import numpy.typing as npt
 from edgemoe.engine.batch import Rows
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.lab.trace_rows import Trace, TraceShape
+
+ROWS_AT_ONCE = 1 << 13
+"""Rows that are read together: a long prompt has a hundred thousand in all."""
+DECODED_TOKENS = 64
+"""Of runs of up to so many tokens it is kept where their rows lie."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,22 @@ class RunTokens:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where rows lie in an engine's buffers of routing, each column `(N,)`: layer by layer, then token by token."""
+
+    layer: npt.NDArray[np.int32]
+    token: npt.NDArray[np.int64]
+    slot: npt.NDArray[np.int32]
+    experts: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.int64]
+    residency: npt.NDArray[np.int64]
+    """Where the first expert of the row's layer stands."""
+
+
+_Columns = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
+
+
 class RunRows:
     """Reads the routing of an engine's latest run as rows of a trace."""
 
@@ -49,85 +70,90 @@ class RunRows:
         self.routing = [(layer, one) for layer, one in enumerate(routing) if one is not None]
         """The layers with routed experts, with their numbers."""
         self._drops_cold = drops_cold
-        sizes = [len(one.experts[0]) for _, one in self.routing]
-        self._layers = np.repeat([layer for layer, _ in self.routing], sizes).astype(np.int32)
-        self._slots = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
-        self._bytes = np.array(shape.expert_bytes, np.int64)[self._layers]
-        # A token that is decoded alone costs one call for all layers: between two tokens the weights drive everything
-        # of Python's out of the processor's caches.
-        self._experts, firsts = _in_one([one.experts for _, one in self.routing])
-        self._first_experts = np.repeat(firsts, sizes) + self._slots
-        self._weights, firsts = _in_one([one.weights for _, one in self.routing])
-        self._first_weights = np.repeat(firsts, sizes) + self._slots
-        self._residency, firsts = _in_one([one.residency for _, one in self.routing])
-        self._residency_starts = np.repeat(firsts, sizes)
+        self._layers = np.array([layer for layer, _ in self.routing], np.int32)
+        self._used = np.array([one.experts.shape[1] for _, one in self.routing])
+        self._bytes = np.array(shape.expert_bytes, np.int64)
+        # Tokens that are decoded cost one call for all layers: between two steps the weights drive everything of
+        # Python's out of the processor's caches.
+        self._experts, self._first_experts = _in_one([one.experts for _, one in self.routing])
+        self._weights, self._first_weights = _in_one([one.weights for _, one in self.routing])
+        self._residency, self._first_residency = _in_one([one.residency for _, one in self.routing])
+        self._decoded: dict[int, list[_Places]] = {}
 
     def read(self, tokens: RunTokens) -> Iterator[Trace]:
-        """The rows of the latest run, in the order of a trace: one token's at once, or layer by layer.
+        """The rows of the latest run, in the order of a trace: all at once, or a few layers at a time if they are many.
 
         A choice of no expert, which asks for nothing, is a row whose expert is negative.
         """
         count = len(tokens.step)
-        if count == 1:
-            yield self._one_token(tokens)
-        else:  # a layer at a time: there may be a hundred thousand rows in all
-            for layer, routing in self.routing:
-                yield self._several_tokens(layer, routing, tokens, count)
+        for places, (experts, weights, residency, read) in zip(self._places(count), self.columns(count), strict=True):
+            yield Trace(
+                self.shape,
+                tokens.turn[places.token],
+                tokens.phase[places.token],
+                tokens.step[places.token],
+                places.layer,
+                places.slot,
+                experts,
+                weights,
+                residency,
+                self._bytes[places.layer] * read,
+            )
 
-    def of_one_token(
-        self,
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """The routing of a run of one token, in all layers: experts, weights, whether each was in RAM, or was read."""
-        experts = self._experts.take(self._first_experts)
-        weights = self._weights.take(self._first_weights)
-        residency = self._residency.take(self._residency_starts + experts, mode="wrap")  # of no expert it says nothing
-        return experts, weights, residency, ~residency & (weights != 0) if self._drops_cold else ~residency
+    def columns(self, count: int) -> Iterator[_Columns]:
+        """The routing of a run of so many tokens, as many rows at once as `read` gives.
 
-    def _one_token(self, tokens: RunTokens) -> Trace:
-        experts, weights, residency, read = self.of_one_token()
-        rows = len(experts)
-        return Trace(
-            self.shape,
-            np.repeat(tokens.turn, rows),
-            np.repeat(tokens.phase, rows),
-            np.repeat(tokens.step, rows),
-            self._layers,
-            self._slots,
-            experts,
-            weights,
-            residency,
-            self._bytes * read,
+        Experts, weights, whether each expert was in RAM when the router chose it, and whether it was read for this row.
+        """
+        for places in self._places(count):
+            experts = self._experts.take(places.experts)
+            weights = self._weights.take(places.weights)
+            residency = self._residency.take(places.residency + experts, mode="wrap")  # of no expert it says nothing
+            read = ~residency
+            if count == 1:
+                if self._drops_cold:
+                    read &= weights != 0
+            elif read.any():
+                layer_experts = (places.layer.astype(np.int64) << 32) + experts
+                if self._drops_cold:  # an expert with a weight for some token was read
+                    read &= np.isin(layer_experts, layer_experts[weights != 0])
+                first_of_each = np.unique(layer_experts, return_index=True)[1]
+                first = np.zeros(len(read), np.bool_)
+                first[first_of_each] = True
+                read &= first
+            yield experts, weights, residency, read
+
+    def _places(self, count: int) -> list[_Places]:
+        """Where the rows of a run of so many tokens lie, in portions of about `ROWS_AT_ONCE` rows."""
+        kept = self._decoded.get(count)
+        if kept is not None:
+            return kept
+        layers = max(1, ROWS_AT_ONCE // (count * int(self._used.max())))
+        found = [self._places_of(count, slice(first, first + layers)) for first in range(0, len(self._used), layers)]
+        if count <= DECODED_TOKENS:
+            self._decoded[count] = found
+        return found
+
+    def _places_of(self, count: int, layers: slice) -> _Places:
+        used = self._used[layers]
+        rows = count * used
+        in_layer = np.arange(rows.sum()) - np.repeat(rows.cumsum() - rows, rows)
+        used_of_row = np.repeat(used, rows)
+        return _Places(
+            np.repeat(self._layers[layers], rows),
+            in_layer // used_of_row,
+            (in_layer % used_of_row).astype(np.int32),
+            np.repeat(self._first_experts[layers], rows) + in_layer,
+            np.repeat(self._first_weights[layers], rows) + in_layer,
+            np.repeat(self._first_residency[layers], rows),
         )
 
-    def _several_tokens(self, layer: int, routing: LayerRouting, tokens: RunTokens, count: int) -> Trace:
-        used = routing.experts.shape[1]
-        experts = routing.experts[:count].reshape(-1)
-        weights = routing.weights[:count].reshape(-1)
-        residency = routing.residency[experts]
-        read = ~residency
-        if self._drops_cold:  # an expert with a weight for some token was read
-            read &= np.isin(experts, experts[weights != 0])
-        sizes = np.zeros(len(experts), np.int64)
-        first_of_each = np.unique(experts, return_index=True)[1]
-        sizes[first_of_each] = self.shape.expert_bytes[layer] * read[first_of_each]
-        return Trace(
-            self.shape,
-            np.repeat(tokens.turn, used),
-            np.repeat(tokens.phase, used),
-            np.repeat(tokens.step, used),
-            np.full(len(experts), layer, np.int32),
-            np.tile(np.arange(used, dtype=np.int32), count),
-            experts.copy(),
-            weights.copy(),
-            residency,
-            sizes,
-        )
 
-
-def _in_one(arrays: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], list[int]]:
+def _in_one(arrays: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The array in which several lie side by side, flat, and where each of them begins."""
     base = arrays[0].base
     assert isinstance(base, np.ndarray)
-    assert all(one.base is base for one in arrays), "an engine keeps the routing of all layers side by side"
+    assert all(one.base is base and one.flags.c_contiguous for one in arrays), "an engine keeps them side by side"
     start = base.__array_interface__["data"][0]
-    return base.reshape(-1), [(one.__array_interface__["data"][0] - start) // base.itemsize for one in arrays]
+    firsts = [(one.__array_interface__["data"][0] - start) // base.itemsize for one in arrays]
+    return base.reshape(-1), np.array(firsts)

@@ -21,14 +21,17 @@ import numpy.typing as npt
 
 from edgemoe.engine.batch import Rows
 from edgemoe.engine.engine import Engine
-from edgemoe.engine.ledger import TimeLedger
+from edgemoe.engine.ledger import LedgerReading
 from edgemoe.engine.stepper import BEING_READ, IN_RAM
 from edgemoe.lab.recorder import trace_shape
-from edgemoe.lab.run_rows import RunRows, RunTokens
+from edgemoe.lab.run_rows import RunRows
 from edgemoe.lab.trace_rows import Trace, TraceShape, join
 
 KEPT_ROWS = 1 << 19
 """Rows of routing that are kept, of 7 bytes each."""
+
+ENDED_STEPS = 64
+"""Steps whose times are summed up together where nobody asks earlier: on the engine thread answers wait for that."""
 
 LOADED_SECONDS = 0.05
 
@@ -85,13 +88,35 @@ class StepSeen:
         return sum(len(run.experts) for run in self.runs)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Figures:
     """Figures of the engine between two steps."""
 
-    ledger: TimeLedger
-    waits_ns: npt.NDArray[np.int64]
+    times: LedgerReading
     read_bytes: int
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A step whose times are not summed up yet."""
+
+    number: int
+    runs: tuple[RunSeen, ...]
+    seconds: float
+    before: _Figures
+    after: _Figures
+
+    def seen(self, layers: Sequence[int]) -> StepSeen:
+        """The step, with the waits of those layers."""
+        before, after = self.before.times, self.after.times
+        return StepSeen(
+            self.number,
+            self.runs,
+            self.seconds,
+            {part: ns // 1000 for part, ns in (after.ledger - before.ledger).ns.items() if ns},
+            (after.layer_waits_ns - before.layer_waits_ns)[layers] // 1000,
+            self.after.read_bytes - self.before.read_bytes,
+        )
 
 
 @dataclass
@@ -119,6 +144,7 @@ class Watch:
         self._number = 0
         self._runs: list[RunSeen] = []
         self._before: _Figures | None = None
+        self._ended: list[_Ended] = []
         self._loaded = engine.resident_experts()
         self._loaded_s = 0.0
 
@@ -136,6 +162,7 @@ class Watch:
     def after(self, number: int) -> list[StepSeen]:
         """The steps that are kept after the step of a number; may be called from any thread."""
         with self._lock:
+            self._sum_up()
             newer = self.kept[-1].number - number if self.kept else 0
             return list(islice(reversed(self.kept), max(0, newer)))[::-1]
 
@@ -165,23 +192,21 @@ class Watch:
         """Keep what a run did."""
         spans = self._spans(run)
         count = sum(len(span.token_ids) for span in spans)
-        seen = RunSeen(spans, *(self._token_columns() if count == 1 else self._columns(RunTokens.of(run))))
+        seen = RunSeen(spans, *self._columns(count))
         self._runs.append(seen)
         if not self.engine.memory.all_resident:
             note = self._note_token_guesses if count == 1 else self._note_guesses
             seen.wrong_guesses.extend(note(count, seen))
 
-    def _token_columns(self) -> _Columns:
-        """The columns of a run of one token; it has few rows, but waits for each call between two tokens."""
-        experts, weights, residency, read = self._rows.of_one_token()
-        return experts.astype(np.int16), weights, RESIDENT * residency.view(np.uint8) | READ * read.view(np.uint8)
-
-    def _columns(self, tokens: RunTokens) -> _Columns:
-        experts, weights, flags = [], [], []
-        for rows in self._rows.read(tokens):  # compact at once: a long prompt has a hundred thousand rows
-            experts.append(rows.expert.astype(np.int16))
-            weights.append(rows.weight)
-            flags.append((RESIDENT * rows.residency + READ * (rows.expert_bytes > 0)).astype(np.uint8))
+    def _columns(self, count: int) -> _Columns:
+        """The columns of a run of so many tokens."""
+        found = [
+            (experts.astype(np.int16), weights, RESIDENT * residency.view(np.uint8) | READ * read.view(np.uint8))
+            for experts, weights, residency, read in self._rows.columns(count)  # compact at once: there may be many
+        ]
+        if len(found) == 1:
+            return found[0]
+        experts, weights, flags = zip(*found, strict=True)
         return np.concatenate(experts), np.concatenate(weights), np.concatenate(flags)
 
     def end(self, seconds: float) -> None:
@@ -189,22 +214,22 @@ class Watch:
         before = self._before
         if before is None:
             return
-        self._before = now = self._figures(before)  # nothing is counted between two steps
+        self._before = now = self._figures()  # nothing is counted between two steps
         self._note_loaded()
         self._number += 1
-        seen = StepSeen(
-            self._number,
-            tuple(self._runs),
-            seconds,
-            {part: ns // 1000 for part, ns in (now.ledger - before.ledger).ns.items() if ns},
-            (now.waits_ns - before.waits_ns)[self.layers] // 1000,
-            now.read_bytes - before.read_bytes,
-        )
         with self._lock:
-            self.kept.append(seen)
+            self._ended.append(_Ended(self._number, tuple(self._runs), seconds, before, now))
+            if len(self._ended) == ENDED_STEPS:
+                self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Keep the steps that have ended. The lock must be held."""
+        for step in self._ended:
+            self.kept.append(seen := step.seen(self.layers))
             self._kept_rows += seen.rows
-            while self._kept_rows > KEPT_ROWS and len(self.kept) > 1:
-                self._kept_rows -= self.kept.popleft().rows
+        self._ended.clear()
+        while self._kept_rows > KEPT_ROWS and len(self.kept) > 1:
+            self._kept_rows -= self.kept.popleft().rows
 
     @property
     def used(self) -> list[int]:
@@ -217,13 +242,11 @@ class Watch:
         runs = [run for step in self.after(0) for run in step.runs]
         return join(self.shape, [rows_of(run, self.shape, self.layers, self.used).columns for run in runs])
 
-    def _figures(self, before: _Figures | None = None) -> _Figures:
-        """The engine's figures now, after those of `before`."""
-        engine, ledger = self.engine, self.engine.ledger
-        assert ledger is not None
-        waited = before is None or ledger.ns.get("disk_wait") != before.ledger.ns.get("disk_wait")
-        waits_ns = engine.layer_waits_ns if before is None or waited else before.waits_ns
-        return _Figures(ledger, waits_ns, engine.statistics.disk_bytes)
+    def _figures(self) -> _Figures:
+        """The engine's figures now."""
+        times = self.engine.read_ledger()
+        assert times is not None
+        return _Figures(times, self.engine.statistics.disk_bytes)
 
     def _note_loaded(self) -> None:
         """Ask, now and then, which reads have ended: until somebody asks, their experts count as being read."""
