@@ -238,7 +238,8 @@ class Engine:
     @property
     def may_speculate(self) -> bool:
         """Whether guessed tokens may be run and taken back: they must change no answer, and no recording."""
-        return self._forced is None and self._recorder is None and not self.lossy.depends_on_cache
+        recorded = self._recorder is not None and not self._recorder.drafts
+        return self._forced is None and not recorded and not self.lossy.depends_on_cache
 
     def keep_ledger(self, on: bool = True) -> None:
         """Start to account for the time of every `forward`, from zero, or stop.

@@ -29,6 +29,8 @@ class RoutingObserver(Protocol):
 
     one_sequence: bool
     """Whether it can observe no run of several sequences."""
+    drafts: bool
+    """Whether it can observe tokens that may be taken back."""
 
     def step(self, run: Sequence[Rows]) -> None:
         """Called when a run has ended, whose rows still lie in `LayerRouting`; turns have not yet gone on."""

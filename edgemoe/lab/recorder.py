@@ -32,6 +32,7 @@ class RoutingRecorder:
     """Hands the routing of each step to a writer. Make one with `recording`."""
 
     one_sequence = True
+    drafts = False
 
     def __init__(
         self,

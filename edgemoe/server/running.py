@@ -100,24 +100,25 @@ class Running:
         if not self.rest:
             self.sequence.turn.begin_decoding()
 
-    def take(self, tokens: int, rows: Floats, answers: int = 1) -> None:
+    def take(self, tokens: int, rows: Floats, answers: int = 1) -> int:
         """Go on with the logits `(n, V)` after the last of `tokens` tokens that were run, or after each with drafts.
 
-        Reports what has come of them. `answers`: how many took part in the step. Raises EdgemoeError for logits that
-        are not finite.
+        Reports what has come of them; returns how many drafts were wrong, and are taken back. `answers`: how many took
+        part in the step. Raises EdgemoeError for logits that are not finite.
         """
+        unused = 0
         if self.rest:
             check_finite(rows[-1], self._kv_format)
             del self.rest[:tokens]
             self.figures.prompt_s = time.perf_counter() - self.began_s
             self.job.report(self._progress())
             if self.rest:
-                return
+                return unused
             self.sequence.turn.begin_decoding()
             self._gate.began(self.figures.prompt_s)
             self._choose(rows[-1])
         else:
-            self._choose_each(rows, answers)
+            unused = self._choose_each(rows, answers)
         written, reader = self.written, self.job.reader
         if written.finish_reason is not None:
             rest = self._parts(written.finish())
@@ -127,6 +128,7 @@ class Running:
                 self.job.report(Piece(rest))
             self.note_end()
             self.job.report(Finished(written.finish_reason, written.stop_text, self.figures))
+        return unused
 
     def end(self) -> None:
         """Note the answer's length and time, and give back what its drafts hold."""
@@ -145,8 +147,11 @@ class Running:
         figures, total = self.figures, len(self.job.prompt_ids)
         return Progress(total, figures.cached_tokens, total - len(self.rest), replace(figures))
 
-    def _choose_each(self, rows: Floats, answers: int) -> None:
-        """Choose tokens from the rows for as long as they are the drafted ones, and take the other drafts back."""
+    def _choose_each(self, rows: Floats, answers: int) -> int:
+        """Choose tokens from the rows for as long as they are the drafted ones, and take the other drafts back.
+
+        Returns how many they were.
+        """
         right, drafted, figures = 0, self.drafted, self.figures
         figures.decode_tokens = len(self.written.token_ids)  # all of them have been run
         while True:
@@ -168,6 +173,7 @@ class Running:
         if self._guesses is not None:
             self._gate.verified(self._matched, len(drafted), right, answers)
         self.drafted = []
+        return unused
 
     def _choose(self, logits: Floats) -> list[int]:
         """Choose and report a token, with those that follow without a choice; returns them if the answer goes on."""

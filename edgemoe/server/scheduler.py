@@ -273,17 +273,19 @@ class Scheduler:
             return
         seconds = time.perf_counter() - began_s
         self._note(batch, seconds, before, self._engine.statistics)
-        self.watch.end(seconds)
         for one, ids in batch.items():
             try:
                 found = logits[one.sequence]
-                one.take(len(ids), found if found.ndim == 2 else found[None], len(batch))
+                unused = one.take(len(ids), found if found.ndim == 2 else found[None], len(batch))
+                if unused:
+                    self.watch.take_back(one.job.number, unused)
             except Exception as error:
                 self._end(one, error)
                 continue
             if one.written.finish_reason is not None:
                 self.totals.finished += 1
                 self._end(one)
+        self.watch.end(seconds)
 
     def _end(self, one: Running, error: Exception | None = None) -> None:
         self.running.remove(one)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from edgemoe.engine.batch import Rows
 from edgemoe.engine.engine import Engine
 from edgemoe.engine.ledger import LedgerReading
+from edgemoe.engine.phase import DECODE, VERIFY
 from edgemoe.engine.stepper import BEING_READ, IN_RAM
 from edgemoe.lab.recorder import trace_shape
 from edgemoe.lab.run_rows import RunRows
@@ -30,8 +31,9 @@ from edgemoe.lab.trace_rows import Trace, TraceShape, join
 KEPT_ROWS = 1 << 19
 """Rows of routing that are kept, of 7 bytes each."""
 
-ENDED_STEPS = 64
-"""Steps whose times are summed up together where nobody asks earlier: on the engine thread answers wait for that."""
+ENDED_STEPS, ENDED_ROWS = 64, 1 << 12
+"""The times of so many steps are summed up together, where nobody asks earlier: on the engine thread, answers wait for
+it. A step of more rows, which is a prompt's, takes long anyway."""
 
 LOADED_SECONDS = 0.05
 
@@ -121,7 +123,9 @@ class _Ended:
 
 @dataclass
 class Watch:
-    """Keeps what the steps of one engine did. `look`, `begin`, `end` and `step` are called on the engine thread."""
+    """Keeps what the steps of one engine did. `look`, `begin`, `step`, `take_back` and `end` are called in this order,
+    on the engine thread.
+    """
 
     engine: Engine
     watchers: int = 0
@@ -130,6 +134,7 @@ class Watch:
     names: dict[int, str] = field(default_factory=dict)
     """The request of each answer that is being written, by the number of its job."""
     one_sequence = False
+    drafts = True
 
     def __post_init__(self) -> None:
         engine = self.engine
@@ -209,6 +214,26 @@ class Watch:
         experts, weights, flags = zip(*found, strict=True)
         return np.concatenate(experts), np.concatenate(weights), np.concatenate(flags)
 
+    def take_back(self, answer: int, tokens: int) -> None:
+        """Forget the last tokens of an answer that the step ran: they were drafts, and wrong.
+
+        What was read for them alone counts in the step's bytes, and in no row.
+        """
+        for place, run in enumerate(self._runs):
+            counts = [len(span.token_ids) for span in run.spans]
+            for number, span in enumerate(run.spans):
+                if span.answer != answer:
+                    continue
+                end = sum(counts[: number + 1])
+                kept = np.ones(sum(counts), np.bool_)
+                kept[end - tokens : end] = False
+                rows = np.repeat(np.tile(kept, len(self.used)), np.repeat(self.used, len(kept)))
+                spans = list(run.spans)
+                spans[number] = replace(span, token_ids=span.token_ids[:-tokens])
+                self._runs[place] = replace(
+                    run, spans=tuple(spans), experts=run.experts[rows], weights=run.weights[rows], flags=run.flags[rows]
+                )
+
     def end(self, seconds: float) -> None:
         """End a step that took so long, and keep it."""
         before = self._before
@@ -219,7 +244,8 @@ class Watch:
         self._number += 1
         with self._lock:
             self._ended.append(_Ended(self._number, tuple(self._runs), seconds, before, now))
-            if len(self._ended) == ENDED_STEPS:
+            rows = sum(len(run.experts) for run in self._runs)
+            if len(self._ended) == ENDED_STEPS or rows > ENDED_ROWS:
                 self._sum_up()
 
     def _sum_up(self) -> None:
@@ -261,7 +287,8 @@ class Watch:
             sequence, turn = rows.piece.sequence, rows.piece.sequence.turn
             position, ids = sequence.position - rows.count, tuple(rows.token_ids.tolist())
             name = self.names.get(turn.number, "")
-            spans.append(Span(turn.number, name, turn.phase, position, turn.step, ids))
+            phase = DECODE if turn.phase == VERIFY else turn.phase  # a draft that is right is a token like others
+            spans.append(Span(turn.number, name, phase, position, turn.step, ids))
         return tuple(spans)
 
     def _note_token_guesses(self, tokens: int, seen: RunSeen) -> list[tuple[int, int]]:

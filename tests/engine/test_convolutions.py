@@ -52,6 +52,7 @@ class Steps:
     """Notes how many tokens were observed."""
 
     one_sequence = True
+    drafts = False
 
     def __init__(self) -> None:
         self.tokens = 0

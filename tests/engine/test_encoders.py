@@ -82,6 +82,7 @@ class FailingObserver:
     """Lets the run that it observes fail."""
 
     one_sequence = True
+    drafts = False
 
     def step(self, run: object) -> None:
         raise InjectedError

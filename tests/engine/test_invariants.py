@@ -52,6 +52,7 @@ class FailingObserver:
     """Lets the run that it observes fail."""
 
     one_sequence = True
+    drafts = False
 
     def __init__(self, runs: int) -> None:
         self._left = runs

@@ -18,11 +18,12 @@ from edgemoe.lab.replay import Replay
 from edgemoe.lab.trace import read_trace
 from edgemoe.lab.trace_rows import COLUMNS
 from edgemoe.model.sampling import SamplingOptions
-from edgemoe.server import live
+from edgemoe.server import live, running
 from edgemoe.server import watch as watch_module
 from edgemoe.server.settings import ServerSettings
 from edgemoe.session.model import load
 from tests.server.client import Client, frames
+from tests.server.test_speculation import Oracle
 
 TEXT = "Once upon a time there was a sea"
 ASKED = {"prompt": TEXT, "max_tokens": 9, "temperature": 0, "seed": 1}
@@ -155,6 +156,31 @@ def test_several_answers_in_one_step_are_told_apart(serve: Callable[..., Client]
             alone = rows_of(watcher.model, watcher.steps_of(len(prompt) + 8))
         by_token = sorted(rows, key=lambda row: row[2:5])
         same(by_token, sorted(alone, key=lambda row: row[2:5]), slice(1, 7))  # the same experts and weights, to the bit
+
+
+def test_drafts_that_are_right_are_rows_like_others(
+    serve: Callable[..., Client], letters_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recorded(letters_store, tmp_path, None)
+    client = serve(speculate=7)
+    model = client.server.service.model
+    Oracle.before, Oracle.wrong_every = model.encode(TEXT), 2
+    Oracle.answer = model.encode(client.post("/v1/completions", **ASKED).json["choices"][0]["text"])
+    monkeypatch.setattr(running, "Drafts", Oracle)
+    with watching(client) as watcher:
+        client.post("/v1/completions", **ASKED)
+        steps = watcher.steps_of(len(TEXT) + 8)
+        status = watcher.next("status")
+        while status["generated_tokens"] < 18:
+            status = watcher.next("status")
+    totals = client.server.engine.scheduler.totals
+    assert 0 < totals.accepted_tokens < totals.draft_tokens  # right ones and wrong ones
+    assert len(steps) < 9
+    same(
+        sorted(rows_of(watcher.model, steps), key=lambda row: row[2:5]),
+        sorted(expected, key=lambda row: row[2:5]),
+        slice(1, 8),
+    )
 
 
 def test_nobody_watching_costs_nothing_and_changes_nothing(serve: Callable[..., Client]) -> None:
