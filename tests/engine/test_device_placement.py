@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,23 @@ from edgemoe.engine.engine import Engine
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.opening import graph_of, model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
+from edgemoe.errors import UsageError
 from edgemoe.kernels.device import opening
 from edgemoe.kernels.device.backend import DeviceBackend
+from edgemoe.kernels.device.chunk_trial import ChunkTrial
 from edgemoe.kernels.device.cuda import CudaRuntime
 from edgemoe.kernels.device.host import HostRuntime
+from edgemoe.kernels.device.opening import AUTO_SHARE
+from edgemoe.kernels.device.runtime import Runtime
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
+from tests.architectures.test_device import IDS, answers
 from tests.golden.covering import COVERING, GOLDEN
+from tests.kernels.test_streamed_experts import own_cuda, own_pocl
 from tests.support.failing_device import FailingDevice
 from tests.support.fake_cuda import FakeCuda
+from tests.support.reordering_device import ReorderingDevice
 
 TOKENS = 24
 
@@ -95,13 +104,13 @@ def test_a_budget_is_kept_and_shows_in_no_bit(tmp_path: Path) -> None:
     name = "qwen2_moe"
     store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
     wanted, plans, used, ran = expected(store, name), [], [], []
-    for share in (None, 1.05, 0.8, 0.6, 0.5, 1e-9):
-        vram = None if share is None else max(1, int(share * used[0]))
+    for share in (None, 1.05, 0.8, 0.6, 0.5, 1e-9, "floor"):
+        vram = max(1, int(share * used[0])) if isinstance(share, float) else share
         with open_engine(store, EngineOptions(threads=1, context_length=32, device="host", vram=vram)) as engine:
             device = device_of(engine)
             assert [engine.forward(piece).tobytes() for piece in pieces(name)] == wanted
             assert device.failure is None
-            assert device.memory.used_bytes <= (vram or _OwnMemory.free)
+            assert device.memory.used_bytes <= (device.memory.most_bytes or 0) <= _OwnMemory.free
             used.append(device.memory.used_bytes)
             plan = planned(store, engine)
             assert plan.budget_bytes == device.memory.most_bytes
@@ -112,6 +121,8 @@ def test_a_budget_is_kept_and_shows_in_no_bit(tmp_path: Path) -> None:
     assert lasting < used[0] <= lasting + plans[0].activation_bytes
     assert plans[0].operations == ran[0] == ran[1] > ran[2] > ran[3] > ran[4] > ran[5] == used[5] == 0
     assert plans[0].without_room == 0 < plans[3].operations
+    assert plans[0].operations == plans[-1].operations + plans[-1].without_room > ran[3]
+    assert used[-1] <= (plans[-1].budget_bytes or 0) < used[0]
 
 
 @pytest.mark.slow
@@ -136,6 +147,45 @@ def test_nvidias_devices_have_copies_of_state(
         assert driver.most_device_bytes <= (vram or driver.memory_bytes)
 
 
+class _Changing(ChunkTrial):
+    """A trial that decides by chance, chunk by chunk."""
+
+    def __init__(self) -> None:
+        super().__init__("on")
+        self._random = np.random.default_rng(5)
+
+    def open(self, rows: int) -> bool:
+        return bool(self._random.random() < 0.6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "slots"), [(ReorderingDevice, 1), (ReorderingDevice, 9), (own_pocl, 2), (own_cuda, 9)]
+)
+def test_prompts_whose_experts_pass_through_a_device_have_the_same_bits(
+    make: Callable[[], Runtime], slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of any length, ways back, forks and eight sequences, in a budget with room for so many experts twice."""
+    name = "gpt_oss"
+    monkeypatch.setattr(opening, "open_runtime", lambda _: make())
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    options = EngineOptions(threads=1, context_length=256, sequences=9, kv="f16")
+    with open_engine(store, options) as engine:
+        ids, slot_bytes = IDS % engine.spec.vocab_size, engine.memory.slot_bytes
+        wanted = [one.tobytes() for one in answers(engine, ids)]
+    with open_engine(store, replace(options, device="cuda")) as engine:
+        room = device_of(engine).memory.used_bytes - slot_bytes  # one expert less than all
+    with open_engine(store, replace(options, device="cuda", vram=room)) as engine:
+        device = device_of(engine)
+        assert device.memory.left_bytes > 2 * slot_bytes
+        device.memory.most_bytes = most = device.memory.used_bytes + 2 * slots * slot_bytes
+        device.streaming.trial = _Changing()
+        assert [one.tobytes() for one in answers(engine, ids)] == wanted
+        assert device.failure is None
+        assert device.streaming.streamed > 0
+        assert device.memory.used_bytes <= most
+
+
 def test_a_plan_has_what_the_budget_has_room_for() -> None:
     store, plans = Store.open(find_model(None)), []
     graph = graph_of(store_spec(store), store, EngineOptions().lossy)
@@ -149,9 +199,25 @@ def test_a_plan_has_what_the_budget_has_room_for() -> None:
         assert plan.budget_bytes == most
         assert most is None or plan.weight_bytes + plan.state_bytes + plan.activation_bytes <= most
         plans.append(plan)
+    backend.memory.most_bytes = int(AUTO_SHARE * backend.runtime.free_bytes())
+    floor = plan_device(graph, sizes.formats, backend, memory, "floor")
+    assert floor is not None
+    assert floor.budget_bytes == floor.weight_bytes + floor.state_bytes + floor.activation_bytes
+    assert floor.without_room == len(graph.spec.layers)  # their routed experts
+    backend.memory.most_bytes += 4 * sizes.slot_bytes
+    passing = plan_device(graph, sizes.formats, backend, memory)
+    assert passing is not None
+    assert passing.staging_bytes == 4 * sizes.slot_bytes
+    assert passing.without_room == floor.without_room
+    backend.memory.most_bytes = 1 << 20
+    backend.runtime.free_bytes = lambda: 1 << 20  # type: ignore[method-assign]
+    told = "`vram=floor`: all but the routed experts takes .* of the device failing, which has 1.0 MiB free"
+    with pytest.raises(UsageError, match=told):
+        plan_device(graph, sizes.formats, backend, memory, "floor")
     backend.close()
     assert plans[1].state_bytes < arena < plans[0].state_bytes < 2 * arena  # one arena for all layers, whole or not
     assert plans[0].operations > plans[1].operations > 0
     assert plans[0].without_room == plans[2].operations == plans[2].weight_bytes == 0
+    assert plans[0].staging_bytes == plans[2].staging_bytes == floor.staging_bytes == 0
     for one, other in itertools.pairwise(plans):
         assert one.operations + one.without_room == other.operations + other.without_room < one.total_operations

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from edgemoe.kernels.device.runtime import Argument, DeviceError, Place
+from edgemoe.kernels.device.runtime import Argument, DeviceError, OneAtATime, Place
 from edgemoe.kernels.operations import Bytes
 
 
-class FailingDevice:
+class FailingDevice(OneAtATime):
     """Memory without kernels: launches do nothing, and from the call of a number on every call fails.
 
     What it would give back is nothing but zeros, so a result that was taken from it shows.

@@ -87,7 +87,7 @@ def _device_rows(device: DevicePlan) -> Rows:
     """Rows about the device; its weights are in memory too."""
     budget = "the memory's: it has none of its own" if device.budget_bytes is None else format_size(device.budget_bytes)
     larger = f", {device.without_room} more with a larger budget" if device.without_room else ""
-    return [
+    rows = [
         ("device", device.name),
         ("its budget", budget),
         ("weights", f"{format_size(device.weight_bytes)}, which are in memory too"),
@@ -95,6 +95,10 @@ def _device_rows(device: DevicePlan) -> Rows:
         ("activations", f"at most {format_size(device.activation_bytes)}"),
         ("operations", f"{device.operations} of the {device.total_operations} of a token{larger}"),
     ]
+    if device.staging_bytes:
+        passing = f"the experts pass through {format_size(device.staging_bytes)} of it where that is found to pay"
+        rows.append(("long prompts", passing))
+    return rows
 
 
 def _base_rows(planned: ModelPlan) -> Rows:

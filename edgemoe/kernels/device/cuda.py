@@ -7,6 +7,7 @@ though a device may never answer.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import time
 import weakref
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ import numpy as np
 from edgemoe.kernels.device import driver as cu
 from edgemoe.kernels.device.choosing import choose
 from edgemoe.kernels.device.ptx import OLDEST, shipped_ptx
-from edgemoe.kernels.device.runtime import Argument, DeviceError, DeviceMemoryError, Place
+from edgemoe.kernels.device.runtime import Argument, Copies, DeviceError, DeviceMemoryError, Mark, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 
 PART_BYTES = 4 << 20
-"""Two parts of the pinned memory take copies to the device in turn, and one has copies from it."""
+"""Two parts of the pinned memory of each stream take copies to the device in turn, and one has copies from it."""
+_MARKS = 8
+"""Events that are points in turn (`runtime.Mark`)."""
 LONGEST_WAIT_SECONDS = 60.0
 _ITEMS_AT_ONCE = 128
 _SPIN_SECONDS = 0.002
@@ -37,8 +40,16 @@ class _Memory:
         self.address = address
 
 
+class _Stream:
+    """A stream, and the parts of pinned memory by way of which it copies to the device."""
+
+    def __init__(self, handle: c_void_p, parts: Any, events: Sequence[c_void_p]) -> None:
+        self.handle, self.parts, self.events = handle, parts, events
+        self.part = self.used = 0
+
+
 class CudaRuntime:
-    """One device, with a stream in which everything runs in order."""
+    """One device, with a stream in which everything runs in order, and one of copies beside it."""
 
     unified = coherent = False
 
@@ -52,7 +63,8 @@ class CudaRuntime:
         self._longest_wait_seconds = longest_wait_seconds
         self._live: set[int] = set()
         self._events: list[c_void_p] = []
-        self._context, self._module, self._stream, self._pinned = (c_void_p() for _ in range(4))
+        self._context, self._module, self._pinned = (c_void_p() for _ in range(3))
+        self._handles: list[c_void_p] = []
         self._hangs = self._closed = False
         found = devices(self._driver)
         number = choose("CUDA", [name for name, _ in found], which)
@@ -74,15 +86,21 @@ class CudaRuntime:
         self._functions = {name: c_void_p() for name in kernels()}
         for name, function in self._functions.items():
             self._call(f"asked for {name}", "cuModuleGetFunction", byref(function), self._module, f"em_{name}".encode())
-        self._call("given a stream", "cuStreamCreate", byref(self._stream), 1)  # apart from those of others
-        for _ in range(3):
+        for _ in range(2):
+            handle = c_void_p()
+            self._call("given a stream", "cuStreamCreate", byref(handle), 1)  # apart from those of others
+            self._handles.append(handle)
+        for _ in range(5 + _MARKS):
             event = c_void_p()
             self._call("given an event", "cuEventCreate", byref(event), cu.WITHOUT_TIMING)
             self._events.append(event)
-        self._call("given pinned memory", "cuMemHostAlloc", byref(self._pinned), 3 * PART_BYTES, 0)
-        memory = (ctypes.c_uint8 * (3 * PART_BYTES)).from_address(self._pinned.value or 0)
-        self._parts = np.ctypeslib.as_array(memory).reshape(3, PART_BYTES)
-        self._part = self._used = 0
+        self._call("given pinned memory", "cuMemHostAlloc", byref(self._pinned), 5 * PART_BYTES, 0)
+        memory = (ctypes.c_uint8 * (5 * PART_BYTES)).from_address(self._pinned.value or 0)
+        parts, events = np.ctypeslib.as_array(memory).reshape(5, PART_BYTES), self._events
+        self._stream = _Stream(self._handles[0], parts[:2], events[:2])
+        self._beside = _Stream(self._handles[1], parts[2:4], events[2:4])
+        self._download_part, self._finished = parts[4], events[4]
+        self._marks = itertools.cycle(events[5:])
 
     def _load(self) -> None:
         """Compile the kernels for this device; the driver keeps what it compiled for later starts."""
@@ -116,29 +134,32 @@ class CudaRuntime:
 
     def upload(self, to: Place, host: Bytes) -> None:
         self._enter()
+        self._copy(to, host, self._stream)
+
+    def _copy(self, to: Place, host: Bytes, stream: _Stream) -> None:
         done = 0
         while done < host.size:
-            if self._used == PART_BYTES:
-                self._record(self._part)
-                self._part, self._used = 1 - self._part, 0
-                self._wait(self._part)
-            size = min(host.size - done, PART_BYTES - self._used)
-            part = self._parts[self._part, self._used : self._used + size]
+            if stream.used == PART_BYTES:
+                self._record(stream.events[stream.part], stream)
+                stream.part, stream.used = 1 - stream.part, 0
+                self._wait(stream.events[stream.part])
+            size = min(host.size - done, PART_BYTES - stream.used)
+            part = stream.parts[stream.part, stream.used : stream.used + size]
             part[:] = host[done : done + size]
             address = to.block.buffer.address + to.at + done
-            self._call("written to", "cuMemcpyHtoDAsync_v2", address, part.ctypes.data, size, self._stream)
-            self._used += size
+            self._call("written to", "cuMemcpyHtoDAsync_v2", address, part.ctypes.data, size, stream.handle)
+            stream.used += size
             done += size
 
     def download(self, of: Place, size: int) -> Bytes:
         copied = np.empty(size, np.uint8)
         self._enter()
         for begin in range(0, size, PART_BYTES):
-            part = self._parts[2, : min(PART_BYTES, size - begin)]
+            part = self._download_part[: min(PART_BYTES, size - begin)]
             address = of.block.buffer.address + of.at + begin
-            self._call("read from", "cuMemcpyDtoHAsync_v2", part.ctypes.data, address, part.size, self._stream)
-            self._record(2)
-            self._wait(2)
+            self._call("read from", "cuMemcpyDtoHAsync_v2", part.ctypes.data, address, part.size, self._stream.handle)
+            self._record(self._finished, self._stream)
+            self._wait(self._finished)
             copied[begin : begin + part.size] = part
         return copied
 
@@ -156,12 +177,32 @@ class CudaRuntime:
         shape = (-(-items // _ITEMS_AT_ONCE), 1, 1, _ITEMS_AT_ONCE, 1, 1, 0)
         self._enter()
         function = self._functions[kernel]
-        self._call(f"asked for {kernel}", "cuLaunchKernel", function, *shape, self._stream, places, None)
+        self._call(f"asked for {kernel}", "cuLaunchKernel", function, *shape, self._stream.handle, places, None)
+
+    def mark(self) -> Mark:
+        self._enter()
+        return self._record(next(self._marks), self._stream)
+
+    def copy_beside(self, copies: Copies, after: Mark) -> Mark:
+        self._enter()
+        self._let_wait(self._beside, after)
+        for to, host in copies:
+            self._copy(to, host, self._beside)
+        return self._record(next(self._marks), self._beside)
+
+    def wait_for(self, mark: Mark) -> None:
+        self._enter()
+        self._let_wait(self._stream, mark)
+
+    def _let_wait(self, stream: _Stream, mark: Mark) -> None:
+        if mark is not None:
+            self._call("waited for", "cuStreamWaitEvent", stream.handle, mark, 0)
 
     def finish(self) -> None:
         self._enter()
-        self._record(2)
-        self._wait(2)
+        for stream in (self._beside, self._stream):
+            self._record(self._finished, stream)
+            self._wait(self._finished)
 
     def close(self) -> None:
         """Free all that this runtime has, unless the device did not answer in time: freeing would wait for it."""
@@ -178,8 +219,8 @@ class CudaRuntime:
             self._driver.cuEventDestroy_v2(event)
         if self._pinned:
             self._driver.cuMemFreeHost(self._pinned)
-        if self._stream:
-            self._driver.cuStreamDestroy_v2(self._stream)
+        for handle in self._handles:
+            self._driver.cuStreamDestroy_v2(handle)
         if self._module:
             self._driver.cuModuleUnload(self._module)
         self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
@@ -197,13 +238,14 @@ class CudaRuntime:
             self._driver.cuCtxSetCurrent(self._context)
             self._driver.cuMemFree_v2(address)
 
-    def _record(self, event: int) -> None:
-        self._call("waited for", "cuEventRecord", self._events[event], self._stream)
+    def _record(self, event: c_void_p, stream: _Stream) -> c_void_p:
+        self._call("waited for", "cuEventRecord", event, stream.handle)
+        return event
 
-    def _wait(self, event: int) -> None:
+    def _wait(self, event: c_void_p) -> None:
         """Return once all that was in the stream before this event has run. Raises DeviceError if that never ends."""
         began = time.monotonic()
-        while (status := self._driver.cuEventQuery(self._events[event])) == cu.NOT_READY:
+        while (status := self._driver.cuEventQuery(event)) == cu.NOT_READY:
             waited = time.monotonic() - began
             if waited > self._longest_wait_seconds:
                 self._hangs = True

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, DeviceError, Place
+from edgemoe.kernels.device.runtime import Argument, DeviceError, OneAtATime, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 from edgemoe.paths import cache_folder
@@ -42,7 +42,7 @@ def _whole(items: int) -> Iterable[tuple[int, int]]:
     yield 0, items
 
 
-class HostRuntime:
+class HostRuntime(OneAtATime):
     """The C dialect of the device's text. Its memory is the host's, but only weights are shared with it."""
 
     name = "host"

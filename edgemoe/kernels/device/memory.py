@@ -153,6 +153,22 @@ class DeviceMemory:
             raise DeviceError(error.message, error.hint) from error  # segments that are bound have lost their block
         self.shared_bytes = size
 
+    @property
+    def left_bytes(self) -> int:
+        """The bytes of the budget that nothing has taken; 0 without a budget."""
+        return 0 if self.most_bytes is None else self.most_bytes - self.used_bytes
+
+    def block(self, size: int) -> Block:
+        """Return memory, which is freed when nobody refers to it. Raises DeviceMemoryError if it passes the budget."""
+        self._claim(size)
+        try:
+            block = Block(self.runtime.allocate(size))
+        except DeviceError:
+            self._give_back(size)
+            raise
+        weakref.finalize(block, self._give_back, size)
+        return block
+
     def _claim(self, size: int) -> None:
         """Count bytes that are about to be taken. Raises DeviceMemoryError if they pass the budget."""
         if self.most_bytes is not None and self.used_bytes + size > self.most_bytes:

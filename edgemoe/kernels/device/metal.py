@@ -18,7 +18,7 @@ import numpy as np
 
 from edgemoe.kernels.device.choosing import choose
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, Block, DeviceError, DeviceMemoryError, Place
+from edgemoe.kernels.device.runtime import Argument, Block, DeviceError, DeviceMemoryError, OneAtATime, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 from edgemoe.process import available_memory_bytes
@@ -100,7 +100,7 @@ class _Buffer:
         self._objc.send(self.handle, "release", result=None)
 
 
-class MetalRuntime:
+class MetalRuntime(OneAtATime):
     """One device, with a queue in which everything runs in order; launches are collected until somebody waits."""
 
     unified = coherent = True

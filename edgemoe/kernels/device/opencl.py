@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemoe.kernels.device.choosing import choose
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, DeviceError, DeviceMemoryError, Place
+from edgemoe.kernels.device.runtime import Argument, Copies, DeviceError, DeviceMemoryError, Mark, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 
@@ -21,7 +21,7 @@ _ITEMS_AT_ONCE = 64
 
 
 class OpenClRuntime:
-    """One OpenCL device, with a queue in which everything runs in order."""
+    """One OpenCL device, with a queue in which everything runs in order, and one of copies beside it."""
 
     coherent = False
 
@@ -42,7 +42,7 @@ class OpenClRuntime:
             if problem:
                 raise DeviceError(problem, "Go without it.")
             self._context = self._cl.Context([device])
-            self._queue = self._cl.CommandQueue(self._context)
+            self._queue, self._beside = (self._cl.CommandQueue(self._context) for _ in range(2))
             program = self._cl.Program(self._context, program_text("opencl"))
             program.build(options=[*OPTIONS, *options], cache_dir=False)
             self._kernels = {name: self._cl.Kernel(program, f"em_{name}") for name in kernels()}
@@ -91,8 +91,30 @@ class OpenClRuntime:
                 self._queue, self._kernels[kernel], (groups * _ITEMS_AT_ONCE,), (_ITEMS_AT_ONCE,)
             )
 
+    def mark(self) -> Mark:
+        with self._told("waited for"):
+            mark = self._cl.enqueue_marker(self._queue)
+            self._queue.flush()
+            return mark
+
+    def copy_beside(self, copies: Copies, after: Mark) -> Mark:
+        with self._told("written to"):
+            for to, host in copies:
+                events = None if after is None else [after]
+                after = self._cl.enqueue_copy(
+                    self._beside, to.block.buffer, host, dst_offset=to.at, is_blocking=False, wait_for=events
+                )
+            self._beside.flush()
+            return after
+
+    def wait_for(self, mark: Mark) -> None:
+        if mark is not None:
+            with self._told("waited for"):
+                self._cl.enqueue_barrier(self._queue, wait_for=[mark])
+
     def finish(self) -> None:
         with self._told("waited for"):
+            self._beside.finish()
             self._queue.finish()
 
     def close(self) -> None:

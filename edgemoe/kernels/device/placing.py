@@ -21,6 +21,7 @@ from edgemoe.kernels.device.lowering import can_run, lower
 from edgemoe.kernels.device.memory import Key, key_of
 from edgemoe.kernels.device.runtime import Block, Place
 from edgemoe.kernels.device.segment import ALIGNMENT_BYTES, aligned, spans_of
+from edgemoe.kernels.device.staging import half_bytes
 from edgemoe.kernels.device.uses import uses_of
 from edgemoe.kernels.expert_operations import Experts
 from edgemoe.kernels.formats import Matrix
@@ -38,15 +39,23 @@ class PlannedUse(NamedTuple):
     """How many operations it runs."""
     others: int
     """How many it could run, if it had room for them."""
+    staging_bytes: int
+    """The buffers through which the experts among those pass for long chunks of a prompt (`staging.py`)."""
 
 
 class Placing:
     """The places of operations, program after program."""
 
     def __init__(
-        self, most_bytes: int | None, used_bytes: int = 0, activation_bytes: int = 0, known: Collection[Key] = ()
+        self,
+        most_bytes: int | None,
+        used_bytes: int = 0,
+        activation_bytes: int = 0,
+        known: Collection[Key] = (),
+        without_experts: bool = False,
     ) -> None:
         """`used_bytes` of the budget are taken: for activations, for arrays of known keys, and for others."""
+        self._without_experts = without_experts
         self._left = None if most_bytes is None else most_bytes - used_bytes
         self._known = set(known)
         self.activation_bytes = activation_bytes
@@ -64,6 +73,8 @@ class Placing:
             activations = planned_bytes(able, most_row_bytes)
         more = max(0, activations - self.activation_bytes)
         for operation in able:
+            if self._without_experts and _reads_some(operation):
+                continue
             mirrors = _sizes(array for use in uses_of(operation) for array in use.arrays)
             lasting = _sizes(array for _, array in lasting_arrays(operation))
             of_mirrors = sum(size for key, size in mirrors.items() if key not in self._known)
@@ -83,16 +94,27 @@ class Placing:
         return chosen
 
 
-def planned_use(programs: Sequence[Sequence[op.Operation]], most_bytes: int | None, most_row_bytes: int) -> PlannedUse:
+def planned_use(
+    programs: Sequence[Sequence[op.Operation]],
+    most_bytes: int | None,
+    most_row_bytes: int,
+    without_experts: bool = False,
+) -> PlannedUse:
     """Return what programs would have on a device with such a budget, in the order in which they are bound.
 
     Their arrays may be placeholders; those with a row for each token take at most `most_row_bytes`, as many of them
-    share memory.
+    share memory. With `without_experts` the processor runs the routed experts.
     """
-    placing = Placing(most_bytes)
-    on_device = sum(len(placing.choose(operations, most_row_bytes)) for operations in programs)
-    others = sum(map(can_run, itertools.chain.from_iterable(programs))) - on_device
-    return PlannedUse(placing.weight_bytes, placing.state_bytes, placing.activation_bytes, on_device, others)
+    placing = Placing(most_bytes, without_experts=without_experts)
+    chosen = [one for operations in programs for one in placing.choose(operations, most_row_bytes)]
+    others = [one for one in itertools.chain.from_iterable(programs) if can_run(one) and one not in set(chosen)]
+    taken = (placing.weight_bytes, placing.state_bytes, placing.activation_bytes)
+    arenas = [(one.slots.shape[0], one.arena.shape[1]) for one in others if isinstance(one, Experts)]
+    staging = 0
+    if arenas and most_bytes is not None and placing.activation_bytes:
+        largest = max(experts * slot_bytes for experts, slot_bytes in arenas)
+        staging = 2 * half_bytes(largest, max(slot_bytes for _, slot_bytes in arenas), most_bytes - sum(taken))
+    return PlannedUse(*taken, len(chosen), len(others), staging)
 
 
 def planned_bytes(operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> int:
@@ -118,6 +140,11 @@ def _scratch_bytes(operations: Sequence[op.Operation]) -> int:
         lower(operation, planner)
         largest = max(largest, planner.bytes)
     return largest
+
+
+def streams(operation: op.Operation) -> bool:
+    """Whether an operation that has no room on the device is one whose weights can pass through it."""
+    return _reads_some(operation) and can_run(operation)
 
 
 def _reads_some(operation: op.Operation) -> bool:

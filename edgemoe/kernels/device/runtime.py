@@ -46,8 +46,15 @@ class Launch(NamedTuple):
     once: bool = False
 
 
+Mark = Any
+"""A point in what a device does, which the runtime knows; None is the beginning. One is good until six later ones."""
+
+Copies = Sequence[tuple[Place, Bytes]]
+"""Bytes of the host, and where they are to be on the device; at least one."""
+
+
 class Runtime(Protocol):
-    """One device. All calls take effect in their order. Each may raise DeviceError."""
+    """One device. All calls but `copy_beside` take effect in their order. Each may raise DeviceError."""
 
     name: str
     """The device as a person knows it."""
@@ -78,8 +85,35 @@ class Runtime(Protocol):
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         """Run a kernel of `table.kernels()` for items 0 to `items - 1`, in any order."""
 
+    def mark(self) -> Mark:
+        """Return the point at which all that was launched until now has run."""
+
+    def copy_beside(self, copies: Copies, after: Mark) -> Mark:
+        """Copy bytes to places beside what runs there, once it has come to a point; return the point of their end.
+
+        The caller changes them only after that. A device that does one thing at a time does it as `upload` does.
+        """
+
+    def wait_for(self, mark: Mark) -> None:
+        """Let nothing that is launched from now on run before a point."""
+
     def finish(self) -> None:
         """Return once all that was launched has run."""
 
     def close(self) -> None:
         """Free what the device holds. Nothing runs after this."""
+
+
+class OneAtATime:
+    """The marks of a device that does everything in the order of the calls."""
+
+    def mark(self: Runtime) -> Mark:
+        """Return no point, as everything comes after all that was before it."""
+
+    def copy_beside(self: Runtime, copies: Copies, after: Mark) -> Mark:
+        """Copy in turn."""
+        for to, host in copies:
+            self.upload(to, host)
+
+    def wait_for(self: Runtime, mark: Mark) -> None:
+        """Nothing to wait for."""
