@@ -113,7 +113,7 @@ def test_experts_of_the_next_layer_come_beside_those_of_this_one(layers: Layers,
     """Where buffers have room for a layer, each layer is copied once; the last one of a run begins no other."""
     device = streaming(runtime := ReorderingDevice(), layers)
     assert layers.run_on(device, (TOKENS,)) == left[:1]
-    assert runtime.copied == LAYERS
+    assert runtime.copied == LAYERS * EXPERTS * layers.slot_bytes
     device.close()
 
 

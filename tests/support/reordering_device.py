@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from edgemoe.kernels.device.host import HostRuntime
-from edgemoe.kernels.device.runtime import Argument, Block, Copies, Mark, Place
+from edgemoe.kernels.device.runtime import Argument, Block, Place
 from edgemoe.kernels.operations import Bytes
 
 
 class ReorderingDevice(HostRuntime):
-    """What is launched runs only once something waits for it; a copy beside it comes before all that it may overtake,
-    or not before something waits for the copy.
+    """What is launched runs only once somebody waits for it; a copy beside it is done before it, or not before it has
+    been asked about some times. Now and then there is no room for one more.
     """
 
     unified = False
@@ -22,10 +23,9 @@ class ReorderingDevice(HostRuntime):
         self._random = random.Random(seed)
         self._waiting: list[Callable[[], None]] = []
         """All that is to run, in order."""
-        self._ended = 0
-        self._late: list[Copies] = []
+        self._late: list[tuple[Place, Bytes]] = []
         self.copied = 0
-        """How many copies beside have been asked for."""
+        """How many bytes have been copied beside."""
 
     def adopt(self, host: Bytes) -> None:  # type: ignore[override]
         return None
@@ -42,33 +42,26 @@ class ReorderingDevice(HostRuntime):
         own = [Place(Block(one.block.buffer), one.at) if isinstance(one, Place) else one for one in arguments]
         self._waiting.append(lambda: HostRuntime.launch(self, kernel, own, items))
 
-    def mark(self) -> Mark:
-        return self._ended + len(self._waiting)
-
-    def copy_beside(self, copies: Copies, after: Mark) -> Mark:
-        self.copied += 1
-        if after is not None:
-            self._run_until(after)
-        self._late.append(copies)
+    def upload_beside(self, to: Place, host: Bytes) -> Any:
+        if self._random.random() < 0.2:
+            return None
+        self.copied += host.size
+        self._late.append((to, host.copy()))
         if self._random.random() < 0.5:
             self._copy()
-        return self._copy
+        return ()
 
-    def wait_for(self, mark: Mark) -> None:
-        if callable(mark):
-            self._waiting.append(mark)
+    def arrived(self, copy: Any) -> bool:
+        if self._late and self._random.random() < 0.5:
+            self._copy()
+        return not self._late
 
     def finish(self) -> None:
-        self._run_until(self._ended + len(self._waiting))
+        while self._waiting:
+            self._waiting.pop(0)()
 
     def _copy(self) -> None:
         """Do the copies that are late."""
         late, self._late = self._late, []
-        for copies in late:
-            for to, host in copies:
-                HostRuntime.upload(self, to, host)
-
-    def _run_until(self, end: int) -> None:
-        while self._ended < end:
-            self._waiting.pop(0)()
-            self._ended += 1
+        for to, host in late:
+            HostRuntime.upload(self, to, host)

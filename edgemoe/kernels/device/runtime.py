@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Union
 
@@ -46,15 +46,14 @@ class Launch(NamedTuple):
     once: bool = False
 
 
-Mark = Any
-"""A point in what a device does, which the runtime knows; None is the beginning. One is good until six later ones."""
-
-Copies = Sequence[tuple[Place, Bytes]]
-"""Bytes of the host, and where they are to be on the device; at least one."""
+def download_in_turn(runtime: Runtime, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+    """Yield copies as `Runtime.download_all`, waiting for each."""
+    for place, size in parts:
+        yield runtime.download(place, size)
 
 
 class Runtime(Protocol):
-    """One device. All calls but `copy_beside` take effect in their order. Each may raise DeviceError."""
+    """One device. All calls take effect in their order. Each may raise DeviceError."""
 
     name: str
     """The device as a person knows it."""
@@ -82,38 +81,26 @@ class Runtime(Protocol):
     def download(self, of: Place, size: int) -> Bytes:
         """Return a copy of bytes of the device, once all kernels before have run."""
 
-    def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
-        """Run a kernel of `table.kernels()` for items 0 to `items - 1`, in any order."""
+    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+        """Yield a copy of each of some parts of the device's memory, in their order, as `download`.
 
-    def mark(self) -> Mark:
-        """Return the point at which all that was launched until now has run."""
-
-    def copy_beside(self, copies: Copies, after: Mark) -> Mark:
-        """Copy bytes to places beside what runs there, once it has come to a point; return the point of their end.
-
-        The caller changes them only after that. A device that does one thing at a time does it as `upload` does.
+        It waits for the device as seldom as it can, and holds a few megabytes at a time besides what was yielded.
         """
 
-    def wait_for(self, mark: Mark) -> None:
-        """Let nothing that is launched from now on run before a point."""
+    def upload_beside(self, to: Place, host: Bytes) -> Any | None:
+        """Begin to copy bytes to the device, beside what it computes where it can; the caller may change them at once.
+
+        Return what `arrived` is asked about; None, if the copies before have not ended and there is no room for more.
+        """
+
+    def arrived(self, copy: Any) -> bool:
+        """Return whether a copy beside has ended: kernels may read it. Raises DeviceError if it never ends."""
+
+    def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
+        """Run a kernel of `table.kernels()` for items 0 to `items - 1`, in any order."""
 
     def finish(self) -> None:
         """Return once all that was launched has run."""
 
     def close(self) -> None:
         """Free what the device holds. Nothing runs after this."""
-
-
-class OneAtATime:
-    """The marks of a device that does everything in the order of the calls."""
-
-    def mark(self: Runtime) -> Mark:
-        """Return no point, as everything comes after all that was before it."""
-
-    def copy_beside(self: Runtime, copies: Copies, after: Mark) -> Mark:
-        """Copy in turn."""
-        for to, host in copies:
-            self.upload(to, host)
-
-    def wait_for(self: Runtime, mark: Mark) -> None:
-        """Nothing to wait for."""

@@ -6,14 +6,19 @@ streamed, and is as large as the largest layer's experts twice, or as there is r
 
 from __future__ import annotations
 
-import itertools
+import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.device.memory import DeviceMemory
-from edgemoe.kernels.device.runtime import Block, Mark, Place
+from edgemoe.kernels.device.runtime import Block, DeviceError, Place, Runtime
+
+LONGEST_WAIT_SECONDS = 60.0
+_PAUSE_SECONDS = 1e-4
 
 
 class Half:
@@ -25,26 +30,32 @@ class Half:
         """What knows the experts by their numbers: those of another one are others."""
         self.experts: op.Integers = np.zeros(0, np.int32)
         """In the order in which they lie there."""
-        self._copied: Mark = None
-        self._read: Mark = None
+        self._latest: Any = None
 
     def fill(self, memory: DeviceMemory, owner: Any, experts: op.Integers, slots: op.Integers, arena: op.Bytes) -> None:
-        """Copy records from slots of the host's arena, beside what runs, once what reads the buffer has run."""
-        begins = np.flatnonzero(np.diff(slots, prepend=-2) != 1)  # of runs of slots, which are copied as one
-        copies = []
-        for at, end in itertools.pairwise([*begins.tolist(), slots.size]):
-            records = arena[slots[at] : slots[at] + end - at]
-            copies.append((Place(self.block, at * arena.shape[1]), records.reshape(-1)))
-        self._copied = memory.runtime.copy_beside(copies, self._read)
+        """Copy records from slots of the host's arena, beside what runs; nothing may read the buffer any more."""
+        self.owner, runtime = None, memory.runtime  # of nobody, should a copy fail
+        for number, slot in enumerate(slots.tolist()):
+            place = Place(self.block, number * arena.shape[1])
+            begun = self._once(runtime, functools.partial(runtime.upload_beside, place, arena[slot]))
+            self._latest = begun
         self.owner, self.experts = owner, experts
 
-    def use(self, memory: DeviceMemory) -> None:
-        """Let what is launched from now on wait for the copies."""
-        memory.runtime.wait_for(self._copied)
+    def wait(self, memory: DeviceMemory) -> None:
+        """Return once all has been copied: the last of it, as copies take effect in their order."""
+        self._once(memory.runtime, lambda: memory.runtime.arrived(self._latest) or None)
 
-    def used(self, memory: DeviceMemory) -> None:
-        """Note that what has been launched reads the buffer."""
-        self._read = memory.runtime.mark()
+    def _once(self, runtime: Runtime, ask: Callable[[], Any]) -> Any:
+        """Ask until there is an answer. Raises DeviceError if that takes too long."""
+        began = time.monotonic()
+        while (answer := ask()) is None:
+            waited = time.monotonic() - began
+            if waited > LONGEST_WAIT_SECONDS:
+                raise DeviceError(f"The device {runtime.name} has not copied for {waited:.0f} s.", "Go without it.")
+            if self._latest is not None:
+                runtime.arrived(self._latest)  # it tells sooner that a device has failed
+            time.sleep(_PAUSE_SECONDS)
+        return answer
 
 
 class Staging:

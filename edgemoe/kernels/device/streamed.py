@@ -170,14 +170,13 @@ class StreamedExperts:
         for rows in (o.input, o.experts):
             runtime.upload(self.place(rows), _bytes(rows, tokens))
         for half in self._waves(used, halves, tokens):
+            half.wait(self._memory)
             self._slots.host[:] = -1
             self._slots.host[half.experts] = np.arange(half.experts.size)
             runtime.upload(self.place(o.slots), self._slots.bytes)
             self._arena.buffer = half.block.buffer
-            half.use(self._memory)
             for launch in self._launches:
                 runtime.launch(launch.kernel, launch.arguments, launch.items * (1 if launch.once else tokens))
-            half.used(self._memory)
         output = _bytes(o.output, tokens)
         output[:] = runtime.download(self.place(o.output), output.size)
         self._streaming.streamed += 1
@@ -205,6 +204,7 @@ class StreamedExperts:
         for wave in waves:
             yield held
             other.fill(self._memory, self, wave, o.slots[wave], o.arena)
+            self._memory.runtime.finish()  # before it is filled again, nothing may read what is held
             held, other = other, held
         yield held
         if self.next is not None and tokens * o.experts.shape[1] >= _NEARLY_ALL * o.slots.size:
