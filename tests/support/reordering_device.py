@@ -23,7 +23,6 @@ class ReorderingDevice(HostRuntime):
         self._random = random.Random(seed)
         self._waiting: list[Callable[[], None]] = []
         """All that is to run, in order."""
-        self._late: list[tuple[Place, Bytes]] = []
         self.copied = 0
         """How many bytes have been copied beside."""
 
@@ -46,22 +45,18 @@ class ReorderingDevice(HostRuntime):
         if self._random.random() < 0.2:
             return None
         self.copied += host.size
-        self._late.append((to, host.copy()))
         if self._random.random() < 0.5:
-            self._copy()
-        return ()
+            HostRuntime.upload(self, to, host)
+            return ()
+        return to, host.copy()
 
     def arrived(self, copy: Any) -> bool:
-        if self._late and self._random.random() < 0.5:
-            self._copy()
-        return not self._late
+        if copy and self._random.random() < 0.5:
+            return False
+        if copy:
+            HostRuntime.upload(self, *copy)
+        return True
 
     def finish(self) -> None:
         while self._waiting:
             self._waiting.pop(0)()
-
-    def _copy(self) -> None:
-        """Do the copies that are late."""
-        late, self._late = self._late, []
-        for to, host in late:
-            HostRuntime.upload(self, to, host)

@@ -6,9 +6,7 @@ streamed, and is as large as the largest layer's experts twice, or as there is r
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,32 +28,38 @@ class Half:
         """What knows the experts by their numbers: those of another one are others."""
         self.experts: op.Integers = np.zeros(0, np.int32)
         """In the order in which they lie there."""
-        self._latest: Any = None
+        self._copies: list[Any] = []
+        """Those under way."""
 
     def fill(self, memory: DeviceMemory, owner: Any, experts: op.Integers, slots: op.Integers, arena: op.Bytes) -> None:
         """Copy records from slots of the host's arena, beside what runs; nothing may read the buffer any more."""
         self.owner, runtime = None, memory.runtime  # of nobody, should a copy fail
         for number, slot in enumerate(slots.tolist()):
-            place = Place(self.block, number * arena.shape[1])
-            begun = self._once(runtime, functools.partial(runtime.upload_beside, place, arena[slot]))
-            self._latest = begun
+            place, began = Place(self.block, number * arena.shape[1]), time.monotonic()
+            while (begun := runtime.upload_beside(place, arena[slot])) is None:
+                self._under_way(runtime)
+                _pause(runtime, began)
+            self._copies.append(begun)
         self.owner, self.experts = owner, experts
 
     def wait(self, memory: DeviceMemory) -> None:
-        """Return once all has been copied: the last of it, as copies take effect in their order."""
-        self._once(memory.runtime, lambda: memory.runtime.arrived(self._latest) or None)
-
-    def _once(self, runtime: Runtime, ask: Callable[[], Any]) -> Any:
-        """Ask until there is an answer. Raises DeviceError if that takes too long."""
+        """Return once all has been copied."""
         began = time.monotonic()
-        while (answer := ask()) is None:
-            waited = time.monotonic() - began
-            if waited > LONGEST_WAIT_SECONDS:
-                raise DeviceError(f"The device {runtime.name} has not copied for {waited:.0f} s.", "Go without it.")
-            if self._latest is not None:
-                runtime.arrived(self._latest)  # it tells sooner that a device has failed
-            time.sleep(_PAUSE_SECONDS)
-        return answer
+        while self._under_way(memory.runtime):
+            _pause(memory.runtime, began)
+
+    def _under_way(self, runtime: Runtime) -> bool:
+        """Forget the copies that have arrived, and return whether there are others."""
+        self._copies = [one for one in self._copies if not runtime.arrived(one)]
+        return bool(self._copies)
+
+
+def _pause(runtime: Runtime, began: float) -> None:
+    """Wait a little. Raises DeviceError if that has gone on for too long."""
+    waited = time.monotonic() - began
+    if waited > LONGEST_WAIT_SECONDS:
+        raise DeviceError(f"The device {runtime.name} has not copied for {waited:.0f} s.", "Go without it.")
+    time.sleep(_PAUSE_SECONDS)
 
 
 class Staging:
