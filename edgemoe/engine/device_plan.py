@@ -34,6 +34,11 @@ class DevicePlan:
     without_room: int
     """Operations that it could run with a larger budget."""
     total_operations: int
+    slots: int = 0
+    """Slots for routed experts in what is left of the budget, at least so many: for those that are used most."""
+    slots_bytes: int = 0
+    slot_experts: int = 0
+    """How many experts may lie there; none, if the device has all of them or runs none."""
 
 
 def plan_device(graph: Graph, formats: WeightFormats, backend: Backend, memory: MemoryPlan) -> DevicePlan | None:
@@ -69,6 +74,9 @@ def plan_device(graph: Graph, formats: WeightFormats, backend: Backend, memory: 
         use.on_device,
         use.others,
         sum(map(len, programs)),
+        use.slots,
+        use.slots * memory.slot_bytes,
+        use.slot_experts,
     )
 
 

@@ -17,12 +17,13 @@ import numpy as np
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Field
+from edgemoe.kernels.device.device_slots import can_have_slots, slot_count
 from edgemoe.kernels.device.lowering import can_run, lower
 from edgemoe.kernels.device.memory import Key, key_of
 from edgemoe.kernels.device.runtime import Block, Place
 from edgemoe.kernels.device.segment import ALIGNMENT_BYTES, aligned, spans_of
 from edgemoe.kernels.device.uses import uses_of
-from edgemoe.kernels.expert_operations import Experts
+from edgemoe.kernels.expert_operations import Experts, Fetch
 from edgemoe.kernels.formats import Matrix
 
 
@@ -38,6 +39,10 @@ class PlannedUse(NamedTuple):
     """How many operations it runs."""
     others: int
     """How many it could run, if it had room for them."""
+    slots: int = 0
+    """How many device slots there are room for, at least, for experts that it runs in part (`device_slots.py`)."""
+    slot_experts: int = 0
+    """How many experts may lie in them."""
 
 
 class Placing:
@@ -47,7 +52,7 @@ class Placing:
         self, most_bytes: int | None, used_bytes: int = 0, activation_bytes: int = 0, known: Collection[Key] = ()
     ) -> None:
         """`used_bytes` of the budget are taken: for activations, for arrays of known keys, and for others."""
-        self._left = None if most_bytes is None else most_bytes - used_bytes
+        self.left_bytes = None if most_bytes is None else most_bytes - used_bytes
         self._known = set(known)
         self.activation_bytes = activation_bytes
         self.weight_bytes = self.state_bytes = 0
@@ -68,12 +73,12 @@ class Placing:
             lasting = _sizes(array for _, array in lasting_arrays(operation))
             of_mirrors = sum(size for key, size in mirrors.items() if key not in self._known)
             of_weights = sum(size for key, size in lasting.items() if key not in self._known) - of_mirrors
-            if self._left is not None:
-                if more + of_weights > self._left:
+            if self.left_bytes is not None:
+                if more + of_weights > self.left_bytes:
                     break
-                if more + of_weights + of_mirrors > self._left:
+                if more + of_weights + of_mirrors > self.left_bytes:
                     continue
-                self._left -= more + of_weights + of_mirrors
+                self.left_bytes -= more + of_weights + of_mirrors
             self.activation_bytes += more
             more = 0
             self._known |= lasting.keys()
@@ -90,9 +95,16 @@ def planned_use(programs: Sequence[Sequence[op.Operation]], most_bytes: int | No
     share memory.
     """
     placing = Placing(most_bytes)
-    on_device = sum(len(placing.choose(operations, most_row_bytes)) for operations in programs)
-    others = sum(map(can_run, itertools.chain.from_iterable(programs))) - on_device
-    return PlannedUse(placing.weight_bytes, placing.state_bytes, placing.activation_bytes, on_device, others)
+    chosen = {one for operations in programs for one in placing.choose(operations, most_row_bytes)}
+    operations = list(itertools.chain.from_iterable(programs))
+    others = sum(map(can_run, operations)) - len(chosen)
+    used = placing.weight_bytes, placing.state_bytes, placing.activation_bytes, len(chosen), others
+    split = [one for one in operations if isinstance(one, Experts) and one not in chosen and can_have_slots(one)]
+    lossy = any(isinstance(one, Fetch) and (one.drop_cold or one.from_base) for one in operations)
+    if most_bytes is None or placing.left_bytes is None or not split or lossy:
+        return PlannedUse(*used)
+    slots = slot_count(split, placing.left_bytes, most_bytes)
+    return PlannedUse(*used, slots, sum(one.slots.shape[0] for one in split))
 
 
 def planned_bytes(operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> int:
