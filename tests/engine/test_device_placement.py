@@ -22,7 +22,7 @@ from edgemoe.kernels.device.backend import DeviceBackend
 from edgemoe.kernels.device.cuda import CudaRuntime
 from edgemoe.kernels.device.device_slots import DeviceSlots
 from edgemoe.kernels.device.host import HostRuntime
-from edgemoe.kernels.device.runtime import Place, Runtime
+from edgemoe.kernels.device.runtime import Place
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
@@ -172,11 +172,12 @@ def slots_of(engine: Engine) -> DeviceSlots:
     return tier
 
 
-def room_for_some(store: Path, device: str = "host") -> int:
-    """The budget of a device that has room for all, but half of the experts."""
-    with open_engine(store, EngineOptions(threads=1, context_length=32, device=device)) as engine:
+def room_for_some(store: Path, device: str = "host", sequences: int = 1) -> int:
+    """The budget of a device that has room for all, but three in four of the experts."""
+    options = EngineOptions(threads=1, context_length=32, device=device, sequences=sequences)
+    with open_engine(store, options) as engine:
         sizes = model_sizes(engine.store, engine.spec)
-        return device_of(engine).memory.used_bytes - sizes.total_experts * sizes.slot_bytes // 2
+        return device_of(engine).memory.used_bytes - 3 * sizes.total_experts * sizes.slot_bytes // 4
 
 
 @pytest.mark.slow
@@ -201,10 +202,12 @@ def test_device_slots_that_change_between_steps_leave_the_same_bits(
         from edgemoe.kernels.device.opencl import OpenClRuntime
 
         monkeypatch.setattr(OpenClRuntime, "adopt", lambda *_: None)
-        made: Callable[[], Runtime] = lambda: _apart(OpenClRuntime("pocl"))
-    else:
-        made = _LateCopies if device == "host" else lambda: CudaRuntime(driver=driver)
-    monkeypatch.setattr(opening, "open_runtime", lambda _: made())
+    runtimes: dict[str, Callable[[], Any]] = {
+        "host": _LateCopies,
+        "cuda": lambda: CudaRuntime(driver=driver),
+        "opencl:pocl": lambda: _apart(OpenClRuntime("pocl")),
+    }
+    monkeypatch.setattr(opening, "open_runtime", lambda _: runtimes[device]())
     store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
     wanted, random = expected(store, name), np.random.default_rng(5)
     vram = room_for_some(store, device)
@@ -248,7 +251,7 @@ def test_eight_sequences_share_device_slots(exclusive: bool, tmp_path: Path) -> 
     name = "qwen2_moe"
     store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
     ids, found = np.load(GOLDEN / name / "golden.npz")["ids"], []
-    for device, vram in ((None, None), ("host", room_for_some(store))):
+    for device, vram in ((None, None), ("host", room_for_some(store, sequences=8))):
         with engine_with_slots(store, 8, sequences=8, context_length=32, device=device, vram=vram) as engine:
             sequences = [engine.sequences.open() for _ in range(7)]
             for step in range(12):
@@ -259,7 +262,7 @@ def test_eight_sequences_share_device_slots(exclusive: bool, tmp_path: Path) -> 
                     tier = slots_of(engine)
                     tier.share, tier.exclusive = 1.0, exclusive
             if device is not None:
-                assert tier.hits > 100
+                assert tier.hits > 50
                 assert device_of(engine).failure is None
     assert found[:12] == found[12:]
 
@@ -274,8 +277,8 @@ def test_device_slots_that_fail_leave_the_same_bits(
     store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
     wanted, driver = expected(store, name), FakeCuda(host=HostRuntime())
     monkeypatch.setattr(opening, "open_runtime", lambda _: CudaRuntime(driver=driver, longest_wait_seconds=0.5))
-    vram = room_for_some(store, "cuda")
-    failures = set()
+    vram = room_for_some(store, "cuda") + 4 * Store.open(store).slot_bytes * (fault == "full")
+    failures, driver.most_device_bytes = set(), 0
     for calls in range(0, 4000, 400) if fault == "lost" else (0,):
         with engine_with_slots(store, 8, context_length=32, device="cuda", vram=vram) as engine:
             backend, first = device_of(engine), pieces(name)[:4]

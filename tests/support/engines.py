@@ -98,7 +98,8 @@ def engine_with_slots(
         assert not lossy.on
         return build_graph(spec, dataclasses.replace(build_options(store), undo_tokens=undo_tokens))
 
-    settings = spec, lossy, undo_tokens, repr(sizes), context_length, backend.name, backend.isa, backend.threads, device, vram
+    kernels = backend.name, backend.isa, backend.threads, device, vram
+    settings = spec, lossy, undo_tokens, repr(sizes), context_length, kernels
     plans = _PLANS if routing is None else {}
     if settings not in plans:
         plans[settings] = plan_memory(graph(lossy), sizes, backend, "auto", context_length)

@@ -6,7 +6,8 @@ the two did it shows in no bit. What is computed often stays: the coldest expert
 
 The slots have what the device's budget leaves once all programs are bound. Two settings may change between any two
 runs: `share`, of the chosen experts that are there, how many the device computes; and `fills`, whether experts are
-copied there. With `exclusive` an expert in a device slot gives its slot in RAM up.
+copied there. With `exclusive` an expert that the device computes gives its slot in RAM up; it is so where both tiers
+together have room for all experts.
 """
 
 from __future__ import annotations
@@ -157,9 +158,8 @@ class DeviceSlots:
         if here.any():
             layer.here = here
             layer.left[:tokens][here] = -1
-            paged = layer.operation.paged
-            if paged is not None and paged.pager.notes_residency:
-                paged.pager.loaded_when_asked[paged.layer, chosen[here]] = True
+            if layer.operation.paged is not None:
+                self._tell(layer.operation.paged, layer.operation.slots, np.unique(chosen[here]))
 
     def without(self, number: int, choices: op.Integers, left: op.Integers) -> None:
         """Write choices of experts of a layer, without those in device slots."""
@@ -249,6 +249,13 @@ class DeviceSlots:
         total = sum(len(one.table) for one in layers)
         self.exclusive = experts[0].paged is not None and self.count + len(self.arena) >= total
 
+    def _tell(self, paged: ex.Paged, slots: op.Integers, experts: op.Integers) -> None:
+        """Tell a pager which experts of a run it is not asked for."""
+        if paged.pager.notes_residency:
+            paged.pager.loaded_when_asked[paged.layer, experts] = True
+        for expert in experts[slots[experts] >= 0].tolist() if self.exclusive and self.share == 1 else ():
+            paged.pager.give_up(paged.layer, expert)
+
     def _serves(self, tokens: int) -> bool:
         """Whether it has to do with a run of so many tokens."""
         return not self.lost and tokens <= MOST_ROWS and bool(self.share or self.fills)
@@ -300,11 +307,9 @@ class DeviceSlots:
             if not self._memory.runtime.arrived(one.copy):
                 continue
             self._coming.remove(one)
-            layer, paged = one.layer, one.layer.operation.paged
+            layer = one.layer
             layer.coming[one.expert], layer.table[one.expert] = False, one.slot
             self._owners[one.slot] = layer.row * self._heat.shape[1] + one.expert
-            if self.exclusive and self.share == 1 and paged is not None:
-                paged.pager.give_up(paged.layer, one.expert)
 
 
 def can_have_slots(o: ex.Experts) -> bool:
@@ -315,13 +320,15 @@ def can_have_slots(o: ex.Experts) -> bool:
 def slot_count(experts: Sequence[ex.Experts], left_bytes: int, most_bytes: int) -> int:
     """Return how many slots for some layers' experts fit what is left of a budget, tables and spare bytes apart."""
     total: int = sum(one.slots.shape[0] for one in experts)
-    tables = sum(5 * one.slots.shape[0] + 4 for one in experts)
+    tables: int = sum(5 * one.slots.shape[0] + 4 for one in experts)
     slot_bytes: int = experts[0].arena.shape[1]
-    return max(0, min(total, (left_bytes - tables - most_bytes // SPARE_SHARE) // slot_bytes))
+    count = (left_bytes - tables - most_bytes // SPARE_SHARE) // slot_bytes
+    return max(0, min(total, count))
 
 
 def planned_row_bytes(operation: ex.Experts) -> int:
     """Return the bytes in RAM, of rows and of copies under way, that device slots of such experts take."""
     top_k, width = operation.output.shape[1:]
-    choices = operation.experts.shape[0] * top_k
-    return 4 * (MOST_ROWS * (width + top_k + top_k * width) + 2 * choices) + UPLOADS * operation.arena.shape[1]
+    choices: int = operation.experts.shape[0] * top_k
+    copies: int = UPLOADS * operation.arena.shape[1]
+    return copies + 4 * (MOST_ROWS * (width + top_k + top_k * width) + 2 * choices)
