@@ -37,6 +37,11 @@ class DevicePlan:
     total_operations: int
     staging_bytes: int
     """Buffers through which experts without room pass, for chunks of a prompt for which that is found to pay."""
+    slots: int
+    """Slots for routed experts in what is left of the budget, at least so many: for those that are used most."""
+    slots_bytes: int
+    slot_experts: int
+    """How many experts may lie there; none, if the device has all of them or runs none."""
 
 
 def plan_device(
@@ -64,6 +69,9 @@ def plan_device(
         use.others,
         sum(map(len, programs)),
         use.staging_bytes,
+        use.slots,
+        use.slots * memory.slot_bytes,
+        use.slot_experts,
     )
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,19 +18,22 @@ from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.opening import graph_of, model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
+from edgemoe.kernels import operations as op
 from edgemoe.kernels.device import opening
 from edgemoe.kernels.device.backend import DeviceBackend
 from edgemoe.kernels.device.chunk_trial import ChunkTrial
 from edgemoe.kernels.device.cuda import CudaRuntime
+from edgemoe.kernels.device.device_slots import DeviceSlots
 from edgemoe.kernels.device.host import HostRuntime
 from edgemoe.kernels.device.opening import AUTO_SHARE
-from edgemoe.kernels.device.runtime import Runtime
+from edgemoe.kernels.device.runtime import Place, Runtime
 from edgemoe.model.description import store_spec
 from edgemoe.session.default_model import find_model
 from edgemoe.store.reader import Store
 from tests.architectures.test_device import IDS, answers
 from tests.golden.covering import COVERING, GOLDEN
 from tests.kernels.test_streamed_experts import own_cuda, own_pocl
+from tests.support.engines import engine_with_slots
 from tests.support.failing_device import FailingDevice
 from tests.support.fake_cuda import FakeCuda
 from tests.support.reordering_device import ReorderingDevice
@@ -184,6 +188,166 @@ def test_prompts_whose_experts_pass_through_a_device_have_the_same_bits(
         assert device.failure is None
         assert device.streaming.streamed > 0
         assert device.memory.used_bytes <= most
+
+
+class _LateCopies(_OwnMemory):
+    """Copies beside what is computed end when chance has it, and at times there is no room for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = np.random.default_rng(11)
+        self.under_way = 0
+
+    def upload_beside(self, to: Place, host: op.Bytes) -> object:
+        if self.random.random() < 0.2:
+            return None
+        self.under_way += 1
+        return to, host.copy()
+
+    def arrived(self, copy: Any) -> bool:
+        """Write at the end alone, so that a kernel that reads before shows it."""
+        if self.random.random() < 0.5:
+            return False
+        self.upload(*copy)
+        self.under_way -= 1
+        return True
+
+
+def slots_of(engine: Engine) -> DeviceSlots:
+    """The device's slots for experts, which the tests of this file fill and use as they like."""
+    tier = engine.backend.tier
+    assert isinstance(tier, DeviceSlots)
+    return tier
+
+
+def room_for_some(store: Path, device: str = "host", sequences: int = 1) -> int:
+    """The budget of a device that has room for all, but three in four of the experts."""
+    options = EngineOptions(threads=1, context_length=32, device=device, sequences=sequences)
+    with open_engine(store, options) as engine:
+        sizes = model_sizes(engine.store, engine.spec)
+        return device_of(engine).memory.used_bytes - 3 * sizes.total_experts * sizes.slot_bytes // 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "device", "resident"),
+    [
+        ("qwen2_moe", "host", True),
+        ("qwen2_moe", "host", False),
+        ("gpt_oss", "host", False),
+        ("nemotron_h_latent", "host", False),
+        ("qwen2_moe", "opencl:pocl", False),
+        ("qwen2_moe", "cuda", False),
+    ],
+)
+def test_device_slots_that_change_between_steps_leave_the_same_bits(
+    name: str, device: str, resident: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hits, misses, copies under way, experts that gave their slots in RAM up; prompts, tokens, and back again."""
+    driver = FakeCuda(host=HostRuntime())
+    if device == "opencl:pocl":
+        pytest.importorskip("pyopencl", reason="needs the extra pocl")
+        from edgemoe.kernels.device.opencl import OpenClRuntime
+
+        monkeypatch.setattr(OpenClRuntime, "adopt", lambda *_: None)
+    runtimes: dict[str, Callable[[], Any]] = {
+        "host": _LateCopies,
+        "cuda": lambda: CudaRuntime(driver=driver),
+        "opencl:pocl": lambda: _apart(OpenClRuntime("pocl")),
+    }
+    monkeypatch.setattr(opening, "open_runtime", lambda _: runtimes[device]())
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    wanted, random = expected(store, name), np.random.default_rng(5)
+    vram = room_for_some(store, device)
+    total = model_sizes(Store.open(store), store_spec(Store.open(store))).total_experts
+    slots = total if resident else max(2, total // 3)
+    with engine_with_slots(store, slots, context_length=32, device=device, vram=vram) as engine:
+        backend = device_of(engine)
+        for _ in range(6):
+            engine.rewind(0)
+            for piece, logits in zip(pieces(name), wanted, strict=True):
+                if backend.tier is not None:
+                    backend.tier.share = float(random.choice([0, 0.5, 1, 1]))
+                    backend.tier.fills = bool(random.random() < 0.8)
+                    backend.tier.exclusive = not resident and bool(random.random() < 0.5)
+                for segment in backend.segments:
+                    segment.on = bool(random.random() < 0.8)
+                assert engine.forward(piece).tobytes() == logits
+                assert backend.memory.used_bytes <= vram
+        assert backend.failure is None
+        tier = slots_of(engine)
+        assert tier.hits > 20
+        assert tier.uploads > tier.count // 2 > 0
+        assert planned(store, engine).slots <= tier.count < total
+        held = tier.holds((len(engine.spec.layers), engine.spec.most_experts))
+        assert 0 < held.sum() <= tier.count
+        if not resident:
+            assert (held & ~engine.resident_experts()).any()  # a tier of its own
+    assert not driver.device_bytes
+
+
+def _apart(runtime: Any) -> Any:
+    """The processor's OpenCL driver as a device of its own memory."""
+    runtime.unified = False
+    return runtime
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.usefixtures("_own_memory")
+def test_eight_sequences_share_device_slots(exclusive: bool, tmp_path: Path) -> None:
+    name = "qwen2_moe"
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    ids, found = np.load(GOLDEN / name / "golden.npz")["ids"], []
+    for device, vram in ((None, None), ("host", room_for_some(store, sequences=8))):
+        with engine_with_slots(store, 8, sequences=8, context_length=32, device=device, vram=vram) as engine:
+            sequences = [engine.sequences.open() for _ in range(7)]
+            for step in range(12):
+                batch = {one: ids[step + number :][: 1 + step % 2] for number, one in enumerate(sequences)}
+                logits = engine.step(batch)
+                found.append([logits[one].tobytes() for one in sequences])
+                if device is not None:
+                    tier = slots_of(engine)
+                    tier.share, tier.exclusive = 1.0, exclusive
+            if device is not None:
+                assert tier.hits > 50
+                assert device_of(engine).failure is None
+    assert found[:12] == found[12:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["lost", "full", "hangs"])
+def test_device_slots_that_fail_leave_the_same_bits(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is lost at any call, with half of its memory taken by others, or whose copies never end."""
+    name = "qwen2_moe"
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    wanted, driver = expected(store, name), FakeCuda(host=HostRuntime())
+    monkeypatch.setattr(opening, "open_runtime", lambda _: CudaRuntime(driver=driver, longest_wait_seconds=0.5))
+    vram = room_for_some(store, "cuda") + 4 * Store.open(store).slot_bytes * (fault == "full")
+    failures, driver.most_device_bytes = set(), 0
+    for calls in range(0, 4000, 400) if fault == "lost" else (0,):
+        with engine_with_slots(store, 8, context_length=32, device="cuda", vram=vram) as engine:
+            backend, first = device_of(engine), pieces(name)[:4]
+            if fault == "full":
+                driver.memory_bytes = backend.memory.used_bytes + (vram - backend.memory.used_bytes) // 2
+            for number, (piece, logits) in enumerate(zip(pieces(name), wanted, strict=True)):
+                tier = slots_of(engine)
+                tier.share, tier.exclusive = 1.0, True
+                if number == len(first) and fault != "full":
+                    assert tier.hits
+                    if fault == "hangs":
+                        driver.hang()
+                    else:
+                        driver.calls_left = calls
+                assert engine.forward(piece).tobytes() == logits
+            assert tier.hits
+            failures.add(backend.failure is not None)
+            assert driver.most_device_bytes <= (driver.memory_bytes if fault == "full" else vram)
+            assert fault != "full" or 0 < tier.count < planned(store, engine).slots
+            driver.calls_left = None
+    assert failures == ({False, True} if fault == "lost" else {fault == "hangs"})
 
 
 def test_a_plan_has_what_the_budget_has_room_for() -> None:

@@ -17,12 +17,15 @@ import numpy.typing as npt
 from edgemoe.errors import UsageError
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Nanoseconds, Pause, Program, ProgramTimes
+from edgemoe.kernels.device.device_slots import DeviceSlots, SlotLayer, can_have_slots, planned_row_bytes
 from edgemoe.kernels.device.lowering import can_run
 from edgemoe.kernels.device.memory import DeviceMemory
 from edgemoe.kernels.device.placing import Placing, PlannedUse, lasting_arrays, planned_bytes, planned_use, streams
 from edgemoe.kernels.device.runtime import DeviceError, DeviceMemoryError, Runtime
 from edgemoe.kernels.device.segment import Segment
+from edgemoe.kernels.device.split import SplitProgram, split_operations
 from edgemoe.kernels.device.streamed import Streaming
+from edgemoe.kernels.expert_operations import Experts
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.segments import SegmentedProgram, Where, where_without_device
 from edgemoe.kernels.stepwise import RunBounds
@@ -44,9 +47,14 @@ class DeviceBackend(NativeBackend):
         self.segments: WeakSet[DeviceSegment] = WeakSet()
         """Segments for the device: each may be switched off and on between two runs, and no bit shows it."""
 
+        self.tier: DeviceSlots | None = None
+        """Slots for routed experts, if they may lie in the device's memory, and not all of them do."""
+
     def fail(self, error: DeviceError) -> None:
         """Use the device no more."""
         self.failure, self.device = error, None
+        if self.tier is not None:
+            self.tier.lost = True
 
     def planned_use(self, programs: Sequence[Sequence[op.Operation]], most_row_bytes: int) -> PlannedUse:
         """Return what such programs, made in this order, would have on the device (`placing.planned_use`)."""
@@ -78,7 +86,10 @@ class DeviceBackend(NativeBackend):
     def scratch_bytes(self, operations: Sequence[op.Operation]) -> int:
         """Return the native backend's bytes, and those of the longest segment on the device and of its results."""
         segments = [list(group) for able, group in itertools.groupby(operations, can_run) if able]
-        return super().scratch_bytes(operations) + 2 * max(map(planned_bytes, segments), default=0)
+        size = super().scratch_bytes(operations) + 2 * max(map(planned_bytes, segments), default=0)
+        if self.memory.most_bytes is None:
+            return size
+        return size + max((planned_row_bytes(o) for o in operations if isinstance(o, Experts)), default=0)
 
     def forget_copies(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
         """Note that the device's copies of some state are no longer as on the host."""
@@ -86,6 +97,8 @@ class DeviceBackend(NativeBackend):
 
     def close(self) -> None:
         super().close()
+        if self.tier is not None:
+            self.tier.close()
         self.runtime.close()
 
     def _places(self, operations: Sequence[op.Operation]) -> list[Where]:
@@ -95,18 +108,35 @@ class DeviceBackend(NativeBackend):
             return ["device" if can_run(one) else where_without_device(one) for one in operations]
         placing = Placing(memory.most_bytes, memory.used_bytes, memory.shared_bytes, memory.keys())
         chosen = set(placing.choose(operations))
+        self._split = self._to_split([one for one in operations if one not in chosen])
         return [
-            "device" if one in chosen else "streamed" if streams(one) else where_without_device(one)
+            "device" if one in chosen else "split" if one in self._split else where_without_device(one)
             for one in operations
         ]
 
+    def _to_split(self, others: Sequence[op.Operation]) -> dict[op.Operation, SlotLayer]:
+        """Return those of the processor's operations that share out experts, with their layers."""
+        experts = [one for one in others if isinstance(one, Experts) and can_have_slots(one) and one.arena.size]
+        if not experts or self.failure is not None:
+            return {}
+        if self.tier is None:
+            self.tier = DeviceSlots(self.memory, experts[0].arena, self.streaming.halves)
+        return split_operations(others, self.tier)
+
+    def _bind_alone(self, operation: op.Operation, number: int) -> Program:
+        return super()._bind("native", [operation], number)
+
     def _bind(self, where: Where, operations: Sequence[op.Operation], first: int) -> Program:
-        if where not in ("device", "streamed"):
+        if where == "split":
+            assert self.tier is not None
+            split = SplitProgram(operations, self._split, self.tier, self._bind_alone, first, self.fail)
+            if not all(map(streams, operations)):
+                return split
+            return DeviceSegment(self, operations, split, self.streaming.bind)
+        if where != "device":
             program, state = super()._bind(where, operations, first), _state_of(operations)
             return _Forgetting(program, self.memory, state) if state else program
         native = super()._bind("native", operations, first)
-        if where == "streamed":
-            return DeviceSegment(self, operations, native, self.streaming.bind)
         segment = DeviceSegment(self, operations, native, self._segment)
         self.segments.add(segment)
         return segment

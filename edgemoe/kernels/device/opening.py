@@ -59,6 +59,7 @@ def beside_device(
         raise
     try:
         check(backend, native)
+        backend.tier = None  # a model has its own
     except BaseException:
         backend.close()
         raise

@@ -17,13 +17,14 @@ import numpy as np
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Field
+from edgemoe.kernels.device.device_slots import can_have_slots, slot_count
 from edgemoe.kernels.device.lowering import can_run, lower
 from edgemoe.kernels.device.memory import Key, key_of
 from edgemoe.kernels.device.runtime import Block, Place
 from edgemoe.kernels.device.segment import ALIGNMENT_BYTES, aligned, spans_of
 from edgemoe.kernels.device.staging import half_bytes
 from edgemoe.kernels.device.uses import uses_of
-from edgemoe.kernels.expert_operations import Experts
+from edgemoe.kernels.expert_operations import Experts, Fetch
 from edgemoe.kernels.formats import Matrix
 
 
@@ -39,8 +40,12 @@ class PlannedUse(NamedTuple):
     """How many operations it runs."""
     others: int
     """How many it could run, if it had room for them."""
-    staging_bytes: int
+    staging_bytes: int = 0
     """The buffers through which the experts among those pass for long chunks of a prompt (`staging.py`)."""
+    slots: int = 0
+    """How many device slots there are room for, at least, for experts that it runs in part (`device_slots.py`)."""
+    slot_experts: int = 0
+    """How many experts may lie in them."""
 
 
 class Placing:
@@ -56,7 +61,7 @@ class Placing:
     ) -> None:
         """`used_bytes` of the budget are taken: for activations, for arrays of known keys, and for others."""
         self._without_experts = without_experts
-        self._left = None if most_bytes is None else most_bytes - used_bytes
+        self.left_bytes = None if most_bytes is None else most_bytes - used_bytes
         self._known = set(known)
         self.activation_bytes = activation_bytes
         self.weight_bytes = self.state_bytes = 0
@@ -79,12 +84,12 @@ class Placing:
             lasting = _sizes(array for _, array in lasting_arrays(operation))
             of_mirrors = sum(size for key, size in mirrors.items() if key not in self._known)
             of_weights = sum(size for key, size in lasting.items() if key not in self._known) - of_mirrors
-            if self._left is not None:
-                if more + of_weights > self._left:
+            if self.left_bytes is not None:
+                if more + of_weights > self.left_bytes:
                     break
-                if more + of_weights + of_mirrors > self._left:
+                if more + of_weights + of_mirrors > self.left_bytes:
                     continue
-                self._left -= more + of_weights + of_mirrors
+                self.left_bytes -= more + of_weights + of_mirrors
             self.activation_bytes += more
             more = 0
             self._known |= lasting.keys()
@@ -106,15 +111,26 @@ def planned_use(
     share memory. With `without_experts` the processor runs the routed experts.
     """
     placing = Placing(most_bytes, without_experts=without_experts)
-    chosen = [one for operations in programs for one in placing.choose(operations, most_row_bytes)]
-    others = [one for one in itertools.chain.from_iterable(programs) if can_run(one) and one not in set(chosen)]
-    taken = (placing.weight_bytes, placing.state_bytes, placing.activation_bytes)
-    arenas = [(one.slots.shape[0], one.arena.shape[1]) for one in others if isinstance(one, Experts)]
-    staging = 0
-    if arenas and most_bytes is not None and placing.activation_bytes:
-        largest = max(experts * slot_bytes for experts, slot_bytes in arenas)
-        staging = 2 * half_bytes(largest, max(slot_bytes for _, slot_bytes in arenas), most_bytes - sum(taken))
-    return PlannedUse(*taken, len(chosen), len(others), staging)
+    chosen = {one for operations in programs for one in placing.choose(operations, most_row_bytes)}
+    operations = list(itertools.chain.from_iterable(programs))
+    others = [one for one in operations if one not in chosen]
+    use = PlannedUse(
+        placing.weight_bytes, placing.state_bytes, placing.activation_bytes, len(chosen), sum(map(can_run, others))
+    )
+    left = placing.left_bytes
+    if most_bytes is None or left is None or not placing.activation_bytes:
+        return use
+    streamed = [one for one in others if isinstance(one, Experts) and can_run(one)]
+    if streamed:
+        largest = max(one.slots.shape[0] * one.arena.shape[1] for one in streamed)
+        staging = 2 * half_bytes(largest, max(one.arena.shape[1] for one in streamed), left)
+        use, left = use._replace(staging_bytes=staging), left - staging
+    split = [one for one in others if isinstance(one, Experts) and can_have_slots(one)]
+    if not split or any(isinstance(one, Fetch) and (one.drop_cold or one.from_base) for one in operations):
+        return use
+    return use._replace(
+        slots=slot_count(split, left, most_bytes), slot_experts=sum(one.slots.shape[0] for one in split)
+    )
 
 
 def planned_bytes(operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> int:
