@@ -25,7 +25,7 @@ from tests.support.failing_device import FailingDevice
 from tests.support.fake_cuda import FakeCuda
 from tests.support.reordering_device import ReorderingDevice
 
-TOKENS, WIDTH, EXPERTS, LAYERS, TOP_K = 20, 40, 4, 3, 2
+TOKENS, WIDTH, EXPERTS, LAYERS, TOP_K = 20, 40, 4, 6, 2
 
 
 class Layers:
@@ -77,7 +77,7 @@ def streaming(runtime: Runtime, layers: Layers, slots: int = EXPERTS) -> DeviceB
     for operation in layers.operations:
         device.memory.reserve(device.scratch_bytes([operation]))
     tables = 2 * LAYERS * EXPERTS * 8
-    device.memory.most_bytes = device.memory.used_bytes + tables + 2 * slots * layers.slot_bytes
+    device.memory.most_bytes = device.memory.used_bytes + tables + 4 * slots * layers.slot_bytes
     assert device.memory.left_bytes < layers.arena_bytes
     device.streaming.trial = ChunkTrial("on", least_rows=1)
     return device
@@ -193,9 +193,9 @@ def test_experts_that_are_not_in_memory_are_the_processors(layers: Layers) -> No
 
 
 def test_buffers_take_what_is_left() -> None:
-    assert half_bytes(600, 100, 2000) == 600
-    assert half_bytes(600, 100, 500) == 250
-    assert half_bytes(600, 100, 199) == 0
+    assert half_bytes(600, 100, 2400) == 600
+    assert half_bytes(600, 100, 1000) == 250
+    assert half_bytes(600, 100, 399) == 0
 
 
 def trial_of(times: dict[bool, int], chunks: int, rows: int = 512) -> str:

@@ -223,6 +223,7 @@ class DeviceSlots:
         memory, slot_bytes = self._memory, self.arena.shape[1]
         self._rows = layers = list(self._layers.values())
         self._opened = True
+        self._claim_others()
         most_bytes = memory.most_bytes or 0
         self._arena = arena = _Arena(max(1, most_bytes // slot_bytes), slot_bytes)
         memory.keep(arena)
@@ -235,7 +236,6 @@ class DeviceSlots:
                 one.segment = Segment([self._part(one)], memory, MOST_ROWS)
         except DeviceMemoryError:
             return  # with no room for what is small, none for slots
-        self._claim_others()
         experts = [one.operation for one in layers]
         count = slot_count(experts, most_bytes - memory.used_bytes, most_bytes)
         while count:

@@ -95,6 +95,9 @@ class Staging:
 
 
 def half_bytes(wanted_bytes: int, least_bytes: int, left_bytes: int) -> int:
-    """Return the size of each buffer in what is left of a budget; 0 where that is no room for one expert each."""
-    size = min(wanted_bytes, left_bytes // 2)
+    """Return the size of each buffer in what is left of a budget, half of which is for device slots.
+
+    It is 0 where that is no room for one expert each.
+    """
+    size = min(wanted_bytes, left_bytes // 4)
     return size if size >= least_bytes else 0
