@@ -64,7 +64,7 @@ def layers() -> Layers:
 
 @pytest.fixture(scope="module")
 def left(layers: Layers) -> list[bytes]:
-    """What the processor leaves after each of three runs."""
+    """The outputs of the processor after each of three runs."""
     native = NativeBackend(1)
     found = layers.run_on(native, (TOKENS, 1, 9))
     native.close()

@@ -12,7 +12,7 @@ from edgemoe.kernels.operations import Bytes
 
 
 class ReorderingDevice(HostRuntime):
-    """What is launched runs only once somebody waits for it; a copy beside it is done before it, or not before it has
+    """Launches run only once somebody waits for it; a copy beside it is done before it, or not before it has
     been asked about some times. Now and then there is no room for one more.
     """
 

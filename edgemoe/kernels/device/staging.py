@@ -25,11 +25,11 @@ class Half:
     def __init__(self, block: Block, size: int) -> None:
         self.block, self.bytes = block, size
         self.owner: Any = None
-        """What knows the experts by their numbers: those of another one are others."""
+        """The layer whose experts these are."""
         self.experts: op.Integers = np.zeros(0, np.int32)
-        """In the order in which they lie there."""
+        """Their numbers, in the order in which they lie there."""
         self._copies: list[Any] = []
-        """Those under way."""
+        """Copies under way."""
 
     def fill(self, memory: DeviceMemory, owner: Any, experts: op.Integers, slots: op.Integers, arena: op.Bytes) -> None:
         """Copy records from slots of the host's arena, beside what runs; nothing may read the buffer any more."""

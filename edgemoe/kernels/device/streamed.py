@@ -29,7 +29,7 @@ _NEARLY_ALL = 4
 
 
 class Streaming:
-    """What layers whose experts pass through a device have in common."""
+    """The staging area, the trial and the budget of all layers whose experts pass through a device."""
 
     def __init__(self, memory: DeviceMemory) -> None:
         self.memory = memory
@@ -118,7 +118,7 @@ class StreamedExperts:
     """The routed experts of a layer, bound to their arrays."""
 
     next: StreamedExperts | None = None
-    """Those of the layer whose turn is next."""
+    """The experts of the layer whose turn is next."""
 
     def __init__(self, operation: Experts, streaming: Streaming, tokens_max: int) -> None:
         """`tokens_max` is the longest run. Raises DeviceMemoryError where activations and tables have no room."""
