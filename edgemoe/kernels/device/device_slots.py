@@ -35,7 +35,7 @@ MOST_ROWS = 16
 UPLOADS = 2
 """The most experts of a layer that are copied to the device after a run."""
 DECAY = 0.98
-"""What an expert's heat is multiplied with at each run of its layer; a use adds 1."""
+"""The factor of an expert's heat at each run of its layer; a use adds 1."""
 LEAST_GAIN = 1.0
 """An expert takes the place of another that is colder by more than this, so that two do not take turns."""
 SPARE_SHARE = 64
