@@ -333,6 +333,8 @@ def slot_count(experts: Sequence[ex.Experts], left_bytes: int, most_bytes: int) 
 
 def planned_row_bytes(operation: ex.Experts) -> int:
     """Return the bytes in RAM, of rows and of copies under way, that device slots of such experts take."""
+    top_k: int
+    width: int
     top_k, width = operation.output.shape[1:]
     choices: int = operation.experts.shape[0] * top_k
     copies: int = UPLOADS * operation.arena.shape[1]
