@@ -13,6 +13,7 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.device_plan import DevicePlan, plan_device
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.opening import graph_of, model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
@@ -287,6 +288,21 @@ def test_trials_while_answering_leave_the_same_bits(tmp_path: Path, monkeypatch:
                 assert slots_of(engine).hits > 8
                 assert device_of(engine).failure is None
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_memory")
+def test_answers_that_depend_on_what_is_in_ram_have_no_device_slots(tmp_path: Path) -> None:
+    name = "qwen2_moe"
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    vram, found = room_for_some(store), []
+    for lossy in (LossySettings(), LossySettings(drop_cold=0.1), LossySettings(cache_aware_routing=0.2)):
+        with engine_with_slots(store, 8, context_length=32, lossy=lossy, device="host", vram=vram) as engine:
+            engine.forward([3, 5, 7])
+            engine.turn.begin_decoding()
+            engine.forward([9])
+            found.append(engine.backend.tier is not None)
+    assert found == [True, False, False]
 
 
 @pytest.mark.slow
