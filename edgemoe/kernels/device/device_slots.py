@@ -187,7 +187,7 @@ class DeviceSlots:
 
         Raises DeviceError.
         """
-        if not (self.count and self._serves(tokens)):
+        if not self._serves(tokens):
             return
         if self.interrupted:  # kernels may yet read slots that would be written to
             self._memory.runtime.finish()
@@ -257,7 +257,8 @@ class DeviceSlots:
 
     def _serves(self, tokens: int) -> bool:
         """Whether it has to do with a run of so many tokens."""
-        return not self.lost and tokens <= MOST_ROWS and bool(self.share or self.fills)
+        able = not self.lost and bool(self.count or not self._opened)
+        return able and tokens <= MOST_ROWS and bool(self.share or self.fills)
 
     def _part(self, layer: SlotLayer) -> ex.Experts:
         """Return the operation of the device."""
