@@ -55,7 +55,7 @@ class ExpertTier(Protocol):
     most_rows: int
     """The most tokens of a run for which it is used."""
     share: float
-    """Of the chosen experts that are there, how many the device computes: 0 to 1."""
+    """How many of the chosen experts that are there the device computes: from 0, none, to 1, all."""
     fills: bool
     """Whether experts that the processor computed are copied there."""
 

@@ -14,10 +14,12 @@ import pytest
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.device_plan import DevicePlan, plan_device
 from edgemoe.engine.engine import Engine
+from edgemoe.engine.lossy import LossySettings
 from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.opening import graph_of, model_sizes, open_engine
 from edgemoe.engine.options import EngineOptions
 from edgemoe.errors import UsageError
+from edgemoe.experts import prefetch
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.device import opening
 from edgemoe.kernels.device.backend import DeviceBackend
@@ -220,9 +222,9 @@ def slots_of(engine: Engine) -> DeviceSlots:
     return tier
 
 
-def room_for_some(store: Path, device: str = "host", sequences: int = 1) -> int:
+def room_for_some(store: Path, device: str = "host", sequences: int = 1, context_length: int = 32) -> int:
     """The budget of a device that has room for all, but three in four of the experts."""
-    options = EngineOptions(threads=1, context_length=32, device=device, sequences=sequences)
+    options = EngineOptions(threads=1, context_length=context_length, device=device, sequences=sequences)
     with open_engine(store, options) as engine:
         sizes = model_sizes(engine.store, engine.spec)
         return device_of(engine).memory.used_bytes - 3 * sizes.total_experts * sizes.slot_bytes // 4
@@ -250,15 +252,16 @@ def test_device_slots_that_change_between_steps_leave_the_same_bits(
         from edgemoe.kernels.device.opencl import OpenClRuntime
 
         monkeypatch.setattr(OpenClRuntime, "adopt", lambda *_: None)
+    monkeypatch.setattr(opening, "HostRuntime", _OwnMemory)
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    wanted, random = expected(store, name), np.random.default_rng(5)
+    vram = room_for_some(store)
     runtimes: dict[str, Callable[[], Any]] = {
         "host": _LateCopies,
         "cuda": lambda: CudaRuntime(driver=driver),
         "opencl:pocl": lambda: _apart(OpenClRuntime("pocl")),
     }
     monkeypatch.setattr(opening, "open_runtime", lambda _: runtimes[device]())
-    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
-    wanted, random = expected(store, name), np.random.default_rng(5)
-    vram = room_for_some(store, device)
     total = model_sizes(Store.open(store), store_spec(Store.open(store))).total_experts
     slots = total if resident else max(2, total // 3)
     with engine_with_slots(store, slots, context_length=32, device=device, vram=vram) as engine:
@@ -316,6 +319,41 @@ def test_eight_sequences_share_device_slots(exclusive: bool, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_own_memory")
+def test_trials_while_answering_leave_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens with device slots and without in turn, as they are generated, whatever a trial finds faster."""
+    for name, value in (("WARM_UP_TOKENS", 4), ("BLOCK_TOKENS", 2), ("HOLD_TOKENS", (3, 3))):
+        monkeypatch.setattr(prefetch, name, value)
+    name, found = "qwen2_moe", []
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    for device, vram in ((None, None), ("host", room_for_some(store, context_length=128))):
+        with engine_with_slots(store, 8, context_length=128, device=device, vram=vram) as engine:
+            logits = [engine.forward([3, 5, 7])]
+            engine.turn.begin_decoding()
+            logits += [engine.forward([int(logits[-1].argmax())]).copy() for _ in range(100)]
+            found.append([one.tobytes() for one in logits])
+            if device is not None:
+                assert slots_of(engine).hits > 8
+                assert device_of(engine).failure is None
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_memory")
+def test_answers_that_depend_on_what_is_in_ram_have_no_device_slots(tmp_path: Path) -> None:
+    name = "qwen2_moe"
+    store = convert_checkpoint(str(GOLDEN / name), tmp_path / name, experts="q4", dense="q8")
+    vram, found = room_for_some(store), []
+    for lossy in (LossySettings(), LossySettings(drop_cold=0.1), LossySettings(cache_aware_routing=0.2)):
+        with engine_with_slots(store, 8, context_length=32, lossy=lossy, device="host", vram=vram) as engine:
+            engine.forward([3, 5, 7])
+            engine.turn.begin_decoding()
+            engine.forward([9])
+            found.append(engine.backend.tier is not None)
+    assert found == [True, False, False]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["lost", "full", "hangs"])
 def test_device_slots_that_fail_leave_the_same_bits(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -327,7 +365,7 @@ def test_device_slots_that_fail_leave_the_same_bits(
     monkeypatch.setattr(opening, "open_runtime", lambda _: CudaRuntime(driver=driver, longest_wait_seconds=0.5))
     vram = room_for_some(store, "cuda") + 4 * Store.open(store).slot_bytes * (fault == "full")
     failures, driver.most_device_bytes = set(), 0
-    for calls in range(0, 4000, 400) if fault == "lost" else (0,):
+    for calls in (0, 7, 150, 800, 100_000) if fault == "lost" else (0,):
         with engine_with_slots(store, 8, context_length=32, device="cuda", vram=vram) as engine:
             backend, first = device_of(engine), pieces(name)[:4]
             if fault == "full":

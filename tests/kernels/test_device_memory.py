@@ -130,7 +130,7 @@ class Sharing:
         given = numbers("normal", (1, 64), random), self.chosen, slots, arena
         operation = ex.Experts(*given, *layouts, self.output)
         self.native, self.device = NativeBackend(1), DeviceBackend(runtime, 1, most_bytes=arena.nbytes - 1)
-        self._alone, self._program = (one.program([operation]) for one in (self.native, self.device))
+        self._alone, self.program = (one.program([operation]) for one in (self.native, self.device))
         assert isinstance(self.device.tier, DeviceSlots)
         self.tier = self.device.tier
         self.tier.share = 1.0
@@ -140,7 +140,7 @@ class Sharing:
         self.chosen[:] = chosen
         self._alone.run(1)
         wanted = self.output.copy()
-        self._program.run(1)
+        self.program.run(1)
         assert self.device.memory.used_bytes <= (self.device.memory.most_bytes or 0)
         here = (self.output == 0).all(axis=2)
         assert (self.output[~here] == wanted[~here]).all()
@@ -169,6 +169,18 @@ def test_an_expert_is_on_the_device_after_it_was_used(sharing: Sharing) -> None:
     sharing.tier.share = 0.0
     assert sharing.run(3, 4) == [False, False]
     assert sharing.tier.hits == 3
+
+
+def test_times_of_experts_are_those_of_both_places(sharing: Sharing) -> None:
+    sharing.run(3, 5)
+    assert not sharing.program.times().elapsed_ns
+    sharing.program.time_runs(True)
+    sharing.run(3, 5)
+    times = sharing.program.times()
+    assert 0 < times.operations_ns.sum() <= times.elapsed_ns
+    sharing.program.time_runs(False)
+    sharing.run(3, 5)
+    assert not sharing.program.times().elapsed_ns
 
 
 def test_the_coldest_expert_leaves_for_one_that_is_hotter(sharing: Sharing) -> None:

@@ -25,7 +25,7 @@ from edgemoe.kernels.device.runtime import DeviceError, DeviceMemoryError, Runti
 from edgemoe.kernels.device.segment import Segment
 from edgemoe.kernels.device.split import SplitProgram, split_operations
 from edgemoe.kernels.device.streamed import Streaming
-from edgemoe.kernels.expert_operations import Experts
+from edgemoe.kernels.expert_operations import Experts, Route
 from edgemoe.kernels.native.backend import NativeBackend
 from edgemoe.kernels.native.segments import SegmentedProgram, Where, where_without_device
 from edgemoe.kernels.stepwise import RunBounds
@@ -49,6 +49,8 @@ class DeviceBackend(NativeBackend):
 
         self.tier: DeviceSlots | None = None
         """Slots for routed experts, if they may lie in the device's memory, and not all of them do."""
+        self._splits = True
+        """Whether experts may be shared out: not where routers prefer those in RAM."""
 
     def fail(self, error: DeviceError) -> None:
         """Use the device no more."""
@@ -117,11 +119,15 @@ class DeviceBackend(NativeBackend):
     def _to_split(self, others: Sequence[op.Operation]) -> dict[op.Operation, SlotLayer]:
         """Return those of the processor's operations that share out experts, with their layers."""
         experts = [one for one in others if isinstance(one, Experts) and can_have_slots(one) and one.arena.size]
-        if not experts or self.failure is not None:
+        if any(isinstance(one, Route) and one.slots is not None for one in others):
+            self._splits = False
+        if not (experts and self._splits) or self.failure is not None:
             return {}
-        if self.tier is None:
-            self.tier = DeviceSlots(self.memory, experts[0].arena, self.streaming.halves)
-        return split_operations(others, self.tier)
+        tier = self.tier or DeviceSlots(self.memory, experts[0].arena, self.streaming.halves)
+        found = split_operations(others, tier)
+        if found:
+            self.tier = tier
+        return found
 
     def _bind_alone(self, operation: op.Operation, number: int) -> Program:
         return super()._bind("native", [operation], number)

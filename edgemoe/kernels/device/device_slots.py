@@ -28,14 +28,13 @@ from edgemoe.kernels.device.memory import DeviceMemory, Key, Mirror, address_of,
 from edgemoe.kernels.device.places import FUNCTIONS
 from edgemoe.kernels.device.runtime import Block, DeviceMemoryError, Place
 from edgemoe.kernels.device.segment import Segment
-from edgemoe.kernels.device.uses import within
 
 MOST_ROWS = 16
 """The most tokens of a run whose experts are shared out; those of longer ones are mostly used once."""
 UPLOADS = 2
 """The most experts of a layer that are copied to the device after a run."""
 DECAY = 0.98
-"""What an expert's heat is multiplied with at each run of its layer; a use adds 1."""
+"""The factor of an expert's heat at each run of its layer; a use adds 1."""
 LEAST_GAIN = 1.0
 """An expert takes the place of another that is colder by more than this, so that two do not take turns."""
 SPARE_SHARE = 64
@@ -144,18 +143,18 @@ class DeviceSlots:
         """Choose which experts of a run the device computes. Raises DeviceError if it has failed."""
         chosen = layer.operation.experts[:tokens]
         layer.left[:tokens], layer.here = chosen, None
-        if not self._serves(tokens) or not within(chosen, -1, len(layer.table)):
+        if not self._serves(tokens):
             return
         if not self._opened:
             self._open()
         self._land()
         if not (self.share and self.count):
             return
-        here = (chosen >= 0) & (layer.table[chosen] >= 0)
+        here = _there(layer.table, chosen)
         if self.share < 1:
             found = np.unique(chosen[here])
             kept = found[: math.ceil(self.share * len(found))]
-            here &= np.isin(chosen, kept) | (layer.operation.slots[chosen] < 0)
+            here &= np.isin(chosen, kept) | ~_there(layer.operation.slots, chosen)
         if here.any():
             layer.here = here
             layer.left[:tokens][here] = -1
@@ -166,8 +165,8 @@ class DeviceSlots:
         """Write choices of experts of a layer, without those in device slots."""
         left[:] = choices
         for layer in self._layers.values() if self.share and self.count and not self.lost else ():
-            if layer.number == number and within(choices, -1, len(layer.table)):
-                left[(choices >= 0) & (layer.table[choices] >= 0)] = -1
+            if layer.number == number:
+                left[_there(layer.table, choices)] = -1
 
     def begin(self, layer: SlotLayer, tokens: int) -> bool:
         """Let the device begin with its experts, and return whether it did. Raises DeviceError."""
@@ -189,18 +188,18 @@ class DeviceSlots:
 
         Raises DeviceError.
         """
-        if not (self.count and self._serves(tokens)):
+        if not self._serves(tokens):
             return
         if self.interrupted:  # kernels may yet read slots that would be written to
             self._memory.runtime.finish()
             self.interrupted = False
         layer.heat *= DECAY
-        used = np.unique(layer.operation.experts[:tokens])
-        layer.heat[used[used >= 0]] += 1
+        for expert in set(layer.operation.experts[:tokens].reshape(-1).tolist()) - {-1}:
+            layer.heat[expert] += 1
         if not self.fills:
             return
-        left = np.unique(layer.left[:tokens])
-        able = [expert for expert in left.tolist() if expert >= 0 and self._is_in_ram(layer, expert)]
+        left = sorted(set(layer.left[:tokens].reshape(-1).tolist()) - {-1})
+        able = [expert for expert in left if self._is_in_ram(layer, expert)]
         for expert in sorted(able, key=lambda expert: -layer.heat[expert])[:UPLOADS]:
             self._upload(layer, expert)
 
@@ -260,7 +259,8 @@ class DeviceSlots:
 
     def _serves(self, tokens: int) -> bool:
         """Whether it has to do with a run of so many tokens."""
-        return not self.lost and tokens <= MOST_ROWS and bool(self.share or self.fills)
+        able = not self.lost and bool(self.count or not self._opened)
+        return able and tokens <= MOST_ROWS and bool(self.share or self.fills)
 
     def _part(self, layer: SlotLayer) -> ex.Experts:
         """Return the operation of the device."""
@@ -314,6 +314,12 @@ class DeviceSlots:
             self._owners[one.slot] = layer.row * self._heat.shape[1] + one.expert
 
 
+def _there(table: op.Integers, choices: op.Integers) -> npt.NDArray[np.bool_]:
+    """Return which choices have a slot in a table. A kernel refuses those of an expert that there is not."""
+    there: npt.NDArray[np.bool_] = table.take(choices, mode="clip") >= 0
+    return there & (choices >= 0) & (choices < len(table))
+
+
 def can_have_slots(o: ex.Experts) -> bool:
     """Whether a device can compute some of the experts of an operation, wherever the others are."""
     return can_run_experts(replace(o, paged=None)) and o.activation.function in FUNCTIONS
@@ -330,6 +336,8 @@ def slot_count(experts: Sequence[ex.Experts], left_bytes: int, most_bytes: int) 
 
 def planned_row_bytes(operation: ex.Experts) -> int:
     """Return the bytes in RAM, of rows and of copies under way, that device slots of such experts take."""
+    top_k: int
+    width: int
     top_k, width = operation.output.shape[1:]
     choices: int = operation.experts.shape[0] * top_k
     copies: int = UPLOADS * operation.arena.shape[1]

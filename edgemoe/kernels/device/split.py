@@ -74,7 +74,9 @@ class SplitProgram:
             self._programs.append(bind(self._of_processor(one, layer), first + number))
             if isinstance(one, ex.Fetch):
                 layer.fetch = self._programs[-1]
+        self._timed = False
         self._device_ns = np.zeros(len(operations), np.int64)
+        """Time for each operation besides that of the processor's program."""
 
     def run(self, tokens: int, pause: Pause | None = None) -> None:
         """Run the operations, with a pause at the end."""
@@ -91,12 +93,13 @@ class SplitProgram:
                     self._slots.without(layer.number, one.experts[:tokens], left)
                 spent_ns = time.perf_counter_ns() - began_ns
                 program.run(tokens)
-            self._device_ns[number] += spent_ns
+            self._device_ns[number] += spent_ns if self._timed else 0
         if pause is not None:
             pause(1.0)
 
     def time_runs(self, on: bool) -> None:
         """Start timing each operation of every run, from zero; or stop timing."""
+        self._timed = on
         self._device_ns[:] = 0
         for program in self._programs:
             program.time_runs(on)
