@@ -394,12 +394,16 @@ def test_a_plan_has_what_the_budget_has_room_for() -> None:
     sizes, backend = model_sizes(store, graph.spec), DeviceBackend(FailingDevice(1 << 30), 1)
     experts, arena = sizes.total_experts, sizes.total_experts * sizes.slot_bytes
     memory = MemoryPlan(0, 0, 0, 0, 0, 0, sizes.slot_bytes, experts, experts, 512, 8, kv_format="f16")
-    for most in (None, arena // 2, 1000):
+    for most in (None, arena // 2, 1000, -(arena // 2)):
+        if most is not None and most < 0:  # all but half of the experts
+            most += plans[0].weight_bytes + plans[0].state_bytes + plans[0].activation_bytes
         backend.memory.most_bytes = most
         plan = plan_device(graph, sizes.formats, backend, memory)
         assert plan is not None
         assert plan.budget_bytes == most
-        assert most is None or plan.weight_bytes + plan.state_bytes + plan.activation_bytes <= most
+        taken = plan.weight_bytes + plan.state_bytes + plan.activation_bytes + plan.slots_bytes
+        assert most is None or taken <= most
+        assert plan.slots_bytes == plan.slots * sizes.slot_bytes
         plans.append(plan)
     backend.memory.most_bytes = int(AUTO_SHARE * backend.runtime.free_bytes())
     floor = plan_device(graph, sizes.formats, backend, memory, "floor")
@@ -417,8 +421,13 @@ def test_a_plan_has_what_the_budget_has_room_for() -> None:
     with pytest.raises(UsageError, match=told):
         plan_device(graph, sizes.formats, backend, memory, "floor")
     backend.close()
+    split = plans.pop()
+    assert experts // 4 < split.slots < split.slot_experts == experts
+    assert 0 <= plans[0].weight_bytes - split.weight_bytes <= 8 * experts  # tables of layouts
     assert plans[1].state_bytes < arena < plans[0].state_bytes < 2 * arena  # one arena for all layers, whole or not
     assert plans[0].operations > plans[1].operations > 0
+    assert [plan.slot_experts for plan in plans] == [0, experts, experts]
+    assert [plan.slots for plan in plans] == [0, 0, 0]
     assert plans[0].without_room == plans[2].operations == plans[2].weight_bytes == 0
     assert plans[0].staging_bytes == plans[2].staging_bytes == floor.staging_bytes == 0
     for one, other in itertools.pairwise(plans):
