@@ -118,10 +118,10 @@ def planned_use(
         placing.weight_bytes, placing.state_bytes, placing.activation_bytes, len(chosen), sum(map(can_run, others))
     )
     left = placing.left_bytes
-    if most_bytes is None or left is None or not placing.activation_bytes:
+    if most_bytes is None or left is None:
         return use
     streamed = [one for one in others if isinstance(one, Experts) and can_run(one)]
-    if streamed:
+    if streamed and placing.activation_bytes:
         largest = max(one.slots.shape[0] * one.arena.shape[1] for one in streamed)
         staging = 2 * half_bytes(largest, max(one.arena.shape[1] for one in streamed), left)
         use, left = use._replace(staging_bytes=staging), left - staging
