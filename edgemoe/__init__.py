@@ -59,7 +59,7 @@ def load(
     `auto`, as many as pay): they repeat what followed the same tokens earlier, or are those of `draft`, a smaller model
     with the same tokens, which stays in memory. `device` runs a part of the work beside the processor: `cuda`,
     `opencl` or `metal` (with a number or letters of a name, such as `cuda:1`), or `auto`, the first that works; `vram`
-    is the budget of its memory. None of these changes an answer.
+    is the budget of its memory (a size, `auto`, or `floor`: all but routed experts). None of these changes an answer.
     The other settings are lossy and off by default (docs/performance.md has measurements): `cache_aware_routing`
     (0 to 1) prefers experts that are in memory, `drop_cold` (0 to 1) skips those that are not in memory and whose share
     of a token is below it, `experts_per_token` is a smaller number of experts for each token, and

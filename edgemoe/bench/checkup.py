@@ -150,11 +150,12 @@ def _model(model: str | os.PathLike[str] | None, measure: bool) -> dict[str, Any
 def _plan(store: Store) -> dict[str, Any]:
     """The floor and the memory plan without a given budget; the reason if the model cannot run."""
     names = ("floor_bytes", "budget_bytes", "planned_bytes", "total_experts", "experts_in_memory", "context_length")
-    facts: dict[str, Any] = dict.fromkeys((*names, "without_device_text"))
+    facts: dict[str, Any] = dict.fromkeys((*names, "without_device_text", "device_slot_bytes"))
     try:
         with held_as_in_a_run(store) as (graph, sizes, backend):
             facts["floor_bytes"] = plan_memory(graph, sizes, backend, "floor").floor_bytes
             facts["total_experts"] = sizes.total_experts
+            facts["device_slot_bytes"] = sizes.slot_bytes or None
             facts["without_device_text"] = _without_device_text(graph, sizes)
             check_floor(least_bytes(graph, sizes, backend))
             plan = plan_memory(graph, sizes, backend, "auto")

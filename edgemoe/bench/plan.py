@@ -152,9 +152,9 @@ class Planner:
         """The memory plan for a budget. Raises as `plan_memory`: BudgetError below the floor."""
         return plan_memory(self._graph, self.sizes, self._backend, ram, self._context, self._interpreter)
 
-    def device(self, memory: MemoryPlan) -> DevicePlan | None:
+    def device(self, memory: MemoryPlan, vram: str | int | None) -> DevicePlan | None:
         """The share of the backend's device, if it has one, of a model with such a memory plan."""
-        return plan_device(self._graph, self.sizes.formats, self._backend, memory)
+        return plan_device(self._graph, self.sizes.formats, self._backend, memory, vram)
 
     def base_pays_bytes(self, memory: MemoryPlan) -> int | None:
         """The budget from which on computing missed experts from their bases pays; None for experts without bases."""

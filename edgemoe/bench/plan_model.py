@@ -174,7 +174,7 @@ def plan_model(source: str | None, options: PlanOptions) -> ModelPlan:
             beside=beside,
         )
         memory = planner.memory(options.ram)  # an impossible budget fails before anything is measured
-        device = planner.device(memory)
+        device = planner.device(memory, options.vram)
         assumption = choose_assumption(options.routing, found)
         memory_rate = _memory_rate(options.memory_bytes_per_s, kernels)
         disk_rate = _disk_rate(options.disk_bytes_per_s, found) if memory.total_experts else None

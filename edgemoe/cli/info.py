@@ -102,6 +102,10 @@ def _model_rows(model: dict[str, Any], bundled: bool) -> list[tuple[str, str]]:
         rows.append(("its smallest budget", format_size(model["floor_bytes"])))
     if model["without_device_text"] is not None:
         rows.append(("its text for devices", _device_text(model["without_device_text"])))
+        if model["device_slot_bytes"] is not None:
+            total = model["total_experts"]
+            each = min(total, (1 << 30) // model["device_slot_bytes"])
+            rows.append(("its device slots", f"{each} of {total} experts in each GiB that its other weights leave"))
     if model["problem"] is None:
         experts = f"{model['experts_in_memory']} of {model['total_experts']} experts in memory, "
         rows.append(

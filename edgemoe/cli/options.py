@@ -206,7 +206,8 @@ VramOption = Annotated[
     typer.Option(
         "--vram",
         metavar="SIZE",
-        help="Memory budget on the device: a size such as 6GiB, or auto.",
+        help="Memory budget on the device: a size such as 6GiB, auto, or floor, the least with which it runs all"
+        " that it can but routed experts.",
         show_default="auto, 85 % of what is free there",
     ),
 ]

@@ -38,10 +38,15 @@ def model_remarks(model: Model, raw_ids: Sequence[int] = ()) -> list[str]:
 
 
 def device_remarks(model: Model, device: str | None) -> list[str]:
-    """Lines about a device that was asked for and does not run: none works, or it failed meanwhile."""
+    """Lines about a device that was asked for and does not run: none works, it is too small, or it failed meanwhile."""
     backend = model.engine.backend
-    if device in (None, "cpu") or backend.device is not None:
+    if device in (None, "cpu"):
         return []
+    if backend.device is not None:
+        if any(segment.on_device for segment in getattr(backend, "segments", ())):
+            return []
+        too_small = "has room for no part of this model in its budget (edgemoe plan says what it takes)"
+        return [f"warning: the device {backend.device} {too_small}: the processor runs it all"]
     failure = getattr(backend, "failure", None)
     if failure is None:
         return ["warning: there is no device that works (edgemoe info --measure says why): the processor runs it all"]

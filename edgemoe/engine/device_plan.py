@@ -10,6 +10,7 @@ from edgemoe.engine.memory import MemoryPlan
 from edgemoe.engine.scratch import WeightFormats, placeholder_of
 from edgemoe.engine.workspace import ALIGNMENT_BYTES, encoder_work_bytes, kept_bytes, work_bytes
 from edgemoe.kernels.backend import Backend
+from edgemoe.kernels.operations import Operation
 from edgemoe.model.build import Graph
 from edgemoe.model.graph import Arena, Leaf, Paging, Weight, bound
 
@@ -34,12 +35,48 @@ class DevicePlan:
     without_room: int
     """Operations that it could run with a larger budget."""
     total_operations: int
+    staging_bytes: int
+    """Buffers through which experts without room pass, for chunks of a prompt for which that is found to pay."""
+    slots: int
+    """Slots for routed experts in what is left of the budget, at least so many: for those that are used most."""
+    slots_bytes: int
+    slot_experts: int
+    """How many experts may lie there; none, if the device has all of them or runs none."""
 
 
-def plan_device(graph: Graph, formats: WeightFormats, backend: Backend, memory: MemoryPlan) -> DevicePlan | None:
-    """Plan the device of a backend, if it has one, for a model with such a memory plan."""
+def plan_device(
+    graph: Graph, formats: WeightFormats, backend: Backend, memory: MemoryPlan, vram: str | int | None = None
+) -> DevicePlan | None:
+    """Plan the device of a backend, if it has one, for a model with such a memory plan.
+
+    With `vram=floor` the device's budget becomes its floor for this model (`DeviceBackend.hold_to_floor`). Raises
+    UsageError where the device is too small for that.
+    """
     if backend.device is None:
         return None
+    device = cast("DeviceBackend", backend)
+    programs, row_bytes = _planned(graph, formats, memory)
+    if vram == "floor":
+        device.hold_to_floor(programs, row_bytes)
+    use = device.planned_use(programs, row_bytes)
+    return DevicePlan(
+        backend.device,
+        device.memory.most_bytes,
+        use.weight_bytes,
+        use.state_bytes,
+        use.activation_bytes,
+        use.on_device,
+        use.others,
+        sum(map(len, programs)),
+        use.staging_bytes,
+        use.slots,
+        use.slots * memory.slot_bytes,
+        use.slot_experts,
+    )
+
+
+def _planned(graph: Graph, formats: WeightFormats, memory: MemoryPlan) -> tuple[list[list[Operation]], int]:
+    """Return a model's programs over placeholders, and what all their arrays with a row for each token take at most."""
     made: dict[Hashable, Any] = {}
     tokens, context, sequences = memory.chunk_tokens, memory.context_length, memory.sequences
 
@@ -57,19 +94,7 @@ def plan_device(graph: Graph, formats: WeightFormats, backend: Backend, memory: 
     programs = [[bound(step.operation, placeholder) for step in steps] for steps in (embed + layers, graph.head.steps)]
     kept = sum(value.home == "kept" for value in graph.lasting)
     row_bytes = max(work_bytes(graph, tokens), encoder_work_bytes(graph, context))
-    row_bytes += kept_bytes(graph, tokens, context, sequences) + 2 * ALIGNMENT_BYTES * kept
-    device = cast("DeviceBackend", backend)
-    use = device.planned_use(programs, row_bytes)
-    return DevicePlan(
-        backend.device,
-        device.memory.most_bytes,
-        use.weight_bytes,
-        use.state_bytes,
-        use.activation_bytes,
-        use.on_device,
-        use.others,
-        sum(map(len, programs)),
-    )
+    return programs, row_bytes + kept_bytes(graph, tokens, context, sequences) + 2 * ALIGNMENT_BYTES * kept
 
 
 def _shared(leaf: Leaf) -> Hashable:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Backend, Program, ProgramTimes
+from edgemoe.kernels.backend import Backend, ExpertTier, Program, ProgramTimes
 from edgemoe.model.graph import Part
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -79,6 +79,11 @@ class Programs:
         self._used: set[int] = set()
         """The parts of all programs."""
         self._timed = False
+
+    @property
+    def tier(self) -> ExpertTier | None:
+        """The experts in the memory of the backend's device, if it has some of them."""
+        return self._backend.tier
 
     def make(self, operations: Sequence[op.Operation], like: Sequence[op.Operation] | None = None) -> Program:
         """Make the program of a list of operations. Raises KernelError as the backend does.

@@ -169,10 +169,14 @@ class LoadedModel:
             cache.warm(self._hot_list.read())
 
     def keep_hot_list(self, uses: npt.NDArray[np.int64]) -> None:
-        """Write the experts in RAM to the hot list, the most used first; `uses` is `(L, E)`. Nothing without a list."""
+        """Write the experts in RAM or on a device to the hot list, the most used first; nothing without a list.
+
+        `uses` is `(L, E)`.
+        """
         hot_list, self._hot_list = self._hot_list, None
         if hot_list is not None and uses.any():
-            layers, experts = np.nonzero(self.resident_experts(uses.shape))
+            held, tier = self.resident_experts(uses.shape), self._backend.tier
+            layers, experts = np.nonzero(held if tier is None else held | tier.holds(uses.shape))
             order = np.argsort(-uses[layers, experts], kind="stable")
             hot_list.write([(int(layers[i]), int(experts[i])) for i in order])
 

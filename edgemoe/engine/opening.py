@@ -85,6 +85,10 @@ def open_engine(
         lossy = options.lossy.effective(memory.all_resident)
         if lossy != options.lossy:
             graph = graph_of(spec, store, lossy, routing)
+        if options.vram == "floor":
+            from edgemoe.engine.device_plan import plan_device
+
+            plan_device(graph, sizes.formats, backend, memory, options.vram)
     except BaseException:
         if dense is not None:
             dense.close()

@@ -63,7 +63,8 @@ class EngineOptions:
     """A device beside the processor: `cuda`, `opencl` or `metal`, with `:` and its number or letters of its name if
     it is not the first; `auto`: the first that works; None: `cpu`, none."""
     vram: str | int | None = None
-    """The most bytes of the device's memory, or text such as `6GiB`; None is `auto`, most of what is free there."""
+    """The most bytes of the device's memory, or text such as `6GiB`; `floor`: the least with which the device runs all
+    that it can but routed experts; None is `auto`, most of what is free there."""
 
     @property
     def most_drafts(self) -> int:

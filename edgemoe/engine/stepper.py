@@ -2,8 +2,8 @@
 
 Where they are not, the program's own operations ask the expert cache for what is missing (`Fetch`, `Experts`), so it
 goes through all layers in one call. A second program also guesses each next layer's routing and reads ahead
-(`Prefetch`); it runs while that pays. Prompts have a program of their own where cache-aware routing is on, which does
-not apply to them.
+(`Prefetch`); it runs while that pays. Experts in the memory of a device (`Backend.tier`) are used while that pays, too.
+Prompts have a program of their own where cache-aware routing is on, which does not apply to them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.cache import Cache
+from edgemoe.experts.device_trial import DeviceTrial, record_in_turn
 from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
@@ -39,6 +40,8 @@ class Stepper:
         self._cache = cache
         self._trials = [PrefetchTrial(prefetch) for _ in range(GUESSED_ROWS)]
         """By the number of rows less one: the more rows, the more is missed, and the longer a run takes."""
+        self._device_trials: dict[int, DeviceTrial] = {}
+        self._programs = programs
         self._tables = decoder.slot_tables()
         self._routed_per_token = _routed(decoder.routing[decoder.encoder_layers :])
         self._routed_per_input = _routed(decoder.routing[: decoder.encoder_layers])
@@ -72,19 +75,25 @@ class Stepper:
         if phase != PROMPT:
             pause = None
         if self._cache is None:
-            self._program.run(tokens, pause)
             self.statistics.hits += tokens * self._routed_per_token
-            return
-        self._cache.phase = phase
-        if phase != DECODE or tokens > self._most_guessed:
+        else:
+            self._cache.phase = phase
+        if phase != DECODE:
             program = self._for_prompts if phase == PROMPT else self._program
             program.run(tokens, pause)
             return
-        trial = self._trials[tokens - 1]
-        program = self._make_guessing() if trial.open else self._program
+        program, trials = self._program, []
+        if self._cache is not None and tokens <= self._most_guessed:
+            trials.append(self._trials[tokens - 1])
+            program = self._make_guessing() if trials[0].open else program
+        tier = self._programs.tier
+        if tier is not None and tokens <= tier.most_rows:
+            of_device = self._device_trials.setdefault(tokens, DeviceTrial())
+            of_device.set(tier)
+            trials += of_device.trials()
         began_ns = time.perf_counter_ns()
         program.run(tokens)
-        trial.record(time.perf_counter_ns() - began_ns)
+        record_in_turn(trials, time.perf_counter_ns() - began_ns)
 
     def encode(self, tokens: int) -> None:
         """Run the encoder on an input of `tokens` tokens."""

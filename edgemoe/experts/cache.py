@@ -263,6 +263,10 @@ class ExpertCache:
         """Begin to read experts (layer, expert) into free slots, in their order, while there are no other reads."""
         self._slots.warm([layer * self._experts + expert for layer, expert in experts])
 
+    def give_up(self, layer: int, expert: int) -> None:
+        """Make an expert absent whose record a device has, unless it is in use or being read."""
+        self._slots.give_up(layer * self._experts + expert)
+
     def _count_recall(self, layer: int, experts: Sequence[int]) -> None:
         if self._latest_guess is not None and self._latest_guess[0] == layer:
             named = self._latest_guess[1]

@@ -52,6 +52,11 @@ class PrefetchTrial:
         return self._block() % 2 == 1
 
     @property
+    def trying(self) -> bool:
+        """Whether a trial is under way."""
+        return self._trial is not None
+
+    @property
     def verdict(self) -> bool:
         """Whether prefetch paid in the latest trial."""
         return self._verdict

@@ -241,6 +241,12 @@ class Slots:
         for slot in slots:
             self.loading.pop(slot, None)
 
+    def give_up(self, key: int) -> None:
+        """Make an expert absent, unless it is pinned or loading."""
+        slot = int(self.slot_of[key])
+        if slot >= 0 and not self.pinned[slot] and self.tickets[slot] < 0:
+            self._drop(slot)
+
     def _drop(self, slot: int) -> None:
         """Make the expert in a slot absent; its read, if it had one, has ended."""
         ticket = int(self.tickets[slot])

@@ -49,6 +49,20 @@ class Program(Protocol):
         """Return the times of all runs since `time_runs(True)`."""
 
 
+class ExpertTier(Protocol):
+    """Memory of a device that has some of the routed experts; its settings may change between two runs."""
+
+    most_rows: int
+    """The most tokens of a run for which it is used."""
+    share: float
+    """How many of the chosen experts that are there the device computes: from 0, none, to 1, all."""
+    fills: bool
+    """Whether experts that the processor computed are copied there."""
+
+    def holds(self, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """Return which experts it has now, `(L, E)`."""
+
+
 class Backend(Protocol):
     """One implementation of all operations."""
 
@@ -64,6 +78,10 @@ class Backend(Protocol):
 
     device: str | None
     """The name of the device that runs a part of the operations; None without one, and once it has failed."""
+
+    @property
+    def tier(self) -> ExpertTier | None:
+        """The experts in a device's memory, once there is a program that has some there and others not."""
 
     @property
     def fallbacks(self) -> tuple[str, ...]:

@@ -71,12 +71,12 @@ def check_device(device: str | None, vram: str | int | None) -> None:
         raise UsageError(
             f"`vram={vram}` is a budget of a device, and none is asked for.", "Give `device`, or leave it out."
         )
-    if isinstance(vram, str) and vram != "auto":
+    if isinstance(vram, str) and vram not in ("auto", "floor"):
         try:
             parse_size(vram)
         except UsageError:
             raise UsageError(
-                f"`vram={vram}`: expected a size such as 6GiB, or auto.", "Leave it out for auto."
+                f"`vram={vram}`: expected a size such as 6GiB, auto or floor.", "Leave it out for auto."
             ) from None
 
 

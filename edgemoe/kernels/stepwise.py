@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import KernelError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Pause, ProgramTimes
+from edgemoe.kernels.backend import ExpertTier, Pause, ProgramTimes
 from edgemoe.kernels.definition import NO_LIMIT, Misfit, Sizes, refusal, unknown
 from edgemoe.kernels.formats import GROUP_COLUMNS, PANEL_ROWS, group_count, panel_count
 
@@ -76,6 +76,7 @@ class StepwiseBackend(ABC):
     growth_bytes = 0
     scratch_grows_with_context = True
     device: str | None = None
+    tier: ExpertTier | None = None
 
     element_scratch_bytes: int
     """Bytes of temporaries of an operation without a matrix, for each number of its output."""

@@ -427,6 +427,9 @@ EM_API int32_t em_pager_prefetch(em_pager *pager, int32_t layer, const int32_t *
  * do not count as prefetches. Keys that are present or named twice are passed over. */
 EM_API int32_t em_pager_warm(em_pager *pager, const int32_t *keys, int32_t count);
 
+/* Makes an expert absent whose record another tier has, so that its slot is free. One that is pinned or loading stays. */
+EM_API int32_t em_pager_give_up(em_pager *pager, int32_t layer, int32_t expert);
+
 /* What the tokens of a run are. */
 typedef enum em_phase {
     EM_PROMPT = 0, /* of a prompt: experts that are read for more of them than there are slots are a scan */

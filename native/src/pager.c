@@ -115,6 +115,14 @@ int32_t em_pager_warm(em_pager *p, const int32_t *keys, int32_t count) {
     return EM_OK;
 }
 
+int32_t em_pager_give_up(em_pager *p, int32_t layer, int32_t expert) {
+    if (!p) return EM_BAD_ARGUMENT;
+    if (!has_layer(p, layer) || !has_expert(p, layer, expert)) return EM_BAD_EXPERT;
+    const int32_t slot = p->setup.slots[layer * p->setup.experts + expert];
+    if (slot != NONE && !p->pinned[slot] && p->setup.tickets[slot] < 0) em_slot_drop(p, slot);
+    return EM_OK;
+}
+
 int32_t em_pager_loaded(const em_pager *p, int32_t first, int32_t count, uint8_t *loaded) {
     if (!p || !loaded || first < 0 || count < 0 || first > p->setup.layers * p->setup.experts - count) {
         return EM_BAD_ARGUMENT;

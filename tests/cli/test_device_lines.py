@@ -34,13 +34,19 @@ def test_info_tells_each_device_or_why_there_is_none(tried: bool) -> None:
 
 
 def test_a_plan_tells_what_has_no_room() -> None:
-    rows = dict(plan_rows(DevicePlan("Card", 6 << 30, 4 << 30, 1 << 30, 1 << 20, 200, 12, 400)))
+    rows = dict(
+        plan_rows(DevicePlan("Card", 6 << 30, 4 << 30, 1 << 30, 1 << 20, 200, 12, 400, 1 << 29, 80, 3 << 28, 96))
+    )
+    assert rows["device slots"].startswith("80 of 96 experts, 768.0 MiB: those that are used most")
     assert rows["its budget"] == "6.00 GiB"
     assert rows["copies of state"] == "1.00 GiB: keys and values, fixed state, slots of experts"
     assert rows["operations"] == "200 of the 400 of a token, 12 more with a larger budget"
-    rows = dict(plan_rows(DevicePlan("Card", None, 4 << 30, 1 << 30, 1 << 20, 212, 0, 400)))
+    assert rows["long prompts"] == "the experts pass through 512.0 MiB of it where that is found to pay"
+    rows = dict(plan_rows(DevicePlan("Card", None, 4 << 30, 1 << 30, 1 << 20, 212, 0, 400, 0, 0, 0, 0)))
+    assert "device slots" not in rows
     assert rows["its budget"] == "the memory's: it has none of its own"
     assert rows["operations"] == "212 of the 400 of a token"
+    assert "long prompts" not in rows
 
 
 @pytest.mark.parametrize(
@@ -49,6 +55,7 @@ def test_a_plan_tells_what_has_no_room() -> None:
         (None, None, None, []),
         ("cpu", None, None, []),
         ("auto", "Card", None, []),
+        ("auto", "Small", None, ["warning: the device Small has room for no part of this model in its budget"]),
         ("auto", None, None, ["warning: there is no device that works"]),
         (
             "cuda",
@@ -59,7 +66,8 @@ def test_a_plan_tells_what_has_no_room() -> None:
     ],
 )
 def test_a_device_that_does_not_run_is_told(asked: Any, device: Any, failure: Any, told: list[str]) -> None:
-    backend = SimpleNamespace(device=device, failure=failure)
+    segments = [SimpleNamespace(on_device=device == "Card")]
+    backend = SimpleNamespace(device=device, failure=failure, segments=segments)
     lines = device_remarks(SimpleNamespace(engine=SimpleNamespace(backend=backend)), asked)  # type: ignore[arg-type]
     assert len(lines) == len(told)
     assert all(line.startswith(start) for line, start in zip(lines, told, strict=True))

@@ -176,10 +176,12 @@ def test_info_tells_what_a_model_gets(
     assert model["experts_in_memory"] == model["total_experts"] == 16
     assert model["disk_bytes_per_s"] > 0
     assert model["without_device_text"] == ["Embed"]
+    assert model["device_slot_bytes"] > 0
     assert run_command(["info", str(store)]) == 0
     shown = capsys.readouterr().out
     assert f"model: {store}" in shown
     assert "16 of 16 experts in memory" in shown
+    assert "its device slots: 16 of 16 experts in each GiB" in shown
     assert "all but Embed, which run on the processor" in shown
     assert run_command(["info", str(tmp_path / "none")]) == 1
     assert "there is no such folder or model" in capsys.readouterr().err

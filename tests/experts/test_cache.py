@@ -75,6 +75,14 @@ class CacheMachine(RuleBasedStateMachine):
     def warm(self, layer: int, experts: list[int]) -> None:
         self.both.warm([(layer, expert) for expert in experts])
 
+    @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))
+    def give_up(self, layer: int, expert: int) -> None:
+        """Nothing is in use, so whatever is in a slot and not being read leaves it."""
+        slot = int(self.both.python.residency[layer, expert])
+        loading = slot >= 0 and bool(self.both.python.tickets[slot] >= 0)
+        self.both.give_up(layer, expert)
+        assert (self.both.python.residency[layer, expert] >= 0) == loading
+
     @rule(layer=st.integers(0, LAYERS - 1), experts=experts_of_a_layer, taken=st.integers(0, 2))
     def abandon(self, layer: int, experts: list[int], taken: int) -> None:
         waves = self.both.stream(layer, experts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from edgemoe.errors import UsageError
+from edgemoe.experts.device_trial import HALF, DeviceTrial, record_in_turn
 from edgemoe.experts.prefetch import BLOCK_TOKENS, HOLD_TOKENS, TRIAL_BLOCKS, WARM_UP_TOKENS, PrefetchTrial
 from tests.support.every_case import every_case
 
@@ -89,3 +91,20 @@ def test_modes() -> None:
         assert set(opened(switch, 500, 10, 100)) == {always}
     with pytest.raises(UsageError, match="auto, on, off"):
         PrefetchTrial("sometimes")
+
+
+@every_case(("half_ns", "all_ns", "share"), [(90, 80, 1.0), (80, 90, HALF), (110, 120, 0.0), (105, 80, 1.0)])
+def test_device_slots_are_used_as_far_as_they_pay(half_ns: int, all_ns: int, share: float) -> None:
+    """With all of them first, then with half; never while prefetch is tried, which is as fast either way."""
+    trial, tier, prefetch = DeviceTrial(), SimpleNamespace(share=0.0, fills=False), PrefetchTrial()
+    took_ns, filled, seen = {0.0: 100, HALF: half_ns, 1.0: all_ns}, [], set()
+    for _ in range(WARM_UP_TOKENS + 6 * TRIAL_TOKENS):
+        trial.set(tier)  # type: ignore[arg-type]
+        filled.append(tier.fills)
+        seen.add((tier.share, prefetch.open))
+        assert trial.use.trying + trial.all.trying + prefetch.trying <= 1
+        record_in_turn([prefetch, *trial.trials()], took_ns[tier.share])
+    assert all(filled[: WARM_UP_TOKENS + 2 * TRIAL_TOKENS])
+    assert tier.share == share
+    assert filled[-1] == (share > 0)
+    assert {(0.0, True), (0.0, False), (1.0, False)} <= seen

@@ -21,6 +21,7 @@ from edgemoe.kernels.device.backend import DeviceBackend
 from edgemoe.kernels.device.cuda import CudaRuntime
 from edgemoe.kernels.device.driver import FUNCTIONS, load_driver
 from edgemoe.kernels.device.host import HostRuntime
+from edgemoe.kernels.device.memory import DeviceMemory
 from edgemoe.kernels.device.opening import beside_device
 from edgemoe.kernels.device.ptx import COMPILER, compiled_ptx, shipped_ptx
 from edgemoe.kernels.device.runtime import Block, DeviceError, Place
@@ -58,6 +59,57 @@ def test_bytes_come_back_as_they_went() -> None:
     assert not driver.device_bytes
     runtime.close()
     assert not driver.held
+
+
+@pytest.mark.usefixtures("_small_parts")
+def test_parts_come_back_together_and_copies_go_beside() -> None:
+    """One wait for all that fit the pinned memory; a copy beside takes its turn, and none is waited for."""
+    driver = FakeCuda()
+    runtime = CudaRuntime(driver=driver, longest_wait_seconds=5)
+    block = Block(runtime.allocate(10_000))
+    sent = np.random.default_rng(4).integers(0, 256, 9999).astype(np.uint8)
+    assert runtime.arrived(runtime.upload_beside(Place(block, 1), sent))
+    parts = [(1, 400), (5000, 300), (401, 300), (900, 2500), (2, 1000), (7, 1)]
+    driver.calls.clear()
+    found = list(runtime.download_all([(Place(block, at), size) for at, size in parts]))
+    assert all((one == sent[at - 1 : at - 1 + size]).all() for one, (at, size) in zip(found, parts, strict=True))
+    assert driver.calls.count("cuEventRecord") == 1 + 3 + 1 + 1  # for the first three, the long one, and two
+    assert list(runtime.download_all([])) == []
+    driver.hang()
+    copies = [runtime.upload_beside(Place(block, 1), sent[:9]) for _ in range(3)]
+    assert copies[0] is None  # the parts before have not ended, nor will they
+    driver.statuses.clear()
+    copies = [runtime.upload_beside(Place(block, 1), sent[:9]) for _ in range(2)]
+    driver.hang()
+    assert [runtime.arrived(one) for one in copies] == [False, False]
+    assert runtime.upload_beside(Place(block, 1), sent[:9]) is None
+    runtime._longest_wait_seconds = 0
+    with pytest.raises(DeviceError, match="has not answered for 0 s"):
+        runtime.arrived(copies[0])
+
+
+def test_pages_are_copied_in_runs_of_neighbours() -> None:
+    """As many copies as there are runs, and one wait; what comes back is what each page has."""
+    driver = FakeCuda()
+    runtime = CudaRuntime(driver=driver)
+    memory, pages = DeviceMemory(runtime), np.random.default_rng(4).random((40, 1000), np.float32)
+    mirror = memory.mirror(pages, True)
+    memory.make_room(mirror)
+    driver.calls.clear()
+    units = np.array([3, 4, 5, 9, 30, 29, 12])
+    mirror.bring(runtime, units)
+    assert driver.calls.count("cuMemcpyHtoDAsync_v2") == 4
+    mirror.bring(runtime, np.arange(3, 7))
+    assert driver.calls.count("cuMemcpyHtoDAsync_v2") == 5
+    wanted = pages.copy()
+    pages[:] = 0
+    parts = list(mirror.parts(units))
+    for (host, _), copied in zip(parts, runtime.download_all([part for _, part in parts]), strict=True):
+        host[:] = copied
+    assert (pages[units] == wanted[units]).all()
+    assert not np.delete(pages, units, axis=0).any()
+    assert driver.calls.count("cuEventRecord") == 1
+    runtime.close()
 
 
 def test_a_device_is_chosen_by_number_or_letters() -> None:

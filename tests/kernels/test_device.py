@@ -132,9 +132,9 @@ def test_a_budget_without_a_device_is_refused() -> None:
         EngineOptions(vram="1GiB")
 
 
-@pytest.mark.parametrize("vram", ["floor", "much"])
+@pytest.mark.parametrize("vram", ["least", "much"])
 def test_a_budget_is_a_size(vram: str) -> None:
-    with pytest.raises(UsageError, match=f"`vram={vram}`: expected a size such as 6GiB, or auto"):
+    with pytest.raises(UsageError, match=f"`vram={vram}`: expected a size such as 6GiB, auto or floor"):
         EngineOptions(device="cuda", vram=vram)
 
 
@@ -143,6 +143,7 @@ def test_a_budget_is_a_size(vram: str) -> None:
     [
         (False, None, AUTO_SHARE * (1 << 30) // 1),
         (False, "auto", AUTO_SHARE * (1 << 30) // 1),
+        (False, "floor", AUTO_SHARE * (1 << 30) // 1),  # until a model's floor is known
         (False, "1MiB", 1 << 20),
         (False, 5, 5),
         (False, "2GiB", "expected up to 1.00 GiB, which is free on the device failing"),
@@ -150,6 +151,7 @@ def test_a_budget_is_a_size(vram: str) -> None:
         (True, None, None),
         (True, "auto", None),
         (True, "1MiB", "has the processor's memory, whose budget is `ram`"),
+        (True, "floor", "`vram=floor`: the device failing has the processor's memory, whose budget is `ram`"),
     ],
 )
 def test_a_device_has_a_budget_of_its_own_memory(unified: bool, vram: str | int | None, budget: object) -> None:

@@ -74,6 +74,8 @@ def engine_with_slots(
     undo_tokens: int | None = None,
     chunk_tokens: int | None = None,
     windows: Sequence[int] = (),
+    device: str | None = None,
+    vram: int | None = None,
     **options: bool | str,
 ) -> Engine:
     """An engine with `slots` slots in its cache, whose sequences can take back `undo_tokens` tokens by themselves.
@@ -86,7 +88,7 @@ def engine_with_slots(
     spec = lossy.applied_to(store_spec(store) if routing is None else routing.apply_to(store_spec(store)))
     if windows:
         spec = with_windows(spec, windows)
-    backend = select_backend(threads)
+    backend = select_backend(threads, device, vram)
     sizes = model_sizes(store, spec, kv, sequences)
 
     def graph(effective: LossySettings) -> Graph:
@@ -96,7 +98,8 @@ def engine_with_slots(
         assert not lossy.on
         return build_graph(spec, dataclasses.replace(build_options(store), undo_tokens=undo_tokens))
 
-    settings = spec, lossy, undo_tokens, repr(sizes), context_length, backend.name, backend.isa, backend.threads
+    kernels = backend.name, backend.isa, backend.threads, device, vram
+    settings = spec, lossy, undo_tokens, repr(sizes), context_length, kernels
     plans = _PLANS if routing is None else {}
     if settings not in plans:
         plans[settings] = plan_memory(graph(lossy), sizes, backend, "auto", context_length)

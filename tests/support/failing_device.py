@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgemoe.kernels.device.runtime import Argument, DeviceError, Place
+from edgemoe.kernels.device.runtime import Argument, DeviceError, Place, download_in_turn
 from edgemoe.kernels.operations import Bytes
 
 
@@ -46,6 +46,17 @@ class FailingDevice:
     def download(self, of: Place, size: int) -> Bytes:
         self._count()
         return np.zeros(size, np.uint8)
+
+    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+        return download_in_turn(self, parts)
+
+    def upload_beside(self, to: Place, host: Bytes) -> Any:
+        self.upload(to, host)
+        return ()
+
+    def arrived(self, copy: Any) -> bool:
+        self._count()
+        return True
 
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         self._count()

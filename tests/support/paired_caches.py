@@ -140,6 +140,9 @@ class DrivenPager:
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
         self.pager.warm(experts)
 
+    def give_up(self, layer: int, expert: int) -> None:
+        self.pager.give_up(layer, expert)
+
     def all_loaded(self) -> np.ndarray:
         return self.pager.all_loaded()
 
@@ -200,6 +203,9 @@ class PairedCaches:
 
     def warm(self, experts: Sequence[tuple[int, int]]) -> None:
         self._agreed([lambda cache=cache: cache.warm(experts) for cache in self.caches])
+
+    def give_up(self, layer: int, expert: int) -> None:
+        self._agreed([lambda cache=cache: cache.give_up(layer, expert) for cache in self.caches])
 
     def finish_some(self) -> None:
         """End the same reads in both readers."""

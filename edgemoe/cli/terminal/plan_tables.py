@@ -86,15 +86,22 @@ def _budget_rows(forecast: BudgetForecast) -> Rows:
 def _device_rows(device: DevicePlan) -> Rows:
     """Rows about the device; its weights are in memory too."""
     budget = "the memory's: it has none of its own" if device.budget_bytes is None else format_size(device.budget_bytes)
+    held = format_size(device.slots_bytes)
+    slots = f"{device.slots} of {device.slot_experts} experts, {held}: those that are used most, if trials find it pays"
     larger = f", {device.without_room} more with a larger budget" if device.without_room else ""
-    return [
+    rows = [
         ("device", device.name),
         ("its budget", budget),
         ("weights", f"{format_size(device.weight_bytes)}, which are in memory too"),
         ("copies of state", f"{format_size(device.state_bytes)}: keys and values, fixed state, slots of experts"),
         ("activations", f"at most {format_size(device.activation_bytes)}"),
+        *([("device slots", slots)] if device.slot_experts else []),
         ("operations", f"{device.operations} of the {device.total_operations} of a token{larger}"),
     ]
+    if device.staging_bytes:
+        passing = f"the experts pass through {format_size(device.staging_bytes)} of it where that is found to pay"
+        rows.append(("long prompts", passing))
+    return rows
 
 
 def _base_rows(planned: ModelPlan) -> Rows:

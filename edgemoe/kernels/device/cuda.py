@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,10 @@ from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 
 PART_BYTES = 4 << 20
-"""Two parts of the pinned memory take copies to the device in turn, and one has copies from it."""
+"""Two parts of the pinned memory take copies to the device in turn, one has copies from it, and two take in turn what
+is copied beside what the device computes."""
+_FROM, _BESIDE, _PARTS = 2, 3, 5
+"""The part for copies from the device, the first of those for copies beside, and how many there are."""
 LONGEST_WAIT_SECONDS = 60.0
 _ITEMS_AT_ONCE = 128
 _SPIN_SECONDS = 0.002
@@ -37,8 +40,15 @@ class _Memory:
         self.address = address
 
 
+class _Beside(NamedTuple):
+    """A copy beside what the device computes: the number of its last part, and when it began."""
+
+    number: int
+    began: float
+
+
 class CudaRuntime:
-    """One device, with a stream in which everything runs in order."""
+    """One device, with a stream in which everything runs in order, and another for copies beside it."""
 
     unified = coherent = False
 
@@ -52,7 +62,7 @@ class CudaRuntime:
         self._longest_wait_seconds = longest_wait_seconds
         self._live: set[int] = set()
         self._events: list[c_void_p] = []
-        self._context, self._module, self._stream, self._pinned = (c_void_p() for _ in range(4))
+        self._context, self._module, self._stream, self._beside, self._pinned = (c_void_p() for _ in range(5))
         self._hangs = self._closed = False
         found = devices(self._driver)
         number = choose("CUDA", [name for name, _ in found], which)
@@ -74,15 +84,18 @@ class CudaRuntime:
         self._functions = {name: c_void_p() for name in kernels()}
         for name, function in self._functions.items():
             self._call(f"asked for {name}", "cuModuleGetFunction", byref(function), self._module, f"em_{name}".encode())
-        self._call("given a stream", "cuStreamCreate", byref(self._stream), 1)  # apart from those of others
-        for _ in range(3):
+        for stream in (self._stream, self._beside):
+            self._call("given a stream", "cuStreamCreate", byref(stream), 1)  # apart from those of others
+        for _ in range(_PARTS):
             event = c_void_p()
             self._call("given an event", "cuEventCreate", byref(event), cu.WITHOUT_TIMING)
             self._events.append(event)
-        self._call("given pinned memory", "cuMemHostAlloc", byref(self._pinned), 3 * PART_BYTES, 0)
-        memory = (ctypes.c_uint8 * (3 * PART_BYTES)).from_address(self._pinned.value or 0)
-        self._parts = np.ctypeslib.as_array(memory).reshape(3, PART_BYTES)
+        self._call("given pinned memory", "cuMemHostAlloc", byref(self._pinned), _PARTS * PART_BYTES, 0)
+        memory = (ctypes.c_uint8 * (_PARTS * PART_BYTES)).from_address(self._pinned.value or 0)
+        self._parts = np.ctypeslib.as_array(memory).reshape(_PARTS, PART_BYTES)
         self._part = self._used = 0
+        self._copies_beside = 0
+        """How many parts were copied beside so far: one after the other in turn, so those before the last two ended."""
 
     def _load(self) -> None:
         """Compile the kernels for this device; the driver keeps what it compiled for later starts."""
@@ -132,15 +145,72 @@ class CudaRuntime:
 
     def download(self, of: Place, size: int) -> Bytes:
         copied = np.empty(size, np.uint8)
-        self._enter()
-        for begin in range(0, size, PART_BYTES):
-            part = self._parts[2, : min(PART_BYTES, size - begin)]
-            address = of.block.buffer.address + of.at + begin
-            self._call("read from", "cuMemcpyDtoHAsync_v2", part.ctypes.data, address, part.size, self._stream)
-            self._record(2)
-            self._wait(2)
+        parts = [Place(of.block, of.at + begin) for begin in range(0, size, PART_BYTES)]
+        for begin, place in zip(range(0, size, PART_BYTES), parts, strict=True):
+            (part,) = self._read([(place, min(PART_BYTES, size - begin))])
             copied[begin : begin + part.size] = part
         return copied
+
+    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+        """Yield copies, waiting once for all that fit a part of the pinned memory together."""
+        batch: list[tuple[Place, int]] = []
+        left = PART_BYTES
+        for place, size in parts:
+            if size > left:
+                yield from [one.copy() for one in self._read(batch)]
+                batch, left = [], PART_BYTES
+            if size > PART_BYTES:
+                yield self.download(place, size)
+                continue
+            batch.append((place, size))
+            left -= size
+        yield from [one.copy() for one in self._read(batch)]
+
+    def _read(self, parts: Sequence[tuple[Place, int]]) -> list[Bytes]:
+        """Return parts of the pinned memory, to which the device's were copied: they fit it together."""
+        if not parts:
+            return []
+        self._enter()
+        found, used = [], 0
+        for of, size in parts:
+            part = self._parts[_FROM, used : used + size]
+            address = of.block.buffer.address + of.at
+            self._call("read from", "cuMemcpyDtoHAsync_v2", part.ctypes.data, address, size, self._stream)
+            found.append(part)
+            used += size
+        self._record(_FROM)
+        self._wait(_FROM)
+        return found
+
+    def upload_beside(self, to: Place, host: Bytes) -> _Beside | None:
+        self._enter()
+        began, done = time.monotonic(), 0
+        while done < host.size:
+            part = _BESIDE + self._copies_beside % (_PARTS - _BESIDE)
+            if self._copies_beside >= _PARTS - _BESIDE:
+                if not done and self._status(part) == cu.NOT_READY:
+                    return None
+                self._wait(part)
+            size = min(host.size - done, PART_BYTES)
+            pinned = self._parts[part, :size]
+            pinned[:] = host[done : done + size]
+            address = to.block.buffer.address + to.at + done
+            self._call("written to", "cuMemcpyHtoDAsync_v2", address, pinned.ctypes.data, size, self._beside)
+            self._record(part, self._beside)
+            self._copies_beside += 1
+            done += size
+        return _Beside(self._copies_beside - 1, began)
+
+    def arrived(self, copy: _Beside) -> bool:
+        if copy.number < self._copies_beside - (_PARTS - _BESIDE):
+            return True  # its part of the pinned memory was waited for
+        self._enter()
+        status = self._status(_BESIDE + copy.number % (_PARTS - _BESIDE))
+        if status == cu.NOT_READY:
+            self._check_wait(time.monotonic() - copy.began)
+        elif status:
+            raise self._error("waited for", status)
+        return status != cu.NOT_READY
 
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         packed: list[Any] = []
@@ -160,8 +230,8 @@ class CudaRuntime:
 
     def finish(self) -> None:
         self._enter()
-        self._record(2)
-        self._wait(2)
+        self._record(_FROM)
+        self._wait(_FROM)
 
     def close(self) -> None:
         """Free all that this runtime has, unless the device did not answer in time: freeing would wait for it."""
@@ -178,8 +248,9 @@ class CudaRuntime:
             self._driver.cuEventDestroy_v2(event)
         if self._pinned:
             self._driver.cuMemFreeHost(self._pinned)
-        if self._stream:
-            self._driver.cuStreamDestroy_v2(self._stream)
+        for stream in (self._stream, self._beside):
+            if stream:
+                self._driver.cuStreamDestroy_v2(stream)
         if self._module:
             self._driver.cuModuleUnload(self._module)
         self._driver.cuDevicePrimaryCtxRelease_v2(self._device)
@@ -197,17 +268,25 @@ class CudaRuntime:
             self._driver.cuCtxSetCurrent(self._context)
             self._driver.cuMemFree_v2(address)
 
-    def _record(self, event: int) -> None:
-        self._call("waited for", "cuEventRecord", self._events[event], self._stream)
+    def _record(self, event: int, stream: c_void_p | None = None) -> None:
+        self._call("waited for", "cuEventRecord", self._events[event], stream or self._stream)
+
+    def _status(self, event: int) -> int:
+        status: int = self._driver.cuEventQuery(self._events[event])
+        return status
+
+    def _check_wait(self, waited: float) -> None:
+        """Raise DeviceError after so many seconds, if nothing may take so long."""
+        if waited > self._longest_wait_seconds:
+            self._hangs = True
+            raise DeviceError(f"The device {self.name} has not answered for {waited:.0f} s.", "Go without it.")
 
     def _wait(self, event: int) -> None:
         """Return once all that was in the stream before this event has run. Raises DeviceError if that never ends."""
         began = time.monotonic()
-        while (status := self._driver.cuEventQuery(self._events[event])) == cu.NOT_READY:
+        while (status := self._status(event)) == cu.NOT_READY:
             waited = time.monotonic() - began
-            if waited > self._longest_wait_seconds:
-                self._hangs = True
-                raise DeviceError(f"The device {self.name} has not answered for {waited:.0f} s.", "Go without it.")
+            self._check_wait(waited)
             time.sleep(0 if waited < _SPIN_SECONDS else 1e-4)
         if status:
             raise self._error("waited for", status)

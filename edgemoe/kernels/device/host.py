@@ -12,13 +12,14 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, DeviceError, Place
+from edgemoe.kernels.device.runtime import Argument, DeviceError, Place, download_in_turn
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 from edgemoe.paths import cache_folder
@@ -80,6 +81,17 @@ class HostRuntime:
     def download(self, of: Place, size: int) -> Bytes:
         copied: Bytes = of.block.buffer[of.at : of.at + size].copy()
         return copied
+
+    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+        return download_in_turn(self, parts)
+
+    def upload_beside(self, to: Place, host: Bytes) -> Any:
+        """Copy at once."""
+        self.upload(to, host)
+        return ()
+
+    def arrived(self, copy: Any) -> bool:
+        return True
 
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         packed = (_Argument * len(arguments))()

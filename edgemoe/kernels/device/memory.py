@@ -15,6 +15,9 @@ from edgemoe.kernels.operations import Bytes, Integers
 Key = tuple[int, int]
 """The address and the bytes of an array."""
 
+RUN_BYTES = 1 << 20
+"""The most bytes of neighbouring units that are copied at once, unless one has more."""
+
 
 class Resident:
     """An array on the device, and that of the host, whose memory so is no other array's."""
@@ -48,18 +51,29 @@ class Mirror(Resident):
         self._current = np.zeros(host.shape[0], bool)
 
     def bring(self, runtime: Runtime, units: Integers) -> None:
-        """Copy to the device those of these units that are not as on the host."""
-        for unit in () if self.shared else units[~self._current[units]].tolist():
-            begin = unit * self.unit_bytes
-            runtime.upload(Place(self.block, begin), self.bytes[begin : begin + self.unit_bytes])
-            self._current[unit] = True
+        """Copy to the device those of these units that are not as on the host, neighbours in one copy."""
+        if self.shared:
+            return
+        missing = units[~self._current[units]]
+        for begin, end in self._runs(missing):
+            runtime.upload(Place(self.block, begin), self.bytes[begin:end])
+        self._current[missing] = True
 
-    def take(self, runtime: Runtime, units: Integers) -> Iterator[tuple[Bytes, Bytes]]:
-        """Yield memory of the host, and what is to be written there of a unit of the device."""
-        for unit in () if self.shared else units.tolist():
-            at = unit * self.unit_bytes
-            copied = runtime.download(Place(self.block, at), self.unit_bytes)
-            yield self.bytes[at : at + self.unit_bytes], copied
+    def parts(self, units: Integers) -> Iterator[tuple[Bytes, tuple[Place, int]]]:
+        """Yield memory of the host, and where on the device lies what is to be written there, of all these units."""
+        for begin, end in () if self.shared else self._runs(units):
+            yield self.bytes[begin:end], (Place(self.block, begin), end - begin)
+
+    def _runs(self, units: Integers) -> Iterator[tuple[int, int]]:
+        """Yield the begin and end of the bytes of units that are neighbours; of one, or of not many bytes."""
+        if not units.size:
+            return
+        most = max(1, RUN_BYTES // self.unit_bytes)
+        ordered = np.sort(units)
+        for neighbours in np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1):
+            first, end = int(neighbours[0]), int(neighbours[-1]) + 1
+            for begin in range(first, end, most):
+                yield begin * self.unit_bytes, min(begin + most, end) * self.unit_bytes
 
     def forget(self, begin: int, end: int) -> None:
         """Take the units that have bytes from `begin` to `end` for changed."""
@@ -109,17 +123,26 @@ class DeviceMemory:
         """Take memory for an array, unless it has some. Raises DeviceMemoryError if that passes the budget."""
         if one.block.buffer is not None:
             return
-        buffer, size = self.runtime.adopt(one.bytes) if one.may_share else None, one.bytes.nbytes
+        buffer = self.runtime.adopt(one.bytes) if one.may_share else None
         one.shared = buffer is not None and self.runtime.coherent
         if buffer is None:
-            self._claim(size)
-            try:
-                buffer = self.runtime.allocate(size)
-            except DeviceError:
-                self._give_back(size)
-                raise
-            weakref.finalize(one, self._give_back, size)
-        one.block.buffer = buffer
+            self.take(one, one.bytes.nbytes)
+        else:
+            one.block.buffer = buffer
+
+    def take(self, one: Resident, size: int) -> None:
+        """Take bytes of the device for an object, as long as there is it. Raises DeviceMemoryError as `make_room`."""
+        self._claim(size)
+        try:
+            one.block.buffer = self.runtime.allocate(size)
+        except DeviceError:
+            self._give_back(size)
+            raise
+        weakref.finalize(one, self._give_back, size)
+
+    def keep(self, mirror: Mirror) -> None:
+        """Have a mirror that its owner fills, as long as there is it."""
+        self._mirrors[key_of(mirror.host)] = mirror
 
     def forget_copies(self, arrays: Iterable[Any]) -> None:
         """Take mirrored units for changed that have memory of some arrays."""
@@ -152,6 +175,22 @@ class DeviceMemory:
                 raise
             raise DeviceError(error.message, error.hint) from error  # segments that are bound have lost their block
         self.shared_bytes = size
+
+    @property
+    def left_bytes(self) -> int:
+        """The bytes of the budget that nothing has taken; 0 without a budget."""
+        return 0 if self.most_bytes is None else self.most_bytes - self.used_bytes
+
+    def block(self, size: int) -> Block:
+        """Return memory, which is freed when nobody refers to it. Raises DeviceMemoryError if it passes the budget."""
+        self._claim(size)
+        try:
+            block = Block(self.runtime.allocate(size))
+        except DeviceError:
+            self._give_back(size)
+            raise
+        weakref.finalize(block, self._give_back, size)
+        return block
 
     def _claim(self, size: int) -> None:
         """Count bytes that are about to be taken. Raises DeviceMemoryError if they pass the budget."""

@@ -11,17 +11,19 @@ import numpy as np
 
 from edgemoe.kernels.device.choosing import choose
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, DeviceError, DeviceMemoryError, Place
+from edgemoe.kernels.device.runtime import Argument, DeviceError, DeviceMemoryError, Place, download_in_turn
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 
 OPTIONS = ("-cl-std=CL1.2", "-cl-fp32-correctly-rounded-divide-sqrt")
+COPIES_BESIDE = 2
+"""The most copies beside what the device computes that are under way."""
 _ITEMS_AT_ONCE = 64
 """The work-items of a group: every device takes so many, and they share nothing."""
 
 
 class OpenClRuntime:
-    """One OpenCL device, with a queue in which everything runs in order."""
+    """One OpenCL device, with a queue in which everything runs in order, and another for copies beside it."""
 
     coherent = False
 
@@ -42,10 +44,12 @@ class OpenClRuntime:
             if problem:
                 raise DeviceError(problem, "Go without it.")
             self._context = self._cl.Context([device])
-            self._queue = self._cl.CommandQueue(self._context)
+            self._queue, self._beside = (self._cl.CommandQueue(self._context) for _ in range(2))
             program = self._cl.Program(self._context, program_text("opencl"))
             program.build(options=[*OPTIONS, *options], cache_dir=False)
             self._kernels = {name: self._cl.Kernel(program, f"em_{name}") for name in kernels()}
+        self._begun: list[Any] = []
+        """Copies beside that have not ended when last asked."""
 
     def free_bytes(self) -> int:
         """Return all bytes of the device: OpenCL does not tell which are free."""
@@ -77,6 +81,31 @@ class OpenClRuntime:
             self._cl.enqueue_copy(self._queue, copied, of.block.buffer, src_offset=of.at, is_blocking=True)
         return copied
 
+    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+        return download_in_turn(self, parts)
+
+    def upload_beside(self, to: Place, host: Bytes) -> Any | None:
+        """Begin a copy from a copy, which its event keeps."""
+        if sum(not self.arrived(event) for event in self._begun) == COPIES_BESIDE:
+            return None
+        with self._told("written to"):
+            event = self._cl.enqueue_copy(
+                self._beside, to.block.buffer, host.copy(), dst_offset=to.at, is_blocking=False
+            )
+            self._beside.flush()
+        self._begun.append(event)
+        return event
+
+    def arrived(self, copy: Any) -> bool:
+        with self._told("written to"):
+            status = copy.command_execution_status
+            if status < 0:
+                copy.wait()  # it tells the error
+        done = status == self._cl.command_execution_status.COMPLETE
+        if done and copy in self._begun:
+            self._begun.remove(copy)
+        return bool(done)
+
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         packed: list[Any] = []
         for argument in arguments:
@@ -98,6 +127,8 @@ class OpenClRuntime:
     def close(self) -> None:
         """Wait for what runs; memory is freed with what refers to it."""
         self.finish()
+        with self._told("waited for"):
+            self._beside.finish()
 
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:

@@ -59,6 +59,7 @@ def beside_device(
         raise
     try:
         check(backend, native)
+        backend.tier = None  # a model has its own
     except BaseException:
         backend.close()
         raise
@@ -68,17 +69,19 @@ def beside_device(
 
 
 def _budget(runtime: Runtime, vram: str | int | None) -> int | None:
-    """Return the budget of a device's own memory in bytes; None where it has none of its own."""
-    automatic = vram in (None, "auto")
+    """Return the budget of a device's own memory in bytes; None where it has none of its own.
+
+    That of `floor` follows once a model's programs are known (`DeviceBackend.hold_to_floor`).
+    """
     if runtime.unified:
-        if automatic:
+        if vram in (None, "auto"):
             return None
         raise UsageError(
             f"`vram={vram}`: the device {runtime.name} has the processor's memory, whose budget is `ram`.",
             "Leave it out.",
         )
     free = runtime.free_bytes()
-    if automatic:
+    if vram in (None, "auto", "floor"):
         return int(AUTO_SHARE * free)
     size = parse_size(vram) if isinstance(vram, str) else int(vram or 0)
     if not 0 < size <= free:

@@ -17,12 +17,14 @@ import numpy as np
 
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.definition import Field
+from edgemoe.kernels.device.device_slots import can_have_slots, slot_count
 from edgemoe.kernels.device.lowering import can_run, lower
 from edgemoe.kernels.device.memory import Key, key_of
 from edgemoe.kernels.device.runtime import Block, Place
 from edgemoe.kernels.device.segment import ALIGNMENT_BYTES, aligned, spans_of
+from edgemoe.kernels.device.staging import half_bytes
 from edgemoe.kernels.device.uses import uses_of
-from edgemoe.kernels.expert_operations import Experts
+from edgemoe.kernels.expert_operations import Experts, Fetch
 from edgemoe.kernels.formats import Matrix
 
 
@@ -38,16 +40,28 @@ class PlannedUse(NamedTuple):
     """How many operations it runs."""
     others: int
     """How many it could run, if it had room for them."""
+    staging_bytes: int = 0
+    """The buffers through which the experts among those pass for long chunks of a prompt (`staging.py`)."""
+    slots: int = 0
+    """How many device slots there are room for, at least, for experts that it runs in part (`device_slots.py`)."""
+    slot_experts: int = 0
+    """How many experts may lie in them."""
 
 
 class Placing:
     """The places of operations, program after program."""
 
     def __init__(
-        self, most_bytes: int | None, used_bytes: int = 0, activation_bytes: int = 0, known: Collection[Key] = ()
+        self,
+        most_bytes: int | None,
+        used_bytes: int = 0,
+        activation_bytes: int = 0,
+        known: Collection[Key] = (),
+        without_experts: bool = False,
     ) -> None:
         """`used_bytes` of the budget are taken: for activations, for arrays of known keys, and for others."""
-        self._left = None if most_bytes is None else most_bytes - used_bytes
+        self._without_experts = without_experts
+        self.left_bytes = None if most_bytes is None else most_bytes - used_bytes
         self._known = set(known)
         self.activation_bytes = activation_bytes
         self.weight_bytes = self.state_bytes = 0
@@ -64,16 +78,18 @@ class Placing:
             activations = planned_bytes(able, most_row_bytes)
         more = max(0, activations - self.activation_bytes)
         for operation in able:
+            if self._without_experts and _reads_some(operation):
+                continue
             mirrors = _sizes(array for use in uses_of(operation) for array in use.arrays)
             lasting = _sizes(array for _, array in lasting_arrays(operation))
             of_mirrors = sum(size for key, size in mirrors.items() if key not in self._known)
             of_weights = sum(size for key, size in lasting.items() if key not in self._known) - of_mirrors
-            if self._left is not None:
-                if more + of_weights > self._left:
+            if self.left_bytes is not None:
+                if more + of_weights > self.left_bytes:
                     break
-                if more + of_weights + of_mirrors > self._left:
+                if more + of_weights + of_mirrors > self.left_bytes:
                     continue
-                self._left -= more + of_weights + of_mirrors
+                self.left_bytes -= more + of_weights + of_mirrors
             self.activation_bytes += more
             more = 0
             self._known |= lasting.keys()
@@ -83,16 +99,38 @@ class Placing:
         return chosen
 
 
-def planned_use(programs: Sequence[Sequence[op.Operation]], most_bytes: int | None, most_row_bytes: int) -> PlannedUse:
+def planned_use(
+    programs: Sequence[Sequence[op.Operation]],
+    most_bytes: int | None,
+    most_row_bytes: int,
+    without_experts: bool = False,
+) -> PlannedUse:
     """Return what programs would have on a device with such a budget, in the order in which they are bound.
 
     Their arrays may be placeholders; those with a row for each token take at most `most_row_bytes`, as many of them
-    share memory.
+    share memory. With `without_experts` the processor runs the routed experts.
     """
-    placing = Placing(most_bytes)
-    on_device = sum(len(placing.choose(operations, most_row_bytes)) for operations in programs)
-    others = sum(map(can_run, itertools.chain.from_iterable(programs))) - on_device
-    return PlannedUse(placing.weight_bytes, placing.state_bytes, placing.activation_bytes, on_device, others)
+    placing = Placing(most_bytes, without_experts=without_experts)
+    chosen = {one for operations in programs for one in placing.choose(operations, most_row_bytes)}
+    operations = list(itertools.chain.from_iterable(programs))
+    others = [one for one in operations if one not in chosen]
+    use = PlannedUse(
+        placing.weight_bytes, placing.state_bytes, placing.activation_bytes, len(chosen), sum(map(can_run, others))
+    )
+    left = placing.left_bytes
+    if most_bytes is None or left is None:
+        return use
+    streamed = [one for one in others if isinstance(one, Experts) and can_run(one)]
+    if streamed and placing.activation_bytes:
+        largest = max(one.slots.shape[0] * one.arena.shape[1] for one in streamed)
+        staging = 2 * half_bytes(largest, max(one.arena.shape[1] for one in streamed), left)
+        use, left = use._replace(staging_bytes=staging), left - staging
+    split = [one for one in others if isinstance(one, Experts) and can_have_slots(one)]
+    if not split or any(isinstance(one, Fetch) and (one.drop_cold or one.from_base) for one in operations):
+        return use
+    return use._replace(
+        slots=slot_count(split, left, most_bytes), slot_experts=sum(one.slots.shape[0] for one in split)
+    )
 
 
 def planned_bytes(operations: Sequence[op.Operation], most_row_bytes: int | None = None) -> int:
@@ -118,6 +156,11 @@ def _scratch_bytes(operations: Sequence[op.Operation]) -> int:
         lower(operation, planner)
         largest = max(largest, planner.bytes)
     return largest
+
+
+def streams(operation: op.Operation) -> bool:
+    """Whether an operation that has no room on the device is one whose weights can pass through it."""
+    return _reads_some(operation) and can_run(operation)
 
 
 def _reads_some(operation: op.Operation) -> bool:

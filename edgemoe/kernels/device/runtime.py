@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Union
 
@@ -46,6 +46,12 @@ class Launch(NamedTuple):
     once: bool = False
 
 
+def download_in_turn(runtime: Runtime, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+    """Yield copies as `Runtime.download_all`, waiting for each."""
+    for place, size in parts:
+        yield runtime.download(place, size)
+
+
 class Runtime(Protocol):
     """One device. All calls take effect in their order. Each may raise DeviceError."""
 
@@ -74,6 +80,21 @@ class Runtime(Protocol):
 
     def download(self, of: Place, size: int) -> Bytes:
         """Return a copy of bytes of the device, once all kernels before have run."""
+
+    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+        """Yield a copy of each of some parts of the device's memory, in their order, as `download`.
+
+        It waits for the device as seldom as it can, and holds a few megabytes at a time besides what was yielded.
+        """
+
+    def upload_beside(self, to: Place, host: Bytes) -> Any | None:
+        """Begin to copy bytes to the device, beside what it computes where it can; the caller may change them at once.
+
+        Return what `arrived` is asked about; None, if the copies before have not ended and there is no room for more.
+        """
+
+    def arrived(self, copy: Any) -> bool:
+        """Return whether a copy beside has ended: kernels may read it. Raises DeviceError if it never ends."""
 
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         """Run a kernel of `table.kernels()` for items 0 to `items - 1`, in any order."""

@@ -44,6 +44,8 @@ class Segment:
         self._not_copied: list[Resident] = []
         self._tables: dict[Key, Resident] = {}
         self._uses: dict[Hashable, tuple[Use, dict[int, Mirror]]] = {}
+        self._written: list[tuple[Mirror, op.Integers]] = []
+        """The mirrors that the latest run writes, and which of their units."""
         self._ranges: list[tuple[op.Integers, int, int]] = []
         self._uploads: dict[tuple[int, int], _Copy] = {}
         self._downloads: dict[tuple[int, int], _Copy] = {}
@@ -88,6 +90,16 @@ class Segment:
         Return whether it did: not where a position, a sequence or an id is not as it must be. With `operations_ns` the
         time of each operation is added to it, and the device is waited for after each.
         """
+        if not self.begin(tokens, operations_ns):
+            return False
+        before = time.perf_counter_ns()
+        self.end(tokens)
+        if operations_ns is not None:
+            operations_ns[-1] += time.perf_counter_ns() - before
+        return True
+
+    def begin(self, tokens: int, operations_ns: Nanoseconds | None = None) -> bool:
+        """Copy inputs and launch, as `run`; `end` waits for the results. Return whether it did."""
         runtime, before = self._memory.runtime, time.perf_counter_ns()
         written: list[tuple[Mirror, op.Integers]] = []
         for use, mirrors in self._uses.values():
@@ -117,21 +129,23 @@ class Segment:
                 now = time.perf_counter_ns()
                 operations_ns[number] += now - before
                 before = now
-        results = [runtime.download(copy.place, tokens * copy.row_bytes) for copy in self._downloads.values()]
-        state: list[tuple[op.Bytes, op.Bytes]] = []
-        for mirror, units in written:
-            if not mirror.repeatable:
-                state += mirror.take(runtime, units)
-                continue
-            for host, result in mirror.take(runtime, units):  # one at a time, as there may be many
-                host[:] = result
-        for copy, result in zip(self._downloads.values(), results, strict=True):
-            copy.host[: result.size] = result
-        for host, result in state:
-            host[:] = result
-        if operations_ns is not None:
-            operations_ns[-1] += time.perf_counter_ns() - before
+        self._written = written
         return True
+
+    def end(self, tokens: int) -> None:
+        """Copy the results of a run that has begun."""
+        runtime = self._memory.runtime
+        rows = [(copy.place, tokens * copy.row_bytes) for copy in self._downloads.values()]
+        once = [part for mirror, units in self._written if not mirror.repeatable for part in mirror.parts(units)]
+        results = [*runtime.download_all([*rows, *(part for _, part in once)])]
+        pages = [part for mirror, units in self._written if mirror.repeatable for part in mirror.parts(units)]
+        copies = runtime.download_all([part for _, part in pages])  # not all at once, as there may be many
+        for (host, _), result in zip(pages, copies, strict=True):
+            host[:] = result
+        for copy, result in zip(self._downloads.values(), results, strict=False):
+            copy.host[: result.size] = result
+        for (host, _), result in zip(once, results[len(rows) :], strict=True):
+            host[:] = result
 
     def _note_uses(self, operation: op.Operation) -> None:
         """Note the mirrors and the tables of an operation, and numbers of the host that are to be looked at."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgemoe.errors import EdgemoeError, KernelError, ReadError
 from edgemoe.kernels import operations as op
-from edgemoe.kernels.backend import Pause, Program, ProgramTimes
+from edgemoe.kernels.backend import ExpertTier, Pause, Program, ProgramTimes
 from edgemoe.kernels.native import structures as st
 from edgemoe.kernels.native.binding import BoundOperations, has_kernel
 from edgemoe.kernels.native.library import Status, available_isas, load_library, status_text
@@ -37,6 +37,7 @@ class NativeBackend:
     growth_bytes = 0
     scratch_grows_with_context = False
     device: str | None = None
+    tier: ExpertTier | None = None
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         library = load_library()

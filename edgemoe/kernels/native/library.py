@@ -86,6 +86,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "em_pager_blame": (c_int32, [c_void_p]),
     "em_pager_prefetch": (c_int32, [c_void_p, c_int32, c_void_p, c_int32]),
     "em_pager_warm": (c_int32, [c_void_p, c_void_p, c_int32]),
+    "em_pager_give_up": (c_int32, [c_void_p, c_int32, c_int32]),
     "em_pager_set_phase": (c_int32, [c_void_p, c_int32]),
     "em_pager_note": (c_int32, [c_void_p, c_void_p]),
     "em_pager_loaded": (c_int32, [c_void_p, c_int32, c_int32, c_void_p]),

@@ -137,6 +137,10 @@ class NativePager:
         )
         self._check(self._library.em_pager_warm(self._open(), keys.ctypes.data, len(keys)))
 
+    def give_up(self, layer: int, expert: int) -> None:
+        """Make an expert absent whose record a device has, unless it is in use or being read."""
+        self._check(self._library.em_pager_give_up(self._open(), layer, expert))
+
     def failure(self, status: int) -> ReadError | None:
         """The error of a read with which an operation failed, naming layer and expert; None if it is not of a read."""
         failed, self._failure.status = self._failure.status, Status.OK

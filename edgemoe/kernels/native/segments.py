@@ -14,8 +14,9 @@ from edgemoe.kernels.native.binding import has_kernel
 from edgemoe.kernels.reference import backend as _meanings  # noqa: F401 - it registers what operations mean
 from edgemoe.kernels.stepwise import MEANINGS, RunBounds, measured_operation
 
-Where = Literal["native", "reference", "device"]
-"""Where an operation runs: the C library, the reference, which has all, or a device (`kernels/device`)."""
+Where = Literal["native", "reference", "device", "split"]
+"""Where an operation runs: the C library, the reference, which has all, a device (`kernels/device`), or the library and
+the device both (`kernels/device/split.py`)."""
 
 Places = Callable[[Sequence[op.Operation]], Sequence[Where]]
 """Returns the places of operations that are as defined."""
