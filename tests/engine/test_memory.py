@@ -99,7 +99,7 @@ class StubBackend:
 
     name, isa, threads = "stub", "-", 1
     scratch_grows_with_context = True
-    device = None
+    device = tier = None
 
     def __init__(self, growth_bytes: int = 0, scratch_per_position_bytes: int = 0) -> None:
         self.growth_bytes = growth_bytes

@@ -68,7 +68,7 @@ class ClockedBackend:
 
     name, isa, threads, growth_bytes = "clocked", "-", 2, 0
     scratch_grows_with_context = False
-    device = None
+    device = tier = None
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
