@@ -33,6 +33,7 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(10_000)  # what tests leave behind is small, and Hypothesis looks at each search too
         gc.enable()
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from edgemoe.bench.control_group import GroupUsage, MemoryGroup
 from edgemoe.bench.expert_rate import measure_experts
 from edgemoe.bench.forced import RoutingReport, largest_top_k, routing_report
 from edgemoe.bench.limits import ForecastReport, LimitReport, forecast_report, guess_report, limit_report
-from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Contestant, Measured, Measurement, Progress, Settings
 from edgemoe.bench.peers import Peer
 from edgemoe.bench.plan import HitRateAssumption, assume_traced, assume_uniform
@@ -206,9 +204,6 @@ class Benchmark:
         limits = limit_report(measured, EDGEMOE, traffic.at(position), settings.decode_tokens, record_bytes)
         experts = reports.experts_report(decodes, self.spec, settings.decode_tokens)
         return Report(
-            edgemoe_bench=reports.REPORT_VERSION,
-            version=version("edgemoe"),
-            machine=describe_machine(),
             model={
                 "path": str(self.model),
                 "family": self.spec.family,

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import numpy as np
 from edgemoe.bench.counts import rounds
 from edgemoe.bench.http_server import HOST, HttpServer
 from edgemoe.bench.measure import Progress, Settings
+from edgemoe.bench.plain_report import PlainReport
 from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.options import MOST_SEQUENCES, EngineOptions
@@ -52,7 +53,7 @@ class ServedReport:
 
 
 @dataclass(frozen=True)
-class ClientsReport:
+class ClientsReport(PlainReport):
     """Results of a measurement of servers."""
 
     model: str
@@ -67,9 +68,6 @@ class ClientsReport:
     served: Sequence[ServedReport]
     peer: str | None
     peer_served: Sequence[ServedReport]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class _Timed(NamedTuple):

@@ -14,14 +14,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgemoe.bench.benchmark import COMMAND
 from edgemoe.bench.measure import Progress, Settings
+from edgemoe.bench.plain_report import PlainReport
 from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.options import EngineOptions
@@ -55,7 +55,7 @@ class CompanyReport:
 
 
 @dataclass(frozen=True)
-class ContentionReport:
+class ContentionReport(PlainReport):
     """Results of a contention measurement."""
 
     model: str
@@ -66,9 +66,6 @@ class ContentionReport:
     alone: Spread
     """Tokens a second of all threads alone."""
     company: Sequence[CompanyReport]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def fair_share(threads: int, busy: int, processors: int) -> float:

@@ -6,10 +6,11 @@ All counts run in turn, round by round, so that the machine is the same for all 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from edgemoe.bench.measure import Progress, Settings
+from edgemoe.bench.plain_report import PlainReport
 from edgemoe.engine.memory import LEAST_CONTEXT_TOKENS
 from edgemoe.errors import UsageError
 from edgemoe.model.spec import ModelSpec
@@ -19,7 +20,7 @@ SETTLE_STEPS = 8
 
 
 @dataclass(frozen=True)
-class CountsReport:
+class CountsReport(PlainReport):
     """The model, and what every count ran."""
 
     model: str
@@ -30,9 +31,6 @@ class CountsReport:
     repeats: int
     routing: str | None
     """The trace that routing came from; None for the model's routers."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def context_for(settings: Settings, spec: ModelSpec, decoded: int) -> int:

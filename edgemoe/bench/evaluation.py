@@ -14,19 +14,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from edgemoe.bench.candidates import Candidate, Tokens
 from edgemoe.bench.evaluation_pass import Reading, Stopped, read_windows
 from edgemoe.bench.evaluation_report import (
     INTERVALS,
-    REPORT_VERSION,
     EvaluationReport,
     ModelResult,
     ReferenceReport,
 )
-from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import Progress
 from edgemoe.bench.saved_run import RUN_VERSION, RunHeader, RunWriter, SavedRun, check_room, is_run
 from edgemoe.bench.windows import DEFAULT_CONTEXT, check_windows, cut_into_windows
@@ -150,9 +147,6 @@ class Evaluation:
             perplexity = None if loss is None else loss.exponential()
             reference = ReferenceReport(run.header.model, named, run.header.top, len(run.windows), loss, perplexity)
         return EvaluationReport(
-            edgemoe_evaluation=REPORT_VERSION,
-            version=version("edgemoe"),
-            machine=describe_machine(),
             text=self._name,
             tokens=len(reading.text.ids),
             whole_text=reading.text.whole,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from edgemoe.bench.plain_report import KeptReport
 from edgemoe.lab.divergence import Divergence, Estimate
 from edgemoe.store.reader import Store
 
-REPORT_VERSION = 1
 INTERVALS = (
     "95 %: the mean plus and minus 1.96 standard errors, from how the windows' sums spread around it (windows count as"
     " independent, positions within one do not); none with fewer than 8 windows"
@@ -75,12 +75,10 @@ class ReferenceReport:
 
 
 @dataclass(frozen=True)
-class EvaluationReport:
+class EvaluationReport(KeptReport):
     """Models over one text."""
 
-    edgemoe_evaluation: int
-    version: str
-    machine: Mapping[str, Any]
+    form: ClassVar[tuple[str, int]] = ("edgemoe_evaluation", 1)
     text: str
     tokens: int
     whole_text: bool
@@ -96,7 +94,3 @@ class EvaluationReport:
     """Whether all models were evaluated over the whole text (of a run that was cut off: over what it has)."""
     reference: ReferenceReport | None
     models: Sequence[ModelResult]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON: every field by its name."""
-        return asdict(self)

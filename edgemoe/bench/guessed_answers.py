@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgemoe.bench.clients import COMMAND
 from edgemoe.bench.counts import rounds
 from edgemoe.bench.measure import Progress, Settings
+from edgemoe.bench.plain_report import PlainReport
 from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.options import EngineOptions
@@ -45,7 +46,7 @@ class GuessedAnswer:
 
 
 @dataclass(frozen=True)
-class GuessedReport:
+class GuessedReport(PlainReport):
     """Results of a measurement of answers with drafts."""
 
     model: str
@@ -55,9 +56,6 @@ class GuessedReport:
     repeats: int
     draft: str | None
     answers: Sequence[GuessedAnswer]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class GuessedMeasurement:

@@ -13,17 +13,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from edgemoe.bench.machine import describe_machine
 from edgemoe.bench.measure import SETTLE_SECONDS, Progress
+from edgemoe.bench.plain_report import KeptReport
 from edgemoe.bench.protocol import Start, Worker, start_process
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.lossy import EXACT, LossySettings
@@ -39,7 +38,6 @@ from edgemoe.session.text_ids import head_of
 from edgemoe.session.tokenizer import Tokenizer
 
 COMMAND = [sys.executable, "-m", "edgemoe.bench.quality_worker"]
-REPORT_VERSION = 1
 SEQUENCE_TOKENS = 512
 PROMPT_TOKENS = 32
 SLICE_TOKENS = 40
@@ -74,12 +72,10 @@ class SideReport:
 
 
 @dataclass(frozen=True)
-class QualityReport:
+class QualityReport(KeptReport):
     """Costs and gains of lossy settings."""
 
-    edgemoe_quality: int
-    version: str
-    machine: Mapping[str, Any]
+    form: ClassVar[tuple[str, int]] = ("edgemoe_quality", 1)
     model: Mapping[str, Any]
     lossy_settings: Mapping[str, Any]
     ram: str | int | None
@@ -105,10 +101,6 @@ class QualityReport:
         return Quality(
             self.divergence_nats, self.top_changed, self.positions, self.text, round(self.speed_ratio.median, 3)
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON: every field above by its name."""
-        return asdict(self)
 
 
 class QualityMeasurement:
@@ -237,9 +229,6 @@ class QualityMeasurement:
             _side_report(about[side]["memory"], [answer[side] for answer in answers], slices) for side in (0, 1)
         )
         return QualityReport(
-            edgemoe_quality=REPORT_VERSION,
-            version=version("edgemoe"),
-            machine=describe_machine(),
             model={"path": str(self.model), "family": self.spec.family},
             lossy_settings=about[1]["lossy"],
             ram=self.options.ram,

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
 
 from edgemoe.bench.control_group import GroupUsage
 from edgemoe.bench.device import DeviceReport
 from edgemoe.bench.forced import RoutingReport
 from edgemoe.bench.limits import ForecastReport, GuessReport, LimitReport
 from edgemoe.bench.measure import Measured, Settings
+from edgemoe.bench.plain_report import KeptReport
 from edgemoe.bench.spread import Spread
 from edgemoe.engine.ledger import TimeLedger
 from edgemoe.engine.traffic import TokenTraffic
 from edgemoe.model.graph import Part
 from edgemoe.model.spec import ModelSpec
 
-REPORT_VERSION = 1
 EDGEMOE = "edgemoe"
 WITH_LEDGER = "edgemoe with its ledger on"
 
@@ -86,12 +86,10 @@ class RatioReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(KeptReport):
     """A whole benchmark."""
 
-    edgemoe_bench: int
-    version: str
-    machine: Mapping[str, Any]
+    form: ClassVar[tuple[str, int]] = ("edgemoe_bench", 1)
     model: Mapping[str, Any]
     settings: Settings
     bytes_per_token: float
@@ -119,10 +117,6 @@ class Report:
     """Number of cores that other programs kept busy meanwhile, on average."""
     device: DeviceReport | None = None
     """None if no device was asked for."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON: every field above by its name."""
-        return asdict(self)
 
 
 def engine_report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import os
 import sys
@@ -50,6 +51,15 @@ NO_THREAD = "can't start new thread"
 """Message of Python's RuntimeError if the system refuses to start a thread."""
 
 
+@functools.cache  # a program that runs many commands makes each verb once, at 10 ms
+def verb_command(name: str) -> Any:
+    """The command of a verb."""
+    module = importlib.import_module(f"edgemoe.cli.{name}")
+    verb = typer.Typer(add_completion=False, rich_markup_mode=None)
+    verb.command(name)(getattr(module, name))
+    return typer.main.get_command(verb)
+
+
 class LazyVerbs(typer.core.TyperGroup):
     """The verbs, each imported from the module of the same name when it is called."""
 
@@ -59,10 +69,7 @@ class LazyVerbs(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"edgemoe.cli.{cmd_name}")
-        verb = typer.Typer(add_completion=False, rich_markup_mode=None)
-        verb.command(cmd_name)(getattr(module, cmd_name))
-        return typer.main.get_command(verb)
+        return verb_command(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

@@ -16,8 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from edgemoe.engine.batch import Piece, Rows, Take, cut, phase_of
 from edgemoe.engine.decoder import LayerRouting
 from edgemoe.engine.expert_uses import ExpertUses
 from edgemoe.engine.fixed_state import FixedState
+from edgemoe.engine.hooks import HiddenTaker, RoutingObserver, RoutingSource
 from edgemoe.engine.ledger import LedgerReading, TimeLedger
 from edgemoe.engine.loaded import LoadedModel
 from edgemoe.engine.memory import MemoryPlan
@@ -36,60 +36,23 @@ from edgemoe.engine.phase import PROMPT, Turn
 from edgemoe.engine.prompt_times import PromptTimes, PromptWork, rates_note
 from edgemoe.engine.sequence import Sequence as TokenSequence
 from edgemoe.engine.sequence import Sequences
+from edgemoe.engine.statistics import EngineStatistics
 from edgemoe.engine.token_ids import TokenIds, check_ids
 from edgemoe.engine.workspace import Workspace
 from edgemoe.errors import UsageError
 from edgemoe.kernels.backend import Backend, Pause
 from edgemoe.kernels.operations import Floats
-from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.build import Graph
 from edgemoe.store.dense import DenseValue, DenseWeights
 from edgemoe.store.reader import Store
 
-if TYPE_CHECKING:  # hooks.py names this module's types
-    from edgemoe.engine.hooks import RoutingObserver, RoutingSource
+if TYPE_CHECKING:
     from edgemoe.engine.traffic import TokenTraffic
 
 SAVING_SECONDS = 3.0
 """The longest time in which prefixes are saved when the engine is closed."""
 PROBED_TOKENS = 64
 """Tokens for which products are timed: with as many, kernels are about as fast as with any number."""
-
-
-HiddenTaker = Callable[[int, Floats], None]
-"""A function that is given a position and the residual stream after all layers, of the token there and of those that
-follow `(n, D)`; the rows are overwritten once it returns."""
-
-
-@dataclass(frozen=True)
-class EngineStatistics:
-    """Counters since the engine was opened."""
-
-    tokens: int
-    cache: CacheStatistics
-
-    @property
-    def expert_hits(self) -> int:
-        return self.cache.hits
-
-    @property
-    def expert_misses(self) -> int:
-        return self.cache.misses
-
-    @property
-    def expert_drops(self) -> int:
-        """Experts that the router chose, that were absent, and that were left out (`LossySettings.drop_cold`)."""
-        return self.cache.dropped
-
-    @property
-    def experts_from_base(self) -> int:
-        """Missed experts that were computed from their bases alone (`LossySettings.on_miss`)."""
-        return self.cache.from_base
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes of experts read from disk for tokens (not those loaded at the start)."""
-        return self.cache.read_bytes
 
 
 class Engine:

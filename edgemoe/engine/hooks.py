@@ -1,13 +1,18 @@
-"""The two hooks of an engine: a source that replaces the routers' choice, and an observer of routing."""
+"""The hooks of an engine: a source of routing in the routers' place, its observer, and takers of hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edgemoe.engine.batch import Rows
 from edgemoe.engine.decoder import LayerRouting
+from edgemoe.kernels.operations import Floats
 from edgemoe.model.spec import ModelSpec
+
+HiddenTaker = Callable[[int, Floats], None]
+"""A function that is given a position and the residual stream after all layers, of the token there and of those that
+follow `(n, D)`; the rows are overwritten once it returns."""
 
 
 class RoutingSource(Protocol):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgemoe.engine.engine import EngineStatistics
+from edgemoe.engine.statistics import EngineStatistics
 from edgemoe.errors import EdgemoeError
 from edgemoe.kernels.operations import PAGE_TOKENS
 from edgemoe.server.jobs import Failed, Job, StoppingError

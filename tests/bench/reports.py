@@ -37,7 +37,6 @@ def made_up_report(beside: bool = True, roofline: bool = True) -> Report:
         321.4, GroupUsage(3 << 30, 3 << 30, 1 << 30, 12),
     )  # fmt: skip
     return Report(
-        edgemoe_bench=1,
         version="0",
         machine={"processor": "A <Processor>", "cores": 4, "python_keeps_bytecode": True},
         model={"path": "/models/some-moe/store", "family": "mixtral"},

@@ -7,6 +7,7 @@ from edgemoe.bench.spread import Spread
 from edgemoe.model.blocks import Attention, GatedFfn, Moe, RouterSpec
 from edgemoe.model.rope import RopeSpec
 from edgemoe.model.spec import LayerSpec, ModelSpec
+from tests.bench.reports import made_up_report
 
 ATTENTION = Attention(2, 2, 8, 0.3, RopeSpec(1e4, 8))
 DENSE, SPARSE = LayerSpec.of(ATTENTION, GatedFfn(16)), LayerSpec.of(ATTENTION, Moe(8, 2, 16, RouterSpec(True)))
@@ -22,6 +23,14 @@ def test_a_spread() -> None:
     assert spread.over(Spread.of([1.0, 1.0, 4.0, 5.0])).samples == [3.0, 1.0, 0.5, 2.0]
     with pytest.raises(ValueError, match="shorter"):
         spread.over(Spread.of([1.0]))
+
+
+def test_a_kept_report_begins_with_its_form_and_where_it_was_made() -> None:
+    data = made_up_report().to_json()
+    assert [*data][:4] == ["edgemoe_bench", "version", "machine", "model"]
+    assert data["edgemoe_bench"] == 1
+    assert data["version"] == "0"
+    assert data["machine"]["cores"] == 4
 
 
 def test_ledgers_of_turns_are_one_for_each_token() -> None:

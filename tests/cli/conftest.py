@@ -20,6 +20,7 @@ FAKE_COMMAND = [sys.executable, "-m", "tests.support.fake_main"]
 FAKE_PROGRAM = "from tests.support.fake_main import run; run()"
 FAKE_IMPORTS = (
     "tests.support.fake_main",
+    "tests.support.made_verbs",
     "edgemoe.cli.run",
     "edgemoe.cli.chat",
     "edgemoe.cli.kept_chat",

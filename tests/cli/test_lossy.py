@@ -36,9 +36,9 @@ def side(dropped: float) -> SideReport:
 def made_up_quality(settings: LossySettings, text: str | None = "a text") -> QualityReport:
     losses = (2.5, 2.52) if text else None
     return QualityReport(
-        1, "0", {}, {}, settings.to_json(), "1GiB", text, 1000, 0.0123, (0.01, 0.0146), 0.041, losses, side(0),
+        {}, settings.to_json(), "1GiB", text, 1000, 0.0123, (0.01, 0.0146), 0.041, losses, side(0),
         side(0.25),
-        Spread.of([1.2, 1.3, 1.1]),
+        Spread.of([1.2, 1.3, 1.1]), version="0", machine={},
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from edgemoe.cli.main import run_command
 from edgemoe.conversion.shapes import SHAPES
+from tests.support.checkpoints import SMALL_MIXTRAL
 
 Capture = pytest.CaptureFixture[str]
 RATES = ["--disk-rate", "1.2GB/s", "--memory-rate", "30 GB/s"]
@@ -17,6 +18,15 @@ def config(tmp_path: Path) -> Path:
     """A large model's config.json, and nothing else."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(dict(SHAPES["qwen3-30b-a3b"])))
+    return path
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Path:
+    """A small model's config.json, of which a plan is made in an instant."""
+    path = tmp_path / "small" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(SMALL_MIXTRAL))
     return path
 
 
@@ -41,12 +51,12 @@ def test_a_config_is_enough_for_a_plan(config: Path, capsys: Capture) -> None:
     assert data["memory_rate"]["bytes_per_s"] == 30e9
 
 
-def test_the_floor_is_named_below_it(config: Path, capsys: Capture) -> None:
-    assert run_command(["plan", str(config), "--ram", "1GiB", *RATES]) == 1
+def test_the_floor_is_named_below_it(small_config: Path, capsys: Capture) -> None:
+    assert run_command(["plan", str(small_config), "--ram", "1MiB", *RATES]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "This model needs at least" in shown.err
-    assert "the budget is 1.00 GiB" in shown.err
+    assert "the budget is 1.0 MiB" in shown.err
 
 
 def test_a_table_of_rows_stays_on_disk(capsys: Capture) -> None:
@@ -71,7 +81,7 @@ def test_a_model_without_experts(tmp_path: Path, capsys: Capture) -> None:
     [
         (["no-such-model"], 1, "no such folder or file"),
         (["{config}", "--ram", "lots"], 2, "'lots' is not a size"),
-        (["{config}", "--context", "1000000"], 2, "1 to 40960"),
+        (["{config}", "--context", "1000000"], 2, "1 to 256"),
         (["{config}", "--experts", "q5"], 2, "--experts"),
         (["{config}", "--kv", "q4"], 2, "kv"),
         (["{config}", "--disk-rate", "fast"], 2, "--disk-rate: 'fast' is not a rate"),
@@ -82,11 +92,11 @@ def test_a_model_without_experts(tmp_path: Path, capsys: Capture) -> None:
     ],
 )
 def test_what_cannot_be_is_refused(
-    config: Path, arguments: list[str], code: int, says: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    small_config: Path, arguments: list[str], code: int, says: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("measure_memory", "measure_disk", "measure_store_disk", "measure_folder_disk"):
         monkeypatch.setattr(f"edgemoe.bench.plan_model.{name}", None)
-    places = {"{config}": str(config), "{tmp}": str(config.parent)}
+    places = {"{config}": str(small_config), "{tmp}": str(small_config.parent)}
     given = [text.replace("{config}", places["{config}"]).replace("{tmp}", places["{tmp}"]) for text in arguments]
     assert run_command(["plan", *given]) == code
     shown = capsys.readouterr()

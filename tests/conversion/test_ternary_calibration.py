@@ -22,7 +22,7 @@ from tests.conversion.test_calibration import calibration, logits
 from tests.support.checkpoints import SMALL_MIXTRAL, folder_bytes, read_tensors, write_checkpoint
 from tests.support.trits import draw_levels, draw_trits
 
-CONFIG = SMALL_MIXTRAL | {"hidden_size": 128, "intermediate_size": 330}
+CONFIG = SMALL_MIXTRAL | {"num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 330}
 WEIGHTS = 3 * 128 * 330
 EXPERT = "model.layers.0.block_sparse_moe.experts.3"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,7 @@ which two layers choose some."""
 
 ELEMENT_BYTES = {"I64": 8, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _ROWS_AT_ONCE = 1 << 20
+_SMALL_ELEMENTS = 1 << 18
 
 
 def random_values(count: int, dtype: str, generator: np.random.Generator) -> bytes:
@@ -247,10 +249,35 @@ def write_checkpoint(
 ) -> dict[str, tuple[int, ...]]:
     """A checkpoint of random weights in a folder; returns the shapes of its tensors. Needs little memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dict(config)))
+    text = json.dumps(dict(config))
+    (folder / "config.json").write_text(text)
     for name, content in (side_files or {"tokenizer.json": b'{"version": "1.0"}'}).items():
         (folder / name).write_bytes(content)
-    shapes = checkpoint_shapes(config, stacked=stacked)
+    shapes = _shapes(text, stacked)
+    if sum(map(math.prod, shapes.values())) <= _SMALL_ELEMENTS:
+        for name, content in _small_files(text, dtype, shards, stacked, seed).items():
+            (folder / name).write_bytes(content)
+    else:
+        for name, pieces in _files(text, dtype, shards, stacked, seed):
+            with (folder / name).open("wb") as file:
+                file.writelines(pieces)
+    return dict(shapes)
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: str, stacked: bool) -> dict[str, tuple[int, ...]]:
+    return checkpoint_shapes(json.loads(config), stacked=stacked)
+
+
+@functools.lru_cache(maxsize=16)
+def _small_files(config: str, dtype: str, shards: int, stacked: bool, seed: int) -> dict[str, bytes]:
+    """The files of a small checkpoint, which tests of a module write again and again."""
+    return {name: b"".join(pieces) for name, pieces in _files(config, dtype, shards, stacked, seed)}
+
+
+def _files(config: str, dtype: str, shards: int, stacked: bool, seed: int) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """Each file that holds tensors, or says in which others they are, in pieces."""
+    shapes = _shapes(config, stacked)
     # In the order of names, as save_pretrained writes them: what one expert needs may lie in two shards.
     names = sorted(shapes)
     per_shard = -(-len(names) // shards)
@@ -261,34 +288,29 @@ def write_checkpoint(
         file_name = "model.safetensors" if shards == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         weight_map |= dict.fromkeys(group, file_name)
         own = {name: shapes[name] for name in group}
-        _write_shard(folder / file_name, own, dtype, generator, config.get("n_routed_experts", 1))
+        yield file_name, _shard(own, dtype, generator, json.loads(config).get("n_routed_experts", 1))
     if shards > 1:
         index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return shapes
+        yield "model.safetensors.index.json", [json.dumps(index).encode()]
 
 
-def _write_shard(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, generator: np.random.Generator, experts: int
-) -> None:
+def _shard(
+    shapes: Mapping[str, tuple[int, ...]], dtype: str, generator: np.random.Generator, experts: int
+) -> Iterator[bytes]:
     types = {name: "I64" if name.endswith("tid2eid") else dtype for name in shapes}
-    with path.open("wb") as file:
-        file.write(
-            build_header(
-                (name, types[name], shape, math.prod(shape) * ELEMENT_BYTES[types[name]])
-                for name, shape in shapes.items()
-            )
-        )
-        for name, shape in shapes.items():
-            if types[name] == "I64":  # of each token as many experts as it uses, in any order
-                table = generator.random((shape[0], experts)).argsort(axis=1)[:, : shape[1]]
-                file.write(table.astype("<i8").tobytes())
-                continue
-            left = math.prod(shape)
-            while left:
-                count = min(left, _ROWS_AT_ONCE)
-                file.write(random_values(count, dtype, generator))
-                left -= count
+    yield build_header(
+        (name, types[name], shape, math.prod(shape) * ELEMENT_BYTES[types[name]]) for name, shape in shapes.items()
+    )
+    for name, shape in shapes.items():
+        if types[name] == "I64":  # of each token as many experts as it uses, in any order
+            table = generator.random((shape[0], experts)).argsort(axis=1)[:, : shape[1]]
+            yield table.astype("<i8").tobytes()
+            continue
+        left = math.prod(shape)
+        while left:
+            count = min(left, _ROWS_AT_ONCE)
+            yield random_values(count, dtype, generator)
+            left -= count
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
