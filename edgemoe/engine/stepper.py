@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,15 @@ from edgemoe.engine.decoder import Decoder, LayerRouting
 from edgemoe.engine.ledger import Programs
 from edgemoe.engine.phase import DECODE, PROMPT
 from edgemoe.experts.cache import Cache
-from edgemoe.experts.device_trial import DeviceTrial, record_in_turn
-from edgemoe.experts.prefetch import PrefetchTrial
+from edgemoe.experts.prefetch import PrefetchTrial, record_in_turn
 from edgemoe.kernels import expert_operations as ex
 from edgemoe.kernels import operations as op
 from edgemoe.kernels.backend import Pause
 from edgemoe.kernels.paging import CacheStatistics
 from edgemoe.model.graph import GUESSED_ROWS, Stage
+
+if TYPE_CHECKING:
+    from edgemoe.experts.device_trial import DeviceTrial
 
 ON_DISK, BEING_READ, IN_RAM = 0, 1, 2
 
@@ -88,6 +91,8 @@ class Stepper:
             program = self._make_guessing() if trials[0].open else program
         tier = self._programs.tier
         if tier is not None and tokens <= tier.most_rows:
+            from edgemoe.experts.device_trial import DeviceTrial  # no start without a device waits for it
+
             of_device = self._device_trials.setdefault(tokens, DeviceTrial())
             of_device.set(tier)
             trials += of_device.trials()

@@ -8,8 +8,6 @@ a trial finds them there, and later while slots are used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from edgemoe.experts.prefetch import PrefetchTrial
 from edgemoe.kernels.backend import ExpertTier
 
@@ -32,17 +30,5 @@ class DeviceTrial:
         tier.fills = self.use.open or self.use.trying or not self._tried
 
     def trials(self) -> list[PrefetchTrial]:
-        """Return the trials that take the time of the next token (`record_in_turn`)."""
+        """Return the trials that take the time of the next token (`prefetch.record_in_turn`)."""
         return [self.use, self.all] if self.use.verdict else [self.use]
-
-
-def record_in_turn(trials: Sequence[PrefetchTrial], token_ns: int) -> None:
-    """Give the time of a token to trials that must not be under way together, as each changes what the others measure.
-
-    One that is under way has the time alone; otherwise all take it, up to the first that begins.
-    """
-    under_way = [one for one in trials if one.trying]
-    for one in under_way[:1] or trials:
-        one.record(token_ns)
-        if one.trying:
-            return

@@ -94,3 +94,15 @@ def _standard_error(times_ns: Sequence[int]) -> float:
     """Standard error of the median for normal times, estimated from the median absolute deviation (outliers)."""
     deviation = 1.4826 * float(np.median(np.abs(np.asarray(times_ns) - np.median(times_ns))))
     return deviation * math.sqrt(math.pi / 2 / len(times_ns))
+
+
+def record_in_turn(trials: Sequence[PrefetchTrial], token_ns: int) -> None:
+    """Give the time of a token to trials that must not be under way together, as each changes what the others measure.
+
+    One that is under way has the time alone; otherwise all take it, up to the first that begins.
+    """
+    under_way = [one for one in trials if one.trying]
+    for one in under_way[:1] or trials:
+        one.record(token_ns)
+        if one.trying:
+            return

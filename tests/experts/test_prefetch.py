@@ -8,8 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from edgemoe.errors import UsageError
-from edgemoe.experts.device_trial import HALF, DeviceTrial, record_in_turn
-from edgemoe.experts.prefetch import BLOCK_TOKENS, HOLD_TOKENS, TRIAL_BLOCKS, WARM_UP_TOKENS, PrefetchTrial
+from edgemoe.experts.device_trial import HALF, DeviceTrial
+from edgemoe.experts.prefetch import (
+    BLOCK_TOKENS,
+    HOLD_TOKENS,
+    TRIAL_BLOCKS,
+    WARM_UP_TOKENS,
+    PrefetchTrial,
+    record_in_turn,
+)
 from tests.support.every_case import every_case
 
 TRIAL_TOKENS = BLOCK_TOKENS * TRIAL_BLOCKS
