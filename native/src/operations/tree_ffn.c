@@ -8,9 +8,6 @@ enum {
     CHUNK_NUMBERS = 16384,
     /* Neurons of a leaf that are computed together: the kernels take no more. */
     NEURONS_AT_ONCE = EM_PAGE_TOKENS,
-    CACHE_LINE_BYTES = 64,
-    /* So much of a row is asked for ahead: the processor goes on by itself where rows are read from their beginning. */
-    AHEAD_BYTES = 1024,
 };
 
 typedef struct tree_task {
@@ -22,14 +19,6 @@ typedef struct tree_task {
 static em_cached whole_rows(const em_matrix *matrix, int64_t first, int32_t width) {
     const size_t element_bytes = matrix->format == EM_F16 ? 2 : 4;
     return (em_cached){.elements = matrix->data + (size_t)first * (size_t)width * element_bytes, .row_width = width};
-}
-
-/* Begins to bring the row's beginning near, which nothing may ever use. */
-static void ask_for(const em_matrix *matrix, int64_t row, int32_t width) {
-    const size_t row_bytes = (size_t)width * (matrix->format == EM_F16 ? 2 : 4);
-    const char *data = (const char *)matrix->data + (size_t)row * row_bytes;
-    const size_t bytes = row_bytes < AHEAD_BYTES ? row_bytes : AHEAD_BYTES;
-    for (size_t at = 0; at < bytes; at += CACHE_LINE_BYTES) __builtin_prefetch(data + at);
 }
 
 /* Writes the dots of the input with `count` rows, from row `first` on. */
@@ -73,11 +62,6 @@ static void walk(const tree_task *task, int64_t number, const float *input, floa
     for (int64_t level = leaves; level <= t->depth; level++) {
         const int64_t node = number * nodes + place;
         float logit;
-        if (!leaves) ask_for(&t->out, node, t->hidden_size);
-        if (level < t->depth) { /* which child it will be is known after the dot: ask for both */
-            ask_for(&t->nodes, number * nodes + 2 * place + 1, t->hidden_size);
-            ask_for(&t->nodes, number * nodes + 2 * place + 2, t->hidden_size);
-        }
         multiply(task, &t->nodes, node, 1, input, &logit);
         logit += t->node_bias[node];
         if (!leaves) add_neurons(task, node, 1, &logit, output);
