@@ -21,7 +21,7 @@ from edgemoe.lab.trace_rows import Trace, TraceShape
 ROWS_AT_ONCE = 1 << 13
 """Rows that are read together: a long prompt has a hundred thousand in all."""
 DECODED_TOKENS = 64
-"""Of runs of up to so many tokens it is kept where their rows lie."""
+"""Where the rows lie is kept for runs of up to so many tokens."""
 
 
 @dataclass(frozen=True)
