@@ -45,8 +45,12 @@ def report_tables(report: Report) -> list[tuple[str, Rows]]:
 def _device_rows(device: DeviceReport) -> Rows:
     rows = [("device", device.device or device.failure or "none that works: edgemoe info --measure says why")]
     bits = f"{device.equal_logits:,} of {device.logits:,} logits are the processor's, bit for bit"
-    tokens = f"{device.tokens_per_s:.1f} tokens/s, {device.processor_tokens_per_s:.1f} without it"
-    rows += [("answers", bits), ("decode", tokens)]
+    rows.append(("answers", bits))
+    for way in device.ways:
+        budget = "" if way.budget_bytes is None else f" ({format_size(way.budget_bytes)})"
+        slots = f", {way.slot_share:.0%} of choices in device slots" if way.slot_share else ""
+        rates = f"{spread_text(way.tokens_per_s, '.1f')} tokens/s, prompt {spread_text(way.prompt_tokens_per_s, '.0f')}"
+        rows.append((way.name + budget, rates + slots))
     if device.rates is not None:
         to, back, copy, product = (f"{rate / 1e9:.1f}" for rate in vars(device.rates).values())
         rows.append(("copies", f"{to} GB/s to the device, {back} GB/s back, {copy} GB/s there"))
