@@ -15,16 +15,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from edgemoe.cli.json_text import write_json
+from edgemoe.cli.main import run_command
 from edgemoe.conversion.pipeline import convert_checkpoint
 from edgemoe.engine.opening import open_engine
 from edgemoe.engine.options import EngineOptions
 from tests.architectures.harness import relative_error
+from tests.bench.reports import made_up_report
 
 pytest.importorskip("tomllib")
 pytestmark = [pytest.mark.oracle, pytest.mark.slow]
 
 RECIPE = Path(__file__).parents[1] / "models" / "carriers" / "recipe"
-MODULES = ("carrier", "evaluate", "export", "ffns", "table", "texts", "train")
+MODULES = ("carrier", "evaluate", "export", "ffns", "finish", "page", "table", "texts", "train")
 FFNS: dict[str, dict[str, Any]] = {
     "dense": {"ffn": "dense", "intermediate_size": 48},
     "moe": {"ffn": "moe", "num_experts": 4, "top_k": 2, "intermediate_size": 12, "balance": 0.01, "noise": True},
@@ -40,6 +43,15 @@ FFNS: dict[str, dict[str, Any]] = {
         "noise": False,
     },
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "narrow": {"ffn": "dense", "intermediate_size": 12},
+    "continued": {**FFNS["distilled"], "teacher_weight": 0.0},
+    "balance-both": {**FFNS["moe"], "steps": 3},
+    "balance-loss": {**FFNS["moe"], "noise": False, "steps": 3},
+    "balance-noise": {**FFNS["moe"], "balance": 0.0, "steps": 3},
+}
+"""What the page needs beside `FFNS`."""
+
 STEPS = 6
 
 
@@ -277,6 +289,88 @@ def test_tables_come_from_logs_and_results(
     for row in ("| PEER |", "| Fast Feed-Forward |", "| neither, 4 |", "| one |"):
         assert row in printed
     assert (work / "plot.png").stat().st_size > 1000
+
+
+class Commands:
+    """Runs commands of edgemoe in this process, but one evaluation only; the figures of benchmarks are made up."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.missing = ""
+        """The command that fails."""
+        self.evaluated = ""
+        """What the evaluation found, which stands for all others."""
+
+    def __call__(self, words: list[str]) -> None:
+        if words[0] == self.missing:
+            raise SystemExit("interrupted")
+        self.words.append(words[0])
+        if words[0] == "bench":
+            write_json(made_up_report(), Path(words[-1]))
+        elif words[0] == "eval" and self.evaluated:
+            Path(words[-1]).write_text(self.evaluated, encoding="utf-8")
+        else:
+            assert run_command(list(words)) == 0
+            if words[0] == "eval":
+                self.evaluated = Path(words[-1]).read_text(encoding="utf-8")
+
+
+def test_one_command_makes_stores_cards_and_the_page(
+    recipe: dict[str, ModuleType],
+    settings: dict[str, Any],
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It names a training that has not ended, goes on where it was stopped, and makes again what has changed."""
+    finish, run, all_variants = recipe["finish"], Commands(), {**settings, "variants": FFNS | OTHERS}
+    own = finish.Finish(work, all_variants, work / "held_out.txt", [], run)
+    with pytest.raises(SystemExit, match=r"narrow: trained for 0 of 6 steps: run train\.py narrow to its end first"):
+        own.check_trained()
+    for name in OTHERS:
+        recipe["train"].Trainer(name, work, all_variants).run()
+    own.check_trained()
+    run.missing = "eval"
+    with pytest.raises(SystemExit, match="interrupted"):
+        own.measure()
+    run.missing = ""
+    own.measure()
+    long = [name for name in all_variants["variants"] if not name.startswith("balance")]
+    wanted = {"convert": 2 * len(long), "bench": len(long), "eval": len(long) + 3}
+    assert {word: run.words.count(word) for word in wanted} == wanted
+    own.measure()
+    assert len(run.words) == sum(wanted.values())
+
+    page = tmp_path / "mixtures.md"
+    own.publish(tmp_path / "carriers", page)
+    text = page.read_text(encoding="utf-8")
+    for part in ("| PEER |", "| neither, 4 |", "| dense, narrow |", "| Fast Feed-Forward | 0.0 MB |"):
+        assert part in text
+    assert page.with_suffix(".png").stat().st_size > 1000
+    assert max(len(line) for line in text.splitlines() if not line.startswith(("|", "!"))) <= 120
+    shared = (tmp_path / "carriers" / "README.md").read_text(encoding="utf-8")
+    assert "| bible | King James Bible" in shared
+    for name in ("dense", "moe", "fff", "peer"):
+        folder = tmp_path / "carriers" / name
+        assert "6 steps" in (folder / "README.md").read_text(encoding="utf-8")
+        assert len((folder / "training-log.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+        assert str(tmp_path.parent) not in (folder / "store" / "edgemoe.json").read_text(encoding="utf-8")
+        with open_engine(folder / "store", EngineOptions(threads=1)) as engine:
+            assert np.isfinite(engine.forward([1, 2, 3])).all()
+
+    monkeypatch.setattr(finish, "LIMIT", 1000)
+    with pytest.raises(SystemExit, match=r"the stores have .* bytes: expected at most"):
+        own.publish(tmp_path / "carriers", page)
+    recipe["train"].Trainer("narrow", work, all_variants).save()
+    own.measure()
+    assert run.words[sum(wanted.values()) :] == ["convert", "convert", "bench", "eval", "eval"]
+
+
+def test_how_far_a_perplexity_goes(recipe: dict[str, ModuleType]) -> None:
+    way = recipe["page"].way
+    assert way(100, 10, 1) == "goes 50% of the way from 100.00 to 1.00 in nats"
+    assert way(100, 110, 90).startswith("goes -90% of the way")
+    assert way(10, 9, 11) == "has no way to go, as 11.00 is no better than 10.00"
 
 
 def test_bad_settings_are_named(recipe: dict[str, ModuleType], settings: dict[str, Any], tmp_path: Path) -> None:

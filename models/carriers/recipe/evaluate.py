@@ -109,6 +109,20 @@ def evaluate(model: Carrier, domains: dict[str, np.ndarray], tokenizer: Tokenize
     return found
 
 
+def measure(name: str, work: Path, settings: dict, text: Path | None = None) -> dict:
+    """Evaluate a trained variant, on ``text`` too, and write its results.json."""
+    length = settings["body"]["context"]
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    model = load(settings, name, work)
+    results = {"variant": name, **evaluate(model, load_held_out(work, length), tokenizer)}
+    if text:
+        rows = rows_of(text.read_text(encoding="utf-8"), tokenizer, length)
+        size = len(tokenizer.decode(rows[:, 1:].flatten().tolist()).encode())
+        results["text"] = {"name": text.name, **told(nats(model, rows), rows[:, 1:].size, size)}
+    (work / name / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
+
+
 def main() -> None:
     """Measure trained variants."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -119,18 +133,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = load_settings(args.settings)
-    length = settings["body"]["context"]
-    tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     for name in args.variants:
-        model = load(settings, name, args.work)
-        results = {"variant": name, **evaluate(model, load_held_out(args.work, length), tokenizer)}
-        if args.text:
-            rows = rows_of(args.text.read_text(encoding="utf-8"), tokenizer, length)
-            size = len(tokenizer.decode(rows[:, 1:].flatten().tolist()).encode())
-            results["text"] = {"name": args.text.name, **told(nats(model, rows), rows[:, 1:].size, size)}
-        path = args.work / name / "results.json"
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        results = measure(name, args.work, load_settings(args.settings), args.text)
         print(name, json.dumps(results["held_out"]), flush=True)
 
 

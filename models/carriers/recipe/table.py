@@ -1,8 +1,9 @@
 """Tables and plots of the carriers out of logs, results and benchmarks: `python table.py --work FOLDER`.
 
-Prints Markdown. For each variant it reads results.json (evaluate.py), log.jsonl (train.py) and, where they are,
-bench.json and eval.json: what `edgemoe bench` and `edgemoe eval --against` write for the variant's store. With
-``--plot`` it draws the losses of the training, and perplexity against the neurons that a token reads.
+Prints Markdown. For each variant it reads results.json (evaluate.py), log.jsonl (train.py) and, where they are, what
+`edgemoe bench` and `edgemoe eval --against` write: bench.json of its speed, eval.json of how far it is from the
+mixture, rounding.json of how far its store is from the weights in f16. With ``--plot`` it draws the losses of the
+training, and perplexity against the neurons that a token reads.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Found:
         self.name, folder = NAMES.get(name, name), work / name
         self.results, self.log = read_json(folder / "results.json"), read_log(folder / "log.jsonl")
         self.bench, self.eval = read_json(folder / "bench.json"), read_json(folder / "eval.json")
+        self.rounding = read_json(folder / "rounding.json")
         self.tokens_per_step = tokens_per_step
 
     def training(self) -> str:
@@ -120,19 +122,35 @@ def balance_table(found: list[Found]) -> list[str]:
     return lines
 
 
+def divergence_figures(report: dict | None) -> list[str]:
+    """Divergence, perplexity and agreement of each model of an `edgemoe eval --against`, as cells of a row."""
+    rows = []
+    for model in (report or {}).get("models", []):
+        against = model["divergence"]
+        if against:
+            kl = against["nats"]
+            within = "" if kl["low"] is None else f" ({kl['low']:.4f} to {kl['high']:.4f})"
+            perplexity, agree = model["perplexity"]["mean"], against["same_top"]["mean"]
+            rows.append(f"{kl['mean']:.4f}{within} | {perplexity:.2f} | {agree:.1%}")
+    return rows
+
+
 def distillation_table(found: list[Found]) -> list[str]:
     """Divergence of dense models from the mixture, as `edgemoe eval --against` of it measured."""
     lines = ["| model | KL divergence, nats (95 %) | perplexity | same likeliest token |", "| --- | --- | --- | --- |"]
+    return lines + [f"| {one.name} | {row} |" for one in found for row in divergence_figures(one.eval)]
+
+
+def rounding_table(found: list[Found]) -> list[str]:
+    """Sizes of stores, and their divergence from the same weights in f16."""
+    lines = [
+        "| store | size | bits of a weight | KL divergence, nats (95 %) | perplexity | same likeliest token |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for one in found:
-        for model in (one.eval or {}).get("models", []):
-            against = model["divergence"]
-            if against:
-                kl = against["nats"]
-                within = "" if kl["low"] is None else f" ({kl['low']:.4f} to {kl['high']:.4f})"
-                lines.append(
-                    f"| {one.name} | {kl['mean']:.4f}{within} | {model['perplexity']['mean']:.2f} "
-                    f"| {against['AGREE']['mean']:.1%} |"
-                )
+        for row in divergence_figures(one.rounding):
+            model = one.rounding["models"][0]["model"]
+            lines.append(f"| {one.name} | {model['bytes'] / 1e6:.1f} MB | {model['bits_per_weight']:.2f} | {row} |")
     return lines
 
 
@@ -162,6 +180,32 @@ def draw(found: list[Found], path: Path) -> None:
     figure.savefig(path)
 
 
+def find_all(work: Path, settings: dict) -> dict[str, Found]:
+    """Everything that is known about the variants of the settings, by name."""
+    tokens = settings["training"]["rows"] * settings["body"]["context"]
+    return {name: Found(name, work, tokens) for name in settings["variants"]}
+
+
+def long_runs(every: dict[str, Found]) -> list[Found]:
+    """The variants of the whole training: all but those that are there to look at balance."""
+    return [one for name, one in every.items() if not name.startswith("balance")]
+
+
+def tables(every: dict[str, Found]) -> dict[str, str]:
+    """Every table as Markdown."""
+    main_ones = long_runs(every)
+    mixtures = [every[name] for name in FOUR[1:] if name in every]
+    short = [one for name, one in every.items() if name.startswith("balance")]
+    made = {
+        "comparison": comparison(main_ones),
+        "domains": domain_table(main_ones),
+        "balance": balance_table(mixtures + short),
+        "distillation": distillation_table(main_ones),
+        "rounding": rounding_table(main_ones),
+    }
+    return {name: "\n".join(lines) for name, lines in made.items()}
+
+
 def main() -> None:
     """Print the tables, and draw the plots."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -169,21 +213,10 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, help="another file in the place of config.toml")
     parser.add_argument("--plot", type=Path, help="a picture: png, svg or pdf")
     args = parser.parse_args()
-    settings = load_settings(args.settings)
-    tokens = settings["training"]["rows"] * settings["body"]["context"]
-    every = {name: Found(name, args.work, tokens) for name in settings["variants"]}
-    main_ones = [one for name, one in every.items() if not name.startswith("balance")]
-    mixtures = [every[name] for name in FOUR[1:] if name in every]
-    short = [one for name, one in every.items() if name.startswith("balance")]
-    tables = (
-        comparison(main_ones),
-        domain_table(main_ones),
-        balance_table(mixtures + short),
-        distillation_table(main_ones),
-    )
-    print("\n\n".join("\n".join(lines) for lines in tables if lines))
+    every = find_all(args.work, load_settings(args.settings))
+    print("\n\n".join(text for text in tables(every).values() if text))
     if args.plot:
-        draw(main_ones, args.plot)
+        draw(long_runs(every), args.plot)
 
 
 if __name__ == "__main__":
