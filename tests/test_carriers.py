@@ -50,7 +50,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "balance-loss": {**FFNS["moe"], "noise": False, "steps": 3},
     "balance-noise": {**FFNS["moe"], "balance": 0.0, "steps": 3},
 }
-"""What the page needs beside `FFNS`."""
+"""Variants that the page needs beside `FFNS`."""
 
 STEPS = 6
 
@@ -299,7 +299,7 @@ class Commands:
         self.missing = ""
         """The command that fails."""
         self.evaluated = ""
-        """What the evaluation found, which stands for all others."""
+        """A result of the evaluation, which stands for all others."""
 
     def __call__(self, words: list[str]) -> None:
         if words[0] == self.missing:

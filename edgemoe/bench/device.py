@@ -104,7 +104,7 @@ def measure_device(model: Path, options: EngineOptions, matrix_bytes: int = MATR
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What one way gave in one round."""
+    """The figures of one way in one round."""
 
     logits: Floats
     prompt_tokens_per_s: float
