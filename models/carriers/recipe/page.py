@@ -153,7 +153,7 @@ def page(every: dict[str, Found], settings: dict) -> str:
             step_tokens=step_tokens,
             all_tokens=training["steps"] * step_tokens / 1e6,
             short_steps=every["balance-both"].log[-1]["step"],
-            other=f"; *other text* is {text['name']}, of which nothing was trained on" if text else "",
+            other=f"; *other text* is {text['name']}, on which nothing was trained" if text else "",
             machine=benches[0]["machine"]["processor"],
             busy=max(bench["others_busy_cores"] for bench in benches),
         )

@@ -174,6 +174,7 @@ def draw(found: list[Found], path: Path) -> None:
     points.set_xlabel("neurons that a token reads, all layers")
     points.set_ylabel("held-out perplexity")
     points.set_xscale("log")
+    points.margins(x=0.3)
     curves.legend(fontsize="small")
     for axes in (curves, points):
         axes.grid(alpha=0.3)
