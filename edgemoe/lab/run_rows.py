@@ -7,7 +7,7 @@ Invariant: reading the buffers changes nothing that a run needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,8 @@ class RunRows:
         A choice of no expert, which asks for nothing, is a row whose expert is negative.
         """
         count = len(tokens.step)
-        for places, (experts, weights, residency, read) in zip(self._places(count), self.columns(count), strict=True):
+        for places in self._places(count):
+            experts, weights, residency, read = self._columns(places, count)
             yield Trace(
                 self.shape,
                 tokens.turn[places.token],
@@ -106,33 +107,37 @@ class RunRows:
         Experts, weights, whether each expert was in RAM when the router chose it, and whether it was read for this row.
         """
         for places in self._places(count):
-            experts = self._experts.take(places.experts)
-            weights = self._weights.take(places.weights)
-            residency = self._residency.take(places.residency + experts, mode="wrap")  # of no expert it says nothing
-            read = ~residency
-            if count == 1:
-                if self._drops_cold:
-                    read &= weights != 0
-            elif read.any():
-                layer_experts = (places.layer.astype(np.int64) << 32) + experts
-                if self._drops_cold:  # an expert with a weight for some token was read
-                    read &= np.isin(layer_experts, layer_experts[weights != 0])
-                first_of_each = np.unique(layer_experts, return_index=True)[1]
-                first = np.zeros(len(read), np.bool_)
-                first[first_of_each] = True
-                read &= first
-            yield experts, weights, residency, read
+            yield self._columns(places, count)
 
-    def _places(self, count: int) -> list[_Places]:
+    def _columns(self, places: _Places, count: int) -> _Columns:
+        experts = self._experts.take(places.experts)
+        weights = self._weights.take(places.weights)
+        residency = self._residency.take(places.residency + experts, mode="wrap")  # of no expert it says nothing
+        read = ~residency
+        if count == 1:
+            if self._drops_cold:
+                read &= weights != 0
+        elif read.any():
+            layer_experts = (places.layer.astype(np.int64) << 32) + experts
+            if self._drops_cold:  # an expert with a weight for some token was read
+                read &= np.isin(layer_experts, layer_experts[weights != 0])
+            first = np.zeros(len(read), np.bool_)
+            first[np.unique(layer_experts, return_index=True)[1]] = True
+            read &= first
+        return experts, weights, residency, read
+
+    def _places(self, count: int) -> Iterable[_Places]:
         """Where the rows of a run of so many tokens lie, in portions of about `ROWS_AT_ONCE` rows."""
-        kept = self._decoded.get(count)
-        if kept is not None:
-            return kept
+        if count > DECODED_TOKENS:
+            return self._portions(count)
+        if count not in self._decoded:
+            self._decoded[count] = list(self._portions(count))
+        return self._decoded[count]
+
+    def _portions(self, count: int) -> Iterator[_Places]:
         layers = max(1, ROWS_AT_ONCE // (count * int(self._used.max())))
-        found = [self._places_of(count, slice(first, first + layers)) for first in range(0, len(self._used), layers)]
-        if count <= DECODED_TOKENS:
-            self._decoded[count] = found
-        return found
+        for first in range(0, len(self._used), layers):
+            yield self._places_of(count, slice(first, first + layers))
 
     def _places_of(self, count: int, layers: slice) -> _Places:
         used = self._used[layers]

@@ -71,8 +71,11 @@ def ours(experts: int, width: int, dense: str, threads: int, rows: op.Floats) ->
 
 def theirs(experts: int, width: int, threads: int, rows: op.Floats) -> Callable[[int], None]:
     """As `ours`, with peer-pytorch."""
-    import torch
-    from PEER_pytorch import PEER
+    try:
+        import torch
+        from PEER_pytorch import PEER
+    except ImportError as error:
+        raise SystemExit(f"{error}: install the extra `oracle`, which has torch and peer-pytorch.") from error
 
     torch.set_num_threads(threads)
     torch.manual_seed(1)

@@ -8,7 +8,6 @@ comparison with them.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -88,8 +87,11 @@ def main(rounds: int, width: int) -> None:
     backend = NativeBackend(THREADS)
     tree = Trees(width, DEPTH, 0, 1, 0, fmt="f16").operation
     turns = {"dense": (native(backend, dense(width)), DENSE_TOKENS), "tree": (native(backend, tree), TREE_TOKENS)}
-    with contextlib.suppress(ImportError):
+    try:
         torch_turn, twin = torch_and_twin(width)
+    except ImportError as error:
+        print(f"{error}: nothing is compared with fastfeedforward; install the extra `oracle` for that.")
+    else:
         turns |= {"fastfeedforward": (torch_turn, TORCH_TOKENS), "its twin": (native(backend, twin), TREE_TOKENS)}
     found: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from edgemoe.kernels.device.runtime import Argument, DeviceError, Place, download_in_turn
+from edgemoe.kernels.device.runtime import Argument, CopiesInLine, DeviceError, Place
 from edgemoe.kernels.operations import Bytes
 
 
-class FailingDevice:
+class FailingDevice(CopiesInLine):
     """Memory without kernels: launches do nothing, and from the call of a number on every call fails.
 
     What it would give back is nothing but zeros, so a result that was taken from it shows.
@@ -46,13 +46,6 @@ class FailingDevice:
     def download(self, of: Place, size: int) -> Bytes:
         self._count()
         return np.zeros(size, np.uint8)
-
-    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
-        return download_in_turn(self, parts)
-
-    def upload_beside(self, to: Place, host: Bytes) -> Any:
-        self.upload(to, host)
-        return ()
 
     def arrived(self, copy: Any) -> bool:
         self._count()

@@ -12,14 +12,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, DeviceError, Place, download_in_turn
+from edgemoe.kernels.device.runtime import Argument, CopiesInLine, DeviceError, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 from edgemoe.paths import cache_folder
@@ -43,7 +42,7 @@ def _whole(items: int) -> Iterable[tuple[int, int]]:
     yield 0, items
 
 
-class HostRuntime:
+class HostRuntime(CopiesInLine):
     """The C dialect of the device's text. Its memory is the host's, but only weights are shared with it."""
 
     name = "host"
@@ -81,17 +80,6 @@ class HostRuntime:
     def download(self, of: Place, size: int) -> Bytes:
         copied: Bytes = of.block.buffer[of.at : of.at + size].copy()
         return copied
-
-    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
-        return download_in_turn(self, parts)
-
-    def upload_beside(self, to: Place, host: Bytes) -> Any:
-        """Copy at once."""
-        self.upload(to, host)
-        return ()
-
-    def arrived(self, copy: Any) -> bool:
-        return True
 
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         packed = (_Argument * len(arguments))()

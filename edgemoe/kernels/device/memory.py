@@ -132,12 +132,7 @@ class DeviceMemory:
 
     def take(self, one: Resident, size: int) -> None:
         """Take bytes of the device for an object, as long as there is it. Raises DeviceMemoryError as `make_room`."""
-        self._claim(size)
-        try:
-            one.block.buffer = self.runtime.allocate(size)
-        except DeviceError:
-            self._give_back(size)
-            raise
+        one.block.buffer = self._allocate(size)
         weakref.finalize(one, self._give_back, size)
 
     def keep(self, mirror: Mirror) -> None:
@@ -183,14 +178,18 @@ class DeviceMemory:
 
     def block(self, size: int) -> Block:
         """Return memory, which is freed when nobody refers to it. Raises DeviceMemoryError if it passes the budget."""
+        block = Block(self._allocate(size))
+        weakref.finalize(block, self._give_back, size)
+        return block
+
+    def _allocate(self, size: int) -> Any:
+        """Return memory that counts in the budget until `_give_back`. Raises DeviceMemoryError if it passes that."""
         self._claim(size)
         try:
-            block = Block(self.runtime.allocate(size))
+            return self.runtime.allocate(size)
         except DeviceError:
             self._give_back(size)
             raise
-        weakref.finalize(block, self._give_back, size)
-        return block
 
     def _claim(self, size: int) -> None:
         """Count bytes that are about to be taken. Raises DeviceMemoryError if they pass the budget."""

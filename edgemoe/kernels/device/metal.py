@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ctypes import c_bool, c_char_p, c_size_t, c_uint64, c_void_p
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from edgemoe.kernels.device.choosing import choose
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, Block, DeviceError, DeviceMemoryError, Place, download_in_turn
+from edgemoe.kernels.device.runtime import Argument, Block, CopiesInLine, DeviceError, DeviceMemoryError, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 from edgemoe.process import available_memory_bytes
@@ -100,7 +100,7 @@ class _Buffer:
         self._objc.send(self.handle, "release", result=None)
 
 
-class MetalRuntime:
+class MetalRuntime(CopiesInLine):
     """One device, with a queue in which everything runs in order; launches are collected until somebody waits."""
 
     unified = coherent = True
@@ -153,17 +153,6 @@ class MetalRuntime:
         self.finish()
         copied: Bytes = of.block.buffer.bytes[of.at : of.at + size].copy()
         return copied
-
-    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
-        return download_in_turn(self, parts)
-
-    def upload_beside(self, to: Place, host: Bytes) -> Any:
-        """Copy at once."""
-        self.upload(to, host)
-        return ()
-
-    def arrived(self, copy: Any) -> bool:
-        return True
 
     def launch(self, kernel: str, arguments: Sequence[Argument], items: int) -> None:
         objc = self._objc

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemoe.kernels.device.choosing import choose
 from edgemoe.kernels.device.entries import program_text
-from edgemoe.kernels.device.runtime import Argument, DeviceError, DeviceMemoryError, Place, download_in_turn
+from edgemoe.kernels.device.runtime import Argument, CopiesInLine, DeviceError, DeviceMemoryError, Place
 from edgemoe.kernels.device.table import kernels
 from edgemoe.kernels.operations import Bytes
 
@@ -22,7 +22,7 @@ _ITEMS_AT_ONCE = 64
 """The work-items of a group: every device takes so many, and they share nothing."""
 
 
-class OpenClRuntime:
+class OpenClRuntime(CopiesInLine):
     """One OpenCL device, with a queue in which everything runs in order, and another for copies beside it."""
 
     coherent = False
@@ -80,9 +80,6 @@ class OpenClRuntime:
         with self._told("read from"):
             self._cl.enqueue_copy(self._queue, copied, of.block.buffer, src_offset=of.at, is_blocking=True)
         return copied
-
-    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
-        return download_in_turn(self, parts)
 
     def upload_beside(self, to: Place, host: Bytes) -> Any | None:
         """Begin a copy from a copy, which its event keeps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Union
@@ -44,12 +45,6 @@ class Launch(NamedTuple):
     arguments: tuple[Argument, ...]
     items: int
     once: bool = False
-
-
-def download_in_turn(runtime: Runtime, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
-    """Yield copies as `Runtime.download_all`, waiting for each."""
-    for place, size in parts:
-        yield runtime.download(place, size)
 
 
 class Runtime(Protocol):
@@ -104,3 +99,29 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Free what the device holds. Nothing runs after this."""
+
+
+class CopiesInLine(ABC):
+    """A part of runtimes: copies that are waited for one by one, and none beside what the device computes."""
+
+    @abstractmethod
+    def upload(self, to: Place, host: Bytes) -> None:
+        """Copy bytes to the device, as `Runtime.upload`."""
+
+    @abstractmethod
+    def download(self, of: Place, size: int) -> Bytes:
+        """Return a copy of bytes of the device, as `Runtime.download`."""
+
+    def download_all(self, parts: Sequence[tuple[Place, int]]) -> Iterator[Bytes]:
+        """Yield copies, waiting for each."""
+        for place, size in parts:
+            yield self.download(place, size)
+
+    def upload_beside(self, to: Place, host: Bytes) -> Any | None:
+        """Copy at once."""
+        self.upload(to, host)
+        return ()
+
+    def arrived(self, copy: Any) -> bool:
+        """Return that it has."""
+        return True
